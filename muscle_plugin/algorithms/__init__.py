@@ -1,0 +1,1 @@
+"""Algorithms: the MUSCLE mixin and how it is composed with USB's classes."""

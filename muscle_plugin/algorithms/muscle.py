@@ -1,0 +1,174 @@
+"""MUSCLE as a mixin: it subtracts alpha times the mutual information between views from any algorithm's loss.
+
+``class MuscleFixMatch(Muscle, Host, FixMatch)`` is MUSCLE+FixMatch; over USB's supervised class it is plain MUSCLE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muscle_plugin.algorithms.catalogue import WEAK_UNLABELLED_VIEW
+from muscle_plugin.algorithms.tap import ForwardTap, Rows
+from muscle_plugin.config import MuscleSettings
+from muscle_plugin.data.views import HARD, LABELLED, UNLABELLED, WEAK, View
+from muscle_plugin.host import Host, state
+from muscle_plugin.losses import MutualInformationLoss, MutualInformationTerms
+
+#: The hard views that MUSCLE adds to a batch, by whose images they are.
+EXTRA_HARD = {LABELLED: "x_lb_h", UNLABELLED: "x_ulb_h"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step's predictions are had without forwarding an image twice.
+
+    Attributes:
+        found: views that the base forwards, and where.
+        weak: per kind of image (labelled, unlabelled), the view that serves as the weak one.
+        hard: per kind of image, the base's views that serve as hard ones.
+        riders: views of the batch that MUSCLE forwards itself, in this order.
+        ride: the base's call that carries them; None: a forward of their own.
+        rows: images per call of the base.
+    """
+
+    found: Mapping[str, Rows]
+    weak: Mapping[str, str]
+    hard: Mapping[str, tuple[str, ...]]
+    riders: tuple[str, ...]
+    ride: int | None
+    rows: tuple[int, ...]
+
+
+class Muscle:
+    """Mixin in front of :class:`Host` and a USB class (equations 7 and 8).
+
+    A step runs the base's ``train_step`` on the views it asks for, takes the predictions that it makes of weak and hard
+    views, forwards the hard views that are missing along with the base's first call, and returns the base's loss minus
+    ``mi_weight`` times the mutual information of one weak view paired with ``hard_views`` hard ones, over labelled and
+    unlabelled images. Logged beside the base's values: ``train/mi``, ``train/entropy`` = H(z) and
+    ``train/conditional_entropy`` = H(z|z'), in nats. With ``mi_weight`` 0 it steps aside: the base trains bit for bit.
+    """
+
+    # set by Host and AlgorithmBase
+    args: Any
+    model: Any
+    ema: Any
+    batches: Any
+    amp_cm: Any
+    bn_controller: Any
+    it: int
+
+    def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
+        super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
+        self.mi_loss = MutualInformationLoss(args.mi_weight)
+        self.plan: Plan | None = None
+
+    def prepare_steps(self) -> None:
+        """Find out, on a trial step that leaves no trace, what the base forwards; then ask for the views it lacks."""
+        super().prepare_steps()  # type: ignore[misc]
+        if self.mi_loss.weight == 0:
+            return
+        before = state.capture(self)
+        batch = self.batches.batch(self.it)
+        with ForwardTap(self.model, self._live) as tap:
+            super().train_step(**self.process_batch(**batch))  # type: ignore[misc, attr-defined]
+        state.restore(self, before)
+        self.model.zero_grad(set_to_none=True)
+        self.plan = self._make_plan(tap, batch)
+
+    def _live(self) -> bool:
+        return not (self.ema is not None and self.ema.backup)
+
+    def _make_plan(self, tap: ForwardTap, batch: Mapping[str, Tensor]) -> Plan:
+        kinds = (LABELLED, UNLABELLED) if self.args.mi_labelled else (UNLABELLED,)
+        views: dict[str, View] = dict(self.batches.views)
+        with_gradient = {n: r for n in views if (r := tap.find(batch[n], gradient=True))}
+        without = {n: r for n in views if n not in with_gradient and (r := tap.find(batch[n], gradient=False))}
+
+        found, weak, hard, extra = {}, {}, {}, {}
+        for kind in kinds:
+            own = {n: v for n, v in views.items() if v.images == kind}
+            weak_names = [n for n, v in own.items() if v.strength == WEAK]
+            candidates = [n for n in weak_names if n in with_gradient] + [n for n in weak_names if n in without]
+            weak[kind] = candidates[0] if candidates else (weak_names or [WEAK_UNLABELLED_VIEW])[0]
+            if weak[kind] not in views:
+                extra[weak[kind]] = View(kind, WEAK)
+            hard[kind] = tuple(n for n, v in own.items() if v.strength == HARD and n in with_gradient)[: self.args.hard_views]
+            missing = self.args.hard_views - len(hard[kind])
+            if missing:
+                extra[EXTRA_HARD[kind]] = View(kind, HARD, missing)
+            found |= {n: (with_gradient | without)[n] for n in (weak[kind], *hard[kind]) if n in with_gradient | without}
+        self.batches.add_views(extra)
+        riders = tuple(dict.fromkeys([*(n for n in weak.values() if n not in found), *(n for n in extra if n not in weak.values())]))
+        labelled_rows = with_gradient.get("x_lb")
+        ride = labelled_rows.call if labelled_rows and self.args.mi_batch_norm == "joint" else None
+        return Plan(found, weak, hard, riders, ride, tuple(len(c.images) for c in tap.calls))
+
+    def train_step(self, **batch: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One step on the views of ``batch``, keyed as in ``Batches.views``; returns USB's pair of dictionaries."""
+        base = {k: v for k, v in batch.items() if k in self.step_parameters()}  # type: ignore[attr-defined]
+        if self.plan is None:
+            return super().train_step(**base)  # type: ignore[misc]
+        plan = self.plan
+        riders = torch.cat([batch[n] for n in plan.riders]) if plan.riders else None
+        with ForwardTap(self.model, self._live, riders, plan.ride, plan.rows if plan.ride is not None else ()) as tap:
+            out, log = super().train_step(**base)  # type: ignore[misc]
+        weak, hard = self._predictions(tap, batch, self._rider_logits(tap, riders))
+        loss, terms = self.mi_loss(weak, hard)
+        out["loss"] = out["loss"] + loss
+        return out, log | self._logged(out["loss"], terms)
+
+    def _rider_logits(self, tap: ForwardTap, riders: Tensor | None) -> Tensor | None:
+        """The logits of the riders: from the call that carried them, or from a forward of their own, with their own
+        batch statistics and leaving the running ones alone."""
+        if riders is None or tap.rider_logits is not None:
+            return tap.rider_logits
+        with self.amp_cm():
+            self.bn_controller.freeze_bn(self.model)
+            logits = self.model(riders)["logits"]
+            self.bn_controller.unfreeze_bn(self.model)
+        return logits
+
+    def _predictions(self, tap: ForwardTap, batch: Mapping[str, Tensor], rider_logits: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(N, C) logits of the weak views and (V, N, C) of the hard ones, labelled images before unlabelled ones."""
+        assert self.plan is not None
+        plan = self.plan
+        logits = {n: tap.logits(r) for n, r in plan.found.items()}
+        if rider_logits is not None:
+            parts = rider_logits.split([len(batch[n]) for n in plan.riders])
+            logits |= dict(zip(plan.riders, parts, strict=True))
+        weak, hard = [], []
+        for kind, name in plan.weak.items():
+            weak.append(logits[name])
+            n, c = logits[name].shape
+            views = [logits[h].unsqueeze(0) for h in plan.hard[kind]]
+            if EXTRA_HARD[kind] in logits:
+                views.append(logits[EXTRA_HARD[kind]].view(-1, n, c))
+            hard.append(torch.cat(views))
+        return torch.cat(weak), torch.cat(hard, 1)
+
+    def _logged(self, loss: Tensor, terms: MutualInformationTerms) -> dict[str, Tensor]:
+        return {
+            "train/mi": terms.information.detach(),
+            "train/entropy": terms.entropy.detach(),
+            "train/conditional_entropy": terms.conditional.detach(),
+            "train/total_loss": loss.detach(),
+        }
+
+    @staticmethod
+    def get_argument() -> list[Any]:
+        """MUSCLE's settings in USB's form, for USB's own command line; a composed class adds its base's."""
+        from semilearn.algorithms.utils import SSL_Argument, str2bool
+
+        return [
+            SSL_Argument(f"--{n}", str2bool if f.annotation is bool else type(f.default), f.default, f.description)
+            for n, f in MuscleSettings.model_fields.items()
+        ]
+
+
+__all__ = ["Host", "Muscle", "Plan"]

@@ -1,0 +1,544 @@
+"""Settings: defaults, YAML files (layered by ``extends``) and the command line, checked together.
+
+Precedence: command line over YAML over defaults. Names are USB's wherever USB has one. Everything that is wrong is
+reported at once, each with the place it came from. Nothing here imports torch or semilearn, so that ``--help`` and an
+error answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from muscle_plugin.algorithms.catalogue import (
+    MUSCLE_PREFIX,
+    Algorithm,
+    CatalogueError,
+    all_algorithms,
+    muscle_algorithms,
+    usb_algorithms,
+)
+from muscle_plugin.data.names import DATASETS, NETS
+
+
+class ConfigError(ValueError):
+    """One or more settings are wrong. ``str()`` gives one line per fault."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = list(faults)
+
+
+class RunSettings(BaseModel):
+    """Settings that every run has. ``json_schema_extra["group"]`` orders them in ``--help``; ``moves`` marks those that
+    may differ when a run is resumed, since they do not change what is computed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    # -- what to train
+    algorithm: str = Field("fixmatch", description="a USB algorithm, `muscle`, or `muscle_<USB algorithm>`")
+    dataset: str = Field("digits", description="data set: " + ", ".join(DATASETS))
+    net: str = Field("small_cnn", description="net: " + ", ".join(NETS) + ", or one of USB's (wrn_28_2, ...)")
+    num_labels: int = Field(10, ge=1, description="labelled images in all, the same number for every class")
+    seed: int = Field(0, ge=0, lt=2**32, description="sets the labelled subset, the initial weights and the order")
+
+    # -- length
+    epoch: int = Field(1, ge=1, description="epochs; one is a pass over the unlabelled images")
+    num_train_iter: int | None = Field(
+        None, ge=1, description="training steps in all, as in USB; default: epoch x the steps of one pass"
+    )
+    num_warmup_iter: int = Field(0, ge=0, description="steps of linear learning-rate warm-up")
+    num_eval_iter: int = Field(100, ge=1, description="steps between two evaluations")
+    num_log_iter: int = Field(10, ge=1, description="steps between two log lines; losses are averaged in between")
+    num_save_iter: int | None = Field(
+        None, ge=1, description="steps between two checkpoints; default: num_eval_iter", json_schema_extra={"moves": True}
+    )
+
+    # -- batch
+    total_batch: int | None = Field(None, ge=2, description="B: images per step, labelled and unlabelled; default 128")
+    ratio: float | None = Field(None, gt=0, description="r = I/J: unlabelled images per labelled one; default 1")
+    batch_size: int | None = Field(None, ge=1, description="USB's name: J, labelled images per step")
+    uratio: float | None = Field(None, gt=0, description="USB's name for ratio")
+    eval_batch_size: int = Field(256, ge=1, description="images per evaluation batch", json_schema_extra={"moves": True})
+
+    # -- optimisation
+    optim: Literal["SGD", "AdamW"] = Field("SGD", description="optimiser")
+    lr: float = Field(0.03, gt=0, description="initial learning rate; cosine decay over 7/16 of a cycle, as in USB")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum (Nesterov)")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay; not on biases and batch-norm parameters")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="layer-wise learning-rate decay, for transformers")
+    clip_grad: float = Field(0.0, ge=0, description="gradient norm to clip to; 0: no clipping")
+    ema_m: float = Field(0.999, ge=0, lt=1, description="momentum of the averaged weights that are evaluated; 0: none")
+    ulb_loss_ratio: float = Field(1.0, ge=0, description="weight of the base's unsupervised loss")
+    use_cat: bool = Field(True, description="one forward for all views, where the algorithm has the choice")
+
+    # -- data
+    data_dir: str = Field("./data", description="folder of the data files", json_schema_extra={"moves": True})
+    num_classes: int | None = Field(None, ge=2, description="number of classes; default: the data set's")
+    img_size: int | None = Field(None, ge=4, le=1024, description="images are resized to this; default: the data set's")
+    include_lb_to_ulb: bool = Field(
+        False, description="labelled images are among the unlabelled ones too (USB: yes; MUSCLE: the rest only)"
+    )
+    weak_augment: str | None = Field(None, description="weak views; default: the data set's")
+    hard_augment: str | None = Field(None, description="hard (strong) views; default: the data set's")
+
+    # -- net
+    net_from_name: bool = Field(False, description="take `net` from torchvision.models")
+    use_pretrain: bool = Field(False, description="start from pretrain_path")
+    pretrain_path: str = Field("", description="file of pretrained weights, for USB's nets")
+
+    # -- device
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    gpu: int | None = Field(None, ge=0, description="USB's name: the same as device cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "fp32", description="auto: bf16 where the GPU has it, else fp16 on a GPU, fp32 on a CPU"
+    )
+    amp: bool | None = Field(None, description="USB's name: true is precision fp16")
+    num_threads: int | None = Field(None, ge=1, description="CPU threads; default: PyTorch's. Changes the last bits")
+    deterministic: bool = Field(True, description="deterministic GPU kernels, so that a seed fixes the weights")
+
+    # -- saving
+    save_dir: str = Field("./runs", description="folder of runs", json_schema_extra={"moves": True})
+    save_name: str | None = Field(
+        None, description="run directory in save_dir; default: algorithm_dataset_labels_seed", json_schema_extra={"moves": True}
+    )
+    resume: Literal["no", "yes", "auto"] = Field(
+        "no", description="go on from the last checkpoint; auto: if there is one", json_schema_extra={"moves": True}
+    )
+    load_path: str | None = Field(
+        None, description="checkpoint to resume from; default: the run's own", json_schema_extra={"moves": True}
+    )
+    overwrite: bool = Field(
+        False, description="delete the run of this name and start anew (resume comes first)", json_schema_extra={"moves": True}
+    )
+    use_tensorboard: bool = Field(True, description="write TensorBoard events", json_schema_extra={"moves": True})
+    use_wandb: bool = Field(False, description="log to Weights & Biases by USB's hook", json_schema_extra={"moves": True})
+    use_aim: bool = Field(False, description="log to Aim by USB's hook", json_schema_extra={"moves": True})
+
+
+class MuscleSettings(BaseModel):
+    """The settings that MUSCLE adds to whatever it is composed with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mi_weight: float = Field(1.0, ge=0, description="alpha of equation 7: weight of the mutual information")
+    hard_views: int = Field(3, ge=1, le=64, description="V: hard views per weak view (paper: 3)")
+    mi_labelled: bool = Field(True, description="labelled images take part in the mutual information (section 4.3)")
+    mi_batch_norm: Literal["joint", "separate"] = Field(
+        "joint", description="hard views share the forward, and so the batch statistics, of the base, or have their own"
+    )
+
+
+#: Keys of USB's configuration files that change nothing here: accepted with a notice, so that those files can be used.
+WITHOUT_EFFECT = {
+    "clip": "nothing in USB reads it either; to clip gradients set clip_grad",
+    "num_workers": "images are augmented in batches on the device",
+    "train_sampler": "every image of an epoch is seen once",
+    "crop_ratio": "weak_augment fixes the crop",
+    "rank": "launch several processes with torchrun",
+    "world_size": "launch several processes with torchrun",
+    "dist_url": "launch several processes with torchrun",
+    "dist_backend": "launch several processes with torchrun",
+    "multiprocessing_distributed": "launch several processes with torchrun",
+}
+
+_SHORT_FLAGS = {
+    "save_name": "-sn", "num_labels": "-nl", "batch_size": "-bsz", "algorithm": "-alg", "dataset": "-ds",
+    "num_classes": "-nc", "overwrite": "-o",
+}  # fmt: skip
+_FLAGS_WITHOUT_VALUE = {"resume": "yes"}
+
+
+@dataclass
+class Layer:
+    """Settings from one place (a file, the command line), named for error messages."""
+
+    source: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked configuration: the settings, where each explicit one came from, and notices for the user."""
+
+    settings: Any
+    sources: Mapping[str, str]
+    notices: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings by name, plain values; read back by :func:`resolve` they give the same run."""
+        return self.settings.model_dump()
+
+    def to_yaml(self) -> str:
+        """The settings as YAML, in the order in which they are declared."""
+        from io import StringIO
+
+        out = StringIO()
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        yaml.dump(self.as_dict(), out)
+        return out.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
+    """The layers of a YAML file, lowest precedence first; ``extends`` names one file or a list, relative to the file.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping, or a circle of ``extends``.
+    """
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError([f"{path}: extends itself, by way of {' -> '.join(p.name for p in (*seen, path))}"])
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {near[0]}.yaml?" if near else ""
+        raise ConfigError([f"{path}: no such file{hint}"]) from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError([f"{path}: cannot be read: {e}"]) from None
+    except YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError([f"{path}{where}: not valid YAML: {getattr(e, 'problem', None) or e}"]) from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
+        raise ConfigError([f"{path}: expected lines of `name: value`, found {type(content).__name__}"])
+    bases = content.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        raise ConfigError([f"{path}: extends must name a file or a list of files, got {bases!r}"])
+    layers = [layer for base in bases for layer in read_yaml(path.parent / base, (*seen, path))]
+    return [*layers, Layer(path.name, content)]
+
+
+def _algorithm_entry(name: Any) -> Algorithm:
+    """The catalogue entry, or a ConfigError that names the nearest one."""
+    known = all_algorithms()
+    if isinstance(name, str) and name in known:
+        return known[name]
+    if isinstance(name, str) and name.startswith(MUSCLE_PREFIX) and name[len(MUSCLE_PREFIX) :] in usb_algorithms():
+        base = name[len(MUSCLE_PREFIX) :]
+        raise ConfigError(
+            [f"algorithm: {name!r} does not exist, since a step of {base!r} sees no unlabelled image; use 'muscle'"]
+        )
+    raise ConfigError([f"algorithm: unknown {name!r}{_did_you_mean(str(name), known)}; known: {', '.join(known)}"])
+
+
+def _did_you_mean(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def settings_model(algorithm: str) -> type[BaseModel]:
+    """The pydantic model of all settings of one algorithm: every run's, MUSCLE's where it is composed in, and those
+    that USB's class declares in ``get_argument``."""
+    entry = _algorithm_entry(algorithm)
+    bases = (MuscleSettings, RunSettings) if algorithm in muscle_algorithms() else (RunSettings,)
+    fields: dict[str, Any] = {
+        a.name: (a.type, Field(a.default, description=a.help or f"of {entry.name}, see USB"))
+        for a in entry.arguments
+        if a.name not in RunSettings.model_fields
+    }
+    return create_model(f"Settings_{algorithm}", __base__=bases, **fields)
+
+
+def _owners(key: str) -> list[str]:
+    """The algorithms that have a setting of this name."""
+    if key in MuscleSettings.model_fields:
+        return ["muscle", "muscle_<base>"]
+    return [n for n, a in usb_algorithms().items() if any(x.name == key for x in a.arguments)]
+
+
+def _known_keys() -> set[str]:
+    usb = {x.name for a in usb_algorithms().values() for x in a.arguments}
+    return {*RunSettings.model_fields, *MuscleSettings.model_fields, *usb}
+
+
+# ---------------------------------------------------------------------------------------------------------- batch sizes
+
+
+def batch_composition(layers: Sequence[Layer]) -> tuple[int, int]:
+    """(J, I): labelled and unlabelled images per step, from ``total_batch``/``ratio`` or USB's ``batch_size``/``uratio``.
+
+    A later layer overrides an earlier one, whichever pair of names it uses. With B given, J = round(B / (1 + r)).
+
+    Raises:
+        ConfigError: two names in one layer that contradict each other, or no room for an image of either kind.
+    """
+    total: int | None = 128
+    labelled: int | None = None
+    ratio = Fraction(1)
+    for layer in layers:
+        v = {k: x for k, x in layer.values.items() if x is not None}
+        if "ratio" in v or "uratio" in v:
+            ratios = {Fraction(v[k]).limit_denominator(10**6) for k in ("ratio", "uratio") if k in v}
+            if len(ratios) > 1:
+                raise ConfigError([f"{layer.source}: ratio {v['ratio']} and uratio {v['uratio']} are the same setting"])
+            ratio = ratios.pop()
+        if "total_batch" in v and "batch_size" in v:
+            total, labelled = v["total_batch"], v["batch_size"]
+            if labelled != _labelled(total, ratio):
+                raise ConfigError(
+                    [
+                        f"{layer.source}: batch_size {labelled} contradicts total_batch {total} with ratio {float(ratio):g}"
+                        f" (which gives {_labelled(total, ratio)} labelled images); give one of the two"
+                    ]
+                )
+        elif "total_batch" in v:
+            total, labelled = v["total_batch"], None
+        elif "batch_size" in v:
+            total, labelled = None, v["batch_size"]
+    if total is not None:
+        labelled = _labelled(total, ratio)
+        unlabelled = total - labelled
+    else:
+        assert labelled is not None
+        unlabelled = round(labelled * ratio)
+    if labelled < 1 or unlabelled < 1:
+        raise ConfigError(
+            [f"a step would hold {labelled} labelled and {unlabelled} unlabelled images; both must be at least 1"]
+        )
+    return labelled, unlabelled
+
+
+def _labelled(total: int, ratio: Fraction) -> int:
+    return round(total / (1 + ratio))
+
+
+# ------------------------------------------------------------------------------------------------------------ resolving
+
+
+def _spelling(key: str, layer: Layer) -> str:
+    return f"--{key}" if layer.source == "command line" else f"{layer.source}: {key}"
+
+
+def _from_usb_values(layer: Layer) -> None:
+    """Values that USB spells differently: a boolean for ``resume``, the word None for nothing."""
+    for key, value in list(layer.values.items()):
+        if value == "None":
+            layer.values[key] = None
+    asked = str(layer.values.get("resume")).lower()
+    if asked in ("true", "false"):  # USB's files set it in every run, the first one too
+        layer.values["resume"] = "auto" if asked == "true" else "no"
+
+
+def resolve(layers: Sequence[Layer]) -> Resolved:
+    """Check and merge layers, lowest precedence first.
+
+    Raises:
+        ConfigError: with every fault found, one line each.
+    """
+    faults: list[str] = []
+    notices: list[str] = []
+    for layer in layers:
+        _from_usb_values(layer)
+    merged: dict[str, Any] = {}
+    where: dict[str, Layer] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            merged[key], where[key] = value, layer
+
+    try:
+        algorithm = merged.get("algorithm", RunSettings.model_fields["algorithm"].default)
+        entry_faults: list[str] = []
+        try:
+            model = settings_model(algorithm)
+        except ConfigError as e:
+            entry_faults, model = e.faults, settings_model("muscle")  # go on, to report the other faults too
+            merged["algorithm"] = "muscle"
+        known = _known_keys()
+    except CatalogueError as e:
+        raise ConfigError([str(e)]) from None
+    faults += [f"{_spelling('algorithm', where['algorithm'])}: {f.removeprefix('algorithm: ')}" for f in entry_faults]
+
+    for key in [k for k in merged if k not in model.model_fields]:
+        spelled = _spelling(key, where[key])
+        del merged[key]
+        if key in WITHOUT_EFFECT:
+            notices.append(f"{spelled} has no effect: {WITHOUT_EFFECT[key]}")
+        elif owners := _owners(key):
+            if not entry_faults:
+                faults.append(f"{spelled} is not a setting of {algorithm!r}, but of {', '.join(owners)}")
+        else:
+            faults.append(f"{spelled} is not a setting{_did_you_mean(key, known)}")
+
+    try:
+        settings = model(**merged)
+    except ValidationError as e:
+        settings = None
+        for error in e.errors():
+            key = str(error["loc"][0])
+            shown = f"{_spelling(key, where[key])}: " if key in where else f"{key}: "
+            faults.append(shown + _readable(error))
+            merged.pop(key, None)
+            for layer in layers:
+                layer.values.pop(key, None)
+        settings = model(**merged)  # what is left is valid, and may hold faults between settings
+    if settings is not None:
+        try:
+            checked = settings.model_dump(include={"total_batch", "ratio", "batch_size", "uratio"})
+            typed = [Layer(x.source, {k: _typed(checked, model, k, v) for k, v in x.values.items() if k in checked}) for x in layers]
+            labelled, unlabelled = batch_composition(typed)
+            settings = settings.model_copy(
+                update={
+                    "batch_size": labelled, "total_batch": labelled + unlabelled,
+                    "ratio": unlabelled / labelled, "uratio": unlabelled / labelled,
+                }
+            )  # fmt: skip
+        except ConfigError as e:
+            faults += e.faults
+        faults += _cross_checks(settings)
+    if faults:
+        raise ConfigError(faults)
+    assert settings is not None
+    return Resolved(_finish(settings), {k: x.source for k, x in where.items()}, tuple(notices))
+
+
+def _typed(checked: dict[str, Any], model: type[BaseModel], key: str, value: Any) -> Any:
+    """A layer's value in the type of the setting (a command line gives strings)."""
+    if value is None:
+        return None
+    return int(value) if key in ("total_batch", "batch_size") else float(value)
+
+
+def _readable(error: Any) -> str:
+    got = error.get("input")
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {got!r}"
+
+
+def _cross_checks(settings: Any) -> list[str]:
+    """Faults that concern more than one setting, or names that must exist."""
+    faults = []
+    if settings.dataset not in DATASETS:
+        faults.append(f"dataset: unknown {settings.dataset!r}{_did_you_mean(settings.dataset, DATASETS)}; known: {', '.join(DATASETS)}")
+    else:
+        classes = DATASETS[settings.dataset].num_classes
+        if settings.num_classes not in (None, classes):
+            faults.append(f"num_classes: {settings.dataset} has {classes} classes, got {settings.num_classes}")
+        if settings.num_labels % classes:
+            faults.append(
+                f"num_labels: {settings.num_labels} cannot be shared equally by the {classes} classes of {settings.dataset};"
+                f" give a multiple of {classes}"
+            )
+    if settings.amp and settings.precision not in ("fp32", "auto", "fp16"):
+        faults.append(f"amp: true is precision fp16, but precision is {settings.precision}; give one of the two")
+    if settings.gpu is not None and settings.device not in ("auto", "cuda", f"cuda:{settings.gpu}"):
+        faults.append(f"gpu: {settings.gpu} contradicts device {settings.device}; give one of the two")
+    if settings.num_warmup_iter and settings.num_train_iter and settings.num_warmup_iter >= settings.num_train_iter:
+        faults.append(f"num_warmup_iter: {settings.num_warmup_iter} leaves no step of the {settings.num_train_iter}")
+    if settings.num_train_iter and settings.num_train_iter < settings.epoch:
+        faults.append(f"num_train_iter: {settings.num_train_iter} steps cannot hold {settings.epoch} epochs")
+    if settings.save_name is not None and (Path(settings.save_name).name != settings.save_name or settings.save_name in ("", ".", "..")):
+        faults.append(f"save_name: must be a plain directory name, got {settings.save_name!r}; the folder goes into save_dir")
+    return faults
+
+
+def _finish(settings: Any) -> Any:
+    """Fill in what follows from other settings."""
+    info = DATASETS[settings.dataset]
+    update: dict[str, Any] = {"num_classes": info.num_classes}
+    if settings.img_size is None:
+        update["img_size"] = info.img_size
+    if settings.weak_augment is None:
+        update["weak_augment"] = info.weak_augment
+    if settings.hard_augment is None:
+        update["hard_augment"] = info.hard_augment
+    if settings.amp:
+        update["precision"] = "fp16"
+    if settings.gpu is not None:
+        update["device"] = f"cuda:{settings.gpu}"
+    if settings.resume != "no":
+        update["overwrite"] = False  # as in USB, whose files set both
+    if settings.save_name is None:
+        update["save_name"] = f"{settings.algorithm}_{settings.dataset}_{settings.num_labels}_{settings.seed}"
+    return settings.model_copy(update=update | {"amp": None, "gpu": None})
+
+
+def load_settings(config: str | Path | None = None, **overrides: Any) -> Resolved:
+    """The settings of a run from a YAML file and keyword arguments (which win), as ``train.py`` would resolve them.
+
+    Raises:
+        ConfigError: with every fault found.
+    """
+    layers = read_yaml(Path(config)) if config else []
+    return resolve([*layers, Layer("command line", overrides)])
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every setting as a flag, USB's names and short names, values checked later by :func:`resolve`."""
+    parser.add_argument("--c", "--config", dest="c", metavar="FILE", help="YAML file of settings")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
+    shown: set[str] = set()
+
+    def add(group: Any, name: str, description: str | None, default: Any, is_bool: bool) -> None:
+        if name in shown:
+            return
+        shown.add(name)
+        flags = ([_SHORT_FLAGS[name]] if name in _SHORT_FLAGS else []) + [f"--{name}"]
+        text = (description or "").replace("%", "%%")
+        extra: dict[str, Any] = {}
+        if is_bool or name in _FLAGS_WITHOUT_VALUE:
+            extra = {"nargs": "?", "const": _FLAGS_WITHOUT_VALUE.get(name, True)}
+        if default is not None and default != "":
+            text += f" [{default}]"
+        group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, metavar="X", help=text, **extra)
+
+    group = parser.add_argument_group("settings of every run")
+    for name, info in RunSettings.model_fields.items():
+        add(group, name, info.description, info.default, "bool" in str(info.annotation))
+    group = parser.add_argument_group("settings of muscle and muscle_<base>")
+    for name, info in MuscleSettings.model_fields.items():
+        add(group, name, info.description, info.default, info.annotation is bool)
+    by_name: dict[str, list[str]] = {}
+    defaults: dict[str, Any] = {}
+    for algorithm in usb_algorithms().values():
+        for a in algorithm.arguments:
+            by_name.setdefault(a.name, []).append(algorithm.name)
+            defaults[a.name] = a
+    group = parser.add_argument_group("settings of USB's algorithms (defaults differ; --print-config shows them)")
+    for name, owners in sorted(by_name.items()):
+        add(group, name, ", ".join(owners), None, defaults[name].type is bool)
+
+
+def parse_command_line(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Layer, list[str]]:
+    """Parsed arguments, the layer of settings among them, and a fault per unknown flag."""
+    namespace, rest = parser.parse_known_args(list(argv))
+    known = _known_keys()
+    layer = Layer("command line", {k: v for k, v in vars(namespace).items() if k in known})
+    faults = []
+    for word in rest:
+        if word.startswith("-") and not _is_number(word):
+            name, _, value = word.lstrip("-").partition("=")
+            if name.replace("-", "_") in WITHOUT_EFFECT:
+                layer.values[name.replace("-", "_")] = value
+            else:
+                faults.append(f"{word.partition('=')[0]} is not a setting{_did_you_mean(name, known)}")
+        elif not faults and not set(layer.values) & set(WITHOUT_EFFECT):
+            faults.append(f"unexpected argument {word!r}; settings are given as --name value")
+    return namespace, layer, faults
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

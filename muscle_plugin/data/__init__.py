@@ -1,0 +1,1 @@
+"""Data: sources, splits, batched views and the order of images."""

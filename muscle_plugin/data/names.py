@@ -1,0 +1,25 @@
+"""Names and facts of data sets and nets, without importing what loads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a configuration must know of a data set before it is loaded."""
+
+    num_classes: int
+    img_size: int
+    weak_augment: str
+    hard_augment: str
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    "digits": DatasetInfo(10, 16, "digits_weak", "digits_hard"),
+    "cifar10": DatasetInfo(10, 32, "crop_flip", "randaugment"),
+    "cifar100": DatasetInfo(100, 32, "crop_flip", "randaugment"),
+}
+
+#: This package's own nets.
+NETS = ("small_cnn", "cnn13")

@@ -1,0 +1,44 @@
+"""The order of images: a stream of permutations, addressed by step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from muscle_plugin.seeding import derive
+
+
+class IndexStream:
+    """Batches of indices from an endless chain of permutations of ``range(n)``.
+
+    Every pass over the chain holds each index once; a batch may span two passes, so that no image is dropped and few
+    images (labelled ones) repeat equally often. Batch t is a function of (seed, name, t): there is no state to save.
+
+    Args:
+        n: number of images, at least 1.
+        batch: indices per batch, at least 1.
+        seed: the run's seed.
+        name: names the stream; streams of other names are independent.
+    """
+
+    def __init__(self, n: int, batch: int, seed: int, name: str) -> None:
+        if n < 1 or batch < 1:
+            raise ValueError(f"expected at least one image and one per batch, received n={n}, batch={batch}")
+        self.n, self.batch_size, self._seed, self._name = n, batch, seed, name
+        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def _permutation(self, number: int) -> Tensor:
+        if number != self._pass:
+            generator = torch.Generator().manual_seed(derive(self._seed, "order", self._name, number))
+            self._pass, self._order = number, torch.randperm(self.n, generator=generator)
+        return self._order
+
+    def batch(self, step: int) -> Tensor:
+        """(batch,) int64 indices of this step, counted from 0."""
+        parts, start, stop = [], step * self.batch_size, (step + 1) * self.batch_size
+        while start < stop:
+            number, offset = divmod(start, self.n)
+            take = min(stop - start, self.n - offset)
+            parts.append(self._permutation(number)[offset : offset + take])
+            start += take
+        return torch.cat(parts)

@@ -1,0 +1,82 @@
+"""Files that are whole or absent: written beside the target, flushed to disk, and renamed over it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of ``path`` when the block ends without an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    if os.name == "posix":  # the rename itself must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file."""
+    with atomic_write(path) as f:
+        f.write(text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Replace a checkpoint."""
+    with atomic_write(path) as f:
+        torch.save(content, f)
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without running any code in it.
+
+    Raises:
+        ValueError: the file is absent, damaged, or holds more than plain data.
+    """
+    target = torch.device(device)
+
+    def place(storage: Any, location: str) -> Any:
+        return storage if location == "cpu" or target.type == "cpu" else storage.cuda(target.index)
+
+    try:
+        content = torch.load(path, map_location=place, weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as e:
+        raise ValueError(f"{path}: not a readable checkpoint ({str(e).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a checkpoint, but a {type(content).__name__}")
+    return content

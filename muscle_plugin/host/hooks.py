@@ -1,0 +1,116 @@
+"""The host's hooks, in place of USB's of the same names: nothing here waits for the device but at log steps."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from semilearn.core.hooks import (
+    CheckpointHook,
+    DistSamplerSeedHook,
+    EMAHook,
+    EvaluationHook,
+    Hook,
+    LoggingHook,
+    ParamUpdateHook,
+    TimerHook,
+)
+from torch import Tensor
+
+from muscle_plugin.host.ema import EMA
+
+
+class HostParamUpdateHook(Hook):
+    """Backward pass, gradient clipping, optimiser and schedule."""
+
+    def after_train_step(self, algorithm: Any) -> None:
+        scaler, optimizer = algorithm.loss_scaler, algorithm.optimizer
+        scaler.scale(algorithm.out_dict["loss"]).backward()
+        if algorithm.clip_grad > 0:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(algorithm.model.parameters(), algorithm.clip_grad)
+        scaler.step(optimizer)
+        scaler.update()
+        if algorithm.scheduler is not None:
+            algorithm.scheduler.step()
+        algorithm.model.zero_grad(set_to_none=True)
+
+
+class HostEMAHook(Hook):
+    """Averages the weights; the average lives in ``algorithm.ema_model``."""
+
+    def before_run(self, algorithm: Any) -> None:
+        if algorithm.it == 0:
+            algorithm.ema_model.load_state_dict(algorithm.model.state_dict())
+        algorithm.ema_model.requires_grad_(False)
+        algorithm.ema = EMA(algorithm.model, algorithm.ema_model, algorithm.ema_m)
+
+    def after_train_step(self, algorithm: Any) -> None:
+        algorithm.ema.update()
+
+
+class HostEvaluationHook(Hook):
+    """Evaluates every ``num_eval_iter`` steps and at the end; keeps every top-1 accuracy."""
+
+    def after_train_step(self, algorithm: Any) -> None:
+        if not (self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)):
+            return
+        with algorithm.not_training():
+            algorithm.log_dict.update(algorithm.evaluate("eval"))
+        top1 = algorithm.log_dict["eval/top-1-acc"]
+        algorithm.evaluations.append(top1)
+        if top1 > algorithm.best_eval_acc or len(algorithm.evaluations) == 1:
+            algorithm.best_eval_acc, algorithm.best_it = top1, algorithm.it
+
+    def after_run(self, algorithm: Any) -> None:
+        algorithm.results_dict = {
+            "eval/best_acc": algorithm.best_eval_acc,
+            "eval/best_it": algorithm.best_it,
+            **accuracies(algorithm.evaluations),
+        }
+
+
+def accuracies(evaluations: list[float]) -> dict[str, float]:
+    """Best, last, and the median of the last 20 evaluations, as fractions; NaN-free only if there was an evaluation."""
+    if not evaluations:
+        return {}
+    return {
+        "best_top1": max(evaluations),
+        "last_top1": evaluations[-1],
+        "median20_top1": statistics.median(evaluations[-20:]),
+    }
+
+
+class HostLoggingHook(Hook):
+    """Averages the step's values between log steps and hands them to the run's log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums: dict[str, Any] = {}
+        self.steps = 0
+
+    def after_train_step(self, algorithm: Any) -> None:
+        now = {k: v for k, v in algorithm.log_dict.items() if k.startswith("eval/")}
+        for key, value in algorithm.log_dict.items():
+            if key not in now:
+                value = value.detach() if isinstance(value, Tensor) else value
+                self.sums[key] = self.sums[key] + value if key in self.sums else value
+        self.steps += 1
+        if now or self.every_n_iters(algorithm, algorithm.num_log_iter) or self.is_last_iter(algorithm):
+            means = {k: float(v) / self.steps for k, v in self.sums.items()}
+            rate = algorithm.optimizer.param_groups[-1]["lr"]
+            algorithm.record({"lr": float(rate), **means, **now})
+            self.sums, self.steps = {}, 0
+
+
+#: USB's hook -> the host's. None: the host's loop does that work itself.
+REPLACEMENTS: dict[type, type | None] = {
+    ParamUpdateHook: HostParamUpdateHook,
+    EMAHook: HostEMAHook,
+    EvaluationHook: HostEvaluationHook,
+    LoggingHook: HostLoggingHook,
+    CheckpointHook: None,
+    DistSamplerSeedHook: None,
+    TimerHook: None,
+}

@@ -1,0 +1,377 @@
+"""The host: a mixin that makes any USB algorithm class train on a CPU or one GPU, reproducibly and resumably.
+
+``class Hosted(Host, FixMatch)`` overrides what ``AlgorithmBase.__init__`` calls (data set, loaders, model, hooks), the
+training loop and the evaluation. ``semilearn.core`` and the class itself stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from fractions import Fraction
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from muscle_plugin.config import MuscleSettings, RunSettings
+from muscle_plugin.data.names import DATASETS, NETS
+from muscle_plugin.data.sources import DataError, Source, load_source
+from muscle_plugin.data.splits import Split, balanced_split
+from muscle_plugin.data.views import Batches, FixedImages, LabelledPasses
+from muscle_plugin.host import state
+from muscle_plugin.host.device import autocast_context, choose_device, choose_precision, usb_calls_on
+from muscle_plugin.host.ema import EMA
+from muscle_plugin.host.files import load_tensors, save_tensors
+from muscle_plugin.host.hooks import REPLACEMENTS
+from muscle_plugin.host.metrics import classification_metrics, confusion_matrix
+from muscle_plugin.seeding import seed_everything
+
+LATEST, BEST = "latest_model.pth", "model_best.pth"
+CHECKPOINT_FORMAT = 1
+
+
+class Interrupted(Exception):
+    """Training stopped at the user's wish, after a checkpoint. ``str()`` says how to go on."""
+
+
+class ImageSet:
+    """A data set as USB's classes look at one: ``data``, ``targets``, ``len``."""
+
+    def __init__(self, data: Tensor, targets: Tensor) -> None:
+        self.data, self.targets = data, targets.tolist()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def complete_settings(args: Any) -> None:
+    """Give ``args`` what it lacks: settings of this package at their defaults, and what USB's base class reads.
+
+    ``args`` from ``train.py`` is complete already; one from USB's own command line or a notebook is not.
+    """
+    for model in (RunSettings, MuscleSettings):
+        for name, info in model.model_fields.items():
+            if not hasattr(args, name):
+                setattr(args, name, info.default)
+    if args.dataset not in DATASETS:
+        raise DataError(f"dataset: unknown {args.dataset!r}; known: {', '.join(DATASETS)}")
+    info = DATASETS[args.dataset]
+    args.num_classes = info.num_classes
+    args.img_size = args.img_size or info.img_size
+    args.weak_augment = args.weak_augment or info.weak_augment
+    args.hard_augment = args.hard_augment or info.hard_augment
+    args.batch_size = args.batch_size or 64
+    args.uratio = args.uratio or 1
+    for name, value in {"rank": 0, "world_size": 1, "distributed": False, "multiprocessing_distributed": False}.items():
+        setattr(args, name, value)
+
+
+class Host:
+    """Mixin in front of a USB algorithm class. Takes the arguments of ``AlgorithmBase``; see the module's text.
+
+    ``args`` is completed in place. After construction the object trains with :meth:`train`.
+
+    Raises:
+        DataError, DeviceError: the data or the device asked for cannot be had.
+    """
+
+    usb_name: str = ""
+
+    # set by AlgorithmBase
+    args: Any
+    model: Any
+    ema_model: Any
+    ema: Any
+    loader_dict: dict[str, Any]
+    hooks_dict: dict[str, Any]
+    call_hook: Any
+    it: int
+    epoch: int
+    epochs: int
+    num_classes: int
+    num_train_iter: int
+    num_iter_per_epoch: int
+    best_it: int
+    best_eval_acc: float
+    train_step: Any
+
+    def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
+        complete_settings(args)
+        seed_everything(args.seed)
+        self.device = choose_device(args.device)
+        self.precision = choose_precision(args.precision, self.device)
+        args.gpu = self.device.index
+        args.amp = self.precision != "fp32"
+        self.source: Source = load_source(args.dataset, args.data_dir, args.img_size)
+        self.split: Split = balanced_split(
+            self.source.train_labels, args.num_labels, args.num_classes, args.seed, args.include_lb_to_ulb
+        )
+        labelled, unlabelled = args.batch_size, round(args.batch_size * args.uratio)
+        # an exact ratio: USB computes sizes such as int(queue * (uratio + 1) * batch_size), where a float falls short
+        args.uratio = unlabelled // labelled if unlabelled % labelled == 0 else Fraction(unlabelled, labelled)
+        self.batch_sizes = (labelled, unlabelled)
+        if args.num_train_iter is None:
+            args.num_train_iter = max(1, round(args.epoch * len(self.split.unlabelled) / unlabelled))
+        self.evaluations: list[float] = []
+        self.train_seconds = 0.0
+        self._clock: float | None = None
+        self.recorder: Any = None
+        self.save_every = getattr(args, "num_save_iter", None) or args.num_eval_iter
+        self.stop_requested = False
+        with usb_calls_on(self.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
+            super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
+        self.amp_cm = autocast_context(self.precision, self.device)
+        self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    # ------------------------------------------------------------------------------------- what AlgorithmBase builds
+
+    def set_dataset(self) -> dict[str, Any]:
+        """Labelled, unlabelled and test images; the unlabelled ones carry no labels that training could read."""
+        args = self.args
+        labelled, unlabelled = self.split.labelled, self.split.unlabelled
+        args.lb_dest_len, args.ulb_dest_len = len(labelled), len(unlabelled)
+        hidden = torch.full((len(unlabelled),), -1)
+        return {
+            "train_lb": ImageSet(self.source.train[labelled], self.source.train_labels[labelled]),
+            "train_ulb": ImageSet(self.source.train[unlabelled], hidden),
+            "eval": ImageSet(self.source.test, self.source.test_labels),
+            "test": None,
+        }
+
+    def step_parameters(self) -> tuple[str, ...]:
+        """The parameters of the USB class's ``train_step``: the views that a step needs."""
+        return tuple(signature(super().train_step).parameters)  # type: ignore[misc]
+
+    def set_data_loader(self) -> dict[str, Any]:
+        """The maker of training batches (``self.batches``) and the loaders that USB's code may iterate."""
+        args = self.args
+        self.batches = Batches(
+            self.source, self.split, *self.batch_sizes, self.step_parameters(), self.usb_name,
+            args.weak_augment, args.hard_augment, self._channels(), args.seed, self.device,
+        )  # fmt: skip
+        test = FixedImages(
+            self.source.test.to(self.device), self.source.test_labels.to(self.device), self.batches.normalise,
+            args.eval_batch_size,
+        )  # fmt: skip
+        per_epoch = max(1, args.num_train_iter // args.epoch)
+        return {"train_lb": LabelledPasses(self.batches, per_epoch), "eval": test}
+
+    def _channels(self) -> int:
+        """Own nets take the data's channels; USB's and torchvision's want three."""
+        own = self.args.net in NETS and not self.args.net_from_name
+        return self.source.train.shape[1] if own else 3
+
+    def set_model(self) -> Any:
+        return super().set_model().to(self.device)  # type: ignore[misc]
+
+    def set_ema_model(self) -> Any:
+        return super().set_ema_model().to(self.device)  # type: ignore[misc]
+
+    def register_hook(self, hook: Any, name: str | None = None, priority: Any = "NORMAL") -> None:
+        """As USB's, with the host's hook where USB's would synchronise, lose or mis-measure something."""
+        replacement = REPLACEMENTS.get(type(hook), type(hook))
+        if replacement is None:
+            return
+        hook_name = name if name is not None else type(hook).__name__
+        super().register_hook(hook if replacement is type(hook) else replacement(), hook_name, priority)  # type: ignore[misc]
+
+    def process_batch(self, input_args: Any = None, **batch: Any) -> dict[str, Any]:
+        """The entries that the USB class's step takes; through USB's own method, which a class may override."""
+        names = [*self.step_parameters(), *self.batches.views] if input_args is None else input_args
+        return super().process_batch(names, **batch)  # type: ignore[misc]
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def warmup(self) -> None:
+        """The stage before training that some classes have (Dash); nothing for the others.
+
+        Dash takes its first threshold from the loss on the "eval" loader, which is the test set. Here it sees the
+        labelled training images, as its paper says: test labels choose nothing.
+        """
+        stage = getattr(super(), "warmup", None)
+        if stage is None or self.it > 0:
+            return
+        loaders, test = self.loader_dict, self.loader_dict["eval"]
+        split, args = self.split, self.args
+        loaders["eval"] = FixedImages(
+            self.source.train[split.labelled].to(self.device), self.source.train_labels[split.labelled].to(self.device),
+            self.batches.normalise, args.eval_batch_size,
+        )  # fmt: skip
+        try:
+            with usb_calls_on(self.device):
+                stage()
+        finally:
+            loaders["eval"] = test
+
+    def prepare_steps(self) -> None:
+        """Called once before the first step of a run or of its continuation."""
+
+    def train(self) -> None:
+        """Train from the present step to ``num_train_iter``; USB's hooks are called as USB calls them.
+
+        Raises:
+            Interrupted: a stop was requested (see :meth:`request_stop`); a checkpoint has been written.
+        """
+        self.model.train()
+        per_epoch = max(1, self.num_iter_per_epoch)
+        with usb_calls_on(self.device):
+            self.epoch = self._epoch_of(self.it)
+            self.call_hook("before_run")
+            self.prepare_steps()
+            self._clock = time.perf_counter()
+            while self.it < self.num_train_iter:
+                self.epoch = self._epoch_of(self.it)
+                if self.it % per_epoch == 0 and self.it // per_epoch < self.epochs:
+                    self.call_hook("before_train_epoch")
+                self.call_hook("before_train_step")
+                batch = self.batches.batch(self.it)
+                self.out_dict, self.log_dict = self.train_step(**self.process_batch(**batch))
+                self.call_hook("after_train_step")
+                self.it += 1
+                if self._epoch_of(self.it) != self.epoch or self.it == self.num_train_iter:
+                    self.call_hook("after_train_epoch")
+                self._save_if_due()
+            self.call_hook("after_run")
+
+    def _epoch_of(self, step: int) -> int:
+        return min(step // max(1, self.num_iter_per_epoch), self.epochs - 1)
+
+    @contextlib.contextmanager
+    def not_training(self) -> Iterator[None]:
+        """Time spent inside (evaluation, checkpoints) does not count as training time."""
+        self.train_seconds = self.seconds()
+        self._clock = None
+        yield
+        self._clock = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds of training steps so far, over all continuations of the run; evaluation is not counted."""
+        running = time.perf_counter() - self._clock if self._clock is not None else 0.0
+        return self.train_seconds + running
+
+    def record(self, values: dict[str, float]) -> None:
+        """Log the values of the step that is ending, by the run's recorder if it has one."""
+        if self.recorder is not None:
+            self.recorder.record(self, values)
+
+    # --------------------------------------------------------------------------------------------------- evaluation
+
+    @torch.no_grad()
+    def evaluate(self, eval_dest: str = "eval", out_key: str = "logits", return_logits: bool = False) -> dict[str, Any]:
+        """Loss (nats), accuracies and macro averages of the averaged net; of the live net before training has begun.
+
+        Keys are USB's (``eval/top-1-acc``, ...), and ``top-5-acc`` where there are more than five classes.
+        """
+        net = self.ema_model if isinstance(self.ema, EMA) else self.model
+        was_training = net.training
+        net.eval()
+        c = self.num_classes
+        confusion = torch.zeros(c, c, dtype=torch.int64, device=self.device)
+        loss, top5 = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        parts = []
+        for batch in self.loader_dict[eval_dest]:
+            labels = batch["y_lb"]
+            with self.amp_cm():
+                logits = net(batch["x_lb"])[out_key]
+            logits = logits.float()
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            confusion += confusion_matrix(labels, logits.argmax(1), c)
+            if c > 5:
+                top5 += (logits.topk(5, 1).indices == labels.unsqueeze(1)).any(1).sum()
+            if return_logits:
+                parts.append(logits)
+        net.train(was_training)
+        count = int(confusion.sum())
+        metrics = {"loss": float(loss) / count, **classification_metrics(confusion)}
+        if c > 5:
+            metrics["top-5-acc"] = float(top5) / count
+        out: dict[str, Any] = {f"{eval_dest}/{k}": v for k, v in metrics.items()}
+        if return_logits:
+            out[f"{eval_dest}/logits"] = torch.cat(parts).cpu().numpy()
+        return out
+
+    # -------------------------------------------------------------------------------------------------- checkpoints
+
+    @property
+    def run_dir(self) -> Path:
+        """``save_dir/save_name``."""
+        return Path(self.args.save_dir) / self.args.save_name
+
+    def save_model(self, save_name: str, save_path: str | Path) -> None:
+        """Write a checkpoint, whole or not at all: USB's keys (``model``, ``ema_model``, ``it``, ...), and everything
+        else that an exact continuation needs."""
+        with self.not_training():
+            content = state.capture(self)
+            own = content["algorithm"]
+            checkpoint = {
+                "format": CHECKPOINT_FORMAT,
+                "algorithm_name": self.args.algorithm,
+                "num_classes": self.num_classes,
+                "net": self.args.net,
+                "it": self.it,
+                "epoch": self.epoch,
+                "best_it": self.best_it,
+                "best_eval_acc": float(self.best_eval_acc),
+                **{k: own.pop(k)["state"] for k in ("model", "ema_model")},
+                "state": content,
+            }
+            save_tensors(Path(save_path) / save_name, checkpoint)
+
+    def load_model(self, load_path: str | Path) -> dict[str, Any]:
+        """Go to the state of a checkpoint; the next step is the one after it.
+
+        Raises:
+            ValueError: unreadable, or of another algorithm, net or number of classes.
+        """
+        checkpoint = load_tensors(Path(load_path), self.device)
+        if checkpoint.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(f"{load_path}: not a checkpoint of this package (format {checkpoint.get('format')!r})")
+        ours = {"algorithm_name": self.args.algorithm, "net": self.args.net, "num_classes": self.num_classes}
+        differing = [f"{k} {checkpoint[k]!r}, here {v!r}" for k, v in ours.items() if checkpoint[k] != v]
+        if differing:
+            raise ValueError(f"{load_path}: a checkpoint of another run: {'; '.join(differing)}")
+        content = checkpoint["state"]
+        for name in ("model", "ema_model"):
+            content["algorithm"][name] = {"state": checkpoint[name]}
+        with usb_calls_on(self.device):
+            state.restore(self, content)
+        self.start_epoch = self.epoch
+        return checkpoint
+
+    def _save_if_due(self) -> None:
+        evaluated = self.it % self.args.num_eval_iter == 0 or self.it == self.num_train_iter
+        if evaluated and self.best_it == self.it - 1:
+            self.save_model(BEST, self.run_dir)
+        if self.it % self.save_every == 0 or self.it == self.num_train_iter or self.stop_requested:
+            self.save_model(LATEST, self.run_dir)
+        if self.recorder is not None and (evaluated or self.stop_requested):
+            self.recorder.write_result(self)
+        if self.stop_requested and self.it < self.num_train_iter:
+            raise Interrupted(f"stopped after step {self.it} of {self.num_train_iter}; saved {self.run_dir / LATEST}")
+
+    def request_stop(self) -> None:
+        """Make :meth:`train` save and raise :class:`Interrupted` after the step in progress."""
+        self.stop_requested = True
+
+    @contextlib.contextmanager
+    def stop_on_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM request a stop; a second Ctrl-C ends the process at once."""
+
+        def handler(number: int, _: Any) -> None:
+            self.request_stop()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        kept = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for s, previous in kept.items():
+                signal.signal(s, previous)

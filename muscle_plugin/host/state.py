@@ -1,0 +1,120 @@
+"""What an algorithm object remembers, as plain data: for checkpoints, and to undo a step.
+
+USB's classes keep state in attributes of the algorithm and of its hooks (class-wise thresholds, queues, moving
+averages), and save some of it in ``get_save_dict``. Here everything that is a tensor, an array, a number or a plain
+container of these is taken, so that a class which forgets to save something resumes exactly all the same. The result
+holds only types that ``torch.load(weights_only=True)`` accepts.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+#: Attributes that belong to where a run is, not to what it has learnt, or that are built anew each time.
+PLACE = frozenset(
+    "args tb_log print_fn net_builder dataset_dict loader_dict batches hooks_dict _hooks out_dict log_dict save_dir"
+    " save_name resume device gpu rank world_size distributed ngpus_per_node ema bn_controller amp_cm"
+    " num_eval_iter num_log_iter recorder save_every stop_requested _clock".split()
+)
+
+_SKIP = object()
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return {"array": torch.from_numpy(value.copy())} if value.dtype.kind in "biuf" else _SKIP
+    if isinstance(value, (list, tuple)):
+        items = [_pack(v) for v in value]
+        return _SKIP if any(i is _SKIP for i in items) else {type(value).__name__: items}
+    if type(value) is dict:
+        items = [[_pack(k), _pack(v)] for k, v in value.items()]
+        return _SKIP if any(i is _SKIP for pair in items for i in pair) else {"dict": items}
+    if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
+        return {"state": _clone(value.state_dict())}
+    return _SKIP
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: _clone(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_clone(v) for v in value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _unpack(packed: Any) -> Any:
+    if not isinstance(packed, dict):
+        return packed.clone() if isinstance(packed, torch.Tensor) else packed
+    ((kind, content),) = packed.items()
+    if kind == "array":
+        return content.numpy().copy()
+    if kind == "list":
+        return [_unpack(v) for v in content]
+    if kind == "tuple":
+        return tuple(_unpack(v) for v in content)
+    return {_unpack(k): _unpack(v) for k, v in content}
+
+
+def _capture_object(obj: Any) -> dict[str, Any]:
+    packed = {k: _pack(v) for k, v in vars(obj).items() if k not in PLACE}
+    return {k: v for k, v in packed.items() if v is not _SKIP}
+
+
+def _restore_object(obj: Any, state: dict[str, Any]) -> None:
+    for name, packed in state.items():
+        if isinstance(packed, dict) and "state" in packed:
+            getattr(obj, name).load_state_dict(packed["state"])
+        else:
+            setattr(obj, name, _unpack(packed))
+    for name in [k for k, v in vars(obj).items() if k not in PLACE and k not in state and _pack(v) is not _SKIP]:
+        delattr(obj, name)  # it came into being after the state was taken
+
+
+def capture(algorithm: Any) -> dict[str, Any]:
+    """Everything that the algorithm and its hooks remember, and the global random generators."""
+    hooks = {name: _capture_object(hook) for name, hook in algorithm.hooks_dict.items()}
+    return {"algorithm": _capture_object(algorithm), "hooks": hooks, "random": capture_random()}
+
+
+def restore(algorithm: Any, state: dict[str, Any]) -> None:
+    """Put an algorithm of the same class and sizes back into a captured state."""
+    _restore_object(algorithm, state["algorithm"])
+    for name, hook in algorithm.hooks_dict.items():
+        if name in state["hooks"]:
+            _restore_object(hook, state["hooks"][name])
+    restore_random(state["random"])
+
+
+def capture_random() -> dict[str, Any]:
+    """The states of Python's, NumPy's and PyTorch's global generators."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": _pack(random.getstate()),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, float(gauss)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random(state: dict[str, Any]) -> None:
+    """Undo :func:`capture_random`. A GPU's state is left out where there is none."""
+    random.setstate(_unpack(state["python"]))
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

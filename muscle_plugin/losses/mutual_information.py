@@ -1,0 +1,135 @@
+"""Mutual information between the predictions of two views (MUSCLE, arXiv 2012.00150, equations 4 to 7 and 9).
+
+=============  ==========================================================================================
+symbol         meaning
+=============  ==========================================================================================
+``p``          (N, C) probabilities of one view of N images, each row summing to 1: f(x) of equation 6
+``q``          (N, C) probabilities of another view of the same images, or (V, N, C) of V such views
+Q              (C, C) ``1/n sum_i p_i q_i^T``, over the n = N (or V * N) pairs
+P              (C, C) ``(Q + Q^T) / 2``, the joint distribution; its row sums are the marginal P_c
+I(z, z')       ``sum_cc' P_cc' ln(P_cc' / (P_c P_c'))`` in nats, between 0 and ln C: equation 5
+H(z)           ``-sum_c P_c ln P_c`` in nats; near 0 when all images are given one class (collapse)
+H(z|z')        ``H(z) - I(z, z')`` in nats; near 0 when the views agree with certainty: equation 9
+=============  ==========================================================================================
+
+Everything is computed in float32 (float64 stays float64), also under autocast: a sum over a batch of products of
+probabilities loses the small entries of P in half precision.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class MutualInformationTerms(NamedTuple):
+    """The three quantities of equation 9, each a scalar tensor in nats: ``information = entropy - conditional``."""
+
+    information: Tensor
+    entropy: Tensor
+    conditional: Tensor
+
+
+def _check(p: Tensor, q: Tensor) -> None:
+    if p.dim() != 2 or p.shape[0] < 1 or p.shape[1] < 1:
+        raise ValueError(f"p: expected shape (N, C) with N, C >= 1, received {tuple(p.shape)}")
+    if q.dim() not in (2, 3) or q.shape[-2:] != p.shape or q.shape[0] < 1:
+        n, c = p.shape
+        raise ValueError(f"q: expected shape ({n}, {c}) or (V, {n}, {c}) to pair with p, received {tuple(q.shape)}")
+
+
+def joint_distribution(p: Tensor, q: Tensor) -> Tensor:
+    """The symmetrised joint distribution of two views' predictions (equation 6).
+
+    Args:
+        p: (N, C) probabilities.
+        q: (N, C) probabilities of the paired views, or (V, N, C) of V views, each paired with ``p``.
+
+    Returns:
+        (C, C) symmetric matrix whose entries sum to 1; float32, or float64 for float64 input.
+
+    Raises:
+        ValueError: the shapes do not pair.
+    """
+    _check(p, q)
+    with torch.autocast(p.device.type, enabled=False):
+        dtype = torch.float64 if p.dtype == q.dtype == torch.float64 else torch.float32
+        p, q = p.to(dtype), q.to(dtype)
+        if q.dim() == 3:
+            q = q.mean(0)  # the mean over views commutes with the product: no V copies of p are made
+        joint = p.t() @ q / p.shape[0]
+        return (joint + joint.t()) / 2
+
+
+def _x_log_x(x: Tensor) -> Tensor:
+    """x ln x, 0 at 0, with a finite gradient there (ln of the smallest normal number, about -87 in float32)."""
+    return x * x.clamp_min(torch.finfo(x.dtype).tiny).log()
+
+
+def mutual_information_terms(p: Tensor, q: Tensor) -> MutualInformationTerms:
+    """I(z, z'), H(z) and H(z|z') of paired predictions (equations 5, 6 and 9).
+
+    Args:
+        p: (N, C) probabilities.
+        q: (N, C) or (V, N, C) probabilities of the paired view or views.
+
+    Returns:
+        Three scalars in nats, differentiable in both arguments.
+
+    Raises:
+        ValueError: the shapes do not pair.
+    """
+    joint = joint_distribution(p, q)
+    entropy = -_x_log_x(joint.sum(0)).sum()  # P is symmetric: both marginals are the same
+    joint_entropy = -_x_log_x(joint).sum()
+    return MutualInformationTerms(2 * entropy - joint_entropy, entropy, joint_entropy - entropy)
+
+
+def mutual_information(p: Tensor, q: Tensor) -> Tensor:
+    """Mutual information I(z, z') of paired predictions (equation 5), in nats.
+
+    Args:
+        p: (N, C) probabilities.
+        q: (N, C) or (V, N, C) probabilities of the paired view or views.
+
+    Returns:
+        Scalar between 0 (independent) and ln C (certain, agreeing and balanced), up to rounding.
+
+    Raises:
+        ValueError: the shapes do not pair.
+    """
+    return mutual_information_terms(p, q).information
+
+
+class MutualInformationLoss(nn.Module):
+    """``-weight * I(z, z')`` of the soft-max of logits: the term that equation 7 subtracts.
+
+    Args:
+        weight: alpha of equation 7, at least 0.
+
+    Raises:
+        ValueError: negative weight.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise ValueError(f"weight: expected a number >= 0, received {weight}")
+        self.weight = weight
+
+    def forward(self, weak_logits: Tensor, hard_logits: Tensor) -> tuple[Tensor, MutualInformationTerms]:
+        """(loss, terms) from logits.
+
+        Args:
+            weak_logits: (N, C), one weak view per image.
+            hard_logits: (V, N, C), V hard views per image, or (N, C) for one.
+        """
+        with torch.autocast(weak_logits.device.type, enabled=False):
+            terms = mutual_information_terms(_probabilities(weak_logits), _probabilities(hard_logits))
+        return -self.weight * terms.information, terms
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)

@@ -1,0 +1,34 @@
+"""``import muscle_plugin.register`` makes USB know every algorithm and net of this package.
+
+After it, ``semilearn.get_algorithm`` builds ``muscle`` and ``muscle_<name>``, and ``semilearn.get_net_builder`` this
+package's nets. Nothing of USB's own is replaced. This is the only file that touches USB's registries.
+
+Raises:
+    RuntimeError: USB, or another plugin, already has one of these names.
+"""
+
+from __future__ import annotations
+
+import semilearn.nets
+from semilearn.core.utils import ALGORITHMS
+
+from muscle_plugin.algorithms.catalogue import muscle_algorithms
+from muscle_plugin.algorithms.compose import algorithm_class
+from muscle_plugin.nets import OWN_NETS
+
+
+def _register() -> None:
+    for name in muscle_algorithms():
+        cls = algorithm_class(name)
+        if name not in ALGORITHMS:
+            ALGORITHMS[name] = cls
+        elif ALGORITHMS[name] is not cls:
+            raise RuntimeError(f"USB already has an algorithm {name!r}: {ALGORITHMS[name]}; muscle_plugin cannot add its own")
+    for name, builder in OWN_NETS.items():
+        present = getattr(semilearn.nets, name, builder)
+        if present is not builder:
+            raise RuntimeError(f"USB already has a net {name!r}: {present}; muscle_plugin cannot add its own")
+        setattr(semilearn.nets, name, builder)
+
+
+_register()

@@ -1,0 +1,282 @@
+"""One training run, from resolved settings to a run directory.
+
+``<save_dir>/<save_name>/`` holds ``config.yaml`` (the resolved settings; ``--c`` reads it back), ``environment.json``
+(versions, git revision, device, command), ``log.txt``, ``metrics.jsonl``, ``result.json``, TensorBoard events,
+``latest_model.pth`` and ``model_best.pth``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import platform
+import shutil
+import subprocess
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muscle_plugin.config import ConfigError, Resolved, RunSettings, read_yaml, resolve
+from muscle_plugin.data.names import NETS
+from muscle_plugin.data.sources import DataError
+from muscle_plugin.host.device import DeviceError
+from muscle_plugin.host.files import write_json, write_text
+from muscle_plugin.host.host import LATEST, Interrupted
+from muscle_plugin.progress import Progress
+from muscle_plugin.recorder import Recorder
+from muscle_plugin.version import __version__
+
+__all__ = ["Interrupted", "RunError", "train"]
+
+#: A directory with this file is a run of ours, and may be deleted by ``overwrite``.
+CONFIG_FILE = "config.yaml"
+
+
+class RunError(RuntimeError):
+    """A run cannot start or go on. The message says why and what would help, one line per fault."""
+
+
+def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) -> dict[str, Any]:
+    """Train as configured, to the end, and return the content of ``result.json``.
+
+    Args:
+        resolved: from :func:`muscle_plugin.config.load_settings`.
+        command: the command line to save with the run.
+        quiet: print nothing.
+
+    Raises:
+        RunError: the directory, the data, the device or the checkpoint forbid it.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
+    """
+    settings = resolved.settings
+    run_dir = Path(settings.save_dir) / settings.save_name
+    checkpoint = _prepare_directory(run_dir, resolved)
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    torch.backends.cudnn.deterministic = settings.deterministic
+    torch.backends.cudnn.benchmark = not settings.deterministic
+
+    import muscle_plugin.register  # noqa: F401
+
+    progress = Progress(settings, quiet)
+    with _log_file(run_dir) as logger:
+        try:
+            algorithm = build(resolved, logger)
+            if checkpoint is not None:
+                algorithm.load_model(checkpoint)
+        except (DataError, DeviceError, ValueError) as e:
+            raise RunError(str(e)) from e
+        write_text(run_dir / CONFIG_FILE, resolved.to_yaml())
+        write_json(run_dir / "environment.json", environment(algorithm, command))
+        with Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress) as recorder, progress:
+            progress.start(algorithm)
+            algorithm.recorder = recorder
+            recorder.write_result(algorithm)
+            with _signals(algorithm):
+                try:
+                    with _stdout_to(logger):
+                        algorithm.warmup()
+                        algorithm.train()
+                except Interrupted as e:
+                    raise Interrupted(f"{e}\nto go on: {_resume_command(command)}") from None
+            return recorder.write_result(algorithm)
+
+
+@contextlib.contextmanager
+def _signals(algorithm: Any) -> Iterator[None]:
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with algorithm.stop_on_signals():
+        yield
+
+
+def _resume_command(command: Sequence[str]) -> str:
+    words = [w for w in command if w not in ("--overwrite", "-o", "--resume")]
+    return " ".join(["python", *words, "--resume"] if words[:1] == ["train.py"] else [*words, "--resume"])
+
+
+def build(resolved: Resolved, logger: Any = None) -> Any:
+    """The algorithm object of resolved settings, ready to train; nothing is written to disk.
+
+    Raises:
+        DataError, DeviceError, ValueError: the data, the device or the net cannot be had.
+    """
+    from muscle_plugin.algorithms.compose import algorithm_class
+
+    settings = resolved.settings
+    args = Namespace(**resolved.as_dict())
+    args.imb_algorithm = None
+    with _stdout_to(logger):
+        return algorithm_class(settings.algorithm)(args, net_builder(settings), None, logger)
+
+
+def net_builder(settings: Any) -> Any:
+    """What builds the net: called with ``num_classes`` and USB's keywords for pretrained weights.
+
+    Raises:
+        ValueError: no such net.
+    """
+    from muscle_plugin.data.sources import SOURCES
+    from muscle_plugin.nets import OWN_NETS
+
+    if settings.net_from_name:
+        return partial(_torchvision_net, settings.net)
+    if settings.net in OWN_NETS:
+        channels = 1 if settings.dataset == "digits" else 3
+        assert settings.dataset in SOURCES
+        return partial(OWN_NETS[settings.net], in_channels=channels)
+    import semilearn.nets
+
+    if not hasattr(semilearn.nets, settings.net) or settings.net.startswith("_"):
+        usb = sorted(n for n in vars(semilearn.nets) if n[-1].isdigit() and not n.startswith("_"))
+        raise ValueError(f"net: unknown {settings.net!r}; known: {', '.join((*NETS, *usb))}")
+    return getattr(semilearn.nets, settings.net)
+
+
+def _torchvision_net(name: str, num_classes: int, pretrained: bool = False, pretrained_path: Any = None) -> Any:
+    from muscle_plugin.nets.torchvision_net import TorchvisionNet
+
+    return TorchvisionNet(name, num_classes, pretrained_path if pretrained else None)
+
+
+# ------------------------------------------------------------------------------------------------------- run directory
+
+
+def _prepare_directory(run_dir: Path, resolved: Resolved) -> Path | None:
+    """Create the run directory, or find the checkpoint to resume from. Deletes only with ``overwrite``."""
+    settings = resolved.settings
+    latest = Path(settings.load_path) if settings.load_path else run_dir / LATEST
+    if settings.resume != "no" and latest.is_file():
+        _refuse_other_settings(run_dir / CONFIG_FILE, resolved)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return latest
+    if settings.resume == "yes":
+        raise RunError(f"{latest}: no checkpoint to resume from; leave out --resume to start this run")
+    if run_dir.exists() and any(run_dir.iterdir()):
+        if not settings.overwrite and settings.resume != "auto":
+            state = _describe(run_dir)
+            raise RunError(
+                f"{run_dir} already holds {state}; --resume goes on with it, --overwrite deletes it, another --save_name"
+                " keeps both"
+            )
+        if settings.overwrite:
+            if not (run_dir / CONFIG_FILE).is_file():
+                raise RunError(f"{run_dir} is not a run directory (it has no {CONFIG_FILE}), so --overwrite leaves it alone")
+            shutil.rmtree(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
+    return None
+
+
+def _describe(run_dir: Path) -> str:
+    try:
+        result = json.loads((run_dir / "result.json").read_text())
+        return f"a {'finished' if result['complete'] else 'cut-off'} run (step {result['steps']} of {result['num_train_iter']})"
+    except (OSError, ValueError, KeyError):
+        return "files"
+
+
+def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
+    """A run goes on with the settings it began with, but for those that change no result."""
+    if not saved_file.is_file():
+        return
+    try:
+        saved = resolve(read_yaml(saved_file)).as_dict()
+    except ConfigError as e:
+        raise RunError(f"{saved_file}: the settings of the run to resume cannot be read: {e}") from None
+    now = resolved.as_dict()
+    extra: dict[str, Any] = {n: f.json_schema_extra or {} for n, f in RunSettings.model_fields.items()}
+    moves = {n for n, e in extra.items() if e.get("moves")}
+    differing = [f"{k} was {saved.get(k)!r}, now {now.get(k)!r}" for k in {**saved, **now} if k not in moves and saved.get(k) != now.get(k)]
+    if differing:
+        raise RunError(f"{saved_file.parent}: this run began with other settings: {'; '.join(differing)}. Give it another --save_name")
+
+
+@contextlib.contextmanager
+def _log_file(run_dir: Path) -> Iterator[logging.Logger]:
+    """A logger that writes to ``log.txt`` only."""
+    logger = logging.Logger(str(run_dir))  # not in logging's tree: no handler of another library prints it
+    handler = logging.FileHandler(run_dir / "log.txt")
+    handler.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        handler.close()
+
+
+@contextlib.contextmanager
+def _stdout_to(logger: Any) -> Iterator[None]:
+    """USB prints from inside its classes; its words go to the log, as do warnings."""
+
+    class Lines(io.TextIOBase):
+        def write(self, text: str) -> int:
+            if logger is not None and text.strip():
+                logger.info(text.rstrip())
+            return len(text)
+
+    with contextlib.redirect_stdout(Lines()), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: logger.warning(str(message)) if logger is not None else None  # type: ignore[assignment]
+        yield
+
+
+def environment(algorithm: Any, command: Sequence[str]) -> dict[str, Any]:
+    """Versions, git revision, device and command of a run."""
+    names = ("torch", "torchvision", "semilearn", "timm", "numpy", "scikit-learn")
+    versions = {n: _version(n) for n in names}
+    gpu = torch.cuda.get_device_name(algorithm.device) if algorithm.device.type == "cuda" else None
+    return {
+        "muscle_plugin": __version__,
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        **versions,
+        "device": str(algorithm.device),
+        "gpu": gpu,
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "precision": algorithm.precision,
+        "parameters": sum(p.numel() for p in algorithm.model.parameters()),
+        "command": list(command),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The revision of this package's checkout, ``-dirty`` if changed; None when installed from a wheel."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit("run `python train.py` or `muscle-plugin train`")

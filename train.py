@@ -1,0 +1,8 @@
+"""``python train.py --c benchmark_configs/<name>.yaml [--setting value ...]``: the same as ``muscle-plugin train``."""
+
+import sys
+
+from muscle_plugin.cli import train_command
+
+if __name__ == "__main__":
+    sys.exit(train_command(sys.argv[1:], "train.py"))
