@@ -77,10 +77,9 @@ def digits_hard(images: Tensor, generator: torch.Generator) -> Tensor:
         _uniform(generator, n, -0.6, 0.6), _uniform(generator, n, 0.65, 1.35),
         _uniform(generator, n, -0.4, 0.4), _uniform(generator, n, -0.12, 0.12), _uniform(generator, n, -0.12, 0.12),
     )  # fmt: skip
-    x = cutout(x, 0.25, generator)
-    x = x * _uniform(generator, n, 0.5, 1.5).view(-1, 1, 1, 1)
+    x = x * _uniform(generator, n, 0.6, 1.4).view(-1, 1, 1, 1)
     noise = torch.randn(x.shape, generator=generator, device=generator.device)
-    return (x + noise * _uniform(generator, n, 0.0, 0.2).view(-1, 1, 1, 1)).clamp(0, 1)
+    return x + 0.1 * noise
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:

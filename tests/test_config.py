@@ -1,0 +1,182 @@
+"""Settings: layering, checking, the command line, and that none of it loads torch or semilearn."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import CONFIGS, ROOT
+
+from muscle_plugin.algorithms.catalogue import all_algorithms, muscle_algorithms, usb_algorithms
+from muscle_plugin.config import ConfigError, Layer, batch_composition, load_settings, read_yaml, resolve, settings_model
+
+
+def command(*words):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+
+
+def faults(**settings):
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, **settings)
+    return caught.value.faults
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_resolves_to_what_its_name_says(path):
+    settings = load_settings(path).settings
+    algorithm, dataset, labels = path.stem.rsplit("_", 2)
+    assert (settings.algorithm, settings.dataset, settings.num_labels) == (algorithm, dataset, int(labels))
+
+
+def test_command_line_over_yaml_over_base_over_default(tmp_path):
+    (tmp_path / "base.yaml").write_text("lr: 0.5\nmomentum: 0.5\nseed: 7\n")
+    (tmp_path / "leaf.yaml").write_text("extends: base.yaml\nlr: 0.25\nmomentum: 0.6\n")
+    resolved = load_settings(tmp_path / "leaf.yaml", lr="0.125")
+    s = resolved.settings
+    assert (s.lr, s.momentum, s.seed, s.weight_decay) == (0.125, 0.6, 7, 5e-4)
+    assert resolved.sources["momentum"] == "leaf.yaml"
+    assert resolved.sources["seed"] == "base.yaml"
+    assert resolved.sources["lr"] == "command line"
+
+
+def test_resolved_settings_resolve_to_themselves(tmp_path):
+    first = load_settings(CONFIGS / "muscle_fixmatch_digits_10.yaml", ratio="3", total_batch="50")
+    (tmp_path / "again.yaml").write_text(first.to_yaml())
+    assert load_settings(tmp_path / "again.yaml").as_dict() == first.as_dict()
+
+
+def test_all_faults_at_once_each_with_its_place(tmp_path):
+    (tmp_path / "c.yaml").write_text("algorithm: muscle_fixmatch\nlrr: 1\nmomentum: 2\nnum_labels: 15\n")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(tmp_path / "c.yaml", p_cutof="0.9", epoch="many", dataset="digit")
+    text = "\n".join(caught.value.faults)
+    assert "c.yaml: lrr is not a setting; did you mean 'lr'?" in text
+    assert "--p_cutof is not a setting; did you mean 'p_cutoff'?" in text
+    assert "c.yaml: momentum: input should be less than 1, got 2" in text
+    assert "--epoch: input should be a valid integer" in text
+    assert "unknown 'digit'; did you mean 'digits'?" in text
+    assert len(caught.value.faults) == 5
+
+
+def test_a_setting_of_another_algorithm_is_refused_with_its_owners():
+    (fault,) = faults(algorithm="supervised", p_cutoff="0.9")
+    assert fault.startswith("--p_cutoff is not a setting of 'supervised', but of adamatch")
+    (fault,) = faults(algorithm="fixmatch", mi_weight="1")
+    assert "muscle" in fault
+
+
+def test_unknown_algorithm_names_the_nearest():
+    (fault,) = faults(algorithm="muscle_fixmach")
+    assert "did you mean 'muscle_fixmatch'?" in fault
+    (fault,) = faults(algorithm="muscle_supervised")
+    assert "use 'muscle'" in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1\n- 2", "expected lines of `name: value`"),
+        ("lr: 1\nlr: 2", "not valid YAML: found duplicate key"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("extends: [1]", "extends must name a file"),
+        ("extends: nothing.yaml", "nothing.yaml: no such file"),
+        ("extends: c.yaml", "extends itself"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path, text, words):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="c.yaml|nothing.yaml") as caught:
+        read_yaml(path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([{}], (64, 64)),
+        ([{"total_batch": 128, "ratio": 3}], (32, 96)),
+        ([{"total_batch": 100, "ratio": 0.5}], (67, 33)),
+        ([{"batch_size": 64, "uratio": 7}], (64, 448)),
+        ([{"total_batch": 128, "ratio": 1}, {"batch_size": 8}], (8, 8)),
+        ([{"batch_size": 64, "uratio": 7}, {"total_batch": 64}], (8, 56)),
+        ([{"batch_size": 10, "uratio": 1.5}], (10, 15)),
+    ],
+)
+def test_batch_composition(layers, expected):
+    assert batch_composition([Layer(str(i), v) for i, v in enumerate(layers)]) == expected
+
+
+def test_contradicting_batch_settings_are_refused():
+    with pytest.raises(ConfigError, match="batch_size 10 contradicts total_batch 128"):
+        batch_composition([Layer("f", {"batch_size": 10, "total_batch": 128})])
+    with pytest.raises(ConfigError, match="same setting"):
+        batch_composition([Layer("f", {"ratio": 1, "uratio": 2})])
+    with pytest.raises(ConfigError, match="both must be at least 1"):
+        batch_composition([Layer("f", {"total_batch": 4, "ratio": 100})])
+
+
+def test_usb_files_keep_working(tmp_path):
+    (tmp_path / "usb.yaml").write_text(
+        "algorithm: fixmatch\nresume: True\noverwrite: True\nuratio: 7\nbatch_size: 64\nclip: 0.0\nworld_size: 1\n"
+        "num_labels: 40\ndataset: cifar10\ngpu: None\namp: False\nnum_train_iter: 1048576\nepoch: 1024\n"
+    )
+    resolved = load_settings(tmp_path / "usb.yaml")
+    s = resolved.settings
+    assert (s.batch_size, s.total_batch, s.resume, s.overwrite, s.device) == (64, 512, "auto", False, "auto")
+    assert any("clip has no effect" in n for n in resolved.notices)
+
+
+def test_the_catalogue_is_what_usb_registers():
+    import muscle_plugin.register  # noqa: F401
+    from semilearn.core.utils import ALGORITHMS
+
+    assert set(all_algorithms()) == set(ALGORITHMS.keys())
+    for name, entry in (usb_algorithms() | muscle_algorithms()).items():
+        live = {a.name.lstrip("-"): a.default for a in ALGORITHMS[name].get_argument()}
+        ours = {a.name: a.default for a in entry.arguments}
+        assert ours.items() <= live.items()
+        settings = settings_model(name)()
+        assert all(getattr(settings, n) == v for n, v in live.items())
+
+
+def test_usb_classes_without_an_unlabelled_weak_view_have_no_muscle_form():
+    assert set(usb_algorithms()) - {n.removeprefix("muscle_") for n in muscle_algorithms()} == {"supervised", "fullysupervised"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--lrr", "1"], ["--c", "benchmark_configs/muscle_digits_10.yaml", "--print-config"]])
+def test_answers_without_loading_torch(words):
+    code = (
+        "import sys; from muscle_plugin.cli import train_command\n"
+        "try: train_command(sys.argv[1:], 'train.py')\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'semilearn', 'numpy'} & set(sys.modules), 'a heavy module was loaded'"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - start < 20  # a generous bound on a loaded machine: what counts is the line above
+
+
+def test_exit_status_and_stderr():
+    done = command("--lrr", 1, "--epoch", -1)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: --lrr is not a setting; did you mean 'lr'?",
+        "error: --epoch: input should be greater than or equal to 1, got '-1'",
+    ]
+    assert done.stdout == ""
+
+
+def test_print_config_prints_yaml_that_reads_back(tmp_path):
+    done = command("--c", "benchmark_configs/muscle_fixmatch_digits_10.yaml", "--print-config", "--seed", 5)
+    (tmp_path / "c.yaml").write_text(done.stdout)
+    assert load_settings(tmp_path / "c.yaml").settings.seed == 5
+
+
+def test_values_from_a_namespace_with_none_are_kept():
+    assert resolve([Layer("file", {"gpu": "None", "algorithm": "fixmatch"})]).settings.gpu is None

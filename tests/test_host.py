@@ -1,0 +1,326 @@
+"""The host: runs that learn, write what they promise, are cut off and go on exactly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, ROOT
+from sklearn import metrics as sklearn_metrics
+
+from muscle_plugin.host.ema import EMA
+from muscle_plugin.host.files import atomic_write, load_tensors, save_tensors
+from muscle_plugin.host.metrics import classification_metrics, confusion_matrix
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_time(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def weights(run_dir):
+    checkpoint = load_tensors(run_dir / "latest_model.pth")
+    return checkpoint["model"], checkpoint["ema_model"]
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def test_a_run_writes_what_it_promises(short_run, tmp_path):
+    result = short_run(algorithm="muscle_fixmatch", save_name="r", use_tensorboard=True)
+    run_dir = tmp_path / "r"
+    assert result == json.loads((run_dir / "result.json").read_text())
+    wanted = "algorithm dataset num_labels seed complete steps best_top1 last_top1 median20_top1 seconds images_per_second"
+    assert set(wanted.split()) <= set(result)
+    assert (result["complete"], result["steps"], result["algorithm"]) == (True, 6, "muscle_fixmatch")
+    assert 0 <= result["last_top1"] <= result["best_top1"] <= 1
+    assert [row["step"] for row in lines(run_dir)] == [2, 3, 4, 6]
+    last = lines(run_dir)[-1]
+    assert {"lr", "train/mi", "train/entropy", "train/conditional_entropy", "train/total_loss", "eval/top-1-acc"} <= set(last)
+    assert last["train/mi"] == pytest.approx(last["train/entropy"] - last["train/conditional_entropy"], abs=1e-5)
+    environment = json.loads((run_dir / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__.split("+")[0] or environment["torch"] == torch.__version__
+    assert {"git_revision", "semilearn", "device", "command"} <= set(environment)
+    assert list((run_dir / "tensorboard").iterdir())
+    assert not [p for p in run_dir.rglob("*") if p.suffix == ".part"]
+
+
+def test_the_checkpoint_is_plain_data_with_usb_names(short_run, tmp_path):
+    short_run(algorithm="fixmatch", save_name="r")
+    checkpoint = torch.load(tmp_path / "r" / "latest_model.pth", weights_only=True)
+    assert {"model", "ema_model", "it", "epoch", "best_it", "best_eval_acc"} <= set(checkpoint)
+    assert checkpoint["it"] == 6
+
+
+def test_same_seed_same_weights_other_seed_others(short_run, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        short_run(algorithm="muscle", save_name=name, seed=seed)
+    assert_same(weights(tmp_path / "a")[1], weights(tmp_path / "b")[1])
+    assert without_time(lines(tmp_path / "a")) == without_time(lines(tmp_path / "b"))
+    a, c = weights(tmp_path / "a")[0], weights(tmp_path / "c")[0]
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+def test_seed_changes_labels_initial_weights_and_order(build_short):
+    a, b = build_short(algorithm="fixmatch", seed=0), build_short(algorithm="fixmatch", seed=1)
+    assert not torch.equal(a.split.labelled, b.split.labelled)
+    assert any(not torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
+    orders = [[x.batches._streams["unlabelled"].batch(t) for t in range(3)] for x in (a, b)]
+    assert not torch.equal(torch.cat(orders[0]), torch.cat(orders[1]))
+
+
+@pytest.mark.parametrize("algorithm", ["muscle_fixmatch", "muscle_meanteacher", "muscle_mixmatch", "muscle_comatch", "flexmatch"])
+@pytest.mark.parametrize("cut", [2, 3, 5])
+def test_a_cut_off_run_goes_on_exactly(short_run, tmp_path, algorithm, cut, monkeypatch):
+    """Stopped after ``cut`` steps: within an epoch, at its end (also an evaluation), between two log lines."""
+    from muscle_plugin.host.host import Host, Interrupted
+
+    short_run(algorithm=algorithm, save_name="whole")
+    original = Host._save_if_due
+
+    def stop(self):
+        if self.it == cut:
+            self.request_stop()
+        original(self)
+
+    monkeypatch.setattr(Host, "_save_if_due", stop)
+    with pytest.raises(Interrupted, match=f"stopped after step {cut} of 6"):
+        short_run(algorithm=algorithm, save_name="cut")
+    half = json.loads((tmp_path / "cut" / "result.json").read_text())
+    assert (half["complete"], half["steps"]) == (False, cut)
+    monkeypatch.setattr(Host, "_save_if_due", original)
+    short_run(algorithm=algorithm, save_name="cut", resume="yes")
+    for whole, cut_off in zip(weights(tmp_path / "whole"), weights(tmp_path / "cut"), strict=True):
+        assert_same(whole, cut_off)
+    assert without_time(lines(tmp_path / "whole")) == without_time(lines(tmp_path / "cut"))
+    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("whole", "cut")]
+    timed = ("seconds", "images_per_second")
+    assert [{k: v for k, v in r.items() if k not in timed} for r in results][0] == {
+        k: v for k, v in results[1].items() if k not in timed
+    }
+
+
+def test_log_lines_written_after_the_checkpoint_are_not_repeated(short_run, tmp_path):
+    short_run(algorithm="fixmatch", save_name="r")
+    before = lines(tmp_path / "r")
+    with (tmp_path / "r" / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 7, "lr": 1}\n{"step": 8, "l')  # a process that died while it logged
+    short_run(algorithm="fixmatch", save_name="r", resume="yes")
+    assert lines(tmp_path / "r") == before
+
+
+def _start(tmp_path, *words):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "--c", str(CONFIGS / "muscle_digits_10.yaml"), "--save_dir", str(tmp_path),
+         "--save_name", "r", "--img_size", "8", "--num_train_iter", "60", "--total_batch", "16", "--num_eval_iter", "20",
+         "--num_save_iter", "7", "--num_threads", "1", "--use_tensorboard", "false", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+def _wait_for_step(run_dir, process, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = run_dir / "metrics.jsonl"
+        if path.exists() and len(path.read_text().splitlines()) * 10 >= step:
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_from_the_command_line_interrupted_or_killed_then_resumed(tmp_path, number):
+    whole = _start(tmp_path / "whole")
+    whole.communicate(timeout=300)
+    assert whole.returncode == 0
+    process = _start(tmp_path / "cut")
+    _wait_for_step(tmp_path / "cut" / "r", process, 20)
+    os.kill(process.pid, number)
+    _, error = process.communicate(timeout=120)
+    if number == signal.SIGINT:
+        assert process.returncode == 130, error
+        assert "to go on:" in error
+        assert error.rstrip().endswith("--resume")
+    again = _start(tmp_path / "cut", "--resume")
+    _, error = again.communicate(timeout=300)
+    assert again.returncode == 0, error
+    assert_same(weights(tmp_path / "whole" / "r")[1], weights(tmp_path / "cut" / "r")[1])
+    assert without_time(lines(tmp_path / "whole" / "r")) == without_time(lines(tmp_path / "cut" / "r"))
+
+
+def test_an_existing_run_is_never_deleted_unasked(short_run, tmp_path):
+    from muscle_plugin.run import RunError
+
+    short_run(algorithm="supervised", save_name="r")
+    kept = (tmp_path / "r" / "result.json").read_bytes()
+    with pytest.raises(RunError, match=r"already holds a finished run \(step 6 of 6\); --resume goes on"):
+        short_run(algorithm="supervised", save_name="r")
+    with pytest.raises(RunError, match="began with other settings: lr was 0.05, now 0.01"):
+        short_run(algorithm="supervised", save_name="r", resume="yes", lr=0.01)
+    assert (tmp_path / "r" / "result.json").read_bytes() == kept
+    assert short_run(algorithm="supervised", save_name="r", overwrite=True, seed=3)["seed"] == 3
+
+
+def test_overwrite_leaves_other_folders_alone(short_run, tmp_path):
+    from muscle_plugin.run import RunError
+
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("...")
+    with pytest.raises(RunError, match="not a run directory"):
+        short_run(save_name="thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter1.tex").exists()
+
+
+def test_nothing_to_resume_is_an_error_and_auto_starts(short_run, tmp_path):
+    from muscle_plugin.run import RunError
+
+    with pytest.raises(RunError, match="no checkpoint to resume from"):
+        short_run(algorithm="supervised", save_name="r", resume="yes")
+    assert short_run(algorithm="supervised", save_name="r", resume="auto")["complete"]
+
+
+def test_a_damaged_or_foreign_checkpoint_is_one_line(short_run, tmp_path):
+    from muscle_plugin.run import RunError
+
+    short_run(algorithm="supervised", save_name="r")
+    path = tmp_path / "r" / "latest_model.pth"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(RunError, match="latest_model.pth: not a readable checkpoint") as caught:
+        short_run(algorithm="supervised", save_name="r", resume="yes")
+    assert "\n" not in str(caught.value)
+    short_run(algorithm="fixmatch", save_name="f")
+    with pytest.raises(RunError, match="algorithm_name 'fixmatch', here 'muscle_fixmatch'"):
+        short_run(
+            algorithm="muscle_fixmatch", save_name="n", resume="yes", load_path=str(tmp_path / "f" / "latest_model.pth")
+        )
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path / 'ran'}",))
+
+    torch.save({"format": 1, "x": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_tensors(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    save_tensors(tmp_path / "c.pth", {"x": 1})
+    with pytest.raises(OSError, match="disk full"), atomic_write(tmp_path / "c.pth") as f:
+        f.write(b"half")
+        raise OSError("disk full")
+    assert load_tensors(tmp_path / "c.pth") == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pth"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "auto"])
+def test_precisions_train(short_run, tmp_path, precision):
+    result = short_run(algorithm="muscle_fixmatch", precision=precision, save_name="p")
+    assert result["precision"] == ("fp32" if precision == "auto" else precision)
+    assert all(np.isfinite(v) for row in lines(tmp_path / "p") for v in row.values())
+
+
+def test_mean_teacher_under_bf16_uses_the_teachers_own_weights(build_short):
+    """Autocast's cache would hand the student's weights to the teacher."""
+    algorithm = build_short(algorithm="meanteacher", precision="bf16")
+    algorithm.call_hook("before_run")
+    with torch.no_grad():
+        for p in algorithm.ema_model.parameters():
+            p.add_(torch.randn_like(p))
+    x = algorithm.batches.batch(0)["x_lb"]
+    with algorithm.amp_cm(), torch.no_grad():
+        own = algorithm.model(x)["logits"]
+        algorithm.ema.apply_shadow()
+        averaged = algorithm.model(x)["logits"]
+        algorithm.ema.restore()
+        expected = algorithm.ema_model(x)["logits"]
+    assert torch.equal(averaged, expected)
+    assert not torch.equal(own, averaged)
+
+
+def test_ema_is_usbs():
+    from semilearn.core.utils import EMA as USBEMA
+
+    def net():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+
+    a, b, shadow = net(), net(), net()
+    ours, theirs = EMA(a, shadow, 0.9), USBEMA(b, 0.9)
+    theirs.register()
+    for step in range(5):
+        for model in (a, b):
+            torch.manual_seed(step)
+            model(torch.randn(8, 4)).sum()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.add_(torch.randn_like(p))
+        ours.update()
+        theirs.update()
+    for name, value in ours.shadow.items():
+        torch.testing.assert_close(value, theirs.shadow[name])
+    assert torch.equal(shadow[1].running_mean, a[1].running_mean)
+    own = [p.clone() for p in a.parameters()]
+    ours.apply_shadow()
+    assert all(torch.equal(p, s) for p, s in zip(a.parameters(), shadow.parameters(), strict=True))
+    ours.restore()
+    assert all(torch.equal(p, o) for p, o in zip(a.parameters(), own, strict=True))
+
+
+@pytest.mark.parametrize("c", [2, 7, 100])
+def test_metrics_equal_scikit_learns(c):
+    rng = np.random.default_rng(c)
+    true = rng.integers(0, c, 300)
+    predicted = np.where(rng.random(300) < 0.5, true, rng.integers(0, max(2, c // 2), 300))
+    ours = classification_metrics(confusion_matrix(torch.from_numpy(true), torch.from_numpy(predicted), c))
+    average = {"average": "macro", "zero_division": 0}
+    assert ours["top-1-acc"] == pytest.approx(sklearn_metrics.accuracy_score(true, predicted))
+    assert ours["balanced_acc"] == pytest.approx(sklearn_metrics.balanced_accuracy_score(true, predicted))
+    assert ours["precision"] == pytest.approx(sklearn_metrics.precision_score(true, predicted, **average))
+    assert ours["recall"] == pytest.approx(sklearn_metrics.recall_score(true, predicted, **average))
+    assert ours["F1"] == pytest.approx(sklearn_metrics.f1_score(true, predicted, **average))
+
+
+def test_plain_lines_when_not_a_terminal(tmp_path):
+    process = _start(tmp_path)
+    out, _ = process.communicate(timeout=300)
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert "muscle on digits: 10 labels" in out
+    assert "step 60/60" in out
+    assert "images/s" in out
+    assert "accuracy" in out
+
+
+def test_an_absent_gpu_is_one_line(short_run):
+    from muscle_plugin.run import RunError
+
+    if torch.cuda.device_count() > 7:
+        pytest.skip("this machine has the GPU that the test takes to be absent")
+    with pytest.raises(RunError, match=r"cuda:7 asked for, but this machine has \d usable GPU"):
+        short_run(device="cuda:7")
+
+
+def test_absent_cifar_says_how_to_provide_it(short_run, tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    from muscle_plugin.run import RunError
+
+    def no_network(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", no_network)
+    with pytest.raises(RunError, match="could not be downloaded.*cifar-10-batches-py.*--data_dir"):
+        short_run(dataset="cifar10", img_size=32, data_dir=str(tmp_path / "none"), weak_augment="crop_flip", hard_augment="iic")
