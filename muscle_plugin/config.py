@@ -60,7 +60,10 @@ class RunSettings(BaseModel):
     num_eval_iter: int = Field(100, ge=1, description="steps between two evaluations")
     num_log_iter: int = Field(10, ge=1, description="steps between two log lines; losses are averaged in between")
     num_save_iter: int | None = Field(
-        None, ge=1, description="steps between two checkpoints; default: num_eval_iter", json_schema_extra={"moves": True}
+        None,
+        ge=1,
+        description="steps between two checkpoints; default: num_eval_iter",
+        json_schema_extra={"moves": True},
     )
 
     # -- batch
@@ -68,7 +71,9 @@ class RunSettings(BaseModel):
     ratio: float | None = Field(None, gt=0, description="r = I/J: unlabelled images per labelled one; default 1")
     batch_size: int | None = Field(None, ge=1, description="USB's name: J, labelled images per step")
     uratio: float | None = Field(None, gt=0, description="USB's name for ratio")
-    eval_batch_size: int = Field(256, ge=1, description="images per evaluation batch", json_schema_extra={"moves": True})
+    eval_batch_size: int = Field(
+        256, ge=1, description="images per evaluation batch", json_schema_extra={"moves": True}
+    )
 
     # -- optimisation
     optim: Literal["SGD", "AdamW"] = Field("SGD", description="optimiser")
@@ -109,7 +114,9 @@ class RunSettings(BaseModel):
     # -- saving
     save_dir: str = Field("./runs", description="folder of runs", json_schema_extra={"moves": True})
     save_name: str | None = Field(
-        None, description="run directory in save_dir; default: algorithm_dataset_labels_seed", json_schema_extra={"moves": True}
+        None,
+        description="run directory in save_dir; default: algorithm_dataset_labels_seed",
+        json_schema_extra={"moves": True},
     )
     resume: Literal["no", "yes", "auto"] = Field(
         "no", description="go on from the last checkpoint; auto: if there is one", json_schema_extra={"moves": True}
@@ -118,10 +125,14 @@ class RunSettings(BaseModel):
         None, description="checkpoint to resume from; default: the run's own", json_schema_extra={"moves": True}
     )
     overwrite: bool = Field(
-        False, description="delete the run of this name and start anew (resume comes first)", json_schema_extra={"moves": True}
+        False,
+        description="delete the run of this name and start anew (resume comes first)",
+        json_schema_extra={"moves": True},
     )
     use_tensorboard: bool = Field(True, description="write TensorBoard events", json_schema_extra={"moves": True})
-    use_wandb: bool = Field(False, description="log to Weights & Biases by USB's hook", json_schema_extra={"moves": True})
+    use_wandb: bool = Field(
+        False, description="log to Weights & Biases by USB's hook", json_schema_extra={"moves": True}
+    )
     use_aim: bool = Field(False, description="log to Aim by USB's hook", json_schema_extra={"moves": True})
 
 
@@ -392,7 +403,10 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
     if settings is not None:
         try:
             checked = settings.model_dump(include={"total_batch", "ratio", "batch_size", "uratio"})
-            typed = [Layer(x.source, {k: _typed(checked, model, k, v) for k, v in x.values.items() if k in checked}) for x in layers]
+            typed = [
+                Layer(x.source, {k: _typed(checked, model, k, v) for k, v in x.values.items() if k in checked})
+                for x in layers
+            ]
             labelled, unlabelled = batch_composition(typed)
             settings = settings.model_copy(
                 update={
@@ -425,7 +439,9 @@ def _cross_checks(settings: Any) -> list[str]:
     """Faults that concern more than one setting, or names that must exist."""
     faults = []
     if settings.dataset not in DATASETS:
-        faults.append(f"dataset: unknown {settings.dataset!r}{_did_you_mean(settings.dataset, DATASETS)}; known: {', '.join(DATASETS)}")
+        faults.append(
+            f"dataset: unknown {settings.dataset!r}{_did_you_mean(settings.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
+        )
     else:
         classes = DATASETS[settings.dataset].num_classes
         if settings.num_classes not in (None, classes):
@@ -443,8 +459,12 @@ def _cross_checks(settings: Any) -> list[str]:
         faults.append(f"num_warmup_iter: {settings.num_warmup_iter} leaves no step of the {settings.num_train_iter}")
     if settings.num_train_iter and settings.num_train_iter < settings.epoch:
         faults.append(f"num_train_iter: {settings.num_train_iter} steps cannot hold {settings.epoch} epochs")
-    if settings.save_name is not None and (Path(settings.save_name).name != settings.save_name or settings.save_name in ("", ".", "..")):
-        faults.append(f"save_name: must be a plain directory name, got {settings.save_name!r}; the folder goes into save_dir")
+    if settings.save_name is not None and (
+        Path(settings.save_name).name != settings.save_name or settings.save_name in ("", ".", "..")
+    ):
+        faults.append(
+            f"save_name: must be a plain directory name, got {settings.save_name!r}; the folder goes into save_dir"
+        )
     return faults
 
 
@@ -518,7 +538,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(group, name, ", ".join(owners), None, defaults[name].type is bool)
 
 
-def parse_command_line(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Layer, list[str]]:
+def parse_command_line(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, Layer, list[str]]:
     """Parsed arguments, the layer of settings among them, and a fault per unknown flag."""
     namespace, rest = parser.parse_known_args(list(argv))
     known = _known_keys()

@@ -51,7 +51,9 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._console.is_terminal and not self._console.quiet:
             columns = (BarColumn(24), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[text]}"))
-            self._bar = Bar(*columns, TimeRemainingColumn(), console=self._console, redirect_stdout=False, redirect_stderr=False)
+            self._bar = Bar(
+                *columns, TimeRemainingColumn(), console=self._console, redirect_stdout=False, redirect_stderr=False
+            )
             self._bar.start()
         return self
 

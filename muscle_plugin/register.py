@@ -23,7 +23,9 @@ def _register() -> None:
         if name not in ALGORITHMS:
             ALGORITHMS[name] = cls
         elif ALGORITHMS[name] is not cls:
-            raise RuntimeError(f"USB already has an algorithm {name!r}: {ALGORITHMS[name]}; muscle_plugin cannot add its own")
+            raise RuntimeError(
+                f"USB already has an algorithm {name!r}: {ALGORITHMS[name]}; muscle_plugin cannot add its own"
+            )
     for name, builder in OWN_NETS.items():
         present = getattr(semilearn.nets, name, builder)
         if present is not builder:

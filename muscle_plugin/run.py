@@ -174,7 +174,9 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> Path | None:
             )
         if settings.overwrite:
             if not (run_dir / CONFIG_FILE).is_file():
-                raise RunError(f"{run_dir} is not a run directory (it has no {CONFIG_FILE}), so --overwrite leaves it alone")
+                raise RunError(
+                    f"{run_dir} is not a run directory (it has no {CONFIG_FILE}), so --overwrite leaves it alone"
+                )
             shutil.rmtree(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -202,9 +204,15 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
     now = resolved.as_dict()
     extra: dict[str, Any] = {n: f.json_schema_extra or {} for n, f in RunSettings.model_fields.items()}
     moves = {n for n, e in extra.items() if e.get("moves")}
-    differing = [f"{k} was {saved.get(k)!r}, now {now.get(k)!r}" for k in {**saved, **now} if k not in moves and saved.get(k) != now.get(k)]
+    differing = [
+        f"{k} was {saved.get(k)!r}, now {now.get(k)!r}"
+        for k in {**saved, **now}
+        if k not in moves and saved.get(k) != now.get(k)
+    ]
     if differing:
-        raise RunError(f"{saved_file.parent}: this run began with other settings: {'; '.join(differing)}. Give it another --save_name")
+        raise RunError(
+            f"{saved_file.parent}: this run began with other settings: {'; '.join(differing)}. Give it another --save_name"
+        )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,15 @@ import pytest
 from conftest import CONFIGS, ROOT
 
 from muscle_plugin.algorithms.catalogue import all_algorithms, muscle_algorithms, usb_algorithms
-from muscle_plugin.config import ConfigError, Layer, batch_composition, load_settings, read_yaml, resolve, settings_model
+from muscle_plugin.config import (
+    ConfigError,
+    Layer,
+    batch_composition,
+    load_settings,
+    read_yaml,
+    resolve,
+    settings_model,
+)
 
 
 def command(*words):
@@ -132,8 +140,9 @@ def test_usb_files_keep_working(tmp_path):
 
 
 def test_the_catalogue_is_what_usb_registers():
-    import muscle_plugin.register  # noqa: F401
     from semilearn.core.utils import ALGORITHMS
+
+    import muscle_plugin.register  # noqa: F401
 
     assert set(all_algorithms()) == set(ALGORITHMS.keys())
     for name, entry in (usb_algorithms() | muscle_algorithms()).items():
@@ -145,10 +154,15 @@ def test_the_catalogue_is_what_usb_registers():
 
 
 def test_usb_classes_without_an_unlabelled_weak_view_have_no_muscle_form():
-    assert set(usb_algorithms()) - {n.removeprefix("muscle_") for n in muscle_algorithms()} == {"supervised", "fullysupervised"}
+    assert set(usb_algorithms()) - {n.removeprefix("muscle_") for n in muscle_algorithms()} == {
+        "supervised",
+        "fullysupervised",
+    }
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--lrr", "1"], ["--c", "benchmark_configs/muscle_digits_10.yaml", "--print-config"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--lrr", "1"], ["--c", "benchmark_configs/muscle_digits_10.yaml", "--print-config"]]
+)
 def test_answers_without_loading_torch(words):
     code = (
         "import sys; from muscle_plugin.cli import train_command\n"

@@ -38,7 +38,9 @@ def test_hand_computed():
     q = torch.tensor([[0.5, 0.5], [0.0, 1.0]], dtype=torch.float64)
     # Q = [[.25, .25], [0, .5]], P = [[.25, .125], [.125, .5]], marginals (.375, .625)
     expected = (
-        0.25 * math.log(0.25 / 0.375**2) + 2 * 0.125 * math.log(0.125 / (0.375 * 0.625)) + 0.5 * math.log(0.5 / 0.625**2)
+        0.25 * math.log(0.25 / 0.375**2)
+        + 2 * 0.125 * math.log(0.125 / (0.375 * 0.625))
+        + 0.5 * math.log(0.5 / 0.625**2)
     )
     assert mutual_information(p, q).item() == pytest.approx(expected, abs=1e-12)
     torch.testing.assert_close(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import semilearn.algorithms  # noqa: F401  fills USB's registry
@@ -17,7 +17,7 @@ from muscle_plugin.host import Host
 REPLACED: dict[str, Any] = {"meanteacher": MeanTeacher}
 
 
-@lru_cache(maxsize=None)
+@cache
 def algorithm_class(name: str) -> Any:
     """The trainable class of an algorithm: any of USB's registry hosted, ``muscle``, or ``muscle_<name>``.
 
@@ -37,7 +37,11 @@ def algorithm_class(name: str) -> Any:
     def get_argument() -> list[Any]:
         return [*base.get_argument(), *Muscle.get_argument()]
 
-    members = {"usb_name": usb_name, "__doc__": f"MUSCLE composed with {usb_name}.", "get_argument": staticmethod(get_argument)}
+    members = {
+        "usb_name": usb_name,
+        "__doc__": f"MUSCLE composed with {usb_name}.",
+        "get_argument": staticmethod(get_argument),
+    }
     return type(f"Muscle{base.__name__}", (Muscle, Host, base), members)
 
 

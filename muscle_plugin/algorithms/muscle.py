@@ -90,7 +90,10 @@ class Muscle:
         with_gradient = {n: r for n in views if (r := tap.find(batch[n], gradient=True))}
         without = {n: r for n in views if n not in with_gradient and (r := tap.find(batch[n], gradient=False))}
 
-        found, weak, hard, extra = {}, {}, {}, {}
+        found: dict[str, Rows] = {}
+        weak: dict[str, str] = {}
+        hard: dict[str, tuple[str, ...]] = {}
+        extra: dict[str, View] = {}
         for kind in kinds:
             own = {n: v for n, v in views.items() if v.images == kind}
             weak_names = [n for n, v in own.items() if v.strength == WEAK]
@@ -98,13 +101,21 @@ class Muscle:
             weak[kind] = candidates[0] if candidates else (weak_names or [WEAK_UNLABELLED_VIEW])[0]
             if weak[kind] not in views:
                 extra[weak[kind]] = View(kind, WEAK)
-            hard[kind] = tuple(n for n, v in own.items() if v.strength == HARD and n in with_gradient)[: self.args.hard_views]
+            hard[kind] = tuple(n for n, v in own.items() if v.strength == HARD and n in with_gradient)[
+                : self.args.hard_views
+            ]
             missing = self.args.hard_views - len(hard[kind])
             if missing:
                 extra[EXTRA_HARD[kind]] = View(kind, HARD, missing)
-            found |= {n: (with_gradient | without)[n] for n in (weak[kind], *hard[kind]) if n in with_gradient | without}
+            found |= {
+                n: (with_gradient | without)[n] for n in (weak[kind], *hard[kind]) if n in with_gradient | without
+            }
         self.batches.add_views(extra)
-        riders = tuple(dict.fromkeys([*(n for n in weak.values() if n not in found), *(n for n in extra if n not in weak.values())]))
+        riders = tuple(
+            dict.fromkeys(
+                [*(n for n in weak.values() if n not in found), *(n for n in extra if n not in weak.values())]
+            )
+        )
         labelled_rows = with_gradient.get("x_lb")
         ride = labelled_rows.call if labelled_rows and self.args.mi_batch_norm == "joint" else None
         return Plan(found, weak, hard, riders, ride, tuple(len(c.images) for c in tap.calls))
@@ -134,7 +145,9 @@ class Muscle:
             self.bn_controller.unfreeze_bn(self.model)
         return logits
 
-    def _predictions(self, tap: ForwardTap, batch: Mapping[str, Tensor], rider_logits: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _predictions(
+        self, tap: ForwardTap, batch: Mapping[str, Tensor], rider_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """(N, C) logits of the weak views and (V, N, C) of the hard ones, labelled images before unlabelled ones."""
         assert self.plan is not None
         plan = self.plan

@@ -25,9 +25,7 @@ def _uniform(generator: torch.Generator, n: int, low: float, high: float) -> Ten
     return torch.rand(n, generator=generator, device=generator.device) * (high - low) + low
 
 
-def affine(
-    images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x: Tensor, shift_y: Tensor
-) -> Tensor:
+def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
     """Rotate, scale, shear and shift each image about its centre (bilinear; outside is 0).
 
     Args:

@@ -35,7 +35,9 @@ def balanced_split(labels: Tensor, num_labels: int, num_classes: int, seed: int,
     counts = torch.bincount(labels, minlength=num_classes)
     if int(counts.min()) < per_class:
         c = int(counts.argmin())
-        raise DataError(f"num_labels: {per_class} labels per class asked for, but class {c} has {int(counts[c])} images")
+        raise DataError(
+            f"num_labels: {per_class} labels per class asked for, but class {c} has {int(counts[c])} images"
+        )
     generator = torch.Generator().manual_seed(derive(seed, "split"))
     chosen = []
     for c in range(num_classes):

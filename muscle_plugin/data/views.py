@@ -65,7 +65,9 @@ def views_of(parameters: Sequence[str], usb_name: str) -> dict[str, View]:
             found[name] = View(UNLABELLED, WEAK) if second_weak else VIEWS[name]
         elif name not in INDICES and name not in ROTATIONS:
             known = ", ".join((*VIEWS, *INDICES, *ROTATIONS))
-            raise DataError(f"{usb_name}: its train_step asks for {name!r}, a view this package does not make; known: {known}")
+            raise DataError(
+                f"{usb_name}: its train_step asks for {name!r}, a view this package does not make; known: {known}"
+            )
     return found
 
 

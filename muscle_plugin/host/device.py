@@ -27,7 +27,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     index = int(name.partition(":")[2] or 0)
     if index >= count:
-        raise DeviceError(f"device: {name} asked for, but this machine has {count} usable GPU(s); use --device cpu or auto")
+        raise DeviceError(
+            f"device: {name} asked for, but this machine has {count} usable GPU(s); use --device cpu or auto"
+        )
     return torch.device("cuda", index)
 
 

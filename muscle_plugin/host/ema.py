@@ -23,7 +23,7 @@ class EMA:
         self._parameters = list(model.parameters())
         self._averages = list(ema_model.parameters())
         buffers, copies = dict(model.named_buffers()), dict(ema_model.named_buffers())
-        self._buffers = [b for b in buffers.values()]
+        self._buffers = list(buffers.values())
         self._copies = [copies[n] for n in buffers]
         self._names = [n for n, _ in model.named_parameters()]
         self.backup: list[Tensor] = []

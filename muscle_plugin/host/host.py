@@ -57,9 +57,9 @@ def complete_settings(args: Any) -> None:
     ``args`` from ``train.py`` is complete already; one from USB's own command line or a notebook is not.
     """
     for model in (RunSettings, MuscleSettings):
-        for name, info in model.model_fields.items():
+        for name, field in model.model_fields.items():
             if not hasattr(args, name):
-                setattr(args, name, info.default)
+                setattr(args, name, field.default)
     if args.dataset not in DATASETS:
         raise DataError(f"dataset: unknown {args.dataset!r}; known: {', '.join(DATASETS)}")
     info = DATASETS[args.dataset]

@@ -35,7 +35,9 @@ class SmallCNN(USBNet):
         return self.blocks(x)
 
 
-def small_cnn(num_classes: int, in_channels: int = 1, pretrained: bool = False, pretrained_path: Any = None) -> SmallCNN:
+def small_cnn(
+    num_classes: int, in_channels: int = 1, pretrained: bool = False, pretrained_path: Any = None
+) -> SmallCNN:
     """Builder in USB's form. ``pretrained`` has no weights to offer and is refused."""
     if pretrained:
         raise ValueError("small_cnn has no pretrained weights")

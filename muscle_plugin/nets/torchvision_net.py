@@ -22,9 +22,8 @@ class TorchvisionNet(nn.Module):
 
     def __init__(self, name: str, num_classes: int, weights: str | None = None) -> None:
         super().__init__()
-        from torchvision import models
-
         import torchvision
+        from torchvision import models
 
         known = models.list_models(module=torchvision.models)
         if name not in known:

@@ -1,0 +1,177 @@
+"""The demonstration: MUSCLE and its baselines on scikit-learn's digits with ten labels, trained on the spot.
+
+Every number in the table is the accuracy at the last step of a run of fixed length. Test labels are read by the
+evaluation alone: nothing in training, and not the choice of which step to report, depends on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from muscle_plugin.config import ConfigError, Resolved, load_settings
+
+NAMES = {
+    "supervised": "supervised only",
+    "fixmatch": "FixMatch (USB)",
+    "muscle": "MUSCLE",
+    "muscle_fixmatch": "MUSCLE + FixMatch",
+}
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+def _train(config: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """One run, in a worker process."""
+    from muscle_plugin.run import train
+
+    warnings.simplefilter("ignore")
+    return train(load_settings(config, **overrides), command=["muscle-plugin", "demo"], quiet=True)
+
+
+def _configs() -> Path:
+    return Path(__file__).resolve().parent.parent / "benchmark_configs"
+
+
+def _resolve(options: argparse.Namespace) -> list[tuple[str, dict[str, Any], Resolved]]:
+    runs = []
+    for seed in range(options.seeds):
+        for algorithm in NAMES:
+            config = str(_configs() / f"{algorithm}_digits_10.yaml")
+            overrides = {
+                "seed": seed, "save_dir": str(options.out), "save_name": f"{algorithm}_{seed}", "resume": "auto",
+                "num_threads": 1, "use_tensorboard": False,
+            }  # fmt: skip
+            if options.steps:
+                overrides["num_train_iter"] = options.steps
+            runs.append((config, overrides, load_settings(config, **overrides)))
+    # the longest first, so that no worker is left alone with one at the end
+    return sorted(runs, key=lambda r: "muscle" not in r[2].settings.algorithm)
+
+
+def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
+    """Train, then print the table and write ``table.md``, ``curves.png`` and ``views.png``."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder for runs, table and pictures [%(default)s]"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each method [%(default)s]")
+    parser.add_argument("--steps", type=int, help="shorten the runs to this many steps")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="runs at a time [%(default)s]")
+    options = parser.parse_args(list(argv))
+    if min(options.seeds, options.workers, options.steps or 1) < 1:
+        parser.error("--seeds, --steps and --workers must be at least 1")
+    console = Console(highlight=False)
+    try:
+        runs = _resolve(options)
+    except ConfigError as e:
+        print("\n".join(f"error: {f}" for f in e.faults), file=sys.stderr)
+        return 2
+    first = runs[0][2].settings
+    console.print(
+        f"{len(runs)} runs of {first.num_train_iter} steps on scikit-learn's digits, {first.num_labels} labels,"
+        f" {options.workers} at a time. Stopped runs go on when this is started again."
+    )
+    began = time.perf_counter()
+    failures = 0
+    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
+        jobs = {pool.submit(_train, config, overrides): resolved.settings for config, overrides, resolved in runs}
+        try:
+            for number, job in enumerate(as_completed(jobs), 1):
+                s = jobs[job]
+                error = job.exception()
+                if error is not None:
+                    failures += 1
+                    console.print(
+                        f"[{number}/{len(jobs)}] {NAMES[s.algorithm]}, seed {s.seed}: failed: {error}", markup=False
+                    )
+                    continue
+                result = job.result()
+                console.print(
+                    f"[{number}/{len(jobs)}] {NAMES[s.algorithm]}, seed {s.seed}: {100 * result['last_top1']:.1f} %"
+                    f" ({result['seconds']:.0f} s)",
+                    markup=False,
+                )
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            console.print("\nstopped; start it again to go on")
+            return EXIT_INTERRUPTED
+    if failures:
+        console.print(f"{failures} of {len(jobs)} runs failed; their logs are in {options.out}/<run>/log.txt")
+        return EXIT_FAILED
+    _report(console, options, time.perf_counter() - began)
+    return 0
+
+
+def _report(console: Console, options: argparse.Namespace, seconds: float) -> None:
+    from muscle_plugin.bench.plots import contact_sheet, learning_curves
+    from muscle_plugin.bench.runs import by_algorithm, mean_and_std, read_run
+
+    runs = [read_run(options.out / f"{a}_{seed}") for a in NAMES for seed in range(options.seeds)]
+    result = runs[0].result
+    title = f"digits, {result['num_labels']} labels, {result['steps']} steps, {options.seeds} seeds"
+    table = Table(title=f"test accuracy (%) at the last step: {title}")
+    lines = ["| method | accuracy (%), mean ± std | each seed | seconds a run |", "|---|---|---|---|"]
+    for column, justify in (
+        ("method", "left"),
+        ("mean ± std", "right"),
+        ("each seed", "left"),
+        ("seconds a run", "right"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for algorithm, group in by_algorithm(runs).items():
+        scores = [100 * r.result["last_top1"] for r in group]
+        mean, std = mean_and_std(scores)
+        cells = [
+            NAMES[algorithm], f"{mean:.1f} ± {std:.1f}", "  ".join(f"{s:.1f}" for s in scores),
+            f"{mean_and_std(r.result['seconds'] for r in group)[0]:.0f}",
+        ]  # fmt: skip
+        table.add_row(*cells)
+        lines.append("| " + " | ".join(cells) + " |")
+    console.print()
+    console.print(table)
+    (options.out / "table.md").write_text("\n".join(lines) + "\n")
+    learning_curves(runs, NAMES, 10, f"digits with {result['num_labels']} labels", options.out / "curves.png")
+    contact_sheet(views_of_one_batch("muscle_fixmatch_digits_10"), options.out / "views.png")
+    console.print(
+        f"{seconds:.0f} s. Written: {', '.join(str(options.out / n) for n in ('table.md', 'curves.png', 'views.png'))}"
+    )
+
+
+def views_of_one_batch(config: str, columns: int = 12) -> dict[str, Any]:
+    """The views that a MUSCLE configuration's first step trains on, by a label for each."""
+    from muscle_plugin.algorithms.muscle import EXTRA_HARD
+    from muscle_plugin.run import build
+
+    resolved = load_settings(_configs() / f"{config}.yaml")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        algorithm = build(resolved)
+        algorithm.epoch = 0
+        algorithm.call_hook("before_run")
+        algorithm.prepare_steps()
+    batch = algorithm.batches.batch(0)
+    rows: dict[str, Any] = {}
+    for kind, weak in algorithm.plan.weak.items():
+        rows[f"{kind}, weak"] = batch[weak][:columns]
+        hard = [batch[n] for n in algorithm.plan.hard[kind]]
+        if EXTRA_HARD[kind] in batch:
+            hard += batch[EXTRA_HARD[kind]].split(len(batch[weak]))
+        rows |= {f"{kind}, hard {number}": views[:columns] for number, views in enumerate(hard, 1)}
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
