@@ -66,7 +66,9 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
     torch.backends.cudnn.deterministic = settings.deterministic
     torch.backends.cudnn.benchmark = not settings.deterministic
 
-    import muscle_plugin.register  # noqa: F401
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # USB imports names that timm and torch have since moved
+        import muscle_plugin.register  # noqa: F401
 
     progress = Progress(settings, quiet)
     with _log_file(run_dir) as logger:

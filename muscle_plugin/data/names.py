@@ -17,8 +17,8 @@ class DatasetInfo:
 
 DATASETS: dict[str, DatasetInfo] = {
     "digits": DatasetInfo(10, 16, "digits_weak", "digits_hard"),
-    "cifar10": DatasetInfo(10, 32, "crop_flip", "randaugment"),
-    "cifar100": DatasetInfo(100, 32, "crop_flip", "randaugment"),
+    "cifar10": DatasetInfo(10, 32, "crop_flip", "iic"),
+    "cifar100": DatasetInfo(100, 32, "crop_flip", "iic"),
 }
 
 #: This package's own nets.

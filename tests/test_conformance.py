@@ -1,0 +1,93 @@
+"""Every algorithm that USB registers trains under the host, and so does every MUSCLE composition; each resumes exactly."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from muscle_plugin.algorithms.catalogue import all_algorithms, muscle_algorithms, usb_algorithms
+from muscle_plugin.host.files import load_tensors
+
+#: Settings without which an algorithm does not run on digits, with the reason.
+SPECIAL = {
+    # its head is sized for 8 x 8 feature maps and for nets with "wrn" in their name
+    "crmatch": {"net": "wrn_28_2", "img_size": 32, "total_batch": 4, "num_eval_iter": 4},
+    # it trains on labels alone first, 2,048 steps by default
+    "dash": {"num_wu_iter": 2},
+}
+
+
+def special(name):
+    return SPECIAL.get(name.removeprefix("muscle_"), {})
+
+
+@pytest.mark.parametrize("name", sorted(all_algorithms()))
+def test_trains_and_resumes_exactly(short_run, tmp_path, monkeypatch, name):
+    from muscle_plugin.host.host import Host, Interrupted
+
+    settings = {"algorithm": name, "num_train_iter": 4, "num_eval_iter": 2, "num_log_iter": 1, **special(name)}
+    result = short_run(save_name="whole", **settings)
+    assert (result["complete"], result["steps"]) == (True, 4)
+    assert result["evaluations"] == 4 // settings["num_eval_iter"]
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
+    assert all(np.isfinite(v) for r in rows for v in r.values())
+    assert all(("train/mi" in r) == (name in muscle_algorithms()) for r in rows)
+
+    original = Host._save_if_due
+    monkeypatch.setattr(Host, "_save_if_due", lambda self: (self.it == 3 and self.request_stop(), original(self)))
+    with pytest.raises(Interrupted):
+        short_run(save_name="cut", **settings)
+    monkeypatch.setattr(Host, "_save_if_due", original)
+    short_run(save_name="cut", resume="yes", **settings)
+    whole, cut = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("whole", "cut"))
+    for net in ("model", "ema_model"):
+        different = [k for k, v in whole[net].items() if not torch.equal(v, cut[net][k])]
+        assert not different
+
+
+@pytest.mark.parametrize("name", sorted(set(usb_algorithms()) - {"crmatch"}))
+def test_training_changes_the_net(short_run, tmp_path, build_short, name):
+    before = dict(build_short(algorithm=name, **special(name)).model.named_parameters())
+    short_run(algorithm=name, save_name="r", num_train_iter=2, **special(name))
+    after = load_tensors(tmp_path / "r" / "latest_model.pth")["model"]
+    assert any(not torch.equal(p, after[n]) for n, p in before.items())
+
+
+@pytest.mark.parametrize("net", ["wrn_28_2", "vit_tiny_patch2_32"])
+def test_usbs_nets_train(short_run, net):
+    assert short_run(algorithm="muscle_fixmatch", net=net, img_size=32, total_batch=4, num_train_iter=1)["complete"]
+
+
+def test_torchvisions_nets_train(short_run):
+    settings = {"net": "mobilenet_v3_small", "net_from_name": True, "img_size": 32, "total_batch": 4}
+    assert short_run(algorithm="muscle_fixmatch", num_train_iter=2, **settings)["complete"]
+
+
+def test_cnn13_has_the_parameters_of_its_paper():
+    from muscle_plugin.nets import cnn13
+
+    counts = [sum(p.numel() for p in cnn13(c).parameters()) for c in (10, 100)]
+    assert counts == [3_125_908, 3_137_608]
+    out = cnn13(10)(torch.zeros(2, 3, 32, 32))
+    assert (out["logits"].shape, out["feat"].shape) == ((2, 10), (2, 128))
+
+
+def test_an_unknown_net_is_one_line(short_run):
+    from muscle_plugin.run import RunError
+
+    with pytest.raises(RunError, match="net: unknown 'wrn_28_3'; known: small_cnn, cnn13.*wrn_28_2"):
+        short_run(net="wrn_28_3")
+
+
+def test_dash_takes_its_threshold_from_labelled_training_images(build_short):
+    algorithm = build_short(algorithm="dash", num_wu_iter=2)
+    test_images = algorithm.loader_dict["eval"]
+    seen = []
+    evaluate = algorithm.evaluate
+    algorithm.evaluate = lambda *a, **k: (seen.append(algorithm.loader_dict["eval"]), evaluate(*a, **k))[1]
+    algorithm.warmup()
+    assert seen
+    assert all(loader is not test_images for loader in seen)
+    assert algorithm.loader_dict["eval"] is test_images
