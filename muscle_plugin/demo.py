@@ -35,7 +35,6 @@ def _train(config: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """One run, in a worker process."""
     from muscle_plugin.run import train
 
-    warnings.simplefilter("ignore")
     return train(load_settings(config, **overrides), command=["muscle-plugin", "demo"], quiet=True)
 
 
@@ -163,7 +162,7 @@ def views_of_one_batch(config: str, columns: int = 12) -> dict[str, Any]:
         algorithm.call_hook("before_run")
         algorithm.prepare_steps()
     batch = algorithm.batches.batch(0)
-    rows: dict[str, Any] = {}
+    rows: dict[str, Any] = {"labelled, weak": batch["x_lb"][:columns]}
     for kind, weak in algorithm.plan.weak.items():
         rows[f"{kind}, weak"] = batch[weak][:columns]
         hard = [batch[n] for n in algorithm.plan.hard[kind]]

@@ -9,12 +9,10 @@ Raises:
 
 from __future__ import annotations
 
-import semilearn.nets
-from semilearn.core.utils import ALGORITHMS
-
 from muscle_plugin.algorithms.catalogue import muscle_algorithms
 from muscle_plugin.algorithms.compose import algorithm_class
 from muscle_plugin.nets import OWN_NETS
+from muscle_plugin.usb import ALGORITHMS, nets
 
 
 def _register() -> None:
@@ -27,10 +25,10 @@ def _register() -> None:
                 f"USB already has an algorithm {name!r}: {ALGORITHMS[name]}; muscle_plugin cannot add its own"
             )
     for name, builder in OWN_NETS.items():
-        present = getattr(semilearn.nets, name, builder)
+        present = getattr(nets, name, builder)
         if present is not builder:
             raise RuntimeError(f"USB already has a net {name!r}: {present}; muscle_plugin cannot add its own")
-        setattr(semilearn.nets, name, builder)
+        setattr(nets, name, builder)
 
 
 _register()

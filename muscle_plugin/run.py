@@ -66,9 +66,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
     torch.backends.cudnn.deterministic = settings.deterministic
     torch.backends.cudnn.benchmark = not settings.deterministic
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # USB imports names that timm and torch have since moved
-        import muscle_plugin.register  # noqa: F401
+    import muscle_plugin.register  # noqa: F401
 
     progress = Progress(settings, quiet)
     with _log_file(run_dir) as logger:
@@ -122,7 +120,26 @@ def build(resolved: Resolved, logger: Any = None) -> Any:
     args = Namespace(**resolved.as_dict())
     args.imb_algorithm = None
     with _stdout_to(logger):
-        return algorithm_class(settings.algorithm)(args, net_builder(settings), None, logger)
+        algorithm = algorithm_class(settings.algorithm)(args, net_builder(settings), None, logger)
+    _try_net(algorithm, settings)
+    return algorithm
+
+
+def _try_net(algorithm: Any, settings: Any) -> None:
+    """Forward two blank images, so that a net and an image size that do not fit are found before training."""
+    net = algorithm.model
+    blank = torch.zeros(2, algorithm.batches.channels, settings.img_size, settings.img_size, device=algorithm.device)
+    was_training = net.training
+    net.eval()
+    try:
+        with torch.no_grad():
+            net(blank)
+    except (RuntimeError, ValueError) as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(
+            f"net: {settings.net} cannot take images of {settings.img_size} x {settings.img_size}: {reason}"
+        ) from e
+    net.train(was_training)
 
 
 def net_builder(settings: Any) -> Any:
@@ -140,12 +157,12 @@ def net_builder(settings: Any) -> Any:
         channels = 1 if settings.dataset == "digits" else 3
         assert settings.dataset in SOURCES
         return partial(OWN_NETS[settings.net], in_channels=channels)
-    import semilearn.nets
+    from muscle_plugin.usb import nets
 
-    if not hasattr(semilearn.nets, settings.net) or settings.net.startswith("_"):
-        usb = sorted(n for n in vars(semilearn.nets) if n[-1].isdigit() and not n.startswith("_"))
+    if not hasattr(nets, settings.net) or settings.net.startswith("_"):
+        usb = sorted(n for n in vars(nets) if n[-1].isdigit() and not n.startswith("_"))
         raise ValueError(f"net: unknown {settings.net!r}; known: {', '.join((*NETS, *usb))}")
-    return getattr(semilearn.nets, settings.net)
+    return getattr(nets, settings.net)
 
 
 def _torchvision_net(name: str, num_classes: int, pretrained: bool = False, pretrained_path: Any = None) -> Any:

@@ -15,7 +15,7 @@ CONFIGS = ROOT / "benchmark_configs"
 SHORT: dict[str, Any] = {
     "dataset": "digits",
     "num_labels": 10,
-    "img_size": 8,
+    "img_size": 16,
     "total_batch": 16,
     "num_train_iter": 6,
     "epoch": 2,

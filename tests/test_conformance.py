@@ -81,6 +81,14 @@ def test_an_unknown_net_is_one_line(short_run):
         short_run(net="wrn_28_3")
 
 
+@pytest.mark.parametrize(("net", "size"), [("small_cnn", 8), ("vit_tiny_patch2_32", 16), ("cnn13", 8)])
+def test_an_image_size_that_the_net_cannot_take_is_one_line(short_run, net, size):
+    from muscle_plugin.run import RunError
+
+    with pytest.raises(RunError, match=f"net: {net} cannot take images of {size} x {size}"):
+        short_run(net=net, img_size=size)
+
+
 def test_dash_takes_its_threshold_from_labelled_training_images(build_short):
     algorithm = build_short(algorithm="dash", num_wu_iter=2)
     test_images = algorithm.loader_dict["eval"]

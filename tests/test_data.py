@@ -21,7 +21,9 @@ needs_cifar = pytest.mark.skipif(
 CPU = torch.device("cpu")
 
 
-def batches(parameters=("x_lb", "y_lb", "x_ulb_w", "x_ulb_s", "idx_lb", "idx_ulb"), usb_name="fixmatch", seed=0, channels=1):
+def batches(
+    parameters=("x_lb", "y_lb", "x_ulb_w", "x_ulb_s", "idx_lb", "idx_ulb"), usb_name="fixmatch", seed=0, channels=1
+):
     source = digits(Path())
     split = balanced_split(source.train_labels, 20, 10, seed, include_labelled=False)
     return Batches(source, split, 4, 6, parameters, usb_name, "digits_weak", "digits_hard", channels, seed, CPU)
@@ -79,7 +81,9 @@ def test_digits_division_is_fixed_stratified_and_disjoint():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 32, 33])
 def test_augmentations_keep_shape_are_seeded_and_draw_per_image(name, channels, size):
-    image = torch.randint(0, 256, (1, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = torch.randint(
+        0, 256, (1, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     images = image.repeat(16, 1, 1, 1)
     first, again, other = (AUGMENTATIONS[name](images, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert first.shape == images.shape

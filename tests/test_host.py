@@ -131,7 +131,7 @@ def test_log_lines_written_after_the_checkpoint_are_not_repeated(short_run, tmp_
 def _start(tmp_path, *words):
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "--c", str(CONFIGS / "muscle_digits_10.yaml"), "--save_dir", str(tmp_path),
-         "--save_name", "r", "--img_size", "8", "--num_train_iter", "60", "--total_batch", "16", "--num_eval_iter", "20",
+         "--save_name", "r", "--img_size", "16", "--num_train_iter", "60", "--total_batch", "16", "--num_eval_iter", "20",
          "--num_save_iter", "7", "--num_threads", "1", "--use_tensorboard", "false", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip

@@ -293,7 +293,7 @@ def test_register_makes_usb_know_us(tmp_path):
     from muscle_plugin.config import load_settings
 
     resolved = load_settings(
-        ROOT / "benchmark_configs" / "muscle_fixmatch_digits_10.yaml", img_size=8, total_batch=16, num_train_iter=4,
+        ROOT / "benchmark_configs" / "muscle_fixmatch_digits_10.yaml", img_size=16, total_batch=16, num_train_iter=4,
         num_eval_iter=2, epoch=1, save_dir=str(tmp_path),
     )  # fmt: skip
     from argparse import Namespace

@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import semilearn.algorithms  # noqa: F401  fills USB's registry
-from semilearn.core.utils import ALGORITHMS
-
 from muscle_plugin.algorithms.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
 from muscle_plugin.algorithms.mean_teacher import MeanTeacher
 from muscle_plugin.algorithms.muscle import Muscle
 from muscle_plugin.host import Host
+from muscle_plugin.usb import ALGORITHMS
 
 #: Classes used in place of USB's under the same name, where a version of USB has a broken one.
 REPLACED: dict[str, Any] = {"meanteacher": MeanTeacher}

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from semilearn.core.utils import ALGORITHMS
 from torch import Tensor
+
+from muscle_plugin.usb import ALGORITHMS
 
 _USBMeanTeacher: Any = ALGORITHMS["meanteacher"]
 

@@ -18,6 +18,7 @@ from muscle_plugin.config import MuscleSettings
 from muscle_plugin.data.views import HARD, LABELLED, UNLABELLED, WEAK, View
 from muscle_plugin.host import Host, state
 from muscle_plugin.losses import MutualInformationLoss, MutualInformationTerms
+from muscle_plugin.usb import SSL_Argument, str2bool
 
 #: The hard views that MUSCLE adds to a batch, by whose images they are.
 EXTRA_HARD = {LABELLED: "x_lb_h", UNLABELLED: "x_ulb_h"}
@@ -176,8 +177,6 @@ class Muscle:
     @staticmethod
     def get_argument() -> list[Any]:
         """MUSCLE's settings in USB's form, for USB's own command line; a composed class adds its base's."""
-        from semilearn.algorithms.utils import SSL_Argument, str2bool
-
         return [
             SSL_Argument(f"--{n}", str2bool if f.annotation is bool else type(f.default), f.default, f.description)
             for n, f in MuscleSettings.model_fields.items()

@@ -54,30 +54,34 @@ def cutout(images: Tensor, side: float, generator: torch.Generator, fill: float 
     return images.masked_fill(inside.unsqueeze(1), fill)
 
 
-def digits_weak(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Small rotation, scale and shift: what a second scan of the same digit would show."""
+def _distort(
+    images: Tensor, generator: torch.Generator, angle: float, scale: float, shear: float, shift: float
+) -> Tensor:
+    """Affine distortion of each image: angle in radians, scale as its logarithm, shift as a fraction of the side."""
     n = len(images)
     return affine(
         to_float(images),
-        _uniform(generator, n, -0.15, 0.15), torch.exp(_uniform(generator, n, -0.1, 0.1)),
-        _uniform(generator, n, -0.1, 0.1), _uniform(generator, n, -0.06, 0.06), _uniform(generator, n, -0.06, 0.06),
-    )  # fmt: skip
+        _uniform(generator, n, -angle, angle),
+        torch.exp(_uniform(generator, n, -scale, scale)),
+        _uniform(generator, n, -shear, shear),
+        _uniform(generator, n, -shift, shift),
+        _uniform(generator, n, -shift, shift),
+    )
+
+
+def digits_weak(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotation to 0.25 rad, scale by 0.86 to 1.16, shear to 0.2, shift to a tenth of the side: another hand's digit."""
+    return _distort(images, generator, 0.25, 0.15, 0.2, 0.1)
 
 
 def digits_hard(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotation up to 0.6 rad, scale 0.65 to 1.35, shear up to 0.4, shift, contrast, noise and a small cutout.
+    """Rotation to 0.35 rad, scale by 0.78 to 1.28, shear to 0.3, shift to an eighth, contrast to 30 %, noise.
 
     No flips: they turn one digit into another, or into none.
     """
-    n = len(images)
-    x = affine(
-        to_float(images),
-        _uniform(generator, n, -0.6, 0.6), _uniform(generator, n, 0.65, 1.35),
-        _uniform(generator, n, -0.4, 0.4), _uniform(generator, n, -0.12, 0.12), _uniform(generator, n, -0.12, 0.12),
-    )  # fmt: skip
-    x = x * _uniform(generator, n, 0.6, 1.4).view(-1, 1, 1, 1)
-    noise = torch.randn(x.shape, generator=generator, device=generator.device)
-    return x + 0.1 * noise
+    x = _distort(images, generator, 0.35, 0.25, 0.3, 0.12)
+    x = x * _uniform(generator, len(x), 0.7, 1.3).view(-1, 1, 1, 1)
+    return x + 0.05 * torch.randn(x.shape, generator=generator, device=generator.device)
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:

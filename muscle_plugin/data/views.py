@@ -111,7 +111,7 @@ class Batches:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.device, self.seed, self.parameters = device, seed, tuple(parameters)
+        self.device, self.seed, self.parameters, self.channels = device, seed, tuple(parameters), channels
         self.views: dict[str, View] = views_of(parameters, usb_name)
         self._augment = {WEAK: _augmentation(weak), HARD: _augmentation(hard)}
         self._images = {

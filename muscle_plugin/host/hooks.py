@@ -6,7 +6,10 @@ import statistics
 from typing import Any
 
 import torch
-from semilearn.core.hooks import (
+from torch import Tensor
+
+from muscle_plugin.host.ema import EMA
+from muscle_plugin.usb import (
     CheckpointHook,
     DistSamplerSeedHook,
     EMAHook,
@@ -16,9 +19,6 @@ from semilearn.core.hooks import (
     ParamUpdateHook,
     TimerHook,
 )
-from torch import Tensor
-
-from muscle_plugin.host.ema import EMA
 
 
 class HostParamUpdateHook(Hook):
