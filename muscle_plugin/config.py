@@ -416,7 +416,9 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
             )  # fmt: skip
         except ConfigError as e:
             faults += e.faults
-        faults += _cross_checks(settings)
+        for fault in _cross_checks(settings):
+            key, _, rest = fault.partition(": ")
+            faults.append(f"{_spelling(key, where[key])}: {rest}" if key in where else fault)
     if faults:
         raise ConfigError(faults)
     assert settings is not None

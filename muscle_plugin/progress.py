@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -60,6 +61,14 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def finish(self, result: dict[str, Any], run_dir: Path) -> None:
+        """Say how the run ended."""
+        last, best, median = (100 * result[k] for k in ("last_top1", "best_top1", "median20_top1"))
+        self._console.print(
+            f"test accuracy: last {last:.2f} %, median of the last 20 evaluations {median:.2f} %, best {best:.2f} %"
+            f" (step {result['best_step']}); {_clock(result['seconds'])} of training; {run_dir / 'result.json'}"
+        )
 
     def update(self, algorithm: Any, step: int, values: dict[str, float]) -> None:
         """Show the state after ``step`` steps."""

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -89,7 +90,9 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
                         algorithm.train()
                 except Interrupted as e:
                     raise Interrupted(f"{e}\nto go on: {_resume_command(command)}") from None
-            return recorder.write_result(algorithm)
+            result = recorder.write_result(algorithm)
+        progress.finish(result, run_dir)
+        return result
 
 
 @contextlib.contextmanager
@@ -104,8 +107,19 @@ def _signals(algorithm: Any) -> Iterator[None]:
 
 
 def _resume_command(command: Sequence[str]) -> str:
-    words = [w for w in command if w not in ("--overwrite", "-o", "--resume")]
-    return " ".join(["python", *words, "--resume"] if words[:1] == ["train.py"] else [*words, "--resume"])
+    """The command line that continues a run: the same, with ``--resume`` in place of how it was begun."""
+    words: list[str] = ["python"] if command and command[0] == "train.py" else []
+    of_dropped_flag = False
+    for word in command:
+        flag = word.partition("=")[0]
+        if flag in ("--overwrite", "-o", "--resume"):
+            of_dropped_flag = "=" not in word
+        elif of_dropped_flag and not word.startswith("-"):
+            of_dropped_flag = False
+        else:
+            of_dropped_flag = False
+            words.append(word)
+    return shlex.join([*words, "--resume"])
 
 
 def build(resolved: Resolved, logger: Any = None) -> Any:

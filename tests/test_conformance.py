@@ -57,7 +57,9 @@ def test_training_changes_the_net(short_run, tmp_path, build_short, name):
 
 @pytest.mark.parametrize("net", ["wrn_28_2", "vit_tiny_patch2_32"])
 def test_usbs_nets_train(short_run, net):
-    assert short_run(algorithm="muscle_fixmatch", net=net, img_size=32, total_batch=4, num_train_iter=1)["complete"]
+    assert short_run(algorithm="muscle_fixmatch", net=net, img_size=32, total_batch=4, num_train_iter=1, epoch=1)[
+        "complete"
+    ]
 
 
 def test_torchvisions_nets_train(short_run):

@@ -301,6 +301,21 @@ def test_metrics_equal_scikit_learns(c):
     assert ours["F1"] == pytest.approx(sklearn_metrics.f1_score(true, predicted, **average))
 
 
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["train.py", "--c", "a b.yaml", "-o"], "python train.py --c 'a b.yaml' --resume"),
+        (["muscle-plugin", "train", "--overwrite", "true", "--lr", "1"], "muscle-plugin train --lr 1 --resume"),
+        (["train.py", "--resume", "auto", "--seed=3"], "python train.py --seed=3 --resume"),
+        (["train.py", "--overwrite=1", "--resume"], "python train.py --resume"),
+    ],
+)
+def test_the_command_to_go_on(command, expected):
+    from muscle_plugin.run import _resume_command
+
+    assert _resume_command(command) == expected
+
+
 def test_plain_lines_when_not_a_terminal(tmp_path):
     process = _start(tmp_path)
     out, _ = process.communicate(timeout=300)
@@ -309,7 +324,7 @@ def test_plain_lines_when_not_a_terminal(tmp_path):
     assert "muscle on digits: 10 labels" in out
     assert "step 60/60" in out
     assert "images/s" in out
-    assert "accuracy" in out
+    assert "test accuracy: last" in out
 
 
 def test_an_absent_gpu_is_one_line(short_run):
