@@ -50,14 +50,19 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         print(resolved.to_yaml(), end="")
         return 0
 
-    from muscle_plugin.run import Interrupted, RunError, train
-
+    try:
+        from muscle_plugin.run import Interrupted, RunError, train
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     try:
         train(resolved, command=[prog, *argv])
     except RunError as e:
         return _fail(str(e).splitlines())
     except Interrupted as e:
         print(f"\n{e}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:  # while starting, or a second Ctrl-C
+        print("\nstopped at once; if there is a checkpoint, --resume goes on from it", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

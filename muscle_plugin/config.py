@@ -189,15 +189,15 @@ class Resolved:
         """All settings by name, plain values; read back by :func:`resolve` they give the same run."""
         return self.settings.model_dump()
 
-    def to_yaml(self) -> str:
-        """The settings as YAML, in the order in which they are declared."""
+    def to_yaml(self, leave_out: Sequence[str] = ()) -> str:
+        """The settings as YAML, in the order in which they are declared, but for those named."""
         from io import StringIO
 
         out = StringIO()
         yaml = YAML(typ="safe", pure=True)
         yaml.default_flow_style = False
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        yaml.dump(self.as_dict(), out)
+        yaml.dump({k: v for k, v in self.as_dict().items() if k not in leave_out}, out)
         return out.getvalue()
 
 

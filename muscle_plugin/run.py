@@ -70,6 +70,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
     import muscle_plugin.register  # noqa: F401
 
     progress = Progress(settings, quiet)
+    write_text(run_dir / CONFIG_FILE, resolved.to_yaml(leave_out=("resume", "overwrite", "load_path")))
     with _log_file(run_dir) as logger:
         try:
             algorithm = build(resolved, logger)
@@ -77,8 +78,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
                 algorithm.load_model(checkpoint)
         except (DataError, DeviceError, ValueError) as e:
             raise RunError(str(e)) from e
-        write_text(run_dir / CONFIG_FILE, resolved.to_yaml())
-        write_json(run_dir / "environment.json", environment(algorithm, command))
+        _save_environment(run_dir / "environment.json", environment(algorithm, command), bool(checkpoint))
         with Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress) as recorder, progress:
             progress.start(algorithm)
             algorithm.recorder = recorder
@@ -198,7 +198,7 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> Path | None:
         return latest
     if settings.resume == "yes":
         raise RunError(f"{latest}: no checkpoint to resume from; leave out --resume to start this run")
-    if run_dir.exists() and any(run_dir.iterdir()):
+    if run_dir.exists() and any(run_dir.iterdir()) and not _only_prepared(run_dir):
         if not settings.overwrite and settings.resume != "auto":
             state = _describe(run_dir)
             raise RunError(
@@ -216,6 +216,11 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> Path | None:
     except OSError as e:
         raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
     return None
+
+
+def _only_prepared(run_dir: Path) -> bool:
+    """Whether a run of ours was set up here and failed before its first step: nothing in it is worth keeping."""
+    return {p.name for p in run_dir.iterdir()} <= {CONFIG_FILE, "log.txt"} and (run_dir / CONFIG_FILE).is_file()
 
 
 def _describe(run_dir: Path) -> str:
@@ -295,6 +300,16 @@ def environment(algorithm: Any, command: Sequence[str]) -> dict[str, Any]:
         "command": list(command),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _save_environment(path: Path, now: dict[str, Any], resumed: bool) -> None:
+    """Write a run's environment; that of a continuation is added to the first one's list."""
+    first = now
+    if resumed:
+        with contextlib.suppress(OSError, ValueError):
+            first = json.loads(path.read_text())
+            first["continuations"] = [*first.get("continuations", []), now]
+    write_json(path, first)
 
 
 def _version(name: str) -> str | None:

@@ -179,6 +179,22 @@ def test_an_existing_run_is_never_deleted_unasked(short_run, tmp_path):
     assert short_run(algorithm="supervised", save_name="r", overwrite=True, seed=3)["seed"] == 3
 
 
+def test_a_run_that_failed_before_its_first_step_can_be_started_again(short_run, tmp_path):
+    from muscle_plugin.run import RunError
+
+    with pytest.raises(RunError, match="net: unknown"):
+        short_run(save_name="r", net="nonsense")
+    assert short_run(save_name="r")["complete"]
+
+
+def test_a_continuation_keeps_the_environment_it_began_in(short_run, tmp_path):
+    short_run(save_name="r")
+    short_run(save_name="r", resume="yes")
+    environment = json.loads((tmp_path / "r" / "environment.json").read_text())
+    assert len(environment["continuations"]) == 1
+    assert "resume" not in (tmp_path / "r" / "config.yaml").read_text()
+
+
 def test_overwrite_leaves_other_folders_alone(short_run, tmp_path):
     from muscle_plugin.run import RunError
 

@@ -342,8 +342,12 @@ class Host:
         content = checkpoint["state"]
         for name in ("model", "ema_model"):
             content["algorithm"][name] = {"state": checkpoint[name]}
-        with usb_calls_on(self.device):
-            state.restore(self, content)
+        try:
+            with usb_calls_on(self.device):
+                state.restore(self, content)
+        except (KeyError, AttributeError, RuntimeError, TypeError) as e:
+            reason = str(e).splitlines()[0]
+            raise ValueError(f"{load_path}: does not fit this run ({type(e).__name__}: {reason})") from e
         self.start_epoch = self.epoch
         return checkpoint
 
