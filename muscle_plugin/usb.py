@@ -6,10 +6,18 @@ only. Modules that must stay light do not import this one.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import sys
 import warnings
+
+import timm.layers.helpers
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    # USB's git main imports this name, which timm 1.0 moved
+    sys.modules.setdefault("timm.models.layers.helpers", timm.layers.helpers)
+    import semilearn.algorithms
     import semilearn.nets as nets
     from semilearn.algorithms.utils import SSL_Argument, str2bool
     from semilearn.core.hooks import (
@@ -23,6 +31,10 @@ with warnings.catch_warnings():
         TimerHook,
     )
     from semilearn.core.utils import ALGORITHMS
+
+    # git main's own list of modules leaves one of its algorithms out
+    for _module in pkgutil.iter_modules(semilearn.algorithms.__path__):
+        importlib.import_module(f"semilearn.algorithms.{_module.name}")
 
 __all__ = [
     "ALGORITHMS",
