@@ -30,6 +30,9 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         epilog="Command line over YAML over defaults. Example: --c benchmark_configs/muscle_fixmatch_digits_10.yaml",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
     )
+    if not argv:
+        example = "--c benchmark_configs/muscle_fixmatch_digits_10.yaml"
+        return _fail([f"give a configuration ({prog} {example}) or settings; --help lists them"])
     try:
         config.add_arguments(parser)
         options, layer, faults = config.parse_command_line(parser, argv)

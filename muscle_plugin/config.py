@@ -388,10 +388,10 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
         else:
             faults.append(f"{spelled} is not a setting{_did_you_mean(key, known)}")
 
+    settings: Any = None
     try:
         settings = model(**merged)
     except ValidationError as e:
-        settings = None
         for error in e.errors():
             key = str(error["loc"][0])
             shown = f"{_spelling(key, where[key])}: " if key in where else f"{key}: "
@@ -422,6 +422,14 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
     if faults:
         raise ConfigError(faults)
     assert settings is not None
+    if settings.load_path and settings.resume == "no":
+        notices.append(f"{_spelling('load_path', where['load_path'])} has no effect without resume")
+    asked = merged.get("ratio", merged.get("uratio"))
+    if asked is not None and abs(settings.ratio - float(asked)) > 1e-3:
+        sizes = (
+            f"{settings.batch_size} labelled + {settings.total_batch - settings.batch_size} unlabelled images a step"
+        )
+        notices.append(f"ratio {float(asked):g} becomes {settings.ratio:.3f}: {sizes} is nearest to it")
     return Resolved(_finish(settings), {k: x.source for k, x in where.items()}, tuple(notices))
 
 
@@ -460,7 +468,9 @@ def _cross_checks(settings: Any) -> list[str]:
     if settings.num_warmup_iter and settings.num_train_iter and settings.num_warmup_iter >= settings.num_train_iter:
         faults.append(f"num_warmup_iter: {settings.num_warmup_iter} leaves no step of the {settings.num_train_iter}")
     if settings.num_train_iter and settings.num_train_iter < settings.epoch:
-        faults.append(f"num_train_iter: {settings.num_train_iter} steps cannot hold {settings.epoch} epochs")
+        faults.append(
+            f"num_train_iter: {settings.num_train_iter} steps cannot hold {settings.epoch} epochs; give --epoch 1 with it"
+        )
     if settings.save_name is not None and (
         Path(settings.save_name).name != settings.save_name or settings.save_name in ("", ".", "..")
     ):

@@ -60,6 +60,12 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     settings = resolved.settings
+    with _alone(Path(settings.save_dir) / settings.save_name):
+        return _train(resolved, command, quiet)
+
+
+def _train(resolved: Resolved, command: Sequence[str], quiet: bool) -> dict[str, Any]:
+    settings = resolved.settings
     run_dir = Path(settings.save_dir) / settings.save_name
     checkpoint = _prepare_directory(run_dir, resolved)
     if settings.num_threads:
@@ -78,6 +84,11 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
                 algorithm.load_model(checkpoint)
         except (DataError, DeviceError, ValueError) as e:
             raise RunError(str(e)) from e
+        except NotImplementedError as e:
+            what = f"{settings.algorithm} cannot be built over net {settings.net} on {settings.dataset}"
+            raise RunError(
+                f"{what}: USB's class does not support it {e}; the README's table of algorithms says more"
+            ) from e
         _save_environment(run_dir / "environment.json", environment(algorithm, command), bool(checkpoint))
         with Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress) as recorder, progress:
             progress.start(algorithm)
@@ -93,6 +104,29 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
             result = recorder.write_result(algorithm)
         progress.finish(result, run_dir)
         return result
+
+
+@contextlib.contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Hold the run for this process: another one that wants it is refused. The lock ends with the process, however."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        yield
+        return
+    try:
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir.parent / f".{run_dir.name}.lock").open("w")
+    except OSError as e:
+        raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{run_dir} is being written by another process; wait for it, or give another --save_name"
+            ) from None
+        yield
 
 
 @contextlib.contextmanager
@@ -174,7 +208,7 @@ def net_builder(settings: Any) -> Any:
     from muscle_plugin.usb import nets
 
     if not hasattr(nets, settings.net) or settings.net.startswith("_"):
-        usb = sorted(n for n in vars(nets) if n[-1].isdigit() and not n.startswith("_"))
+        usb = sorted(n for n in vars(nets) if n[-1].isdigit() and not n.startswith("_") and n not in NETS)
         raise ValueError(f"net: unknown {settings.net!r}; known: {', '.join((*NETS, *usb))}")
     return getattr(nets, settings.net)
 

@@ -192,5 +192,17 @@ def test_print_config_prints_yaml_that_reads_back(tmp_path):
     assert load_settings(tmp_path / "c.yaml").settings.seed == 5
 
 
+def test_notices_for_what_was_not_taken_as_given():
+    assert any("ratio 2.5 becomes 2.556" in n for n in load_settings(None, ratio="2.5", total_batch=96).notices)
+    assert any("load_path has no effect" in n for n in load_settings(None, load_path="x").notices)
+    assert load_settings(None, ratio=3, total_batch=96).notices == ()
+
+
+def test_no_arguments_ask_for_some():
+    done = command()
+    assert done.returncode == 2
+    assert "--c benchmark_configs/" in done.stderr
+
+
 def test_values_from_a_namespace_with_none_are_kept():
     assert resolve([Layer("file", {"gpu": "None", "algorithm": "fixmatch"})]).settings.gpu is None

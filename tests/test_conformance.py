@@ -91,6 +91,13 @@ def test_an_image_size_that_the_net_cannot_take_is_one_line(short_run, net, size
         short_run(net=net, img_size=size)
 
 
+def test_an_algorithm_that_cannot_use_the_net_is_one_line(short_run):
+    from muscle_plugin.run import RunError
+
+    with pytest.raises(RunError, match="crmatch cannot be built over net small_cnn"):
+        short_run(algorithm="crmatch")
+
+
 def test_dash_takes_its_threshold_from_labelled_training_images(build_short):
     algorithm = build_short(algorithm="dash", num_wu_iter=2)
     test_images = algorithm.loader_dict["eval"]

@@ -69,7 +69,9 @@ def complete_settings(args: Any) -> None:
     args.hard_augment = args.hard_augment or info.hard_augment
     args.batch_size = args.batch_size or 64
     args.uratio = args.uratio or 1
-    for name, value in {"rank": 0, "world_size": 1, "distributed": False, "multiprocessing_distributed": False}.items():
+    one_process = {"rank": 0, "world_size": 1, "distributed": False, "multiprocessing_distributed": False}
+    balanced = {"imb_algorithm": None, "lb_imb_ratio": 1, "ulb_imb_ratio": 1, "ulb_num_labels": None}
+    for name, value in {**one_process, **balanced}.items():
         setattr(args, name, value)
 
 
