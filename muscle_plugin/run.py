@@ -87,7 +87,7 @@ def _train(resolved: Resolved, command: Sequence[str], quiet: bool) -> dict[str,
         except NotImplementedError as e:
             what = f"{settings.algorithm} cannot be built over net {settings.net} on {settings.dataset}"
             raise RunError(
-                f"{what}: USB's class does not support it {e}; the README's table of algorithms says more"
+                f"{what}: USB's class does not support it; the README's table of algorithms says more"
             ) from e
         _save_environment(run_dir / "environment.json", environment(algorithm, command), bool(checkpoint))
         with Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress) as recorder, progress:
