@@ -39,7 +39,7 @@ class ConfigError(ValueError):
 
 
 class RunSettings(BaseModel):
-    """Settings that every run has. ``json_schema_extra["group"]`` orders them in ``--help``; ``moves`` marks those that
+    """Settings that every run has. ``json_schema_extra={"moves": True}`` marks those that
     may differ when a run is resumed, since they do not change what is computed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
@@ -403,10 +403,7 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
     if settings is not None:
         try:
             checked = settings.model_dump(include={"total_batch", "ratio", "batch_size", "uratio"})
-            typed = [
-                Layer(x.source, {k: _typed(checked, model, k, v) for k, v in x.values.items() if k in checked})
-                for x in layers
-            ]
+            typed = [Layer(x.source, {k: _typed(k, v) for k, v in x.values.items() if k in checked}) for x in layers]
             labelled, unlabelled = batch_composition(typed)
             settings = settings.model_copy(
                 update={
@@ -433,7 +430,7 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
     return Resolved(_finish(settings), {k: x.source for k, x in where.items()}, tuple(notices))
 
 
-def _typed(checked: dict[str, Any], model: type[BaseModel], key: str, value: Any) -> Any:
+def _typed(key: str, value: Any) -> Any:
     """A layer's value in the type of the setting (a command line gives strings)."""
     if value is None:
         return None

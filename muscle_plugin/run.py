@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from muscle_plugin.config import ConfigError, Resolved, RunSettings, read_yaml, resolve
-from muscle_plugin.data.names import NETS
+from muscle_plugin.data.names import DATASETS, NETS
 from muscle_plugin.data.sources import DataError
 from muscle_plugin.host.device import DeviceError
 from muscle_plugin.host.files import write_json, write_text
@@ -59,14 +59,13 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         RunError: the directory, the data, the device or the checkpoint forbid it.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
-    settings = resolved.settings
-    with _alone(Path(settings.save_dir) / settings.save_name):
-        return _train(resolved, command, quiet)
+    run_dir = Path(resolved.settings.save_dir) / resolved.settings.save_name
+    with _alone(run_dir):
+        return _train(run_dir, resolved, command, quiet)
 
 
-def _train(resolved: Resolved, command: Sequence[str], quiet: bool) -> dict[str, Any]:
+def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: bool) -> dict[str, Any]:
     settings = resolved.settings
-    run_dir = Path(settings.save_dir) / settings.save_name
     checkpoint = _prepare_directory(run_dir, resolved)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -196,15 +195,12 @@ def net_builder(settings: Any) -> Any:
     Raises:
         ValueError: no such net.
     """
-    from muscle_plugin.data.sources import SOURCES
     from muscle_plugin.nets import OWN_NETS
 
     if settings.net_from_name:
         return partial(_torchvision_net, settings.net)
     if settings.net in OWN_NETS:
-        channels = 1 if settings.dataset == "digits" else 3
-        assert settings.dataset in SOURCES
-        return partial(OWN_NETS[settings.net], in_channels=channels)
+        return partial(OWN_NETS[settings.net], in_channels=DATASETS[settings.dataset].channels)
     from muscle_plugin.usb import nets
 
     if not hasattr(nets, settings.net) or settings.net.startswith("_"):

@@ -123,7 +123,7 @@ class Muscle:
 
     def train_step(self, **batch: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """One step on the views of ``batch``, keyed as in ``Batches.views``; returns USB's pair of dictionaries."""
-        base = {k: v for k, v in batch.items() if k in self.step_parameters()}  # type: ignore[attr-defined]
+        base = {k: v for k, v in batch.items() if k in self.batches.parameters}
         if self.plan is None:
             return super().train_step(**base)  # type: ignore[misc]
         plan = self.plan

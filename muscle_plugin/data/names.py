@@ -11,14 +11,15 @@ class DatasetInfo:
 
     num_classes: int
     img_size: int
+    channels: int
     weak_augment: str
     hard_augment: str
 
 
 DATASETS: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo(10, 16, "digits_weak", "digits_hard"),
-    "cifar10": DatasetInfo(10, 32, "crop_flip", "iic"),
-    "cifar100": DatasetInfo(100, 32, "crop_flip", "iic"),
+    "digits": DatasetInfo(10, 16, 1, "digits_weak", "digits_hard"),
+    "cifar10": DatasetInfo(10, 32, 3, "crop_flip", "iic"),
+    "cifar100": DatasetInfo(100, 32, 3, "crop_flip", "iic"),
 }
 
 #: This package's own nets.

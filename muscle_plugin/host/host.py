@@ -187,7 +187,7 @@ class Host:
 
     def process_batch(self, input_args: Any = None, **batch: Any) -> dict[str, Any]:
         """The entries that the USB class's step takes; through USB's own method, which a class may override."""
-        names = [*self.step_parameters(), *self.batches.views] if input_args is None else input_args
+        names = [*self.batches.parameters, *self.batches.views] if input_args is None else input_args
         with usb_calls_on(self.device):
             return super().process_batch(names, **batch)  # type: ignore[misc]
 
