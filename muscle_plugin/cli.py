@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from muscle_plugin.version import __version__
 
@@ -19,20 +20,13 @@ def _fail(lines: Sequence[str]) -> int:
     return EXIT_BAD_INPUT
 
 
-def train_command(argv: Sequence[str], prog: str) -> int:
-    """Resolve the settings and train. Returns the exit status: 0 done, 2 bad input, 130 interrupted."""
+def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Any] | int:
+    """The options and resolved settings of a command line, or the exit status if it ends here."""
     from muscle_plugin import config
 
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        allow_abbrev=False,
-        description="Train a USB algorithm, or MUSCLE composed with one.",
-        epilog="Command line over YAML over defaults. Example: --c benchmark_configs/muscle_fixmatch_digits_10.yaml",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
-    )
     if not argv:
         example = "--c benchmark_configs/muscle_fixmatch_digits_10.yaml"
-        return _fail([f"give a configuration ({prog} {example}) or settings; --help lists them"])
+        return _fail([f"give a configuration ({parser.prog} {example}) or settings; --help lists them"])
     try:
         config.add_arguments(parser)
         options, layer, faults = config.parse_command_line(parser, argv)
@@ -52,7 +46,26 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     if options.print_config:
         print(resolved.to_yaml(), end="")
         return 0
+    return options, resolved
 
+
+def _parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=prog,
+        allow_abbrev=False,
+        description=description,
+        epilog=f"Command line over YAML over defaults. Example: {example}",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
+    )
+
+
+def train_command(argv: Sequence[str], prog: str) -> int:
+    """Resolve the settings and train. Returns the exit status: 0 done, 2 bad input, 130 interrupted."""
+    description = "Train a USB algorithm, or MUSCLE composed with one."
+    found = _configuration(_parser(prog, description, "--c benchmark_configs/muscle_fixmatch_digits_10.yaml"), argv)
+    if isinstance(found, int):
+        return found
+    _, resolved = found
     try:
         from muscle_plugin.run import Interrupted, RunError, train
     except KeyboardInterrupt:
@@ -70,6 +83,63 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
+def data_command(argv: Sequence[str], prog: str) -> int:
+    """``data show``: what a configuration would train on. Returns the exit status: 0 done, 2 bad input."""
+    parser = _parser(
+        f"{prog} show",
+        "Show what a run would train on: images per class, and the views of its first step.",
+        "--dataset cifar20 --num_labels 800 --out views.png",
+    )
+    parser.add_argument("--out", type=Path, metavar="PNG", help="write a contact sheet of all views")
+    parser.add_argument("--save_split", type=Path, metavar="JSON", help="write which images are labelled")
+    if not argv or argv[0] != "show":
+        usage = f"{prog} show --dataset cifar10 --num_labels 250 --out views.png"
+        if argv and argv[0] in ("-h", "--help"):
+            print(f"usage: {usage}")
+            return 0
+        return _fail([f"expected: {usage}"])
+    found = _configuration(parser, argv[1:])
+    if isinstance(found, int):
+        return found
+    options, resolved = found
+    from muscle_plugin.data.errors import DataError
+    from muscle_plugin.data.show import show
+    from muscle_plugin.host.device import DeviceError
+
+    try:
+        show(resolved, options.out, options.save_split)
+    except (DataError, DeviceError, ValueError) as e:
+        return _fail(str(e).splitlines())
+    except OSError as e:
+        return _fail([f"{e.filename}: cannot be written: {e.strerror}"])
+    return 0
+
+
+def predict_command(argv: Sequence[str], prog: str) -> int:
+    """Label images with a trained net. Returns the exit status: 0 done, 2 bad input."""
+    parser = argparse.ArgumentParser(prog=prog, description="Label a folder of images with a trained net.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's latest_model.pth, or its directory")
+    parser.add_argument("--images", type=Path, required=True, help="a folder of images, at any depth, or one image")
+    parser.add_argument("--out", type=Path, required=True, help="CSV file to write: file, class, probability")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
+    parser.add_argument("--batch", type=int, default=256, help="images at a time [%(default)s]")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out files that cannot be read")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    options = parser.parse_args(list(argv))
+    from muscle_plugin.data.errors import DataError
+    from muscle_plugin.host.device import DeviceError
+    from muscle_plugin.predict import write_predictions
+
+    try:
+        rows = write_predictions(**vars(options))
+    except (DataError, DeviceError, ValueError) as e:
+        return _fail([str(e).splitlines()[0]])
+    except OSError as e:
+        return _fail([f"{e.filename}: {e.strerror}"])
+    print(f"{rows} images labelled: {options.out}")
+    return 0
+
+
 def demo_command(argv: Sequence[str], prog: str) -> int:
     """Run the demonstration on scikit-learn's digits."""
     from muscle_plugin.demo import main as demo
@@ -79,6 +149,8 @@ def demo_command(argv: Sequence[str], prog: str) -> int:
 
 COMMANDS = {
     "train": (train_command, "train one configuration"),
+    "predict": (predict_command, "label a folder of images with a trained net"),
+    "data": (data_command, "data show: images per class, and a picture of the views"),
     "demo": (demo_command, "train MUSCLE and its baselines on 10 labelled digits, with table and pictures"),
 }
 

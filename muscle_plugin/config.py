@@ -27,7 +27,7 @@ from muscle_plugin.algorithms.catalogue import (
     muscle_algorithms,
     usb_algorithms,
 )
-from muscle_plugin.data.names import DATASETS, NETS
+from muscle_plugin.data.names import DATASETS, NETS, DatasetInfo
 
 
 class ConfigError(ValueError):
@@ -48,7 +48,9 @@ class RunSettings(BaseModel):
     algorithm: str = Field("fixmatch", description="a USB algorithm, `muscle`, or `muscle_<USB algorithm>`")
     dataset: str = Field("digits", description="data set: " + ", ".join(DATASETS))
     net: str = Field("small_cnn", description="net: " + ", ".join(NETS) + ", or one of USB's (wrn_28_2, ...)")
-    num_labels: int = Field(10, ge=1, description="labelled images in all, the same number for every class")
+    num_labels: int | None = Field(
+        None, ge=1, description="labelled images in all; default: the data set's, and of a folder all"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="sets the labelled subset, the initial weights and the order")
 
     # -- length
@@ -90,11 +92,39 @@ class RunSettings(BaseModel):
     data_dir: str = Field("./data", description="folder of the data files", json_schema_extra={"moves": True})
     num_classes: int | None = Field(None, ge=2, description="number of classes; default: the data set's")
     img_size: int | None = Field(None, ge=4, le=1024, description="images are resized to this; default: the data set's")
+    split_seed: int | None = Field(None, ge=0, lt=2**32, description="draws the labelled images; default: seed")
+    split_file: str | None = Field(
+        None, description="take the labelled images from a run's split.json, or from a .npy file of indices"
+    )
+    lb_imb_ratio: float = Field(
+        1.0, ge=1, le=1e6, description="labels of the first class over those of the last, geometric in between"
+    )
+    sequestered: int | None = Field(
+        None, ge=0, description="subclasses per class that give no labels (cifar20); default: the data set's"
+    )
     include_lb_to_ulb: bool = Field(
         False, description="labelled images are among the unlabelled ones too (USB: yes; MUSCLE: the rest only)"
     )
     weak_augment: str | None = Field(None, description="weak views; default: the data set's")
     hard_augment: str | None = Field(None, description="hard (strong) views; default: the data set's")
+    hard_ops: int | None = Field(
+        None, ge=1, le=14, description="operations per hard view of RandAugment; default: 2, of randaugment_usb 3"
+    )
+    labels_csv: str | None = Field(None, description="of dataset folder: table of file,label[,split] over data_dir")
+    skip_bad_images: bool = Field(False, description="leave out image files that cannot be read")
+    cache_dir: str | None = Field(
+        None,
+        description="folder for the array files made of image files; default: .packed in data_dir or save_dir",
+        json_schema_extra={"moves": True},
+    )
+    data_on: Literal["auto", "device", "host"] = Field(
+        "auto",
+        description="where the images live: auto: on the device if they fit; host: brought step by step",
+        json_schema_extra={"moves": True},
+    )
+    num_workers: int = Field(
+        2, ge=0, le=64, description="processes that bring images, with data_on host", json_schema_extra={"moves": True}
+    )
 
     # -- net
     net_from_name: bool = Field(False, description="take `net` from torchvision.models")
@@ -152,7 +182,6 @@ class MuscleSettings(BaseModel):
 #: Keys of USB's configuration files that change nothing here: accepted with a notice, so that those files can be used.
 WITHOUT_EFFECT = {
     "clip": "nothing in USB reads it either; to clip gradients set clip_grad",
-    "num_workers": "images are augmented in batches on the device",
     "train_sampler": "every image of an epoch is seen once",
     "crop_ratio": "weak_augment fixes the crop",
     "rank": "launch several processes with torchrun",
@@ -450,14 +479,7 @@ def _cross_checks(settings: Any) -> list[str]:
             f"dataset: unknown {settings.dataset!r}{_did_you_mean(settings.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
         )
     else:
-        classes = DATASETS[settings.dataset].num_classes
-        if settings.num_classes not in (None, classes):
-            faults.append(f"num_classes: {settings.dataset} has {classes} classes, got {settings.num_classes}")
-        if settings.num_labels % classes:
-            faults.append(
-                f"num_labels: {settings.num_labels} cannot be shared equally by the {classes} classes of {settings.dataset};"
-                f" give a multiple of {classes}"
-            )
+        faults += _split_faults(settings, DATASETS[settings.dataset])
     if settings.amp and settings.precision not in ("fp32", "auto", "fp16"):
         faults.append(f"amp: true is precision fp16, but precision is {settings.precision}; give one of the two")
     if settings.gpu is not None and settings.device not in ("auto", "cuda", f"cuda:{settings.gpu}"):
@@ -477,10 +499,43 @@ def _cross_checks(settings: Any) -> list[str]:
     return faults
 
 
+def _split_faults(settings: Any, info: DatasetInfo) -> list[str]:
+    faults = []
+    if info.num_classes is not None and settings.num_classes not in (None, info.num_classes):
+        faults.append(f"num_classes: {settings.dataset} has {info.num_classes} classes, got {settings.num_classes}")
+    sequestered = info.sequestered if settings.sequestered is None else settings.sequestered
+    if sequestered and sequestered >= info.subclasses:
+        has = f"{info.subclasses} subclasses per class" if info.subclasses > 1 else "no subclasses"
+        faults.append(f"sequestered: {settings.dataset} has {has}, got {sequestered}")
+        return faults
+    groups = info.label_groups(sequestered)
+    if settings.lb_imb_ratio != 1 and sequestered:
+        faults.append("lb_imb_ratio: labels are shared equally where subclasses are sequestered; give --sequestered 0")
+    elif (
+        settings.lb_imb_ratio == 1 and not settings.split_file
+        and groups and settings.num_labels and settings.num_labels % groups
+    ):  # fmt: skip
+        what = "subclasses that keep labels" if sequestered else "classes"
+        faults.append(
+            f"num_labels: {settings.num_labels} cannot be shared equally by the {groups} {what} of {settings.dataset};"
+            f" give a multiple of {groups}"
+        )
+    if settings.split_file and settings.lb_imb_ratio != 1:
+        faults.append("lb_imb_ratio: split_file says which images are labelled; give one of the two")
+    for name in ("labels_csv", "skip_bad_images"):
+        if getattr(settings, name) and settings.dataset not in ("folder", "miniimagenet"):
+            faults.append(f"{name}: only for image files (dataset folder), not for {settings.dataset}")
+    return faults
+
+
 def _finish(settings: Any) -> Any:
     """Fill in what follows from other settings."""
     info = DATASETS[settings.dataset]
-    update: dict[str, Any] = {"num_classes": info.num_classes}
+    update: dict[str, Any] = {"num_classes": settings.num_classes or info.num_classes}
+    if settings.num_labels is None and not settings.split_file:
+        update["num_labels"] = info.num_labels
+    if settings.sequestered is None:
+        update["sequestered"] = info.sequestered
     if settings.img_size is None:
         update["img_size"] = info.img_size
     if settings.weak_augment is None:
@@ -494,7 +549,10 @@ def _finish(settings: Any) -> Any:
     if settings.resume != "no":
         update["overwrite"] = False  # as in USB, whose files set both
     if settings.save_name is None:
-        update["save_name"] = f"{settings.algorithm}_{settings.dataset}_{settings.num_labels}_{settings.seed}"
+        labels = (
+            Path(settings.split_file).stem if settings.split_file else update.get("num_labels", settings.num_labels)
+        )
+        update["save_name"] = f"{settings.algorithm}_{settings.dataset}_{labels or 'all'}_{settings.seed}"
     return settings.model_copy(update=update | {"amp": None, "gpu": None})
 
 
@@ -551,8 +609,8 @@ def parse_command_line(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, Layer, list[str]]:
     """Parsed arguments, the layer of settings among them, and a fault per unknown flag."""
-    namespace, rest = parser.parse_known_args(list(argv))
     known = _known_keys()
+    namespace, rest = parser.parse_known_args([_underscored(word, known) for word in argv])
     layer = Layer("command line", {k: v for k, v in vars(namespace).items() if k in known})
     faults = []
     for word in rest:
@@ -565,6 +623,13 @@ def parse_command_line(
         elif not faults and not set(layer.values) & set(WITHOUT_EFFECT):
             faults.append(f"unexpected argument {word!r}; settings are given as --name value")
     return namespace, layer, faults
+
+
+def _underscored(word: str, known: set[str]) -> str:
+    """``--skip-bad-images`` as ``--skip_bad_images``."""
+    name, equals, value = word.partition("=")
+    spelled = name[2:].replace("-", "_")
+    return f"--{spelled}{equals}{value}" if name.startswith("--") and spelled in known else word
 
 
 def _is_number(word: str) -> bool:

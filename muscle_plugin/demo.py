@@ -117,6 +117,8 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
 def _report(console: Console, options: argparse.Namespace, seconds: float) -> None:
     from muscle_plugin.bench.plots import contact_sheet, learning_curves
     from muscle_plugin.bench.runs import by_algorithm, mean_and_std, read_run
+    from muscle_plugin.data.show import views_of_first_batch
+    from muscle_plugin.run import build
 
     runs = [read_run(options.out / f"{a}_{seed}") for a in NAMES for seed in range(options.seeds)]
     result = runs[0].result
@@ -143,33 +145,14 @@ def _report(console: Console, options: argparse.Namespace, seconds: float) -> No
     console.print(table)
     (options.out / "table.md").write_text("\n".join(lines) + "\n")
     learning_curves(runs, NAMES, 10, f"digits with {result['num_labels']} labels", options.out / "curves.png")
-    contact_sheet(views_of_one_batch("muscle_fixmatch_digits_10"), options.out / "views.png")
+    resolved = load_settings(_configs() / "muscle_fixmatch_digits_10.yaml")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        views = views_of_first_batch(build(resolved))
+    contact_sheet(views, options.out / "views.png")
     console.print(
         f"{seconds:.0f} s. Written: {', '.join(str(options.out / n) for n in ('table.md', 'curves.png', 'views.png'))}"
     )
-
-
-def views_of_one_batch(config: str, columns: int = 12) -> dict[str, Any]:
-    """The views that a MUSCLE configuration's first step trains on, by a label for each."""
-    from muscle_plugin.algorithms.muscle import EXTRA_HARD
-    from muscle_plugin.run import build
-
-    resolved = load_settings(_configs() / f"{config}.yaml")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        algorithm = build(resolved)
-        algorithm.epoch = 0
-        algorithm.call_hook("before_run")
-        algorithm.prepare_steps()
-    batch = algorithm.batches.batch(0)
-    rows: dict[str, Any] = {"labelled, weak": batch["x_lb"][:columns]}
-    for kind, weak in algorithm.plan.weak.items():
-        rows[f"{kind}, weak"] = batch[weak][:columns]
-        hard = [batch[n] for n in algorithm.plan.hard[kind]]
-        if EXTRA_HARD[kind] in batch:
-            hard += batch[EXTRA_HARD[kind]].split(len(batch[weak]))
-        rows |= {f"{kind}, hard {number}": views[:columns] for number, views in enumerate(hard, 1)}
-    return rows
 
 
 if __name__ == "__main__":

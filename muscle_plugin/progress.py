@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 10.0
+T = TypeVar("T")
+
+
+def counted(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """The items, with a bar on stderr while they pass, if that is a terminal."""
+    console = Console(file=sys.stderr)
+    with Bar(TextColumn(what), BarColumn(24), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
+             console=console, transient=True, disable=not console.is_terminal) as bar:  # fmt: skip
+        yield from bar.track(items, total=total)
 
 
 class Progress:
@@ -41,11 +51,14 @@ class Progress:
         parameters = sum(p.numel() for p in algorithm.model.parameters())
         s = self._settings
         resumed = f", from step {algorithm.it}" if algorithm.it else ""
+        images = f"{len(algorithm.split.labelled)} labels, {len(algorithm.split.unlabelled)} unlabelled"
         self._console.print(
-            f"{s.algorithm} on {s.dataset}: {s.num_labels} labels, {len(algorithm.split.unlabelled)} unlabelled,"
-            f" {len(algorithm.source.test)} test images; {s.net} ({parameters:,} parameters); {labelled} + {unlabelled}"
-            f" images a step; {algorithm.device}, {algorithm.precision}; seed {s.seed}; {self._total} steps{resumed}"
+            f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({parameters:,}"
+            f" parameters); {labelled} + {unlabelled} images a step; {algorithm.device}, {algorithm.precision};"
+            f" seed {s.seed}; {self._total} steps{resumed}"
         )
+        for note in algorithm.source.notes:
+            self._console.print(f"note: {note}", markup=False)
         if self._bar is not None:
             self._task = self._bar.add_task("", total=self._total, completed=algorithm.it, text="")
 
@@ -64,11 +77,29 @@ class Progress:
 
     def finish(self, result: dict[str, Any], run_dir: Path) -> None:
         """Say how the run ended."""
+        if result["last_top1"] is None:
+            self._console.print(
+                f"no test images, so no accuracy; {_clock(result['seconds'])} of training; {run_dir / 'result.json'}"
+            )
+            return
         last, best, median = (100 * result[k] for k in ("last_top1", "best_top1", "median20_top1"))
         self._console.print(
             f"test accuracy: last {last:.2f} %, median of the last 20 evaluations {median:.2f} %, best {best:.2f} %"
             f" (step {result['best_step']}); {_clock(result['seconds'])} of training; {run_dir / 'result.json'}"
         )
+        seen = result["last_evaluation"]
+        if "unlabelled_classes/top-1-acc" in seen:
+            self._console.print(
+                "last, by kind of class: "
+                + "; ".join(
+                    f"{name} {100 * seen[f'{key}top-1-acc']:.2f} %, prediction entropy {seen[f'{key}entropy']:.2f} nats"
+                    for name, key in (
+                        ("labelled", "labelled_classes/"),
+                        ("unlabelled", "unlabelled_classes/"),
+                        ("all", ""),
+                    )
+                )
+            )
 
     def update(self, algorithm: Any, step: int, values: dict[str, float]) -> None:
         """Show the state after ``step`` steps."""

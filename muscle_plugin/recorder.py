@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.host.files import write_json, write_text
+from muscle_plugin.files import write_json, write_text
 from muscle_plugin.host.hooks import accuracies
 from muscle_plugin.progress import Progress
 
@@ -68,6 +68,7 @@ class Recorder:
             "num_train_iter": algorithm.num_train_iter,
             **scores,
             "best_step": algorithm.best_it + 1 if algorithm.evaluations else None,
+            "last_evaluation": {k.removeprefix("eval/"): v for k, v in algorithm.last_metrics.items()},
             "evaluations": len(algorithm.evaluations),
             "seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 1) if seconds else None,

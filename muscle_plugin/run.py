@@ -1,8 +1,8 @@
 """One training run, from resolved settings to a run directory.
 
-``<save_dir>/<save_name>/`` holds ``config.yaml`` (the resolved settings; ``--c`` reads it back), ``environment.json``
-(versions, git revision, device, command), ``log.txt``, ``metrics.jsonl``, ``result.json``, TensorBoard events,
-``latest_model.pth`` and ``model_best.pth``.
+``<save_dir>/<save_name>/`` holds ``config.yaml`` (the resolved settings; ``--c`` reads it back), ``split.json`` (which
+images are labelled; ``--split_file`` reads it back), ``environment.json`` (versions, git revision, device, command),
+``log.txt``, ``metrics.jsonl``, ``result.json``, TensorBoard events, ``latest_model.pth`` and ``model_best.pth``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from typing import Any
 import torch
 
 from muscle_plugin.config import ConfigError, Resolved, RunSettings, read_yaml, resolve
+from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS
-from muscle_plugin.data.sources import DataError
+from muscle_plugin.data.splits import read_split, write_split
+from muscle_plugin.files import write_json, write_text
 from muscle_plugin.host.device import DeviceError
-from muscle_plugin.host.files import write_json, write_text
-from muscle_plugin.host.host import LATEST, Interrupted
+from muscle_plugin.host.host import LATEST, Interrupted, split_seed
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
 from muscle_plugin.version import __version__
@@ -41,6 +42,7 @@ __all__ = ["Interrupted", "RunError", "train"]
 
 #: A directory with this file is a run of ours, and may be deleted by ``overwrite``.
 CONFIG_FILE = "config.yaml"
+SPLIT_FILE = "split.json"
 
 
 class RunError(RuntimeError):
@@ -79,6 +81,7 @@ def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: boo
     with _log_file(run_dir) as logger:
         try:
             algorithm = build(resolved, logger)
+            _save_split(run_dir / SPLIT_FILE, algorithm, checkpoint is not None)
             if checkpoint is not None:
                 algorithm.load_model(checkpoint)
         except (DataError, DeviceError, ValueError) as e:
@@ -167,7 +170,7 @@ def build(resolved: Resolved, logger: Any = None) -> Any:
     args = Namespace(**resolved.as_dict())
     args.imb_algorithm = None
     with _stdout_to(logger):
-        algorithm = algorithm_class(settings.algorithm)(args, net_builder(settings), None, logger)
+        algorithm = algorithm_class(settings.algorithm)(args, _net_builder(settings), None, logger)
     _try_net(algorithm, settings)
     return algorithm
 
@@ -189,24 +192,31 @@ def _try_net(algorithm: Any, settings: Any) -> None:
     net.train(was_training)
 
 
-def net_builder(settings: Any) -> Any:
+def _net_builder(settings: Any) -> Any:
+    return net_builder(settings.net, settings.net_from_name, DATASETS[settings.dataset].channels)
+
+
+def net_builder(net: str, from_torchvision: bool, channels: int) -> Any:
     """What builds the net: called with ``num_classes`` and USB's keywords for pretrained weights.
+
+    Args:
+        channels: of the images; USB's and torchvision's nets take three in any case.
 
     Raises:
         ValueError: no such net.
     """
     from muscle_plugin.nets import OWN_NETS
 
-    if settings.net_from_name:
-        return partial(_torchvision_net, settings.net)
-    if settings.net in OWN_NETS:
-        return partial(OWN_NETS[settings.net], in_channels=DATASETS[settings.dataset].channels)
+    if from_torchvision:
+        return partial(_torchvision_net, net)
+    if net in OWN_NETS:
+        return partial(OWN_NETS[net], in_channels=channels)
     from muscle_plugin.usb import nets
 
-    if not hasattr(nets, settings.net) or settings.net.startswith("_"):
+    if not hasattr(nets, net) or net.startswith("_"):
         usb = sorted(n for n in vars(nets) if n[-1].isdigit() and not n.startswith("_") and n not in NETS)
-        raise ValueError(f"net: unknown {settings.net!r}; known: {', '.join((*NETS, *usb))}")
-    return getattr(nets, settings.net)
+        raise ValueError(f"net: unknown {net!r}; known: {', '.join((*NETS, *usb))}")
+    return getattr(nets, net)
 
 
 def _torchvision_net(name: str, num_classes: int, pretrained: bool = False, pretrained_path: Any = None) -> Any:
@@ -216,6 +226,21 @@ def _torchvision_net(name: str, num_classes: int, pretrained: bool = False, pret
 
 
 # ------------------------------------------------------------------------------------------------------- run directory
+
+
+def _save_split(path: Path, algorithm: Any, resumed: bool) -> None:
+    """Write which images are labelled; a run that goes on must find the same ones.
+
+    Raises:
+        DataError: the images or their labels have changed since the run began.
+    """
+    args, source, split = algorithm.args, algorithm.source, algorithm.split
+    if resumed and path.is_file():
+        before = read_split(path, source, args.include_lb_to_ulb)
+        if not torch.equal(before.labelled, split.labelled):
+            raise DataError(f"{path}: this run began with other labelled images than its settings give now")
+        return
+    write_split(path, split, source, dataset=args.dataset, seed=split_seed(args))
 
 
 def _prepare_directory(run_dir: Path, resolved: Resolved) -> Path | None:
@@ -250,7 +275,9 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> Path | None:
 
 def _only_prepared(run_dir: Path) -> bool:
     """Whether a run of ours was set up here and failed before its first step: nothing in it is worth keeping."""
-    return {p.name for p in run_dir.iterdir()} <= {CONFIG_FILE, "log.txt"} and (run_dir / CONFIG_FILE).is_file()
+    return {p.name for p in run_dir.iterdir()} <= {CONFIG_FILE, SPLIT_FILE, "log.txt"} and (
+        run_dir / CONFIG_FILE
+    ).is_file()
 
 
 def _describe(run_dir: Path) -> str:

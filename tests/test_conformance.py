@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from muscle_plugin.algorithms.catalogue import all_algorithms, muscle_algorithms, usb_algorithms
-from muscle_plugin.host.files import load_tensors
+from muscle_plugin.files import load_tensors
 
 #: Settings without which an algorithm does not run on digits, with the reason.
 SPECIAL = {

@@ -1,41 +1,76 @@
-"""Order, splits, augmentation and views."""
+"""Order, splits, views, and where the images of a step come from."""
 
-import os
-import pickle
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from muscle_plugin.data.augment import AUGMENTATIONS, affine, crop_flip, cutout, to_float
+from muscle_plugin.data.errors import DataError
+from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
 from muscle_plugin.data.sampler import IndexStream
-from muscle_plugin.data.sources import DataError, digits, load_source
-from muscle_plugin.data.splits import balanced_split
-from muscle_plugin.data.views import LABELLED, UNLABELLED, WEAK, Batches, View, quarter_turns, views_of
-
-CIFAR = Path(os.environ.get("CIFAR_DIR", ROOT / "data"))
-needs_cifar = pytest.mark.skipif(
-    not (CIFAR / "cifar-10-batches-py").is_dir(), reason=f"CIFAR-10's files are not in {CIFAR} (set CIFAR_DIR)"
+from muscle_plugin.data.sources import Source, SourceOptions, digits
+from muscle_plugin.data.splits import draw_split, read_split, write_split
+from muscle_plugin.data.views import (
+    HARD,
+    UNLABELLED,
+    WEAK,
+    Batches,
+    View,
+    augmentation,
+    normaliser,
+    pixel_statistics,
+    quarter_turns,
+    views_of,
 )
+
 CPU = torch.device("cpu")
+DIGITS = digits(SourceOptions(Path(), 8))
 
 
 def batches(
-    parameters=("x_lb", "y_lb", "x_ulb_w", "x_ulb_s", "idx_lb", "idx_ulb"), usb_name="fixmatch", seed=0, channels=1
-):
-    source = digits(Path())
-    split = balanced_split(source.train_labels, 20, 10, seed, include_labelled=False)
-    return Batches(source, split, 4, 6, parameters, usb_name, "digits_weak", "digits_hard", channels, seed, CPU)
+    parameters=("x_lb", "y_lb", "x_ulb_w", "x_ulb_s", "idx_lb", "idx_ulb"), usb_name="fixmatch", seed=0, channels=1,
+    **more,
+):  # fmt: skip
+    split = draw_split(DIGITS, 20, seed)
+    return Batches(DIGITS, split, 4, 6, parameters, usb_name, "digits_weak", "digits_hard", channels, seed, CPU, **more)
 
 
-@pytest.mark.parametrize(("n", "batch"), [(10, 3), (7, 7), (3, 8), (1, 5), (1437, 64)])
+def toy(labels, subclasses=None, images=None):
+    """A source of blank images with these labels; all are for training."""
+    labels = torch.tensor(labels)
+    count = len(labels)
+    fine = None if subclasses is None else torch.tensor(subclasses)
+    names = () if fine is None else tuple(f"s{i}" for i in range(int(fine.max()) + 1))
+    pool = torch.zeros(count, 1, 8, 8, dtype=torch.uint8) if images is None else images
+    classes = tuple("abcdefghij"[: int(labels.max()) + 1])
+    return Source(pool, labels, torch.arange(count), torch.empty(0, dtype=torch.int64), classes, fine, names)
+
+
+# --------------------------------------------------------------------------------------------------------------- order
+
+
+@given(st.integers(1, 60), st.integers(1, 40))
 def test_every_index_once_per_pass_and_equally_often(n, batch):
     stream = IndexStream(n, batch, seed=0, name="x")
-    steps = 4 * n
-    seen = torch.cat([stream.batch(t) for t in range(steps)])
+    seen = torch.cat([stream.batch(t) for t in range(3 * n)])
     for k in range(len(seen) // n):
         assert sorted(seen[k * n : (k + 1) * n].tolist()) == list(range(n))
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 5), st.integers(0, 50))
+def test_the_parts_of_several_processes_are_the_batch_of_one(n, batch, world, step):
+    parts = [IndexStream(n, batch, 3, "x", rank, world).batch(step) for rank in range(world)]
+    assert torch.equal(torch.cat(parts), IndexStream(n, batch, 3, "x").batch(step))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_processes_see_disjoint_images_within_a_pass():
+    parts = [torch.cat([IndexStream(64, 16, 0, "x", rank, 2).batch(t) for t in range(4)]) for rank in range(2)]
+    assert sorted(torch.cat(parts).tolist()) == list(range(64))
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
@@ -47,95 +82,146 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert not torch.equal(IndexStream(50, 8, 0, "y").batch(3), b.batch(3))
 
 
+@pytest.mark.parametrize(("ratio", "sizes"), [(0.5, (64, 32)), (1, (48, 48)), (3, (24, 72)), (7, (12, 84))])
+def test_an_epoch_is_one_pass_over_the_unlabelled_images(build_short, ratio, sizes):
+    algorithm = build_short(algorithm="flexmatch", total_batch=96, ratio=ratio, num_train_iter=None, epoch=1)
+    assert algorithm.batch_sizes == sizes
+    seen = torch.cat([algorithm.batches.batch(t)["idx_ulb"] for t in range(algorithm.num_train_iter)])
+    assert len(seen.unique()) >= min(1427, len(seen))
+    assert abs(len(seen) - 1427) <= sizes[1] / 2
+
+
+# -------------------------------------------------------------------------------------------------------------- splits
+
+
 def test_split_is_balanced_disjoint_complete_and_seeded():
-    labels = digits(Path()).train_labels
-    split = balanced_split(labels, 40, 10, 0, include_labelled=False)
+    labels = DIGITS.train_labels
+    split = draw_split(DIGITS, 40, 0)
     assert torch.bincount(labels[split.labelled]).tolist() == [4] * 10
     assert sorted(torch.cat([split.labelled, split.unlabelled]).tolist()) == list(range(len(labels)))
-    assert torch.equal(split.labelled, balanced_split(labels, 40, 10, 0, False).labelled)
-    assert not torch.equal(split.labelled, balanced_split(labels, 40, 10, 1, False).labelled)
-    assert len(balanced_split(labels, 40, 10, 0, include_labelled=True).unlabelled) == len(labels)
+    assert torch.equal(split.labelled, draw_split(DIGITS, 40, 0).labelled)
+    assert not torch.equal(split.labelled, draw_split(DIGITS, 40, 1).labelled)
+    assert len(draw_split(DIGITS, 40, 0, include_labelled=True).unlabelled) == len(labels)
 
 
 def test_impossible_splits_say_so():
-    labels = digits(Path()).train_labels
-    with pytest.raises(DataError, match="cannot be shared equally by 10"):
-        balanced_split(labels, 15, 10, 0, False)
-    with pytest.raises(DataError, match=r"1000 labels per class asked for, but class \d has \d+ images"):
-        balanced_split(labels, 10_000, 10, 0, False)
+    with pytest.raises(DataError, match="15 cannot be shared equally by 10"):
+        draw_split(DIGITS, 15, 0)
+    with pytest.raises(DataError, match=r"1000 labels of class '\d' asked for, but it has \d+ labelled images"):
+        draw_split(DIGITS, 10_000, 0)
     with pytest.raises(DataError, match="leaves no unlabelled image"):
-        balanced_split(torch.tensor([0, 1]), 2, 2, 0, False)
+        draw_split(toy([0, 1]), 2, 0)
+    with pytest.raises(DataError, match="leaves class '5' without a label"):
+        draw_split(DIGITS, 20, 0, imbalance=1000)
+    with pytest.raises(DataError, match="has no subclasses; cifar20 has"):
+        draw_split(DIGITS, 20, 0, sequestered=1)
 
 
-def test_digits_division_is_fixed_stratified_and_disjoint():
-    source = digits(Path())
-    assert (len(source.train), len(source.test)) == (1437, 360)
-    counts = torch.bincount(source.test_labels)
-    assert counts.min() >= 34
-    assert counts.max() <= 38
-    assert source.train.dtype == torch.uint8
-    assert source.train.max() == 255
+def test_images_without_a_label_are_never_labelled_and_always_unlabelled():
+    split = draw_split(toy([0, -1, 1, -1, 0, 1]), 2, 0)
+    assert {1, 3} <= set(split.unlabelled.tolist())
+    everything = draw_split(toy([0, -1, 1, -1, 0, 1]), None, 0)
+    assert everything.labelled.tolist() == [0, 2, 4, 5]
+    assert everything.unlabelled.tolist() == [1, 3]
 
 
-@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [8, 32, 33])
-def test_augmentations_keep_shape_are_seeded_and_draw_per_image(name, channels, size):
-    image = torch.randint(
-        0, 256, (1, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    images = image.repeat(16, 1, 1, 1)
-    first, again, other = (AUGMENTATIONS[name](images, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
-    assert first.shape == images.shape
-    assert first.dtype == torch.float32
-    assert torch.isfinite(first).all()
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert len({x.numpy().tobytes() for x in first}) > 4  # not one draw for the batch
+@given(st.integers(10, 400), st.floats(1.01, 20))
+def test_biased_labels_fall_geometrically_and_add_up(num_labels, ratio):
+    source = toy([*range(4)] * 400)
+    exact = num_labels * ratio ** -torch.linspace(0, 1, 4).double()
+    exact /= (ratio ** -torch.linspace(0, 1, 4).double()).sum()
+    assume(exact.min() >= 1)
+    split = draw_split(source, num_labels, 0, imbalance=ratio)
+    counts = torch.bincount(source.train_labels[split.labelled]).double()
+    assert int(counts.sum()) == num_labels
+    assert counts.tolist() == sorted(counts.tolist(), reverse=True)
+    assert (counts - exact).abs().max() < 1
 
 
-def test_crop_flip_moves_whole_pixels_and_reflects():
-    """Each result is one of the 2 x 9 x 9 crops of the reflected image, flipped or not."""
-    image = torch.arange(32 * 32, dtype=torch.int64).remainder(251).to(torch.uint8).view(1, 1, 32, 32)
-    padded = torch.nn.functional.pad(image.float(), (4, 4, 4, 4), mode="reflect") / 255
-    crops = {
-        torch.flip(crop, (2,)).numpy().tobytes() if flip else crop.numpy().tobytes(): (dy, dx, flip)
-        for dy in range(9)
-        for dx in range(9)
-        for flip in (False, True)
-        for crop in [padded[0, :, dy : dy + 32, dx : dx + 32].contiguous()]
-    }
-    out = crop_flip(image.repeat(300, 1, 1, 1), torch.Generator().manual_seed(0))
-    drawn = [crops[x.contiguous().numpy().tobytes()] for x in out]
-    assert {d[0] for d in drawn} == {d[1] for d in drawn} == set(range(9))
-    assert 100 < sum(d[2] for d in drawn) < 200
+def test_sequestered_subclasses_give_no_labels_but_stay_unlabelled():
+    fine = [c * 5 + s for c in range(3) for s in range(5) for _ in range(6)]
+    source = toy([f // 5 for f in fine], fine)
+    split = draw_split(source, 24, seed=0, sequestered=1)
+    assert [s // 5 for s in split.sequestered] == [0, 1, 2]
+    per_subclass = torch.bincount(source.subclasses[split.labelled], minlength=15)
+    assert all(per_subclass[s] == (0 if s in split.sequestered else 2) for s in range(15))
+    assert set(split.sequestered) <= set(source.subclasses[split.unlabelled].tolist())
+    assert len({draw_split(source, 24, seed, sequestered=1).sequestered for seed in range(8)}) > 4
+    with pytest.raises(DataError, match="one must remain"):
+        draw_split(source, 24, 0, sequestered=5)
 
 
-def test_affine_turns_scales_and_shifts_the_content():
-    image = torch.zeros(1, 1, 9, 9)
-    image[0, 0, 4, 6] = 1  # right of the centre
-    zero, one = torch.zeros(1), torch.ones(1)
+def test_a_split_file_gives_the_split_back(tmp_path):
+    fine = [c * 5 + s for c in range(3) for s in range(5) for _ in range(6)]
+    source = toy([f // 5 for f in fine], fine)
+    split = draw_split(source, 12, 4, sequestered=1)
+    write_split(tmp_path / "s.json", split, source, seed=4)
+    read = read_split(tmp_path / "s.json", source, include_labelled=False)
+    assert torch.equal(read.labelled, split.labelled)
+    assert torch.equal(read.unlabelled, split.unlabelled)
+    assert read.sequestered == split.sequestered
+    assert len(read_split(tmp_path / "s.json", source, include_labelled=True).unlabelled) == 90
+    assert json.loads((tmp_path / "s.json").read_text())["labels_per_class"] == {"a": 4, "b": 4, "c": 4}
+    np.save(tmp_path / "lb.npy", split.labelled.numpy())  # as USB writes them
+    assert torch.equal(read_split(tmp_path / "lb.npy", source, False).labelled, split.labelled)
 
-    def peak(*parameters):
-        y, x = divmod(int(affine(image, *parameters).argmax()), 9)
-        return y, x
 
-    assert peak(zero, one, zero, zero, zero) == (4, 6)
-    assert peak(torch.tensor([torch.pi / 2]), one, zero, zero, zero) == (2, 4)  # counter-clockwise: up
-    assert peak(zero, one * 2, zero, zero, zero) == (4, 8)
-    assert peak(zero, one, zero, torch.tensor([1 / 9]), torch.tensor([-2 / 9])) == (2, 7)
+def test_unfit_split_files_say_so(tmp_path):
+    path = tmp_path / "s.json"
+    write_split(path, draw_split(DIGITS, 20, 0), DIGITS)
+    with pytest.raises(DataError, match="made for other training images"):
+        read_split(path, toy([0, 1, 0, 1]), False)
+    good = json.loads(path.read_text())
+    for change, message in [
+        ({"labelled": [0, 1]}, r"class '\d' has no labelled image"),
+        ({"labelled": [0, 10**6]}, "must differ and lie between 0 and 1436"),
+        ({"labelled": good["labelled"] * 2}, "must differ"),
+        ({"labelled": ["0"]}, "expected a list of indices"),
+        ({"format": 99}, "no split of this package"),
+    ]:
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(DataError, match=message):
+            read_split(path, DIGITS, False)
+    for content in ("", "[]", "{", '{"format": 1}'):
+        path.write_text(content)
+        with pytest.raises(DataError, match="cannot be read as a split"):
+            read_split(path, DIGITS, False)
+    with pytest.raises(DataError, match="cannot be read as a split"):
+        read_split(tmp_path / "absent.json", DIGITS, False)
 
 
-def test_cutout_fills_one_square():
-    out = cutout(torch.ones(50, 2, 16, 16), 0.25, torch.Generator().manual_seed(0))
-    for image in out:
-        assert torch.equal(image[0], image[1])
-        rows, columns = (image[0] == 0).any(1).sum(), (image[0] == 0).any(0).sum()
-        assert (image[0] == 0).sum() == rows * columns <= 16
+def test_a_run_leaves_its_split_and_another_takes_it(short_run, tmp_path):
+    short_run(algorithm="fixmatch", seed=3, save_name="a")
+    split = tmp_path / "a" / "split.json"
+    short_run(algorithm="fixmatch", seed=8, split_file=str(split), save_name="b")
+    labelled = [json.loads((tmp_path / n / "split.json").read_text())["labelled"] for n in "ab"]
+    assert labelled[0] == labelled[1]
+    short_run(algorithm="fixmatch", seed=8, split_seed=3, save_name="c")
+    assert json.loads((tmp_path / "c" / "split.json").read_text())["labelled"] == labelled[0]
+
+
+def test_a_split_file_that_contradicts_num_labels_is_refused(build_short, tmp_path):
+    write_split(tmp_path / "s.json", draw_split(DIGITS, 20, 0), DIGITS)
+    with pytest.raises(DataError, match="has 20 labelled images, but num_labels is 10"):
+        build_short(split_file=str(tmp_path / "s.json"), num_labels=10)
+
+
+def test_a_run_whose_data_changed_does_not_go_on(short_run, tmp_path):
+    from muscle_plugin.run import RunError
+
+    short_run(algorithm="fixmatch", save_name="a")
+    file = tmp_path / "a" / "split.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"fingerprint": "0" * 16}))
+    with pytest.raises(RunError, match="made for other training images"):
+        short_run(algorithm="fixmatch", save_name="a", resume="yes")
+
+
+# --------------------------------------------------------------------------------------------------------------- views
 
 
 def test_views_are_read_off_the_parameters():
-    assert views_of(["x_lb", "y_lb", "x_ulb_w", "x_ulb_s"], "fixmatch")["x_ulb_s"].strength == "hard"
+    assert views_of(["x_lb", "y_lb", "x_ulb_w", "x_ulb_s"], "fixmatch")["x_ulb_s"].strength == HARD
     assert views_of(["x_lb", "y_lb", "x_ulb_w", "x_ulb_s"], "meanteacher")["x_ulb_s"] == View(UNLABELLED, WEAK)
     with pytest.raises(DataError, match="asks for 'x_ulb_new'"):
         views_of(["x_lb", "x_ulb_new"], "mine")
@@ -150,12 +236,37 @@ def test_a_view_does_not_depend_on_which_others_are_made():
 
 def test_batches_hold_the_images_that_their_indices_name():
     b = batches()
+    split = draw_split(DIGITS, 20, 0)
     batch = b.batch(2)
     assert (len(batch["x_lb"]), len(batch["x_ulb_w"])) == (4, 6)
-    assert torch.equal(batch["y_lb"], b._labels[batch["idx_lb"]])
-    plain = b.normalise(to_float(b._images[LABELLED][batch["idx_lb"]])).flatten(1)
-    distance = torch.cdist(plain, batch["x_lb"].flatten(1))
+    members = DIGITS.train[split.labelled][batch["idx_lb"]]
+    assert torch.equal(batch["y_lb"], DIGITS.labels[members])
+    distance = torch.cdist(b.normalise(DIGITS.images[members]).flatten(1), batch["x_lb"].flatten(1))
     assert (distance.argmin(0) == torch.arange(4)).float().mean() >= 0.75
+
+
+def test_v_draws_of_a_view_differ_and_randaugment_follows_the_weak_view():
+    images = torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8)
+    source = toy([0, 1] * 100, images=images)
+    b = Batches(source, draw_split(source, 4, 0), 2, 6, ("x_lb", "x_ulb_w"), "x", "crop_flip", "randaugment", 3, 0, CPU)
+    b.add_views({"x_ulb_h": View(UNLABELLED, HARD, 3)})
+    first, second, third = b.batch(0)["x_ulb_h"].chunk(3)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+    blank = torch.full((64, 1, 16, 16), 100, dtype=torch.uint8)
+    blank[:, :, :, :4] = 255  # a bar that crop_flip moves
+    after = augmentation("randaugment", augmentation("crop_flip"))(blank, torch.Generator().manual_seed(0))
+    alone = augmentation("randaugment")(blank, torch.Generator().manual_seed(0))
+    assert not torch.equal(after, alone)
+    assert after.dtype == torch.uint8
+
+
+def test_unknown_augmentations_and_operations_say_so():
+    with pytest.raises(DataError, match="unknown 'blur'; known: .*crop_flip"):
+        augmentation("blur")
+    with pytest.raises(DataError, match="iic draws no operations"):
+        augmentation("iic", ops=2)
 
 
 def test_rotations_come_with_their_labels():
@@ -167,41 +278,58 @@ def test_rotations_come_with_their_labels():
     assert torch.equal(quarter_turns(b["x_ulb_s_0"], b["rot_v"]), b["x_ulb_s_0_rot"])
 
 
+def test_pixels_are_normalised_whether_bytes_or_fractions():
+    images = torch.randint(0, 256, (300, 3, 8, 8), dtype=torch.uint8)
+    mean, std = pixel_statistics(toy([0, 1, 2] * 100, images=images))
+    plain = images.double() / 255
+    assert torch.allclose(mean.double(), plain.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(std.double(), plain.std((0, 2, 3), correction=0), atol=1e-6)
+    normalise = normaliser(mean, std, 3, CPU)
+    assert torch.allclose(normalise(images), normalise(images.float() / 255), atol=1e-5)
+    assert normalise(images).mean((0, 2, 3)).abs().max() < 1e-4
+
+
 def test_one_channel_serves_nets_of_three_and_not_the_reverse():
     assert batches(channels=3).batch(0)["x_lb"].shape[1] == 3
-    source = digits(Path())
-    colour = type(source)(source.train.repeat(1, 3, 1, 1), *list(vars(source).values())[1:])
-    from muscle_plugin.data.views import normaliser
-
     with pytest.raises(DataError, match=r"takes 1 channel\(s\), but the images have 3"):
-        normaliser(colour, 1, CPU)
+        normaliser(torch.zeros(3), torch.ones(3), 1, CPU)
 
 
-def test_a_cifar_file_that_would_run_code_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (os.system, (f"touch {tmp_path / 'ran'}",))
-
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
-        (folder / name).write_bytes(pickle.dumps({"data": Evil()}))
-    with pytest.raises(DataError, match=r"not a file of cifar10 \(refused .*system\)"):
-        load_source("cifar10", tmp_path, 32)
-    assert not (tmp_path / "ran").exists()
+# -------------------------------------------------------------------------------------------------- device and streams
 
 
-@needs_cifar
-@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
-def test_cifar_is_whole(name, classes):
-    source = load_source(name, CIFAR, 32)
-    assert (source.train.shape, source.test.shape) == ((50_000, 3, 32, 32), (10_000, 3, 32, 32))
-    assert torch.bincount(source.train_labels).tolist() == [50_000 // classes] * classes
-    assert torch.bincount(source.test_labels).tolist() == [10_000 // classes] * classes
-    assert len(source.classes) == classes
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_images_are_those_of_the_device(workers):
+    members = {"a": torch.tensor([3, 1, 4]), "b": torch.arange(5, 20)}
+    images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
+
+    def streams():
+        return {k: IndexStream(len(m), 4, 0, k) for k, m in members.items()}
+
+    resident = ResidentImages(images, members, streams(), CPU)
+    streamed = StreamedImages(images, members, streams(), CPU, workers)
+    for step in (0, 1, 2, 2, 3, 0, 7, 8):  # a trial step is made twice, a resumed run starts anywhere
+        for kind, (index, pixels) in resident.step(step).items():
+            assert torch.equal(index, streamed.step(step)[kind][0])
+            assert torch.equal(pixels, streamed.step(step)[kind][1])
+            assert torch.equal(pixels, images[members[kind][index]])
+    streamed.close()
 
 
-@needs_cifar
-def test_cifar_trains(short_run):
-    settings = {"dataset": "cifar10", "num_labels": 40, "img_size": 32, "data_dir": str(CIFAR), "num_train_iter": 2}
-    assert short_run(algorithm="muscle_fixmatch", **settings)["complete"]
+def test_where_the_images_live_changes_no_weight(short_run, tmp_path):
+    for where in ("device", "host"):
+        short_run(algorithm="muscle_fixmatch", data_on=where, num_workers=1, save_name=where)
+    a, b = (torch.load(tmp_path / w / "latest_model.pth", weights_only=True)["model"] for w in ("device", "host"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_streaming_draws_nothing_from_the_generators_of_training():
+    before = torch.get_rng_state()
+    images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
+    StreamedImages(images, {"a": torch.arange(4)}, {"a": IndexStream(4, 2, 0, "a")}, CPU, 1).step(0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_set_larger_than_the_machine_does_not_fit():
+    assert fits(torch.zeros(10, dtype=torch.uint8), CPU)
+    assert not fits(torch.zeros(1, dtype=torch.uint8).expand(2**50), CPU)

@@ -8,8 +8,8 @@ from conftest import ROOT
 from torch.nn import functional as F
 
 from muscle_plugin.algorithms.catalogue import muscle_algorithms
+from muscle_plugin.files import load_tensors
 from muscle_plugin.host.device import usb_calls_on
-from muscle_plugin.host.files import load_tensors
 from muscle_plugin.losses import mutual_information
 
 

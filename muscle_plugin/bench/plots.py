@@ -73,7 +73,7 @@ def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
     """Images in a grid, one row per view, one column per image.
 
     Args:
-        rows: label -> (N, channels, H, W) float images, any range (each row is scaled to its own).
+        rows: label -> (N, channels, H, W) float images in [0, 1].
         path: PNG to write.
     """
     count = max(len(x) for x in rows.values())
@@ -81,11 +81,10 @@ def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
         len(rows), count, figsize=(0.7 * count + 1.6, 0.75 * len(rows)), squeeze=False, layout="constrained"
     )
     for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
-        low, high = float(images.min()), float(images.max())
         for axes in axes_row:
             axes.set(xticks=[], yticks=[])
         for axes, image in zip(axes_row, images, strict=False):
-            shown = ((image - low) / max(high - low, 1e-6)).permute(1, 2, 0).cpu().numpy()
+            shown = image.permute(1, 2, 0).cpu().numpy()
             axes.imshow(shown.squeeze(-1) if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=1)
         axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,28 @@
-"""Batched augmentations: (N, channels, H, W) uint8 images in, float images in [0, 1] out, parameters drawn per image.
+"""Batched augmentations: (N, C, H, W) uint8 images in, C = 1 or 3, on any device, parameters drawn per image.
 
-Each runs on the device of the images and draws from the generator it is given, which lives on that device. A new one is
-a function and a line in ``AUGMENTATIONS``.
+They return uint8 images, or float images in [0, 1] where they interpolate (digits). The generator is a CPU generator:
+what is drawn, sizes of groups included, is known without waiting for a GPU, and is the same for every device. A new one
+is a function and a line in ``AUGMENTATIONS``. The operations of RandAugment are in ``randaugment.py``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from muscle_plugin.data.randaugment import (
+    OPERATIONS,
+    Plan,
+    apply,
+    pieces,
+    randaugment,
+    randaugment_usb,
+    rotate,
+    to_uint8,
+)
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -22,7 +33,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def _uniform(generator: torch.Generator, n: int, low: float, high: float) -> Tensor:
-    return torch.rand(n, generator=generator, device=generator.device) * (high - low) + low
+    return torch.rand(n, generator=generator) * (high - low) + low
 
 
 def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
@@ -35,23 +46,15 @@ def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x:
         shear: (N,) horizontal shear, as the tangent of its angle.
         shift_x, shift_y: (N,) shift of the content, as a fraction of the image's side.
     """
+    if not len(images):
+        return images.clone()  # affine_grid takes no empty batch
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     # sampling grid = inverse map: undo the shift, then rotation and scale, then shear
     a, b = cos + shear * sin, -sin + shear * cos
     x, y = -2 * shift_x, -2 * shift_y
     theta = torch.stack([a, b, a * x + b * y, sin, cos, sin * x + cos * y], 1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    grid = F.affine_grid(theta.to(images.device, non_blocking=True), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
-
-
-def cutout(images: Tensor, side: float, generator: torch.Generator, fill: float = 0.0) -> Tensor:
-    """Fill a square of ``side`` (fraction of the image's side) at a random centre of each image; it may be clipped."""
-    n, _, h, w = images.shape
-    cy, cx = _uniform(generator, n, 0, h).view(-1, 1, 1), _uniform(generator, n, 0, w).view(-1, 1, 1)
-    rows = torch.arange(h, device=images.device).view(1, -1, 1) + 0.5
-    cols = torch.arange(w, device=images.device).view(1, 1, -1) + 0.5
-    inside = ((rows - cy).abs() < side * h / 2) & ((cols - cx).abs() < side * w / 2)
-    return images.masked_fill(inside.unsqueeze(1), fill)
 
 
 def _distort(
@@ -80,85 +83,124 @@ def digits_hard(images: Tensor, generator: torch.Generator) -> Tensor:
     No flips: they turn one digit into another, or into none.
     """
     x = _distort(images, generator, 0.35, 0.25, 0.3, 0.12)
-    x = x * _uniform(generator, len(x), 0.7, 1.3).view(-1, 1, 1, 1)
-    return x + 0.05 * torch.randn(x.shape, generator=generator, device=generator.device)
+    contrast = _uniform(generator, len(x), 0.7, 1.3).view(-1, 1, 1, 1)
+    noise = 0.05 * torch.randn(x.shape, generator=generator)
+    return x * contrast.to(x.device, non_blocking=True) + noise.to(x.device, non_blocking=True)
+
+
+def _windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tensor | None) -> Tensor:
+    """Windows of the images.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        rows: (N, height) the rows of each window.
+        left: (N,) its first column.
+        width: its columns.
+        flip: (N,) bool, whether it is mirrored; None for no mirroring.
+    """
+    n, c, h, w = images.shape
+    if not n:
+        return images.new_empty(n, c, rows.shape[1], width)
+    device = images.device
+    # a row of a window is a piece of the flat images: an index per row, and the copy moves whole rows
+    start = (torch.arange(n).view(-1, 1) * c * h + rows) * w + left.view(-1, 1)
+    if flip is not None:  # those to be mirrored come last, so that they are one slice
+        order = flip.byte().argsort()
+        start = start[order]
+    channels = torch.arange(c, device=device).view(-1, 1) * (h * w)
+    index = start.to(device, non_blocking=True).unsqueeze(1) + channels
+    out = pieces(images.contiguous(), index.view(-1), width).view(n, c, -1, width)
+    if flip is None:
+        return out
+    mirrored = out[n - int(flip.sum()) :]
+    mirrored.copy_(mirrored.flip(3))
+    return out.index_select(0, order.argsort().to(device, non_blocking=True))
+
+
+def _offsets(n: int, generator: torch.Generator, *most: int) -> list[Tensor]:
+    """Whole numbers from 0 to each of ``most``, (n,) each."""
+    return [torch.randint(m + 1, (n,), generator=generator) for m in most]
+
+
+def _coins(n: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(n, generator=generator) < 0.5
+
+
+def _padded_crop(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
+    n, _, h, w = images.shape
+    y, x = max(1, h // 8), max(1, w // 8)
+    top, left = _offsets(n, generator, 2 * y, 2 * x)
+    rows = top.view(-1, 1) + torch.arange(-y, h - y)
+    rows = (h - 1) - ((h - 1) - rows.abs()).abs()  # reflected at both borders, the edge not repeated
+    mirror = images.flip(3)
+    wide = torch.cat([mirror[..., -x - 1 : -1], images, mirror[..., 1 : x + 1]], 3)
+    return _windows(wide, rows, left, w, _coins(n, generator) if flip else None)
+
+
+def crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Random translation by up to an eighth of the side (4 of 32 pixels), whole pixels, the border reflected."""
+    return _padded_crop(images, generator, flip=False)
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random translation by up to an eighth of the side (4 of 32 pixels, reflected border), and horizontal flip.
+    """``crop`` and horizontal flip with p = 0.5: the weak augmentation of Mean Teacher, FixMatch and USB."""
+    return _padded_crop(images, generator, flip=True)
 
-    The weak augmentation of Mean Teacher, FixMatch and USB, by whole pixels: no value is interpolated.
+
+def rotate_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Label propagation's views of Mini-ImageNet (Iscen et al. 2019, arXiv 1904.04717).
+
+    Rotation by up to 10 degrees (nearest pixel), crop of the image padded by 8 of 84 pixels, horizontal flip; outside
+    is black.
     """
     n, _, h, w = images.shape
-    pad_y, pad_x = max(1, h // 8), max(1, w // 8)
-    device = images.device
-    dy = torch.randint(-pad_y, pad_y + 1, (n, 1), generator=generator, device=device)
-    dx = torch.randint(-pad_x, pad_x + 1, (n, 1), generator=generator, device=device)
-    flip = torch.rand(n, 1, generator=generator, device=device) < 0.5
-    rows = torch.arange(h, device=device) + dy
-    cols = torch.arange(w, device=device).expand(n, w)
-    cols = torch.where(flip, w - 1 - cols, cols) + dx
-    rows = (h - 1) - ((h - 1) - rows.abs()).abs()  # reflect at both borders, edge not repeated
-    cols = (w - 1) - ((w - 1) - cols.abs()).abs()
-    batch = torch.arange(n, device=device).view(-1, 1, 1)
-    return to_float(images.permute(0, 2, 3, 1)[batch, rows.unsqueeze(2), cols.unsqueeze(1)].permute(0, 3, 1, 2))
+    y, x = round(8 / 84 * h), round(8 / 84 * w)
+    turned = rotate(images, _uniform(generator, n, -10, 10))
+    top, left = _offsets(n, generator, 2 * y, 2 * x)
+    rows = top.view(-1, 1) + torch.arange(h)
+    return _windows(F.pad(turned, (x, x, y, y)), rows, left, w, _coins(n, generator))
 
 
-_GREY = (0.299, 0.587, 0.114)
+def resize(images: Tensor, height: int, width: int) -> Tensor:
+    """Enlarge bilinearly, (N, C, height, width) uint8: within 1 grey level of torchvision's ``resize``."""
+    h, w = images.shape[2:]
+
+    def weights(new: int, old: int) -> Tensor:
+        one = torch.eye(old, device=images.device).view(1, 1, old, old)
+        return F.interpolate(one, (new, old), mode="bilinear").view(new, old)
+
+    return to_uint8((weights(height, h) @ (images.float() @ weights(width, w).t())).add_(0.5))
 
 
-def _grey(x: Tensor) -> Tensor:
-    if x.shape[1] == 1:
-        return x
-    weights = torch.tensor(_GREY, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
-    return (x * weights).sum(1, keepdim=True)
-
-
-def colour_jitter(x: Tensor, generator: torch.Generator, strength: float, hue: float) -> Tensor:
-    """Brightness, contrast and saturation by factors in 1 +- strength and hue by a turn of +- ``hue``, per image.
-
-    The hue is turned in the chroma plane of YIQ (a linear map) rather than in HSV.
-    """
-    n = len(x)
-
-    def factor() -> Tensor:
-        return _uniform(generator, n, 1 - strength, 1 + strength).view(-1, 1, 1, 1)
-
-    x = (x * factor()).clamp(0, 1)
-    mean = _grey(x).mean((1, 2, 3), keepdim=True)
-    x = (mean + (x - mean) * factor()).clamp(0, 1)
-    if x.shape[1] != 3:
-        return x
-    grey = _grey(x)
-    x = (grey + (x - grey) * factor()).clamp(0, 1)
-    to_yiq = torch.tensor(
-        [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], device=x.device
-    )
-    angle = _uniform(generator, n, -hue, hue) * 2 * math.pi
-    one, zero, cos, sin = torch.ones_like(angle), torch.zeros_like(angle), torch.cos(angle), torch.sin(angle)
-    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-    matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq
-    return torch.einsum("nij,njhw->nihw", matrix, x).clamp(0, 1)
+def draw_colour_jitter(n: int, generator: torch.Generator) -> Plan:
+    """Brightness, contrast and saturation by 1 +- 0.4 and hue by +- 0.125 turns, in a random order for each image."""
+    jitter = torch.tensor([OPERATIONS.index(name) for name in ("brightness", "contrast", "color", "hue")])
+    order = torch.rand(4, n, generator=generator).argsort(0)
+    values = _uniform(generator, 4 * n, -1, 1).view(4, n)
+    return Plan(jitter[order], torch.where(order == 3, 0.125 * values, 1 + 0.4 * values))
 
 
 def iic(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The hard views of IIC (Ji et al. 2019) without Sobel: crop 20/32 of the side and resize back, flip, colour jitter."""
-    n = len(images)
-    crop = 20 / 32
-    reach = (1 - crop) / 2  # how far the crop's centre may lie from the image's, as a fraction of the side
-    sign = torch.where(torch.rand(n, generator=generator, device=images.device) < 0.5, -1.0, 1.0)
-    theta = torch.zeros(n, 2, 3, device=images.device)
-    theta[:, 0, 0], theta[:, 1, 1] = crop * sign, crop
-    theta[:, 0, 2] = 2 * _uniform(generator, n, -reach, reach)
-    theta[:, 1, 2] = 2 * _uniform(generator, n, -reach, reach)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    x = F.grid_sample(to_float(images), grid, align_corners=False, padding_mode="reflection")
-    return colour_jitter(x, generator, 0.4, 0.125)
+    """The hard views of IIC (Ji et al. 2019, arXiv 1807.06653) without Sobel.
+
+    Crop of 20/32 of the side resized back, horizontal flip, then ``draw_colour_jitter``.
+    """
+    n, _, h, w = images.shape
+    height, width = round(h * 20 / 32), round(w * 20 / 32)
+    top, left = _offsets(n, generator, h - height, w - width)
+    windows = _windows(images, top.view(-1, 1) + torch.arange(height), left, width, _coins(n, generator))
+    return apply(resize(windows, h, w), draw_colour_jitter(n, generator))
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "digits_weak": digits_weak,
     "digits_hard": digits_hard,
     "crop_flip": crop_flip,
+    "crop": crop,
+    "rotate_crop_flip": rotate_crop_flip,
     "iic": iic,
+    "randaugment": randaugment,
+    "randaugment_usb": randaugment_usb,
 }
+# these are drawn on top of a weak view
+AFTER_WEAK: frozenset[str] = frozenset({"randaugment", "randaugment_usb"})

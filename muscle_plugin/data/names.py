@@ -7,19 +7,42 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a configuration must know of a data set before it is loaded."""
+    """What a configuration must know of a data set before it is loaded.
 
-    num_classes: int
+    Attributes:
+        num_classes: C; None: known once its files are read.
+        img_size: side to which images are resized, if no other is asked for.
+        channels: of an image.
+        num_labels: labelled images, if no other number is asked for; None: every label there is.
+        subclasses: subclasses per class (CIFAR-20); 1: none.
+        sequestered: subclasses per class that give no labels, if no other number is asked for.
+        weak_augment, hard_augment: names of augmentations.
+    """
+
+    num_classes: int | None
     img_size: int
-    channels: int
-    weak_augment: str
-    hard_augment: str
+    channels: int = 3
+    num_labels: int | None = None
+    subclasses: int = 1
+    sequestered: int = 0
+    weak_augment: str = "crop_flip"
+    hard_augment: str = "randaugment"
+
+    def label_groups(self, sequestered: int) -> int | None:
+        """Groups of images that share the labels equally: classes, or the subclasses that give labels."""
+        return None if self.num_classes is None else self.num_classes * (self.subclasses - sequestered)
 
 
 DATASETS: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo(10, 16, 1, "digits_weak", "digits_hard"),
-    "cifar10": DatasetInfo(10, 32, 3, "crop_flip", "iic"),
-    "cifar100": DatasetInfo(100, 32, 3, "crop_flip", "iic"),
+    "digits": DatasetInfo(10, 16, 1, num_labels=10, weak_augment="digits_weak", hard_augment="digits_hard"),
+    "cifar10": DatasetInfo(10, 32, num_labels=250),
+    "cifar100": DatasetInfo(100, 32, num_labels=2500),
+    "cifar20": DatasetInfo(20, 32, num_labels=800, subclasses=5, sequestered=1),
+    "miniimagenet": DatasetInfo(100, 84, num_labels=4000),
+    "stl10": DatasetInfo(10, 96, num_labels=40),
+    "svhn": DatasetInfo(10, 32, num_labels=40),
+    "svhn_noextra": DatasetInfo(10, 32, num_labels=40),
+    "folder": DatasetInfo(None, 64),
 }
 
 #: This package's own nets.

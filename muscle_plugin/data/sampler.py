@@ -16,15 +16,20 @@ class IndexStream:
 
     Args:
         n: number of images, at least 1.
-        batch: indices per batch, at least 1.
+        batch: indices per batch of all processes together, at least 1.
         seed: the run's seed.
         name: names the stream; streams of other names are independent.
+        rank, world: this process and their number. Each takes its own part of the batch, equal to within one image;
+            together the parts are the batch of one process.
     """
 
-    def __init__(self, n: int, batch: int, seed: int, name: str) -> None:
+    def __init__(self, n: int, batch: int, seed: int, name: str, rank: int = 0, world: int = 1) -> None:
         if n < 1 or batch < 1:
             raise ValueError(f"expected at least one image and one per batch, received n={n}, batch={batch}")
+        if not 0 <= rank < world:
+            raise ValueError(f"expected a rank from 0 to {world - 1}, received {rank}")
         self.n, self.batch_size, self._seed, self._name = n, batch, seed, name
+        self._part = slice(rank * batch // world, (rank + 1) * batch // world)
         self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def _permutation(self, number: int) -> Tensor:
@@ -34,11 +39,12 @@ class IndexStream:
         return self._order
 
     def batch(self, step: int) -> Tensor:
-        """(batch,) int64 indices of this step, counted from 0."""
-        parts, start, stop = [], step * self.batch_size, (step + 1) * self.batch_size
+        """This process's int64 indices of the step, counted from 0; (batch,) of them if there is one process."""
+        parts, first = [], step * self.batch_size
+        start, stop = first + self._part.start, first + self._part.stop
         while start < stop:
             number, offset = divmod(start, self.n)
             take = min(stop - start, self.n - offset)
             parts.append(self._permutation(number)[offset : offset + take])
             start += take
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)

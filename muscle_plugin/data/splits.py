@@ -1,53 +1,200 @@
-"""Which training images keep their label."""
+"""Which training images keep their label: drawn by seed, or read from a file that an earlier run left."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from muscle_plugin.data.sources import DataError
+from muscle_plugin.data.errors import DataError
+from muscle_plugin.data.sources import Source
+from muscle_plugin.files import write_text
 from muscle_plugin.seeding import derive
+
+SPLIT_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into the training images: (num_labels,) labelled ones, and the unlabelled ones; int64, ascending."""
+    """Positions among a source's training images, int64, ascending.
+
+    Attributes:
+        labelled: (num_labels,) those that keep their label.
+        unlabelled: those whose label is hidden.
+        sequestered: subclasses that give no label.
+    """
 
     labelled: Tensor
     unlabelled: Tensor
+    sequestered: tuple[int, ...] = ()
 
 
-def balanced_split(labels: Tensor, num_labels: int, num_classes: int, seed: int, include_labelled: bool) -> Split:
-    """num_labels / num_classes random images of every class, drawn by ``seed``.
+def draw_split(
+    source: Source, num_labels: int | None, seed: int, include_labelled: bool = False,
+    imbalance: float = 1.0, sequestered: int = 0,
+) -> Split:  # fmt: skip
+    """Choose ``num_labels`` training images at random, as many of every class.
 
     Args:
-        labels: (N,) int64 labels of the training images.
+        num_labels: in all; None: every image that has a label.
+        seed: fixes the choice.
         include_labelled: whether the labelled images are among the unlabelled ones as well.
+        imbalance: labels of the first class over those of the last; in between their number falls geometrically (USB's
+            ``lb_imb_ratio``).
+        sequestered: subclasses per class, drawn at random, that give no labels (paper, "Sequestered Classes"). Labels are
+            then shared equally by the remaining subclasses.
 
     Raises:
-        DataError: a class has too few images, or no image is left unlabelled.
+        DataError: the labels cannot be shared so, a class has too few images, or no image is left unlabelled.
     """
-    per_class, rest = divmod(num_labels, num_classes)
-    if rest or per_class < 1:
-        raise DataError(f"num_labels: {num_labels} cannot be shared equally by {num_classes} classes")
-    counts = torch.bincount(labels, minlength=num_classes)
-    if int(counts.min()) < per_class:
-        c = int(counts.argmin())
-        raise DataError(
-            f"num_labels: {per_class} labels per class asked for, but class {c} has {int(counts[c])} images"
-        )
     generator = torch.Generator().manual_seed(derive(seed, "split"))
-    chosen = []
-    for c in range(num_classes):
-        members = (labels == c).nonzero().flatten()
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
-    labelled = torch.cat(chosen).sort().values
-    keep = torch.ones(len(labels), dtype=torch.bool)
+    labels = source.train_labels
+    groups, names = labels, source.classes
+    hidden: tuple[int, ...] = ()
+    if sequestered:
+        groups, names, hidden = _sequester(source, sequestered, generator)
+    counts = torch.bincount(groups[groups >= 0], minlength=len(names))
+    wanted = _shares(num_labels, {i: n for i, n in enumerate(names) if i not in hidden}, imbalance)
+    if num_labels is None:
+        if imbalance != 1 or sequestered:
+            raise DataError("num_labels: must be given with lb_imb_ratio or sequestered")
+        labelled = (groups >= 0).nonzero().flatten()
+    else:
+        chosen = []
+        for group, count in wanted.items():
+            if int(counts[group]) < count:
+                raise DataError(
+                    f"num_labels: {count} labels of class {names[group]!r} asked for, but it has"
+                    f" {int(counts[group])} labelled images"
+                )
+            members = (groups == group).nonzero().flatten()
+            chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+        labelled = torch.cat(chosen).sort().values
+    return _with_rest(source, labelled, include_labelled, hidden)
+
+
+def _sequester(
+    source: Source, per_class: int, generator: torch.Generator
+) -> tuple[Tensor, tuple[str, ...], tuple[int, ...]]:
+    if source.subclasses is None:
+        raise DataError("sequestered: this data set has no subclasses; cifar20 has")
+    fine = source.subclasses[source.train]
+    hidden: list[int] = []
+    for c in range(len(source.classes)):
+        members = fine[source.train_labels == c].unique()
+        if len(members) <= per_class:
+            raise DataError(f"sequestered: class {source.classes[c]!r} has {len(members)} subclasses; one must remain")
+        hidden += members[torch.randperm(len(members), generator=generator)[:per_class]].tolist()
+    return fine, source.subclass_names, tuple(sorted(hidden))
+
+
+def _shares(num_labels: int | None, groups: dict[int, str], imbalance: float) -> dict[int, int]:
+    """Labels of each of the named groups, ``num_labels`` in all."""
+    if num_labels is None:
+        return {}
+    if imbalance == 1:
+        each, rest = divmod(num_labels, len(groups))
+        if rest or each < 1:
+            raise DataError(f"num_labels: {num_labels} cannot be shared equally by {len(groups)} classes")
+        return dict.fromkeys(groups, each)
+    weights = imbalance ** -np.linspace(0, 1, len(groups))
+    exact = num_labels * weights / weights.sum()
+    shares = np.floor(exact).astype(int)
+    shares[np.argsort(shares - exact, kind="stable")[: num_labels - shares.sum()]] += 1  # largest remainders first
+    if shares.min() < 1:
+        first = list(groups.values())[int(shares.argmin())]
+        raise DataError(
+            f"num_labels: {num_labels} with lb_imb_ratio {imbalance:g} leaves class {first!r} without a label; give more"
+            " labels or a smaller ratio"
+        )
+    return dict(zip(groups, shares.tolist(), strict=True))
+
+
+def _with_rest(source: Source, labelled: Tensor, include_labelled: bool, sequestered: tuple[int, ...]) -> Split:
+    keep = torch.ones(len(source.train), dtype=torch.bool)
     if not include_labelled:
         keep[labelled] = False
     unlabelled = keep.nonzero().flatten()
     if not len(unlabelled):
-        raise DataError(f"num_labels: {num_labels} leaves no unlabelled image; the data set has {len(labels)}")
-    return Split(labelled, unlabelled)
+        raise DataError(
+            f"num_labels: {len(labelled)} leaves no unlabelled image of {len(keep)}; give fewer, more unlabelled images, or"
+            " --include_lb_to_ulb true, which uses the labelled ones without their labels too"
+        )
+    return Split(labelled, unlabelled, sequestered)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def fingerprint(source: Source) -> str:
+    """Identifies the training images' order by their labels and their size (not by their pixels)."""
+    labels = source.train_labels if source.subclasses is None else source.subclasses[source.train]
+    digest = hashlib.sha256(f"{len(source.train)} {source.classes}".encode())
+    digest.update(labels.numpy().tobytes())
+    digest.update(source.train.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_split(path: Path, split: Split, source: Source, **about: Any) -> None:
+    """Write a split as JSON: the labelled indices, what is unlabelled, and what they refer to; ``about`` goes with it."""
+    content = {
+        "format": SPLIT_FORMAT,
+        **about,
+        "training_images": len(source.train),
+        "fingerprint": fingerprint(source),
+        "labels_per_class": dict(zip(source.classes, class_counts(source, split.labelled).tolist(), strict=True)),
+        "sequestered": [source.subclass_names[i] for i in split.sequestered],
+        "unlabelled": "all" if len(split.unlabelled) == len(source.train) else "rest",
+        "labelled": split.labelled.tolist(),
+    }
+    head = json.dumps({k: v for k, v in content.items() if k != "labelled"}, indent=2, ensure_ascii=False)
+    write_text(path, f'{head[:-2]},\n  "labelled": {json.dumps(content["labelled"])}\n}}\n')  # the indices in one line
+
+
+def read_split(path: Path, source: Source, include_labelled: bool) -> Split:
+    """A split that :func:`write_split` wrote, or a NumPy file of labelled indices, such as USB's.
+
+    Raises:
+        DataError: not such a file, or made for other training images.
+    """
+    hidden: tuple[int, ...] = ()
+    try:
+        if path.suffix == ".npy":
+            indices = np.load(path, allow_pickle=False).ravel().tolist()
+        else:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or content.get("format") != SPLIT_FORMAT:
+                raise ValueError("no split of this package")
+            if content["fingerprint"] != fingerprint(source):
+                raise DataError(
+                    f"{path}: made for other training images, or for another division of them"
+                    f" ({content['training_images']} images; here {len(source.train)})"
+                )
+            indices = content["labelled"]
+            number = {n: i for i, n in enumerate(source.subclass_names)}
+            hidden = tuple(number[n] for n in content["sequestered"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise DataError(f"{path}: cannot be read as a split: {type(e).__name__}: {e}") from None
+    if not isinstance(indices, list) or not indices or not all(type(i) is int for i in indices):
+        raise DataError(f"{path}: expected a list of indices of labelled images")
+    labelled = torch.tensor(sorted(set(indices)))
+    if len(labelled) != len(indices) or labelled[0] < 0 or labelled[-1] >= len(source.train):
+        raise DataError(f"{path}: indices must differ and lie between 0 and {len(source.train) - 1}")
+    unlabelled_class = class_counts(source, labelled).argmin()
+    if (source.train_labels[labelled] < 0).any():
+        raise DataError(f"{path}: names an image that has no label in this data set")
+    if not class_counts(source, labelled)[unlabelled_class]:
+        raise DataError(f"{path}: class {source.classes[int(unlabelled_class)]!r} has no labelled image")
+    return _with_rest(source, labelled, include_labelled, hidden)
+
+
+def class_counts(source: Source, positions: Tensor) -> Tensor:
+    """(C,) number of labelled training images of each class among those at ``positions``."""
+    labels = source.train_labels[positions]
+    return torch.bincount(labels[labels >= 0], minlength=len(source.classes))

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 
 import torch
 from torch import Tensor
 
-from muscle_plugin.data.augment import AUGMENTATIONS, to_float
+from muscle_plugin.data.augment import AFTER_WEAK, AUGMENTATIONS, Augmentation
+from muscle_plugin.data.errors import DataError
+from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
 from muscle_plugin.data.sampler import IndexStream
-from muscle_plugin.data.sources import DataError, Source
+from muscle_plugin.data.sources import Source
 from muscle_plugin.data.splits import Split
 from muscle_plugin.seeding import derive
 
@@ -72,10 +76,10 @@ def views_of(parameters: Sequence[str], usb_name: str) -> dict[str, View]:
 
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
-    """Each image turned counter-clockwise by ``turns`` (N,) quarters."""
+    """Each image turned counter-clockwise by ``turns`` quarters; (N,) on the CPU, so that no device is waited for."""
     out = images.clone()
     for k in (1, 2, 3):
-        chosen = turns == k
+        chosen = (turns == k).nonzero().flatten().to(images.device, non_blocking=True)
         out[chosen] = torch.rot90(images[chosen], k, (2, 3))
     return out
 
@@ -84,14 +88,19 @@ class Batches:
     """Makes the batch of any training step from its number alone.
 
     Args:
-        source: the data set; its training images are moved to ``device`` once, as uint8.
-        split: which of them are labelled and unlabelled.
+        source: the data set.
+        split: which of its training images are labelled and unlabelled.
         labelled, unlabelled: J and I, images of either kind per step.
         parameters: the parameters of ``train_step``.
         usb_name: the name of the USB class whose step it is.
         weak, hard: names of augmentations.
         channels: channels that the net wants; a single channel is repeated.
         seed: the run's seed.
+        device: where the views are made.
+        data_on: ``device``: the images live there, as uint8; ``host``: they stay where they are and are brought step by
+            step; ``auto``: on the device if they fit.
+        workers: processes that bring them.
+        hard_ops: operations per hard view, where the augmentation draws some; None: as it does by itself.
 
     Raises:
         DataError: a parameter or an augmentation is not known.
@@ -110,49 +119,59 @@ class Batches:
         channels: int,
         seed: int,
         device: torch.device,
+        data_on: str = "device",
+        workers: int = 0,
+        hard_ops: int | None = None,
     ) -> None:
         self.device, self.seed, self.parameters, self.channels = device, seed, tuple(parameters), channels
         self.views: dict[str, View] = views_of(parameters, usb_name)
-        self._augment = {WEAK: _augmentation(weak), HARD: _augmentation(hard)}
-        self._images = {
-            LABELLED: source.train[split.labelled].to(device),
-            UNLABELLED: source.train[split.unlabelled].to(device),
-        }
+        weakly = augmentation(weak)
+        self._augment = {WEAK: weakly, HARD: augmentation(hard, weakly, hard_ops)}
         self._labels = source.train_labels[split.labelled].to(device)
         self.size = {LABELLED: labelled, UNLABELLED: unlabelled}
-        self._streams = {
-            LABELLED: IndexStream(len(split.labelled), labelled, seed, LABELLED),
-            UNLABELLED: IndexStream(len(split.unlabelled), unlabelled, seed, UNLABELLED),
-        }
-        self.normalise = normaliser(source, channels, device)
-        self._generator = torch.Generator(device)
+        members = {LABELLED: source.train[split.labelled], UNLABELLED: source.train[split.unlabelled]}
+        streams = {kind: IndexStream(len(m), self.size[kind], seed, kind) for kind, m in members.items()}
+        self.resident = data_on == "device" or (data_on == "auto" and fits(source.images, device))
+        self.images: ResidentImages | StreamedImages = (
+            ResidentImages(source.images, members, streams, device)
+            if self.resident
+            else StreamedImages(source.images, members, streams, device, workers)
+        )
+        self.statistics = pixel_statistics(source)
+        self.normalise = normaliser(*self.statistics, channels, device)
 
     def add_views(self, views: Mapping[str, View]) -> None:
         """Make these views too, under these names (MUSCLE's hard views; count V gives (V * N, ...), V-major)."""
         self.views = {**self.views, **views}
 
+    def shown(self, views: Tensor) -> Tensor:
+        """Normalised views as pictures, in [0, 1]."""
+        mean, std = (s.view(1, -1, 1, 1).to(views.device) for s in self.statistics)
+        return (views[:, : mean.shape[1]] * std + mean).clamp(0, 1)
+
     def _generator_for(self, name: str, step: int) -> torch.Generator:
-        return self._generator.manual_seed(derive(self.seed, "view", name, step))
+        # on the CPU whatever the device: the same draws everywhere
+        return torch.Generator().manual_seed(derive(self.seed, "view", name, step))
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Everything that the step's ``train_step`` asks for, on the device, images normalised."""
-        index = {k: s.batch(step).to(self.device, non_blocking=True) for k, s in self._streams.items()}
-        images = {k: self._images[k][i] for k, i in index.items()}
+        found = self.images.step(step)
+        index, images = ({kind: pair[k] for kind, pair in found.items()} for k in (0, 1))
         out: dict[str, Tensor] = {}
         for name, view in self.views.items():
             x = images[view.images]
             x = x.repeat(view.count, 1, 1, 1) if view.count > 1 else x
             out[name] = self.normalise(self._augment[view.strength](x, self._generator_for(name, step)))
         if "x_ulb_s_0_rot" in self.parameters:
-            turns = torch.randint(
-                4, (len(out["x_ulb_s_0"]),), generator=self._generator_for("rot_v", step), device=self.device
-            )
-            out["x_ulb_s_0_rot"], out["rot_v"] = quarter_turns(out["x_ulb_s_0"], turns), turns
+            turns = torch.randint(4, (len(out["x_ulb_s_0"]),), generator=self._generator_for("rot_v", step))
+            out["x_ulb_s_0_rot"] = quarter_turns(out["x_ulb_s_0"], turns)
+            out["rot_v"] = turns.to(self.device, non_blocking=True)
         if "x_ulb_rot" in self.parameters:
             n = min(self.size.values())
             weak = self._augment[WEAK](images[UNLABELLED][:n], self._generator_for("x_ulb_rot", step))
-            turns = torch.arange(4, device=self.device).repeat_interleave(n)
-            out["x_ulb_rot"], out["rot_v"] = quarter_turns(self.normalise(weak).repeat(4, 1, 1, 1), turns), turns
+            turns = torch.arange(4).repeat_interleave(n)
+            out["x_ulb_rot"] = quarter_turns(self.normalise(weak).repeat(4, 1, 1, 1), turns)
+            out["rot_v"] = turns.to(self.device, non_blocking=True)
         values = {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED], "y_lb": self._labels[index[LABELLED]]}
         return out | {k: v for k, v in values.items() if k in self.parameters}
 
@@ -177,43 +196,92 @@ class LabelledPasses:
 
 
 class FixedImages:
-    """Images without augmentation, in order, ``batch`` at a time: what evaluation reads."""
+    """Images without augmentation, in order, ``batch`` at a time: what evaluation reads.
+
+    Args:
+        images: (P, channels, H, W) uint8, anywhere.
+        members: (n,) which of them.
+        labels: (n,) their labels.
+        device: where the batches go.
+    """
 
     sampler = None
 
-    def __init__(self, images: Tensor, labels: Tensor, normalise: Callable[[Tensor], Tensor], batch: int) -> None:
-        self._images, self._labels, self._normalise, self._batch = images, labels, normalise, batch
+    def __init__(
+        self, images: Tensor, members: Tensor, labels: Tensor, normalise: Callable[[Tensor], Tensor], batch: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self._images, self._members, self._labels = images, members.to(images.device), labels
+        self._normalise, self._batch, self._device = normalise, batch, device
 
     def __len__(self) -> int:
-        return -(-len(self._labels) // self._batch)
+        return -(-len(self._members) // self._batch)
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        for start in range(0, len(self._labels), self._batch):
+        for start in range(0, len(self._members), self._batch):
             part = slice(start, start + self._batch)
-            yield {"x_lb": self._normalise(to_float(self._images[part])), "y_lb": self._labels[part]}
+            images = self._images[self._members[part]].to(self._device, non_blocking=True)
+            yield {"x_lb": self._normalise(images), "y_lb": self._labels[part].to(self._device, non_blocking=True)}
 
 
-def normaliser(source: Source, channels: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Float images in [0, 1] to zero mean and unit variance per channel (over the training images), ``channels`` wide.
+def pixel_statistics(source: Source) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel over the training images (at most 10,000 of them), as fractions of 255."""
+    chosen = source.train[:: max(1, len(source.train) // 10_000)]
+    counts = torch.zeros(source.images.shape[1], 256, dtype=torch.float64)
+    for start in range(0, len(chosen), 500):
+        part = source.images[chosen[start : start + 500]]
+        for channel, row in enumerate(counts):
+            row += torch.bincount(part[:, channel].flatten(), minlength=256)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts /= counts.sum(1, keepdim=True)
+    mean = counts @ levels
+    std = (counts @ levels**2 - mean**2).clamp_min(1e-6).sqrt()
+    return mean.float(), std.float()
+
+
+def normaliser(mean: Tensor, std: Tensor, channels: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Images to zero mean and unit variance per channel, ``channels`` wide; (N, c, H, W) uint8, or float in [0, 1].
+
+    Args:
+        mean, std: (c,), as fractions.
 
     Raises:
         DataError: the data's channels cannot serve a net that wants ``channels``.
     """
-    have = source.train.shape[1]
+    have = len(mean)
     if have not in (1, channels):
         raise DataError(f"the net takes {channels} channel(s), but the images have {have}")
-    sample = source.train[:: max(1, len(source.train) // 10_000)].float() / 255
-    mean = sample.mean((0, 2, 3)).view(1, -1, 1, 1).to(device)
-    std = sample.std((0, 2, 3)).clamp_min(1e-3).view(1, -1, 1, 1).to(device)
+    mean, std = mean.view(1, -1, 1, 1).to(device), std.view(1, -1, 1, 1).to(device)
+    scale, shift = 1 / (255 * std), -mean / std
 
     def normalise(x: Tensor) -> Tensor:
-        x = (x - mean) / std
+        x = x.float().mul_(scale).add_(shift) if x.dtype == torch.uint8 else (x - mean) / std
         return x.repeat(1, channels, 1, 1) if have != channels else x
 
     return normalise
 
 
-def _augmentation(name: str):  # type: ignore[no-untyped-def]
+def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = None) -> Augmentation:
+    """The augmentation of this name; one that begins with a weak view (RandAugment) is preceded by ``weak``.
+
+    Args:
+        ops: operations per view, for those that draw some.
+
+    Raises:
+        DataError: not known, or it does not draw operations.
+    """
     if name not in AUGMENTATIONS:
         raise DataError(f"augmentation: unknown {name!r}; known: {', '.join(AUGMENTATIONS)}")
-    return AUGMENTATIONS[name]
+    chosen: Callable[..., Tensor] = AUGMENTATIONS[name]
+    if ops is not None:
+        if "ops" not in signature(chosen).parameters:
+            raise DataError(f"hard_ops: {name} draws no operations; randaugment does")
+        chosen = partial(chosen, ops=ops)
+    if weak is None or name not in AFTER_WEAK:
+        return chosen
+
+    def after_weak(images: Tensor, generator: torch.Generator) -> Tensor:
+        x = weak(images, generator)
+        return chosen(x if x.dtype == torch.uint8 else (x * 255).round_().clamp_(0, 255).byte(), generator)
+
+    return after_weak

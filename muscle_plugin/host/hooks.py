@@ -51,13 +51,16 @@ class HostEMAHook(Hook):
 
 
 class HostEvaluationHook(Hook):
-    """Evaluates every ``num_eval_iter`` steps and at the end; keeps every top-1 accuracy."""
+    """Evaluates every ``num_eval_iter`` steps and at the end, if there are test images; keeps every top-1 accuracy."""
 
     def after_train_step(self, algorithm: Any) -> None:
         if not (self.every_n_iters(algorithm, algorithm.num_eval_iter) or self.is_last_iter(algorithm)):
             return
+        if not len(algorithm.loader_dict["eval"]):
+            return
         with algorithm.not_training():
-            algorithm.log_dict.update(algorithm.evaluate("eval"))
+            algorithm.last_metrics = algorithm.evaluate("eval")
+        algorithm.log_dict.update(algorithm.last_metrics)
         top1 = algorithm.log_dict["eval/top-1-acc"]
         algorithm.evaluations.append(top1)
         if top1 > algorithm.best_eval_acc or len(algorithm.evaluations) == 1:

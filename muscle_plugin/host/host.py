@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from muscle_plugin.config import MuscleSettings, RunSettings
+from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS
-from muscle_plugin.data.sources import DataError, Source, load_source
-from muscle_plugin.data.splits import Split, balanced_split
+from muscle_plugin.data.sources import Source, SourceOptions, load_source
+from muscle_plugin.data.splits import Split, draw_split, read_split
 from muscle_plugin.data.views import Batches, FixedImages, LabelledPasses
+from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.host import state
 from muscle_plugin.host.device import autocast_context, choose_device, choose_precision, usb_calls_on
 from muscle_plugin.host.ema import EMA
-from muscle_plugin.host.files import load_tensors, save_tensors
 from muscle_plugin.host.hooks import REPLACEMENTS
-from muscle_plugin.host.metrics import classification_metrics, confusion_matrix
+from muscle_plugin.host.metrics import prediction_metrics
 from muscle_plugin.seeding import seed_everything
 
 LATEST, BEST = "latest_model.pth", "model_best.pth"
@@ -42,10 +42,14 @@ class Interrupted(Exception):
 
 
 class ImageSet:
-    """A data set as USB's classes look at one: ``data``, ``targets``, ``len``."""
+    """A data set as USB's classes look at one: ``data`` (made when asked for), ``targets``, ``len``."""
 
-    def __init__(self, data: Tensor, targets: Tensor) -> None:
-        self.data, self.targets = data, targets.tolist()
+    def __init__(self, source: Source, members: Tensor, targets: Tensor) -> None:
+        self._source, self._members, self.targets = source, members, targets.tolist()
+
+    @property
+    def data(self) -> Tensor:
+        return self._source.images[self._members]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -63,16 +67,64 @@ def complete_settings(args: Any) -> None:
     if args.dataset not in DATASETS:
         raise DataError(f"dataset: unknown {args.dataset!r}; known: {', '.join(DATASETS)}")
     info = DATASETS[args.dataset]
-    args.num_classes = info.num_classes
+    if not args.split_file:
+        args.num_labels = args.num_labels or info.num_labels
     args.img_size = args.img_size or info.img_size
+    args.sequestered = info.sequestered if args.sequestered is None else args.sequestered
     args.weak_augment = args.weak_augment or info.weak_augment
     args.hard_augment = args.hard_augment or info.hard_augment
     args.batch_size = args.batch_size or 64
     args.uratio = args.uratio or 1
     one_process = {"rank": 0, "world_size": 1, "distributed": False, "multiprocessing_distributed": False}
-    balanced = {"imb_algorithm": None, "lb_imb_ratio": 1, "ulb_imb_ratio": 1, "ulb_num_labels": None}
+    balanced = {"imb_algorithm": None, "ulb_imb_ratio": 1, "ulb_num_labels": None}
     for name, value in {**one_process, **balanced}.items():
         setattr(args, name, value)
+
+
+def read_source(args: Any) -> Source:
+    """The data set that completed settings name.
+
+    Raises:
+        DataError: it cannot be had, or has another number of classes than the settings say.
+    """
+    data_dir = Path(args.data_dir).expanduser()
+    # beside the data if that can be written, else beside the runs
+    caches = [Path(args.cache_dir)] if args.cache_dir else [data_dir / ".packed", Path(args.save_dir) / ".packed"]
+    source = load_source(
+        args.dataset,
+        SourceOptions(
+            data_dir, args.img_size, split_seed(args), Path(args.labels_csv) if args.labels_csv else None,
+            args.skip_bad_images, caches,
+        ),
+    )  # fmt: skip
+    if args.num_classes not in (None, len(source.classes)):
+        raise DataError(f"num_classes: {args.dataset} has {len(source.classes)} classes here, got {args.num_classes}")
+    args.num_classes = len(source.classes)
+    return source
+
+
+def read_or_draw_split(args: Any, source: Source) -> Split:
+    """The split that completed settings name.
+
+    Raises:
+        DataError: it cannot be drawn or read.
+    """
+    if args.split_file:
+        split = read_split(Path(args.split_file), source, args.include_lb_to_ulb)
+        if args.num_labels not in (None, len(split.labelled)):
+            raise DataError(
+                f"split_file: {args.split_file} has {len(split.labelled)} labelled images, but num_labels is"
+                f" {args.num_labels}; leave num_labels out or make them agree"
+            )
+        return split
+    return draw_split(
+        source, args.num_labels, split_seed(args), args.include_lb_to_ulb, args.lb_imb_ratio, args.sequestered
+    )
+
+
+def split_seed(args: Any) -> int:
+    """The seed of the labelled subset."""
+    return int(args.seed if args.split_seed is None else args.split_seed)
 
 
 class Host:
@@ -111,10 +163,13 @@ class Host:
         self.precision = choose_precision(args.precision, self.device)
         args.gpu = self.device.index
         args.amp = self.precision != "fp32"
-        self.source: Source = load_source(args.dataset, args.data_dir, args.img_size)
-        self.split: Split = balanced_split(
-            self.source.train_labels, args.num_labels, args.num_classes, args.seed, args.include_lb_to_ulb
-        )
+        self.source: Source = read_source(args)
+        self.split: Split = read_or_draw_split(args, self.source)
+        args.num_labels = len(self.split.labelled)
+        hidden = torch.tensor(self.split.sequestered, dtype=torch.int64)
+        fine = self.source.subclasses
+        #: (M,) bool: test images of sequestered subclasses; None if there are none.
+        self.test_sequestered = torch.isin(fine[self.source.test], hidden) if fine is not None and len(hidden) else None
         labelled, unlabelled = args.batch_size, round(args.batch_size * args.uratio)
         # an exact ratio: USB computes sizes such as int(queue * (uratio + 1) * batch_size), where a float falls short
         args.uratio = unlabelled // labelled if unlabelled % labelled == 0 else Fraction(unlabelled, labelled)
@@ -122,6 +177,7 @@ class Host:
         if args.num_train_iter is None:
             args.num_train_iter = max(1, round(args.epoch * len(self.split.unlabelled) / unlabelled))
         self.evaluations: list[float] = []
+        self.last_metrics: dict[str, float] = {}
         self.train_seconds = 0.0
         self._clock: float | None = None
         self.recorder: Any = None
@@ -137,14 +193,14 @@ class Host:
 
     def set_dataset(self) -> dict[str, Any]:
         """Labelled, unlabelled and test images; the unlabelled ones carry no labels that training could read."""
-        args = self.args
+        args, source = self.args, self.source
         labelled, unlabelled = self.split.labelled, self.split.unlabelled
         args.lb_dest_len, args.ulb_dest_len = len(labelled), len(unlabelled)
         hidden = torch.full((len(unlabelled),), -1)
         return {
-            "train_lb": ImageSet(self.source.train[labelled], self.source.train_labels[labelled]),
-            "train_ulb": ImageSet(self.source.train[unlabelled], hidden),
-            "eval": ImageSet(self.source.test, self.source.test_labels),
+            "train_lb": ImageSet(source, source.train[labelled], source.train_labels[labelled]),
+            "train_ulb": ImageSet(source, source.train[unlabelled], hidden),
+            "eval": ImageSet(source, source.test, source.test_labels),
             "test": None,
         }
 
@@ -158,18 +214,26 @@ class Host:
         self.batches = Batches(
             self.source, self.split, *self.batch_sizes, self.step_parameters(), self.usb_name,
             args.weak_augment, args.hard_augment, self._channels(), args.seed, self.device,
+            args.data_on, args.num_workers, args.hard_ops,
         )  # fmt: skip
-        test = FixedImages(
-            self.source.test.to(self.device), self.source.test_labels.to(self.device), self.batches.normalise,
-            args.eval_batch_size,
-        )  # fmt: skip
+        test = self._fixed(self.source.test)
         per_epoch = max(1, args.num_train_iter // args.epoch)
         return {"train_lb": LabelledPasses(self.batches, per_epoch), "eval": test}
+
+    def _fixed(self, members: Tensor) -> FixedImages:
+        """The images ``members`` of the source, without augmentation."""
+        labels = self.source.labels[members]
+        if self.batches.resident:
+            labels = labels.to(self.device)
+        return FixedImages(
+            self.batches.images.all_images(), members, labels, self.batches.normalise, self.args.eval_batch_size,
+            self.device,
+        )  # fmt: skip
 
     def _channels(self) -> int:
         """Own nets take the data's channels; USB's and torchvision's want three."""
         own = self.args.net in NETS and not self.args.net_from_name
-        return self.source.train.shape[1] if own else 3
+        return self.source.images.shape[1] if own else 3
 
     def set_model(self) -> Any:
         return super().set_model().to(self.device)  # type: ignore[misc]
@@ -203,11 +267,7 @@ class Host:
         if stage is None or self.it > 0:
             return
         loaders, test = self.loader_dict, self.loader_dict["eval"]
-        split, args = self.split, self.args
-        loaders["eval"] = FixedImages(
-            self.source.train[split.labelled].to(self.device), self.source.train_labels[split.labelled].to(self.device),
-            self.batches.normalise, args.eval_batch_size,
-        )  # fmt: skip
+        loaders["eval"] = self._fixed(self.source.train[self.split.labelled])
         try:
             with usb_calls_on(self.device):
                 stage()
@@ -269,36 +329,27 @@ class Host:
 
     @torch.no_grad()
     def evaluate(self, eval_dest: str = "eval", out_key: str = "logits", return_logits: bool = False) -> dict[str, Any]:
-        """Loss (nats), accuracies and macro averages of the averaged net; of the live net before training has begun.
+        """Loss (nats), accuracies, macro averages and mean entropy of the predictions (nats) of the averaged net; of the
+        live net before training has begun.
 
-        Keys are USB's (``eval/top-1-acc``, ...), and ``top-5-acc`` where there are more than five classes.
+        Keys are USB's (``eval/top-1-acc``, ...), with ``top-5-acc`` where there are more than five classes. Where
+        subclasses are sequestered, ``eval/labelled_classes/...`` and ``eval/unlabelled_classes/...`` give accuracy and
+        entropy over either kind of test image (paper, Figure 3).
         """
         net = self.ema_model if isinstance(self.ema, EMA) else self.model
         was_training = net.training
         net.eval()
-        c = self.num_classes
-        confusion = torch.zeros(c, c, dtype=torch.int64, device=self.device)
-        loss, top5 = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        parts = []
+        logits, labels = [], []
         for batch in self.loader_dict[eval_dest]:
-            labels = batch["y_lb"]
             with self.amp_cm():
-                logits = net(batch["x_lb"])[out_key]
-            logits = logits.float()
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            confusion += confusion_matrix(labels, logits.argmax(1), c)
-            if c > 5:
-                top5 += (logits.topk(5, 1).indices == labels.unsqueeze(1)).any(1).sum()
-            if return_logits:
-                parts.append(logits)
+                logits.append(net(batch["x_lb"])[out_key].float())
+            labels.append(batch["y_lb"])
         net.train(was_training)
-        count = int(confusion.sum())
-        metrics = {"loss": float(loss) / count, **classification_metrics(confusion)}
-        if c > 5:
-            metrics["top-5-acc"] = float(top5) / count
-        out: dict[str, Any] = {f"{eval_dest}/{k}": v for k, v in metrics.items()}
+        scores, truth = torch.cat(logits), torch.cat(labels)
+        groups = self.test_sequestered if eval_dest == "eval" else None
+        out: dict[str, Any] = {f"{eval_dest}/{k}": v for k, v in prediction_metrics(scores, truth, groups).items()}
         if return_logits:
-            out[f"{eval_dest}/logits"] = torch.cat(parts).cpu().numpy()
+            out[f"{eval_dest}/logits"] = scores.cpu().numpy()
         return out
 
     # -------------------------------------------------------------------------------------------------- checkpoints
@@ -319,6 +370,8 @@ class Host:
                 "algorithm_name": self.args.algorithm,
                 "num_classes": self.num_classes,
                 "net": self.args.net,
+                "net_from_name": bool(self.args.net_from_name),
+                "images": self._about_images(),
                 "it": self.it,
                 "epoch": self.epoch,
                 "best_it": self.best_it,
@@ -327,6 +380,18 @@ class Host:
                 "state": content,
             }
             save_tensors(Path(save_path) / save_name, checkpoint)
+
+    def _about_images(self) -> dict[str, Any]:
+        """What a net must be told of the images it was trained on, to be used on others."""
+        mean, std = self.batches.statistics
+        return {
+            "dataset": self.args.dataset,
+            "classes": list(self.source.classes),
+            "img_size": int(self.args.img_size),
+            "channels": self.batches.channels,
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+        }
 
     def load_model(self, load_path: str | Path) -> dict[str, Any]:
         """Go to the state of a checkpoint; the next step is the one after it.
@@ -355,7 +420,7 @@ class Host:
 
     def _save_if_due(self) -> None:
         evaluated = self.it % self.args.num_eval_iter == 0 or self.it == self.num_train_iter
-        if evaluated and self.best_it == self.it - 1:
+        if evaluated and self.evaluations and self.best_it == self.it - 1:
             self.save_model(BEST, self.run_dir)
         if self.it % self.save_every == 0 or self.it == self.num_train_iter or self.stop_requested:
             self.save_model(LATEST, self.run_dir)

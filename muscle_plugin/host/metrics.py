@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
@@ -30,3 +31,35 @@ def classification_metrics(confusion: Tensor) -> dict[str, float]:
         "recall": float(recall[present].mean()),
         "F1": float(f1[present].mean()),
     }
+
+
+def prediction_metrics(logits: Tensor, labels: Tensor, unlabelled_class: Tensor | None = None) -> dict[str, float]:
+    """What one evaluation reports.
+
+    Args:
+        logits: (N, C) float.
+        labels: (N,) int64.
+        unlabelled_class: (N,) bool, whether the image's class is sequestered: gives no label in training.
+
+    Returns:
+        ``loss`` and ``entropy`` (means over images, nats), those of :func:`classification_metrics`, ``top-5-acc`` where
+        C > 5, and accuracy and entropy over either kind of class, if told apart.
+    """
+    c = logits.shape[1]
+    predictions = logits.argmax(1)
+    log_p = F.log_softmax(logits, 1)
+    entropy = -(log_p.exp() * log_p).sum(1)
+    metrics = {
+        "loss": float(F.nll_loss(log_p, labels)),
+        "entropy": float(entropy.mean()),
+        **classification_metrics(confusion_matrix(labels, predictions, c)),
+    }
+    if c > 5:
+        metrics["top-5-acc"] = float((logits.topk(5, 1).indices == labels.unsqueeze(1)).any(1).float().mean())
+    if unlabelled_class is not None:
+        correct = (predictions == labels).float().cpu()
+        entropy = entropy.cpu()
+        for name, group in (("labelled_classes", ~unlabelled_class), ("unlabelled_classes", unlabelled_class)):
+            metrics[f"{name}/top-1-acc"] = float(correct[group].mean())
+            metrics[f"{name}/entropy"] = float(entropy[group].mean())
+    return metrics

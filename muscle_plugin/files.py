@@ -23,7 +23,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        as_shared_as_any(name)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -37,10 +37,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.close(folder)
 
 
-def _umask() -> int:
+def as_shared_as_any(name: str | Path) -> None:
+    """Give a temporary file, which its owner alone may read, the permissions of any new file."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    os.chmod(name, 0o666 & ~mask)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,155 @@
+"""Views per second: USB's own transforms (Pillow and torchvision, image by image) against ours (batches).
+
+One process, one thread, the same images, in turns (USB's, ours, USB's, ...). Both start at uint8 images in memory and
+end at a normalised float32 batch. USB's weak and strong transforms are composed as in
+semilearn/datasets/cv_datasets/cifar.py. With ``--device cuda`` ours is also timed there, by the GPU's own clock.
+
+    python benchmarks/views.py [--batch 448] [--size 32] [--channels 3] [--seconds 5] [--device cpu]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchvision import transforms
+
+from muscle_plugin.data.augment import AFTER_WEAK, AUGMENTATIONS
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# view: (the stock transform it is held against, how many times as fast it is to be at 32 x 32, if there is a goal)
+VIEWS: dict[str, tuple[str, float | None]] = {
+    "crop_flip": ("USB weak", 8.0),
+    "randaugment_usb": ("USB strong", 6.0),
+    "randaugment": ("USB strong", None),
+    "iic": ("IIC in Pillow", None),
+}
+
+
+def pictures(n: int, channels: int, size: int) -> Tensor:
+    """Smooth random images with some noise: (n, channels, size, size) uint8."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(n, channels, 5, 5, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear") * 256
+    return (images + 12 * torch.randn(images.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
+
+
+def stock_transforms(channels: int, size: int) -> dict[str, Callable]:
+    """USB's transforms, and IIC's list as torchvision has it, without those whose parts cannot be imported."""
+    tensor = [transforms.ToTensor(), transforms.Normalize(MEAN[:channels], STD[:channels])]
+    weak = [
+        transforms.Resize(size),
+        transforms.RandomCrop(size, padding=int(size * 0.125), padding_mode="reflect"),
+        transforms.RandomHorizontalFlip(),
+    ]
+    crop = round(size * 20 / 32)
+    jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.125)
+    iic = [transforms.RandomCrop(crop), transforms.Resize(size), transforms.RandomHorizontalFlip(), jitter]
+    stock = {"USB weak": transforms.Compose(weak + tensor), "IIC in Pillow": transforms.Compose(iic + tensor)}
+    if channels == 3:  # Pillow refuses to fill a hole in a grey image with USB's colour
+        try:
+            import muscle_plugin.usb  # noqa: F401  silences USB's imports
+            from semilearn.datasets.augmentation import RandAugment
+
+            stock["USB strong"] = transforms.Compose([*weak, RandAugment(3, 5), *tensor])
+        except ImportError as error:
+            print(f"semilearn cannot be imported ({error}): no strong transform of USB's to compare with")
+    return stock
+
+
+def ours(name: str, images: Tensor) -> Callable[[], Tensor]:
+    """One batch of the view, normalised."""
+    generator = torch.Generator().manual_seed(0)
+    std = torch.tensor(STD[: images.shape[1]]).view(1, -1, 1, 1)
+    scale, shift = 1 / (255 * std), -torch.tensor(MEAN[: images.shape[1]]).view(1, -1, 1, 1) / std
+    scale, shift = scale.to(images.device), shift.to(images.device)
+
+    def batch() -> Tensor:
+        x = AUGMENTATIONS["crop_flip"](images, generator) if name in AFTER_WEAK else images
+        return AUGMENTATIONS[name](x, generator).float().mul_(scale).add_(shift)
+
+    return batch
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def gpu_seconds_of(function: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def in_turns(functions: list[Callable[[], object]], timer: Callable, limit: float) -> list[list[float]]:
+    """The times of each function, called in turns for about ``limit`` seconds, after two turns to warm up."""
+    times: list[list[float]] = [[] for _ in functions]
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end or len(times[0]) < 7:
+        for function, its in zip(functions, times, strict=True):
+            its.append(timer(function))
+    return [its[2:] for its in times]
+
+
+def rate(times: list[float], n: int) -> str:
+    """Median views per second, and the quartiles."""
+    low, middle, high = statistics.quantiles(times, n=4)
+    return f"{n / middle:,.0f} ({n / high:,.0f} to {n / low:,.0f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=448, help="images of a batch (default 448)")
+    parser.add_argument("--size", type=int, default=32, help="their side in pixels (default 32)")
+    parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="their channels (default 3)")
+    parser.add_argument("--seconds", type=float, default=5, help="time for each line of the table (default 5)")
+    parser.add_argument("--device", default="cpu", help="a CUDA device to time ours on too (default cpu: none)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    n = options.batch
+    images = pictures(n, options.channels, options.size)
+    arrays = [x.permute(1, 2, 0).squeeze(2).contiguous().numpy() for x in images]
+    stock = stock_transforms(options.channels, options.size)
+
+    def singly(transform: Callable) -> Callable[[], Tensor]:
+        return lambda: torch.stack([transform(Image.fromarray(array)) for array in arrays])
+
+    table = Table(
+        title=f"views per second, median of the rounds (quartiles): {n} images of {options.channels} x {options.size} x"
+        f" {options.size}, one CPU thread, torch {torch.__version__}"
+    )
+    for column in ("view", "compared with", "its rate", "our rate", "ratio", "goal at 32 x 32"):
+        table.add_column(column, justify="right" if column in ("its rate", "our rate", "ratio") else "left")
+    for name, (reference, goal) in VIEWS.items():
+        batch = ours(name, images)
+        if reference not in stock:
+            (times,) = in_turns([batch], seconds_of, options.seconds)
+            table.add_row(name, "-", "-", rate(times, n))
+            continue
+        theirs, times = in_turns([singly(stock[reference]), batch], seconds_of, options.seconds)
+        ratio = statistics.median(theirs) / statistics.median(times)
+        verdict = f"{goal:g}x {'met' if ratio >= goal else 'MISSED'}" if goal and options.size == 32 else ""
+        table.add_row(name, reference, rate(theirs, n), rate(times, n), f"{ratio:.1f}x", verdict)
+    Console(width=130, highlight=False).print(table)
+    if options.device != "cpu":
+        print(f"\non {torch.cuda.get_device_name(options.device)}")
+        with torch.cuda.device(options.device):
+            for name in VIEWS:
+                (times,) = in_turns([ours(name, images.to(options.device))], gpu_seconds_of, options.seconds)
+                print(f"{name:<16} {rate(times, n)}")
+
+
+if __name__ == "__main__":
+    main()

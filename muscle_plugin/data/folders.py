@@ -1,0 +1,207 @@
+"""Sources made of image files: a folder of one's own, and Mini-ImageNet."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from muscle_plugin.data.errors import DataError
+from muscle_plugin.data.images import Pack, find_images, pack
+from muscle_plugin.data.sources import Source, SourceOptions
+from muscle_plugin.seeding import derive
+
+_SHOWN = 5  # names in a message
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An image file, its class (None: not labelled) and whether it is for testing."""
+
+    path: Path
+    label: str | None
+    test: bool = False
+
+
+def image_folder(options: SourceOptions) -> Source:
+    """Images of one's own: ``labelled/<class>/*``, ``unlabelled/*`` and, if there is a test set, ``test/<class>/*``; or,
+    with ``labels_csv``, any tree of images and a table of columns file, label and, optionally, split (train or test).
+
+    Classes are in alphabetical order. An image that no row of the table names, or whose label is empty, is unlabelled.
+
+    Raises:
+        DataError: the layout is another, a class is empty or unknown, or an image cannot be read.
+    """
+    root = options.data_dir
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; --data_dir names the folder that holds labelled/ and unlabelled/")
+    items = _from_csv(root, options.labels_csv) if options.labels_csv is not None else _from_folders(root)
+    classes = tuple(sorted({x.label for x in items if x.label is not None and not x.test}))
+    if len(classes) < 2:
+        found = f"only {classes[0]!r}" if classes else "none"
+        raise DataError(f"{options.labels_csv or root}: images of at least two classes must be labelled, found {found}")
+    for x in items:
+        if x.test and x.label not in classes:
+            raise DataError(f"{x.path}: class {x.label!r} is tested, but has no labelled image to train on")
+    number = {c: i for i, c in enumerate(classes)}
+    packed = pack("folder", root, [x.path for x in items], options.img_size, options.cache_dirs)
+    labels = torch.tensor([-1 if x.label is None else number[x.label] for x in items])
+    good, notes = _readable(packed, options.skip_bad_images)
+    test = torch.tensor([x.test for x in items])
+    return Source(
+        packed.images, labels, (good & ~test).nonzero().flatten(), (good & test).nonzero().flatten(), classes,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _readable(packed: Pack, skip: bool) -> tuple[Tensor, tuple[str, ...]]:
+    """(N,) bool, which images could be read, and a note on those that could not.
+
+    Raises:
+        DataError: one could not be read, and ``skip`` is not set.
+    """
+    good = torch.ones(len(packed.images), dtype=torch.bool)
+    if not packed.bad:
+        return good, ()
+    good[list(packed.bad)] = False
+    reasons = list(packed.bad.values())
+    more = f" (and {len(reasons) - _SHOWN} more)" if len(reasons) > _SHOWN else ""
+    listed = "; ".join(reasons[:_SHOWN]) + more
+    if not skip:
+        raise DataError(f"{len(reasons)} image file(s) cannot be used: {listed}. --skip-bad-images leaves them out")
+    return good, (f"left out {len(reasons)} image file(s): {listed}",)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _from_folders(root: Path) -> list[_Item]:
+    def part(*names: str) -> Path | None:
+        return next((root / n for n in names if (root / n).is_dir()), None)
+
+    labelled, unlabelled, test = part("labelled", "labeled"), part("unlabelled", "unlabeled"), part("test")
+    if labelled is None:
+        raise DataError(
+            f"{root}: expected the folder labelled/ with a folder for each class, beside unlabelled/ and, optionally, test/;"
+            " or give a table of file and label as --labels_csv"
+        )
+    items = []
+    for folder, is_test in ((labelled, False), (test, True)):
+        if folder is None:
+            continue
+        for kind in _class_folders(folder):
+            files = find_images(kind)
+            if not files:
+                raise DataError(f"{kind}: no image in it")
+            items += [_Item(f, kind.name, is_test) for f in files]
+        stray = [f for f in find_images(folder) if f.parent == folder]
+        if stray:
+            raise DataError(f"{stray[0]}: lies in no class; images go into {folder.name}/<class>/")
+    if unlabelled is not None:
+        items += [_Item(f, None) for f in find_images(unlabelled)]
+    return items
+
+
+def _from_csv(root: Path, table: Path) -> list[_Item]:
+    labels: dict[Path, tuple[str | None, bool]] = {}
+    images = find_images(root)
+    known = set(images)
+    for line, row in _rows(table):
+        where = f"{table} line {line}"
+        name, label, split = ([c.strip() for c in row] + ["", "", ""])[:3]
+        relative = Path(os.path.normpath(name)) if name else Path()
+        if not name or relative.is_absolute() or relative.parts[:1] == ("..",):
+            raise DataError(f"{where}: {name!r} is not the path of a file in {root}")
+        path = root / relative
+        if path not in known:
+            raise DataError(f"{where}: {path}: no such image")
+        if split.lower() not in ("", "train", "test"):
+            raise DataError(f"{where}: split must be train or test, got {split!r}")
+        entry = (label or None, split.lower() == "test")
+        if entry == (None, True):
+            raise DataError(f"{where}: a test image needs a label")
+        if labels.get(path, entry) != entry:
+            raise DataError(f"{where}: {name} has another label in an earlier line")
+        labels[path] = entry
+    return [_Item(p, *labels.get(p, (None, False))) for p in images]
+
+
+def _rows(table: Path) -> list[tuple[int, Sequence[str]]]:
+    """Lines of a table with their numbers, without its head; separated by comma, semicolon or tab."""
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{table}: cannot be read: {e}") from None
+    first = text.splitlines()[0] if text.strip() else ""
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(text.splitlines(), delimiter=separator, strict=True)
+    rows: list[tuple[int, Sequence[str]]] = []
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((reader.line_num, row))
+    except csv.Error as e:
+        raise DataError(f"{table} line {reader.line_num}: not a table of file and label: {e}") from None
+    if rows and rows[0][1][0].strip().lower() in ("file", "filename", "image", "path"):
+        del rows[0]
+    if not rows or len(rows[0][1]) < 2:
+        raise DataError(f"{table}: expected lines of file,label")
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------------- Mini-ImageNet
+
+
+def miniimagenet(
+    options: SourceOptions, num_classes: int = 100, per_class: int = 600, test_per_class: int = 100
+) -> Source:
+    """Mini-ImageNet as the paper divides it (section 5.1): 600 images of each of 100 classes, of which 100 drawn by
+    ``options.seed`` are for testing.
+
+    ``data_dir`` (or ``miniimagenet/`` in it) holds one folder per class, or the usual train/, val/ and test/ of 64, 16
+    and 20 such folders, whose union is taken.
+
+    Raises:
+        DataError: no such folders, another number of classes or of images, or an image cannot be read.
+    """
+    names = ("", "miniimagenet", "mini-imagenet", "mini_imagenet", "MiniImageNet")
+    places = [options.data_dir / n for n in names]
+    root = next((p for p in places if p.is_dir() and _miniimagenet_classes(p)), None)
+    if root is None:
+        raise DataError(
+            f"miniimagenet is not in {options.data_dir}, and has no public download. Put its images there as"
+            " train/<class>/*, val/<class>/* and test/<class>/*, or as <class>/*, or give their folder as --data_dir"
+        )
+    folders = _miniimagenet_classes(root)
+    if len(folders) != num_classes:
+        raise DataError(f"{root}: Mini-ImageNet has {num_classes} classes, found folders of {len(folders)}")
+    files, labels = [], []
+    for number, (name, folder) in enumerate(sorted(folders.items())):
+        members = find_images(folder)
+        if len(members) != per_class:
+            raise DataError(f"{folder}: Mini-ImageNet has {per_class} images of class {name}, found {len(members)}")
+        files += members
+        labels += [number] * len(members)
+    packed = pack("miniimagenet", root, files, options.img_size, options.cache_dirs)
+    good, notes = _readable(packed, options.skip_bad_images)
+    generator = torch.Generator().manual_seed(derive(options.seed, "division"))
+    is_test = torch.zeros(len(files), dtype=torch.bool)
+    for start in range(0, len(files), per_class):
+        is_test[start + torch.randperm(per_class, generator=generator)[:test_per_class]] = True
+    return Source(
+        packed.images, torch.tensor(labels), (good & ~is_test).nonzero().flatten(),
+        (good & is_test).nonzero().flatten(), tuple(sorted(folders)), notes=notes,
+    )  # fmt: skip
+
+
+def _miniimagenet_classes(root: Path) -> dict[str, Path]:
+    """Class name -> its folder, in either layout; empty if it is neither."""
+    parts = [root / p for p in ("train", "val", "test") if (root / p).is_dir()]
+    folders = [f for p in parts or [root] for f in _class_folders(p)]
+    return {f.name: f for f in folders if any(True for _ in find_images(f)[:1])} if len(folders) > 1 else {}

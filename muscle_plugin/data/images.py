@@ -1,0 +1,220 @@
+"""Image files: found, decoded by Pillow, resized, and packed into one array that later starts map into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from muscle_plugin.data.errors import DataError
+from muscle_plugin.files import as_shared_as_any, write_json
+from muscle_plugin.progress import counted
+
+PACK_FORMAT = 1
+_CHECKED_BYTES = 64 << 20  # bytes per checksum
+
+
+def image_suffixes() -> frozenset[str]:
+    """Lower-case file endings of the formats that Pillow reads."""
+    readable = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in readable.items() if kind in Image.OPEN)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files at any depth under ``folder``, by their endings, in the order of their paths; hidden ones are left out."""
+    suffixes = image_suffixes()
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        found += [
+            Path(parent, f) for f in files if not f.startswith(".") and os.path.splitext(f)[1].lower() in suffixes
+        ]
+    return sorted(found)
+
+
+def decode(path: Path, size: int) -> np.ndarray:
+    """One image as (3, size, size) uint8 RGB: turned as its EXIF says, first frame, transparency over black, 16 bits
+    reduced to 8, then resized (bilinear, antialiased; not cropped, so other shapes are stretched).
+
+    Raises:
+        DataError: it cannot be read, or has more pixels than Pillow takes for harmless.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.draft("RGB", (2 * size, 2 * size))  # JPEG: decode no more than is needed
+                if image.mode.startswith("I;16") or image.mode == "I":
+                    image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+                elif image.mode == "F":
+                    raise ValueError("floating-point pixels have no known range")
+                image = ImageOps.exif_transpose(image)
+                if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                    image = image.convert("RGBA")
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+                image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+                return np.asarray(image).transpose(2, 0, 1)
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not an image that Pillow can read") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; shrink it") from None
+    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, MemoryError, zlib.error) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise DataError(f"{path}: cannot be read: {reason}") from None
+
+
+def decode_all(paths: Sequence[Path], size: int, out: np.ndarray) -> dict[int, str]:
+    """Decode every file into its row of ``out`` (N, 3, size, size); one thread per core, a bar on a terminal.
+
+    Returns:
+        position -> why it could not be read; its row of ``out`` is zero.
+    """
+    bad: dict[int, str] = {}
+
+    def one(i: int) -> None:
+        try:
+            out[i] = decode(paths[i], size)
+        except DataError as e:
+            out[i] = 0
+            bad[i] = str(e)
+
+    with ThreadPoolExecutor(_cores()) as pool:
+        for _ in counted(pool.map(one, range(len(paths))), "reading images", len(paths)):
+            pass
+    return dict(sorted(bad.items()))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Pack:
+    """(N, 3, size, size) uint8 images, mapped from their file, and why rows could not be read."""
+
+    images: Tensor
+    bad: dict[int, str]
+
+
+def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterable[Path]) -> Pack:
+    """The images of ``files`` at one size, from the array file that an earlier call left, or decoded into one now.
+
+    The array file is used if the files' names, sizes and times are those it was made from, and its checksums hold.
+
+    Args:
+        name: begins the array file's name.
+        root: folder of the files; their names are taken relative to it.
+        places: folders for the array file; the first that can be written is used, all are searched.
+
+    Raises:
+        DataError: no folder can be written.
+    """
+    listing = _listing(root, files)
+    key = {"format": PACK_FORMAT, "size": size, "count": len(files), "listing": listing}
+    stem = f"{name}_{size}_{listing[:12]}"
+    candidates = list(dict.fromkeys(places))
+    for place in candidates:
+        found = _open_pack(place / f"{stem}.npy", key)
+        if found is not None:
+            return found
+    reasons = []
+    for place in candidates:
+        try:
+            return _write_pack(place / f"{stem}.npy", key, root, files, size)
+        except OSError as e:
+            reasons.append(f"{place}: {e.strerror or e}")
+    raise DataError(
+        f"the images of {root} need {len(files) * 3 * size * size / 1e6:,.0f} MB for an array file, which cannot be"
+        f" written ({'; '.join(reasons)}); give a folder with room as --cache_dir"
+    )
+
+
+def _listing(root: Path, files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        status = path.stat()
+        digest.update(os.fsencode(path.relative_to(root)))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _map(path: Path) -> Tensor:
+    # copy-on-write: nothing can write to the file, and torch asks for writable memory
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
+def _checksums(images: Tensor) -> list[int]:
+    flat = memoryview(images.numpy().reshape(-1))
+    starts = range(0, len(flat), _CHECKED_BYTES)
+    with ThreadPoolExecutor(_cores()) as pool:
+        return list(pool.map(lambda s: zlib.crc32(flat[s : s + _CHECKED_BYTES]), starts))
+
+
+def _open_pack(path: Path, key: dict[str, Any]) -> Pack | None:
+    """The pack, or None if there is none that is whole and of these files."""
+    try:
+        header = json.loads(path.with_suffix(".json").read_text())
+        images = _map(path)
+        expected = (key["count"], 3, key["size"], key["size"])
+        if header["key"] != key or images.shape != expected or images.dtype != torch.uint8:
+            return None
+        if header["checksums"] != _checksums(images):
+            return None
+        return Pack(images, {int(i): str(reason) for i, reason in header["bad"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write_pack(path: Path, key: dict[str, Any], root: Path, files: Sequence[Path], size: int) -> Pack:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as part:
+        temporary = Path(part.name)
+    try:
+        shape = (len(files), 3, size, size)
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # claim the room: a full disk is an error here, and not a signal later
+            with temporary.open("r+b") as f:
+                os.posix_fallocate(f.fileno(), 0, temporary.stat().st_size)
+        bad = decode_all(files, size, array)
+        array.flush()
+        with temporary.open("rb") as f:
+            os.fsync(f.fileno())
+        sums = _checksums(torch.from_numpy(array))
+        del array
+        as_shared_as_any(temporary)
+        os.replace(temporary, path)
+        header = {"root": str(root), "key": key, "bad": {str(i): r for i, r in bad.items()}, "checksums": sums}
+        write_json(path.with_suffix(".json"), header)
+        _remove_older(path, header)
+        return Pack(_map(path), bad)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def _remove_older(path: Path, header: dict[str, Any]) -> None:
+    """Delete array files that an earlier state of the same folder left beside ``path``."""
+    for other in path.parent.glob("*.json"):
+        if other == path.with_suffix(".json"):
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(other.read_text())
+            if content["root"] == header["root"] and content["key"]["size"] == header["key"]["size"]:
+                other.unlink()
+                other.with_suffix(".npy").unlink()

@@ -1,0 +1,133 @@
+"""Labels images with a trained net: ``muscle-plugin predict``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muscle_plugin.data.errors import DataError
+from muscle_plugin.data.images import decode_all, find_images
+from muscle_plugin.data.views import normaliser
+from muscle_plugin.files import load_tensors, write_text
+from muscle_plugin.host.device import choose_device, usb_calls_on
+from muscle_plugin.host.host import LATEST
+from muscle_plugin.run import net_builder
+
+_DECODED_AT_ONCE = 2048  # images held in memory
+
+
+class Predictor:
+    """The averaged net of a checkpoint, with the image size, statistics and class names that it was trained with.
+
+    Args:
+        checkpoint: ``latest_model.pth`` or ``model_best.pth`` of a run.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ValueError: not such a file.
+        DeviceError: no such device.
+    """
+
+    def __init__(self, checkpoint: Path, device: str = "auto") -> None:
+        self.device = choose_device(device)
+        content = load_tensors(checkpoint, "cpu")
+        about = content.get("images")
+        if not isinstance(about, dict):
+            raise ValueError(f"{checkpoint}: does not say what images it was trained on; it is not a run's checkpoint")
+        self.classes: list[str] = about["classes"]
+        self.img_size: int = about["img_size"]
+        with usb_calls_on(self.device):
+            data_channels = len(about["mean"])
+            net = net_builder(content["net"], content["net_from_name"], data_channels)(num_classes=len(self.classes))
+        try:
+            net.load_state_dict(content["ema_model"])
+        except RuntimeError:
+            # some algorithms wrap the net with heads of their own and keep it as `backbone`
+            inner = {
+                k.removeprefix("backbone."): v for k, v in content["ema_model"].items() if k.startswith("backbone.")
+            }
+            try:
+                net.load_state_dict(inner)
+            except RuntimeError as e:
+                reason = str(e).splitlines()[0]
+                raise ValueError(f"{checkpoint}: its weights do not fit net {content['net']} ({reason})") from None
+        self._net = net.to(self.device).eval()
+        self._grey = data_channels == 1
+        mean, std = torch.tensor(about["mean"]), torch.tensor(about["std"])
+        self._normalise = normaliser(mean, std, about["channels"], self.device)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(N, C) float32 class probabilities, on the CPU, of (N, 3, img_size, img_size) uint8 RGB images."""
+        x = images.to(self.device)
+        if self._grey:
+            weights = torch.tensor([0.299, 0.587, 0.114], device=self.device).view(1, 3, 1, 1)
+            x = (x * weights).sum(1, keepdim=True).round().to(torch.uint8)
+        return self._net(self._normalise(x))["logits"].float().softmax(1).cpu()
+
+
+def label_images(
+    predictor: Predictor, files: Sequence[Path], skip_bad_images: bool, batch: int = 256
+) -> Iterator[tuple[Path, str, float]]:
+    """(file, class, its probability) of every image that can be read.
+
+    Raises:
+        DataError: one cannot, and ``skip_bad_images`` is not set.
+    """
+    for first in range(0, len(files), _DECODED_AT_ONCE):
+        part = files[first : first + _DECODED_AT_ONCE]
+        images: np.ndarray = np.empty((len(part), 3, predictor.img_size, predictor.img_size), np.uint8)
+        bad = decode_all(part, predictor.img_size, images)
+        for reason in bad.values():
+            if not skip_bad_images:
+                raise DataError(f"{reason}. --skip-bad-images leaves such files out")
+            print(f"note: left out {reason}", file=sys.stderr)
+        good = [i for i in range(len(part)) if i not in bad]
+        for start in range(0, len(good), batch):
+            chosen = good[start : start + batch]
+            probability, label = predictor.probabilities(torch.from_numpy(images[chosen])).max(1)
+            for i, p, c in zip(chosen, probability.tolist(), label.tolist(), strict=True):
+                yield part[i], predictor.classes[c], p
+
+
+def write_predictions(
+    checkpoint: Path, images: Path, out: Path, device: str = "auto", batch: int = 256, skip_bad_images: bool = False,
+    overwrite: bool = False,
+) -> int:  # fmt: skip
+    """Write a table of file (relative to ``images``), class and probability; returns the number of images.
+
+    Args:
+        checkpoint: a run's ``latest_model.pth``, or its directory.
+        images: a folder of images, at any depth, or one image.
+
+    Raises:
+        DataError, DeviceError, ValueError: an input cannot be had or read; nothing has been written.
+        OSError: ``out`` cannot be written.
+    """
+    if batch < 1:
+        raise ValueError("--batch: must be at least 1")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out}: exists already; --overwrite replaces it")
+    if not images.exists():
+        raise DataError(f"{images}: no such folder or image")
+    files = [images] if images.is_file() else find_images(images)
+    if not files:
+        raise DataError(f"{images}: no image in it")
+    predictor = Predictor(checkpoint / LATEST if checkpoint.is_dir() else checkpoint, device)
+    root = images.parent if images.is_file() else images
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(("file", "class", "probability"))
+    rows = 0
+    for path, label, probability in label_images(predictor, files, skip_bad_images, batch):
+        table.writerow((path.relative_to(root).as_posix(), label, f"{probability:.6f}"))
+        rows += 1
+    write_text(out, text.getvalue())
+    return rows

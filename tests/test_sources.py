@@ -1,0 +1,480 @@
+"""Data sets read from files: the formats of torchvision, image folders, tables, Mini-ImageNet, and packed arrays."""
+
+import os
+import pickle
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from scipy.io import savemat
+
+from muscle_plugin.data import images as image_files
+from muscle_plugin.data.errors import DataError
+from muscle_plugin.data.folders import image_folder, miniimagenet
+from muscle_plugin.data.images import decode, find_images
+from muscle_plugin.data.sources import SOURCES, SourceOptions, digits, load_source
+
+CIFAR = Path(os.environ.get("CIFAR_DIR", ROOT / "data"))
+needs_cifar = pytest.mark.skipif(
+    not (CIFAR / "cifar-10-batches-py").is_dir(), reason=f"CIFAR's files are not in {CIFAR} (set CIFAR_DIR)"
+)
+RNG = np.random.default_rng(0)
+
+
+def options(folder, size=32, **more):
+    return SourceOptions(Path(folder), size, cache_dirs=[Path(folder) / ".packed"], **more)
+
+
+# ------------------------------------------------------------------------------------------------------------- digits
+
+
+def test_digits_division_is_fixed_stratified_and_disjoint():
+    source = digits(options("."))
+    assert (len(source.train), len(source.test)) == (1437, 360)
+    assert sorted(torch.cat([source.train, source.test]).tolist()) == list(range(1797))
+    counts = torch.bincount(source.test_labels)
+    assert counts.min() >= 34
+    assert counts.max() <= 38
+    assert source.images.dtype == torch.uint8
+    assert source.images.max() == 255
+
+
+@pytest.mark.parametrize("size", [5, 16])
+def test_resizing_agrees_with_pillow(size):
+    small, other = digits(options(".")), load_source("digits", options(".", size))
+    assert other.images.shape == (1797, 1, size, size)
+    for i in (0, 1100, 1796):
+        expected = Image.fromarray(small.images[i, 0].numpy()).resize((size, size), Image.Resampling.BILINEAR)
+        assert np.abs(np.asarray(expected).astype(int) - other.images[i, 0].numpy()).max() <= 1
+
+
+# -------------------------------------------------------------------------------------------------------------- CIFAR
+
+
+def write_cifar10(folder, count=4, protocol=2):
+    """CIFAR-10's files with ``count`` random images each, and what they hold."""
+    folder.mkdir(parents=True)
+    parts = {}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        data = RNG.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = RNG.integers(0, 10, count).tolist()
+        parts[name] = (data, labels)
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}, protocol=protocol))
+    meta = {"label_names": [f"class {i}" for i in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=protocol))
+    return parts
+
+
+@pytest.mark.parametrize("place", ["", "cifar10"])
+def test_cifar10_is_read_where_torchvision_or_usb_keeps_it(tmp_path, place):
+    parts = write_cifar10(tmp_path / place / "cifar-10-batches-py")
+    source = load_source("cifar10", options(tmp_path))
+    expected = np.concatenate([data for data, _ in parts.values()]).reshape(-1, 3, 32, 32)
+    assert torch.equal(source.images, torch.from_numpy(expected))
+    assert source.labels.tolist() == [y for _, labels in parts.values() for y in labels]
+    assert (source.train.tolist(), source.test.tolist()) == (list(range(20)), [20, 21, 22, 23])
+    assert source.classes[3] == "class 3"
+
+
+def test_damaged_cifar_files_are_named(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar10(folder)
+    whole = (folder / "data_batch_3").read_bytes()
+    for content, message in [
+        (whole[:2000], "data_batch_3: not a file of cifar10"),
+        (b"", "data_batch_3: not a file of cifar10"),
+        (pickle.dumps({"data": np.zeros((2, 10), np.uint8)}, 2), "expected rows of 3072 pixels"),
+        (pickle.dumps({"labels": [1]}, 2), "lacks data or labels"),
+        (pickle.dumps([1, 2], 2), "not a file of cifar10"),
+    ]:
+        (folder / "data_batch_3").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            load_source("cifar10", options(tmp_path))
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(DataError, match="data_batch_3: missing; the other files of cifar10 are there"):
+        load_source("cifar10", options(tmp_path))
+
+
+def test_a_cifar_file_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path / 'ran'}",))
+
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar10(folder)
+    (folder / "data_batch_1").write_bytes(pickle.dumps({"data": Evil()}))
+    with pytest.raises(DataError, match=r"not a file of cifar10 \(refused .*system\)"):
+        load_source("cifar10", options(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "cifar20", "stl10", "svhn", "svhn_noextra"])
+def test_without_files_and_network_one_line_says_what_to_do(name, tmp_path, monkeypatch):
+    import urllib.request
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    with pytest.raises(DataError, match=r"could not be downloaded .*Without a network: put .*--data_dir") as e:
+        load_source(name, options(tmp_path))
+    assert "\n" not in str(e.value)
+
+
+@needs_cifar
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100), ("cifar20", 20)])
+def test_cifar_is_whole(name, classes):
+    source = load_source(name, options(CIFAR))
+    assert source.images.shape == (60_000, 3, 32, 32)
+    assert torch.bincount(source.train_labels).tolist() == [50_000 // classes] * classes
+    assert torch.bincount(source.test_labels).tolist() == [10_000 // classes] * classes
+    assert len(source.classes) == classes
+    reference = CIFAR / ("cifar-10-batches-py/test_batch" if name == "cifar10" else "cifar-100-python/test")
+    with reference.open("rb") as f:
+        content = pickle.load(f, encoding="bytes")
+    assert torch.equal(source.images[source.test].view(-1, 3072), torch.from_numpy(content[b"data"]))
+    if name == "cifar20":
+        assert source.subclasses[source.test].tolist() == content[b"fine_labels"]
+        # a subclass belongs to one class, five to each
+        pairs = {(int(c), int(s)) for c, s in zip(source.labels, source.subclasses, strict=True)}
+        assert len(pairs) == 100
+
+
+@needs_cifar
+def test_cifar_trains(short_run):
+    settings = {"img_size": 32, "data_dir": str(CIFAR), "num_train_iter": 2, "eval_batch_size": 1000}
+    assert short_run(algorithm="muscle_fixmatch", dataset="cifar10", num_labels=40, **settings)["complete"]
+    result = short_run(algorithm="muscle", dataset="cifar20", num_labels=80, **settings)
+    both = result["last_evaluation"]
+    assert {"labelled_classes/top-1-acc", "unlabelled_classes/entropy", "entropy"} <= both.keys()
+    mean = 0.8 * both["labelled_classes/top-1-acc"] + 0.2 * both["unlabelled_classes/top-1-acc"]
+    assert mean == pytest.approx(both["top-1-acc"], abs=1e-6)
+
+
+def test_accuracy_and_entropy_are_told_apart_by_class_type():
+    from muscle_plugin.host.metrics import prediction_metrics
+
+    logits = torch.tensor([[50.0, 0.0], [50.0, 0.0], [0.0, 0.0], [50.0, 0.0]])
+    hidden = torch.tensor([False, False, True, True])
+    found = prediction_metrics(logits, torch.tensor([0, 1, 0, 1]), hidden)
+    assert found["labelled_classes/top-1-acc"] == 0.5
+    assert found["labelled_classes/entropy"] == pytest.approx(0, abs=1e-6)
+    assert found["unlabelled_classes/top-1-acc"] == 0.5
+    assert found["unlabelled_classes/entropy"] == pytest.approx(np.log(2) / 2, abs=1e-6)
+    assert found["entropy"] == pytest.approx(np.log(2) / 4, abs=1e-6)
+    assert found["top-1-acc"] == 0.5
+
+
+# -------------------------------------------------------------------------------------------------------- STL-10, SVHN
+
+
+def test_stl10_is_read_from_torchvisions_files(tmp_path):
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    counts = {"train": 20, "unlabeled": 12, "test": 10}
+    pixels = {k: RNG.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for k, n in counts.items()}
+    for part, x in pixels.items():
+        x.transpose(0, 1, 3, 2).tofile(folder / f"{part}_X.bin")  # columns first
+    for part in ("train", "test"):
+        (np.arange(counts[part]) % 10 + 1).astype(np.uint8).tofile(folder / f"{part}_y.bin")
+    (folder / "class_names.txt").write_text("\n".join("abcdefghij"))
+    source = load_source("stl10", options(tmp_path, 96))
+    assert torch.equal(source.images, torch.from_numpy(np.concatenate(list(pixels.values()))))
+    assert source.train_labels.tolist() == [i % 10 for i in range(20)] + [-1] * 12
+    assert source.test_labels.tolist() == list(range(10))
+    assert load_source("stl10", options(tmp_path, 32)).images.shape == (42, 3, 32, 32)
+
+    from torchvision.datasets import STL10
+
+    reference = STL10.__new__(STL10)  # torchvision's reader, without its check of the sums
+    reference.root, reference.base_folder = str(tmp_path), "stl10_binary"
+    theirs, labels = reference._STL10__loadfile("train_X.bin", "train_y.bin")
+    assert np.array_equal(theirs, source.images[:20].numpy())
+    assert labels.tolist() == source.labels[:20].tolist()
+
+    (folder / "test_X.bin").write_bytes(b"123")
+    with pytest.raises(DataError, match=r"test_X.bin: 3 bytes are no whole number"):
+        load_source("stl10", options(tmp_path, 96))
+
+
+def test_svhn_is_read_from_torchvisions_files(tmp_path):
+    expected, labels = [], []
+    for part, n in (("train", 5), ("extra", 4), ("test", 3)):
+        x = RNG.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
+        y = RNG.integers(1, 11, (n, 1), dtype=np.uint8)
+        savemat(tmp_path / f"{part}_32x32.mat", {"X": x.transpose(2, 3, 1, 0), "y": y})
+        expected.append(x)
+        labels += (y.ravel() % 10).tolist()  # 10 stands for the digit 0
+    source = load_source("svhn", options(tmp_path))
+    assert torch.equal(source.images, torch.from_numpy(np.concatenate(expected)))
+    assert source.labels.tolist() == labels
+    assert (len(source.train), len(source.test)) == (9, 3)
+    assert len(load_source("svhn_noextra", options(tmp_path)).train) == 5
+    (tmp_path / "test_32x32.mat").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"test_32x32.mat: not a file of SVHN"):
+        load_source("svhn", options(tmp_path))
+
+
+# -------------------------------------------------------------------------------------------------------- image files
+
+
+def picture(path, colour=(200, 30, 60), size=(20, 12), mode="RGB", **save):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode).save(path, **save)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("a.png", "RGB"), ("a.png", "L"), ("a.png", "P"), ("a.png", "1"), ("a.png", "RGBA"), ("a.png", "LA"),
+     ("a.jpg", "RGB"), ("a.jpg", "L"), ("a.jpg", "CMYK"), ("a.bmp", "RGB"), ("a.tif", "CMYK"), ("a.tif", "LAB"),
+     ("a.webp", "RGB"), ("a.ppm", "RGB"), ("a.gif", "P")],
+)  # fmt: skip
+def test_formats_and_modes_that_pillow_reads_are_read(name, mode, tmp_path):
+    found = decode(picture(tmp_path / name, (0, 0, 0) if mode in ("1",) else (200, 30, 60), mode=mode), 16)
+    assert found.shape == (3, 16, 16)
+    assert found.dtype == np.uint8
+    expected = {"1": (0, 0, 0), "L": (84, 84, 84), "LA": (84, 84, 84)}.get(mode, (200, 30, 60))
+    assert np.abs(found.reshape(3, -1).mean(1) - expected).max() <= 6
+
+
+def test_sixteen_bits_turned_transparent_and_animated_images(tmp_path):
+    Image.fromarray(np.full((8, 8), 300 * 256 // 2, np.uint16)).save(tmp_path / "deep.png")
+    assert np.abs(decode(tmp_path / "deep.png", 8).astype(int) - 150).max() <= 1
+
+    half = Image.new("RGB", (40, 40), (255, 0, 0))
+    half.paste((0, 0, 255), (0, 20, 40, 40))
+    turned = Image.Exif()
+    turned[0x0112] = 3  # half a turn
+    half.save(tmp_path / "turned.jpg", exif=turned, quality=95)
+    top = decode(tmp_path / "turned.jpg", 8)[:, 0, 0]
+    assert top[2] > 200 > 60 > top[0]
+
+    Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    assert decode(tmp_path / "clear.png", 8).max() == 0
+
+    frames = [Image.new("RGB", (4, 4), c) for c in ((10, 10, 10), (250, 250, 250))]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert decode(tmp_path / "moving.gif", 8).max() < 20
+
+
+def test_unreadable_images_say_why(tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(DataError, match=r"text.png: not an image"):
+        decode(tmp_path / "text.png", 8)
+    whole = picture(tmp_path / "cut.jpg", size=(300, 300)).read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"cut.jpg: cannot be read: .*truncated"):
+        decode(tmp_path / "cut.jpg", 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"bomb.png: more than 100 pixels"):
+        decode(picture(tmp_path / "bomb.png", size=(12, 12)), 8)
+
+
+def make_folder(root, classes=("cat", "dog"), labelled=3, unlabelled=4, test=2):
+    for c, name in enumerate(classes):
+        for i in range(labelled):
+            picture(root / "labelled" / name / f"{i}.png", (60 * c, 10 * i, 0))
+        for i in range(test):
+            picture(root / "test" / name / f"{i}.jpg", (60 * c, 10 * i, 99))
+    for i in range(unlabelled):
+        picture(root / "unlabelled" / f"{i}.webp", (5, 5, 20 * i))
+    return root
+
+
+def test_an_image_folder(tmp_path):
+    source = image_folder(options(make_folder(tmp_path), 8))
+    assert source.classes == ("cat", "dog")
+    assert source.train_labels.tolist() == [0] * 3 + [1] * 3 + [-1] * 4
+    assert source.test_labels.tolist() == [0, 0, 1, 1]
+    assert source.images[source.train[3]][0].unique().tolist() == [60]
+    assert source.images[source.test[0]][2].float().mean() == pytest.approx(99, abs=3)
+
+
+def test_image_folders_that_are_not_one_say_what_is_expected(tmp_path):
+    with pytest.raises(DataError, match="no such folder; --data_dir names"):
+        image_folder(options(tmp_path / "absent"))
+    with pytest.raises(DataError, match=r"expected the folder labelled/ .*--labels_csv"):
+        image_folder(options(tmp_path))
+    make_folder(tmp_path / "a", classes=("cat",))
+    with pytest.raises(DataError, match="at least two classes must be labelled, found only 'cat'"):
+        image_folder(options(tmp_path / "a"))
+    root = make_folder(tmp_path / "b")
+    (root / "labelled" / "eel").mkdir()
+    with pytest.raises(DataError, match=r"labelled/eel: no image in it"):
+        image_folder(options(root))
+    (root / "labelled" / "eel").rmdir()
+    picture(root / "test" / "fox" / "1.png")
+    with pytest.raises(DataError, match="class 'fox' is tested, but has no labelled image"):
+        image_folder(options(root))
+    picture(root / "labelled" / "stray.png")
+    with pytest.raises(DataError, match=r"stray.png: lies in no class"):
+        image_folder(options(root))
+
+
+def test_a_bad_image_is_named_and_left_out_only_when_asked(tmp_path):
+    root = make_folder(tmp_path)
+    (root / "unlabelled" / "2.webp").write_bytes(b"")
+    for _ in range(2):  # decoded, then from the array file
+        with pytest.raises(DataError, match=r"1 image file\(s\) cannot be used: .*2\.webp.*--skip-bad-images"):
+            image_folder(options(root))
+    source = image_folder(options(root, skip_bad_images=True))
+    assert len(source.train) == 9
+    assert "2.webp" in source.notes[0]
+
+
+def test_a_table_of_labels(tmp_path):
+    for i in range(6):
+        picture(tmp_path / "pictures" / f"{i}.png", (i, 0, 0))
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "file,label,split\npictures/0.png,dog,\npictures/1.png,cat,train\npictures/2.png,cat,test\n3.png,,\n"
+    )
+    with pytest.raises(DataError, match=r"labels.csv line 5: .*3.png: no such image"):
+        image_folder(options(tmp_path, labels_csv=table))
+    table.write_text(
+        "\ufeffpictures/0.png;dog\npictures/1.png;cat\n\n pictures/2.png ; cat ;test\n./pictures/3.png;;\n"
+    )
+    source = image_folder(options(tmp_path, labels_csv=table))
+    assert source.classes == ("cat", "dog")
+    assert source.train_labels.tolist() == [1, 0, -1, -1, -1]
+    assert source.test_labels.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("../a.png,cat", "line 2: '../a.png' is not the path of a file in"),
+     ("/etc/passwd,cat", "line 2: '/etc/passwd' is not the path"),
+     ("b/../../a.png,cat", "is not the path"),
+     (",cat", "line 2: '' is not the path"),
+     ("a.png,cat,valid", "line 2: split must be train or test, got 'valid'"),
+     ("a.png,,test", "line 2: a test image needs a label"),
+     ("a.png,cat", "line 2: a.png has another label in an earlier line"),
+     ('a.png,"cat', "line 2: not a table of file and label"),
+     ("none.png,cat", "line 2: .*none.png: no such image")],
+)  # fmt: skip
+def test_faulty_lines_of_a_table_are_named(line, message, tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text(f"a.png,dog\n{line}\n")
+    with pytest.raises(DataError, match=message):
+        image_folder(options(tmp_path, labels_csv=tmp_path / "t.csv"))
+
+
+def test_tables_that_are_none(tmp_path):
+    picture(tmp_path / "a.png")
+    for content, message in [(b"", "expected lines of file,label"), (b"a.png\n", "expected lines"),
+                             (b"\xff\xfe\x00", "cannot be read")]:  # fmt: skip
+        (tmp_path / "t.csv").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            image_folder(options(tmp_path, labels_csv=tmp_path / "t.csv"))
+    with pytest.raises(DataError, match="cannot be read"):
+        image_folder(options(tmp_path, labels_csv=tmp_path / "absent.csv"))
+
+
+# ------------------------------------------------------------------------------------------------------- packed arrays
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The files decoded since the start of the test."""
+    seen = []
+    real = image_files.decode
+    monkeypatch.setattr(image_files, "decode", lambda path, size: (seen.append(path), real(path, size))[1])
+    return seen
+
+
+def test_images_are_decoded_once_and_again_when_they_change(tmp_path, decoded):
+    root = make_folder(tmp_path)
+    first = image_folder(options(root, 8))
+    assert len(decoded) == 14
+    again = image_folder(options(root, 8))
+    assert len(decoded) == 14
+    assert torch.equal(first.images, again.images)
+    picture(root / "unlabelled" / "1.webp", (250, 250, 250), size=(30, 30))
+    changed = image_folder(options(root, 8))
+    assert len(decoded) == 28
+    assert (changed.images != first.images).flatten(1).any(1).sum() == 1
+    assert len(list((root / ".packed").glob("*.npy"))) == 1  # the older one is gone
+    image_folder(options(root, 16))
+    assert len(list((root / ".packed").glob("*.npy"))) == 2  # another size is kept beside
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "header", "gone"])
+def test_a_damaged_array_file_is_made_anew(damage, tmp_path, decoded):
+    root = make_folder(tmp_path)
+    good = image_folder(options(root, 8)).images.clone()
+    (array,), (header,) = ((root / ".packed").glob(f"*.{e}") for e in ("npy", "json"))
+    content = bytearray(array.read_bytes())
+    if damage == "bit":
+        content[-5] ^= 1
+    array.write_bytes(content[:-100] if damage == "cut" else content)
+    if damage == "header":
+        header.write_text("{")
+    if damage == "gone":
+        header.unlink()
+    assert torch.equal(image_folder(options(root, 8)).images, good)
+    assert len(decoded) == 28
+
+
+def test_training_cannot_write_to_the_array_file(tmp_path):
+    root = make_folder(tmp_path)
+    image_folder(options(root, 8)).images.zero_()
+    assert image_folder(options(root, 8)).images.max() > 0
+
+
+def test_the_array_file_goes_where_it_can(tmp_path):
+    root = make_folder(tmp_path / "data")
+    (tmp_path / "data" / ".packed").write_text("in the way")
+    places = [root / ".packed", tmp_path / "runs" / ".packed"]
+    source = image_folder(SourceOptions(root, 8, cache_dirs=places))
+    assert len(source.train) == 10
+    (array,) = places[1].glob("*.npy")
+    assert stat.S_IMODE(array.stat().st_mode) & 0o600 == 0o600
+    with pytest.raises(DataError, match="cannot be written .*--cache_dir"):
+        image_folder(SourceOptions(root, 12, cache_dirs=[root / ".packed"]))
+
+
+# ------------------------------------------------------------------------------------------------------- Mini-ImageNet
+
+
+@pytest.mark.parametrize("parts", [("",), ("train", "val", "test")])
+def test_miniimagenet_is_the_union_of_its_folders_divided_by_seed(parts, tmp_path):
+    names = [f"n{i}" for i in range(6)]
+    for i, name in enumerate(names):
+        for j in range(5):
+            picture(tmp_path / "miniimagenet" / parts[i % len(parts)] / name / f"{j}.jpg", (40 * i, 0, 0))
+    sizes = {"num_classes": 6, "per_class": 5, "test_per_class": 2}
+    source = miniimagenet(options(tmp_path, 8), **sizes)
+    assert source.classes == tuple(names)
+    assert torch.bincount(source.train_labels).tolist() == [3] * 6
+    assert torch.bincount(source.test_labels).tolist() == [2] * 6
+    assert sorted(torch.cat([source.train, source.test]).tolist()) == list(range(30))
+    shade = source.images[:, 0].float().mean((1, 2))
+    assert torch.allclose(shade, 40.0 * source.labels, atol=4)
+    assert torch.equal(source.test, miniimagenet(options(tmp_path, 8), **sizes).test)
+    assert not torch.equal(source.test, miniimagenet(options(tmp_path, 8, seed=1), **sizes).test)
+    with pytest.raises(DataError, match="has 100 classes, found folders of 6"):
+        load_source("miniimagenet", options(tmp_path, 8))
+    next((tmp_path / "miniimagenet").rglob("4.jpg")).unlink()
+    with pytest.raises(DataError, match="has 5 images of class n., found 4"):
+        miniimagenet(options(tmp_path, 8), **sizes)
+
+
+def test_miniimagenet_that_is_not_there_says_how_to_provide_it(tmp_path):
+    with pytest.raises(DataError, match=r"no public download. Put its images there as train/<class>/\*"):
+        load_source("miniimagenet", options(tmp_path))
+
+
+def test_every_data_set_has_a_source_and_hidden_files_are_left_out(tmp_path):
+    from muscle_plugin.data.names import DATASETS
+
+    assert SOURCES.keys() == DATASETS.keys()
+    picture(tmp_path / ".hidden" / "a.png")
+    picture(tmp_path / ".b.png")
+    picture(tmp_path / "deep" / "er" / "C.PNG")
+    (tmp_path / "notes.txt").write_text("x")
+    assert find_images(tmp_path) == [tmp_path / "deep" / "er" / "C.PNG"]
