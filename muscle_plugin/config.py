@@ -24,8 +24,8 @@ from muscle_plugin.algorithms.catalogue import (
     Algorithm,
     CatalogueError,
     all_algorithms,
+    base_algorithms,
     muscle_algorithms,
-    usb_algorithms,
 )
 from muscle_plugin.data.names import DATASETS, NETS, DatasetInfo
 
@@ -45,9 +45,13 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
     # -- what to train
-    algorithm: str = Field("fixmatch", description="a USB algorithm, `muscle`, or `muscle_<USB algorithm>`")
+    algorithm: str = Field(
+        "fixmatch", description="an algorithm of USB or of this package, `muscle`, or `muscle_<algorithm>`"
+    )
     dataset: str = Field("digits", description="data set: " + ", ".join(DATASETS))
-    net: str = Field("small_cnn", description="net: " + ", ".join(NETS) + ", or one of USB's (wrn_28_2, ...)")
+    net: str = Field(
+        "small_cnn", description="net: " + ", ".join(NETS) + ", one of USB's (wrn_28_2, ...), or timm:<name>"
+    )
     num_labels: int | None = Field(
         None, ge=1, description="labelled images in all; default: the data set's, and of a folder all"
     )
@@ -77,11 +81,29 @@ class RunSettings(BaseModel):
         256, ge=1, description="images per evaluation batch", json_schema_extra={"moves": True}
     )
 
+    # -- stage
+    stage: Literal["train", "pretrain"] = Field(
+        "train", description="pretrain: without labels, for muscle, contrastive and muscle_contrastive"
+    )
+    init_from: str | None = Field(
+        None, description="checkpoint or state dict (also timm's) whose weights to start from, without its classifier"
+    )
+    init_head: bool = Field(False, description="take the classifier of init_from too")
+
     # -- optimisation
     optim: Literal["SGD", "AdamW"] = Field("SGD", description="optimiser")
-    lr: float = Field(0.03, gt=0, description="initial learning rate; cosine decay over 7/16 of a cycle, as in USB")
+    lr: float = Field(0.03, gt=0, description="initial learning rate")
+    lr_schedule: Literal["usb", "cosine", "constant"] = Field(
+        "usb", description="usb: 7/16 of a cosine cycle (cosine to 0.195); cosine: half a cycle, to 0 at lr_zero_at"
+    )
+    lr_zero_at: float = Field(
+        1.0,
+        ge=1,
+        description="of lr_schedule cosine: where it reaches 0, over the run's length (paper: 210/180 = 1.1667)",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum (Nesterov)")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay; not on biases and batch-norm parameters")
+    decay_all: bool = Field(False, description="weight decay on these too, as in Mean Teacher and label propagation")
     layer_decay: float = Field(1.0, gt=0, le=1, description="layer-wise learning-rate decay, for transformers")
     clip_grad: float = Field(0.0, ge=0, description="gradient norm to clip to; 0: no clipping")
     ema_m: float = Field(0.999, ge=0, lt=1, description="momentum of the averaged weights that are evaluated; 0: none")
@@ -127,9 +149,14 @@ class RunSettings(BaseModel):
     )
 
     # -- net
+    net_dropout: float | None = Field(None, ge=0, lt=1, description="dropout of the net; default: the net's")
+    net_noise: float | None = Field(None, ge=0, description="of cnn13: Gaussian noise on the input, while training")
+    net_width: float | None = Field(None, gt=0, description="of cnn13: channels, as a multiple of its own")
+    net_double_head: bool = Field(False, description="a second head for the consistency loss (cnn13, resnet18_84)")
+    net_l2: bool = Field(False, description="L2-normalised features before the classifier (cnn13, resnet18_84)")
     net_from_name: bool = Field(False, description="take `net` from torchvision.models")
-    use_pretrain: bool = Field(False, description="start from pretrain_path")
-    pretrain_path: str = Field("", description="file of pretrained weights, for USB's nets")
+    use_pretrain: bool = Field(False, description="start from pretrain_path; nets of timm without one: from its hub")
+    pretrain_path: str = Field("", description="file of pretrained weights, for nets of USB, torchvision and timm")
 
     # -- device
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
@@ -190,6 +217,9 @@ WITHOUT_EFFECT = {
     "dist_backend": "launch several processes with torchrun",
     "multiprocessing_distributed": "launch several processes with torchrun",
 }
+
+#: Algorithms that learn something where there are no labels.
+WITHOUT_LABELS = ("muscle", "contrastive", "muscle_contrastive")
 
 _SHORT_FLAGS = {
     "save_name": "-sn", "num_labels": "-nl", "batch_size": "-bsz", "algorithm": "-alg", "dataset": "-ds",
@@ -271,7 +301,7 @@ def _algorithm_entry(name: Any) -> Algorithm:
     known = all_algorithms()
     if isinstance(name, str) and name in known:
         return known[name]
-    if isinstance(name, str) and name.startswith(MUSCLE_PREFIX) and name[len(MUSCLE_PREFIX) :] in usb_algorithms():
+    if isinstance(name, str) and name.startswith(MUSCLE_PREFIX) and name[len(MUSCLE_PREFIX) :] in base_algorithms():
         base = name[len(MUSCLE_PREFIX) :]
         raise ConfigError(
             [f"algorithm: {name!r} does not exist, since a step of {base!r} sees no unlabelled image; use 'muscle'"]
@@ -301,11 +331,11 @@ def _owners(key: str) -> list[str]:
     """The algorithms that have a setting of this name."""
     if key in MuscleSettings.model_fields:
         return ["muscle", "muscle_<base>"]
-    return [n for n, a in usb_algorithms().items() if any(x.name == key for x in a.arguments)]
+    return [n for n, a in base_algorithms().items() if any(x.name == key for x in a.arguments)]
 
 
 def _known_keys() -> set[str]:
-    usb = {x.name for a in usb_algorithms().values() for x in a.arguments}
+    usb = {x.name for a in base_algorithms().values() for x in a.arguments}
     return {*RunSettings.model_fields, *MuscleSettings.model_fields, *usb}
 
 
@@ -480,6 +510,10 @@ def _cross_checks(settings: Any) -> list[str]:
         )
     else:
         faults += _split_faults(settings, DATASETS[settings.dataset])
+    if settings.stage == "pretrain" and settings.algorithm not in WITHOUT_LABELS:
+        faults.append(f"stage: pretrain is for {', '.join(WITHOUT_LABELS)}; {settings.algorithm} needs labels")
+    if settings.lr_schedule != "cosine" and settings.lr_zero_at != 1:
+        faults.append("lr_zero_at: only with --lr_schedule cosine")
     if settings.amp and settings.precision not in ("fp32", "auto", "fp16"):
         faults.append(f"amp: true is precision fp16, but precision is {settings.precision}; give one of the two")
     if settings.gpu is not None and settings.device not in ("auto", "cuda", f"cuda:{settings.gpu}"):
@@ -596,7 +630,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(group, name, info.description, info.default, info.annotation is bool)
     by_name: dict[str, list[str]] = {}
     defaults: dict[str, Any] = {}
-    for algorithm in usb_algorithms().values():
+    for algorithm in base_algorithms().values():
         for a in algorithm.arguments:
             by_name.setdefault(a.name, []).append(algorithm.name)
             defaults[a.name] = a

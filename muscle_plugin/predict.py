@@ -45,7 +45,10 @@ class Predictor:
         self.img_size: int = about["img_size"]
         with usb_calls_on(self.device):
             data_channels = len(about["mean"])
-            net = net_builder(content["net"], content["net_from_name"], data_channels)(num_classes=len(self.classes))
+            build = net_builder(
+                content["net"], content["net_from_name"], data_channels, self.img_size, about["net_options"]
+            )
+            net = build(num_classes=len(self.classes))
         try:
             net.load_state_dict(content["ema_model"])
         except RuntimeError:

@@ -1,7 +1,8 @@
 """``import muscle_plugin.register`` makes USB know every algorithm and net of this package.
 
-After it, ``semilearn.get_algorithm`` builds ``muscle`` and ``muscle_<name>``, and ``semilearn.get_net_builder`` this
-package's nets. Nothing of USB's own is replaced. This is the only file that touches USB's registries.
+After it, ``semilearn.get_algorithm`` builds this package's algorithms, ``muscle`` and ``muscle_<name>``, and
+``semilearn.get_net_builder`` this package's nets. Nothing of USB's own is replaced. This is the only file that touches
+USB's registries.
 
 Raises:
     RuntimeError: USB, or another plugin, already has one of these names.
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 from muscle_plugin.algorithms.catalogue import muscle_algorithms
 from muscle_plugin.algorithms.compose import algorithm_class
+from muscle_plugin.algorithms.own import OWN_ALGORITHMS
 from muscle_plugin.nets import OWN_NETS
 from muscle_plugin.usb import ALGORITHMS, nets
 
 
 def _register() -> None:
-    for name in muscle_algorithms():
+    for name in (*OWN_ALGORITHMS, *muscle_algorithms()):
         cls = algorithm_class(name)
         if name not in ALGORITHMS:
             ALGORITHMS[name] = cls

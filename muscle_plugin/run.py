@@ -43,6 +43,8 @@ __all__ = ["Interrupted", "RunError", "train"]
 #: A directory with this file is a run of ours, and may be deleted by ``overwrite``.
 CONFIG_FILE = "config.yaml"
 SPLIT_FILE = "split.json"
+#: Begins the name of a net of timm.
+TIMM = "timm:"
 
 
 class RunError(RuntimeError):
@@ -193,29 +195,46 @@ def _try_net(algorithm: Any, settings: Any) -> None:
 
 
 def _net_builder(settings: Any) -> Any:
-    return net_builder(settings.net, settings.net_from_name, DATASETS[settings.dataset].channels)
+    channels = DATASETS[settings.dataset].channels
+    return net_builder(settings.net, settings.net_from_name, channels, settings.img_size, net_options(settings))
 
 
-def net_builder(net: str, from_torchvision: bool, channels: int) -> Any:
+def net_options(settings: Any) -> dict[str, Any]:
+    """The options of the net that settings ask for, by the names of :class:`muscle_plugin.nets.NetOptions`."""
+    asked = {
+        "dropout": settings.net_dropout,
+        "input_noise": settings.net_noise,
+        "width": settings.net_width,
+        "double_head": settings.net_double_head or None,
+        "l2_feature": settings.net_l2 or None,
+    }
+    return {k: v for k, v in asked.items() if v is not None}
+
+
+def net_builder(net: str, from_torchvision: bool, channels: int, img_size: int, options: dict[str, Any]) -> Any:
     """What builds the net: called with ``num_classes`` and USB's keywords for pretrained weights.
 
     Args:
         channels: of the images; USB's and torchvision's nets take three in any case.
+        options: see :class:`muscle_plugin.nets.NetOptions`; for nets of this package and of timm.
 
     Raises:
-        ValueError: no such net.
+        ValueError: no such net, or it has no such option.
     """
-    from muscle_plugin.nets import OWN_NETS
+    from muscle_plugin.nets import OWN_NETS, build_net
 
+    if (net in OWN_NETS or net.startswith(TIMM)) and not from_torchvision:
+        in_channels = 3 if net.startswith(TIMM) else channels
+        return partial(build_net, net, in_channels=in_channels, img_size=img_size, options=options)
+    if options:
+        raise ValueError(f"net: {net} has no option {', '.join(options)}; this package's and timm's nets have")
     if from_torchvision:
         return partial(_torchvision_net, net)
-    if net in OWN_NETS:
-        return partial(OWN_NETS[net], in_channels=channels)
     from muscle_plugin.usb import nets
 
     if not hasattr(nets, net) or net.startswith("_"):
         usb = sorted(n for n in vars(nets) if n[-1].isdigit() and not n.startswith("_") and n not in NETS)
-        raise ValueError(f"net: unknown {net!r}; known: {', '.join((*NETS, *usb))}")
+        raise ValueError(f"net: unknown {net!r}; known: {', '.join((*NETS, *usb))}, timm:<name>")
     return getattr(nets, net)
 
 

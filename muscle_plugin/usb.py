@@ -20,6 +20,7 @@ with warnings.catch_warnings():
     import semilearn.algorithms
     import semilearn.nets as nets
     from semilearn.algorithms.utils import SSL_Argument, str2bool
+    from semilearn.core import AlgorithmBase
     from semilearn.core.hooks import (
         CheckpointHook,
         DistSamplerSeedHook,
@@ -38,6 +39,7 @@ with warnings.catch_warnings():
 
 __all__ = [
     "ALGORITHMS",
+    "AlgorithmBase",
     "CheckpointHook",
     "DistSamplerSeedHook",
     "EMAHook",

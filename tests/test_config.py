@@ -34,8 +34,8 @@ def faults(**settings):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_config_resolves_to_what_its_name_says(path):
     settings = load_settings(path).settings
-    algorithm, dataset, labels = path.stem.rsplit("_", 2)
-    assert (settings.algorithm, settings.dataset, settings.num_labels) == (algorithm, dataset, int(labels))
+    labels = "" if settings.num_labels is None else f"_{settings.num_labels}"
+    assert path.stem == f"{settings.algorithm}_{settings.dataset}{labels}"
 
 
 def test_command_line_over_yaml_over_base_over_default(tmp_path):

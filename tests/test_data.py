@@ -104,6 +104,21 @@ def test_split_is_balanced_disjoint_complete_and_seeded():
     assert len(draw_split(DIGITS, 40, 0, include_labelled=True).unlabelled) == len(labels)
 
 
+@pytest.mark.parametrize(
+    ("classes", "counts"),
+    [(10, (40, 100, 250, 500, 1000, 4000)), (100, (100, 400, 500, 2500, 4000, 10_000))],
+)
+def test_every_count_of_the_paper_and_of_usbs_tables(classes, counts):
+    source = Source(
+        torch.empty(0), torch.arange(50_000) % classes, torch.arange(50_000), torch.empty(0, dtype=torch.int64),
+        tuple(map(str, range(classes))),
+    )  # fmt: skip
+    for count in counts:
+        split = draw_split(source, count, 0)
+        assert torch.bincount(source.labels[split.labelled]).tolist() == [count // classes] * classes
+        assert len(split.unlabelled) == 50_000 - count
+
+
 def test_impossible_splits_say_so():
     with pytest.raises(DataError, match="15 cannot be shared equally by 10"):
         draw_split(DIGITS, 15, 0)

@@ -9,11 +9,12 @@ package: the decorator ``@ALGORITHMS.register("name")`` (or ``ALGORITHMS["name"]
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from muscle_plugin.algorithms.own import OWN_ALGORITHMS, Algorithm, Argument
 
 MUSCLE = "muscle"
 MUSCLE_PREFIX = "muscle_"
@@ -21,26 +22,6 @@ MUSCLE_PREFIX = "muscle_"
 MUSCLE_BASE = "fullysupervised"
 #: A base must forward (or at least receive) this view for ``muscle_<base>`` to exist.
 WEAK_UNLABELLED_VIEW = "x_ulb_w"
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One setting that an algorithm adds, as in USB's ``SSL_Argument``."""
-
-    name: str
-    type: type
-    default: Any
-    help: str = ""
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """One entry of USB's algorithm registry: its class, the parameters of its ``train_step`` and its settings."""
-
-    name: str
-    class_name: str
-    views: tuple[str, ...]
-    arguments: tuple[Argument, ...]
 
 
 class CatalogueError(RuntimeError):
@@ -131,16 +112,34 @@ def usb_algorithms() -> dict[str, Algorithm]:
     return dict(sorted(catalogue.items()))
 
 
+def base_algorithms() -> dict[str, Algorithm]:
+    """USB's algorithms and this package's own, by name, before MUSCLE is added to them.
+
+    Raises:
+        CatalogueError: USB is not installed.
+    """
+    return usb_algorithms() | OWN_ALGORITHMS
+
+
 def muscle_algorithms() -> dict[str, Algorithm]:
-    """Every MUSCLE composition by name: ``muscle`` and ``muscle_<name>`` for each USB algorithm with a weak view of
+    """Every MUSCLE composition by name: ``muscle``, and ``muscle_<name>`` for each algorithm with a weak view of
     unlabelled images. The value is the entry of its base.
     """
-    usb = usb_algorithms()
-    composed = {MUSCLE: usb[MUSCLE_BASE]}
-    composed |= {MUSCLE_PREFIX + n: a for n, a in usb.items() if WEAK_UNLABELLED_VIEW in a.views}
-    return composed
+    composed = {MUSCLE: usb_algorithms()[MUSCLE_BASE]}
+    return composed | {MUSCLE_PREFIX + n: a for n, a in base_algorithms().items() if WEAK_UNLABELLED_VIEW in a.views}
 
 
 def all_algorithms() -> dict[str, Algorithm]:
     """Everything that can be trained, by name."""
-    return usb_algorithms() | muscle_algorithms()
+    return base_algorithms() | muscle_algorithms()
+
+
+__all__ = [
+    "Algorithm",
+    "Argument",
+    "CatalogueError",
+    "all_algorithms",
+    "base_algorithms",
+    "muscle_algorithms",
+    "usb_algorithms",
+]

@@ -6,27 +6,39 @@ from functools import cache
 from typing import Any
 
 from muscle_plugin.algorithms.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
+from muscle_plugin.algorithms.contrastive import Contrastive
+from muscle_plugin.algorithms.label_propagation import LabelPropagation, MeanTeacherLabelPropagation
 from muscle_plugin.algorithms.mean_teacher import MeanTeacher
 from muscle_plugin.algorithms.muscle import Muscle
+from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
+from muscle_plugin.algorithms.own import OWN_ALGORITHMS
 from muscle_plugin.host import Host
 from muscle_plugin.usb import ALGORITHMS
 
 #: Classes used in place of USB's under the same name, where a version of USB has a broken one.
 REPLACED: dict[str, Any] = {"meanteacher": MeanTeacher}
+#: This package's own, by the names of ``own.OWN_ALGORITHMS``.
+OWN: dict[str, Any] = {
+    "meanteacher_original": OriginalMeanTeacher,
+    "labelprop": LabelPropagation,
+    "meanteacher_labelprop": MeanTeacherLabelPropagation,
+    "contrastive": Contrastive,
+}
+assert OWN.keys() == OWN_ALGORITHMS.keys()
 
 
 @cache
 def algorithm_class(name: str) -> Any:
-    """The trainable class of an algorithm: any of USB's registry hosted, ``muscle``, or ``muscle_<name>``.
+    """The trainable class of an algorithm: any of USB's registry or this package's, ``muscle``, or ``muscle_<name>``.
 
     Raises:
-        KeyError: USB's registry has no such algorithm.
+        KeyError: there is no such algorithm.
     """
     with_muscle = name == MUSCLE or (name.startswith(MUSCLE_PREFIX) and name not in _stock())
     usb_name = MUSCLE_BASE if name == MUSCLE else name.removeprefix(MUSCLE_PREFIX) if with_muscle else name
-    if usb_name not in ALGORITHMS:
-        raise KeyError(f"unknown algorithm {name!r}; USB registers {', '.join(sorted(_stock()))}")
-    base = REPLACED.get(usb_name) or ALGORITHMS[usb_name]
+    if usb_name not in ALGORITHMS and usb_name not in OWN:
+        raise KeyError(f"unknown algorithm {name!r}; known: {', '.join(sorted({*_stock(), *OWN}))}")
+    base = REPLACED.get(usb_name) or OWN.get(usb_name) or ALGORITHMS[usb_name]
     if issubclass(base, Host):
         return base
     if not with_muscle:

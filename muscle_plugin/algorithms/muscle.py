@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muscle_plugin.algorithms.catalogue import WEAK_UNLABELLED_VIEW
+from muscle_plugin.algorithms.catalogue import MUSCLE_BASE, WEAK_UNLABELLED_VIEW
 from muscle_plugin.algorithms.tap import ForwardTap, Rows
 from muscle_plugin.config import MuscleSettings
 from muscle_plugin.data.views import HARD, LABELLED, UNLABELLED, WEAK, View
@@ -62,6 +62,7 @@ class Muscle:
     batches: Any
     amp_cm: Any
     bn_controller: Any
+    usb_name: str
     it: int
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
@@ -74,6 +75,8 @@ class Muscle:
         super().prepare_steps()  # type: ignore[misc]
         if self.mi_loss.weight == 0:
             return
+        self.plan = None
+        self.batches.add_views({})
         before = state.capture(self)
         batch = self.batches.batch(self.it)
         with ForwardTap(self.model, self._live) as tap:
@@ -132,6 +135,8 @@ class Muscle:
             out, log = super().train_step(**base)  # type: ignore[misc]
         weak, hard = self._predictions(tap, batch, self._rider_logits(tap, riders))
         loss, terms = self.mi_loss(weak, hard)
+        if self.args.stage == "pretrain" and self.usb_name == MUSCLE_BASE:  # the base's loss is that of the labels
+            out["loss"] = 0 * out["loss"]
         out["loss"] = out["loss"] + loss
         return out, log | self._logged(out["loss"], terms)
 

@@ -46,4 +46,4 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 #: This package's own nets.
-NETS = ("small_cnn", "cnn13")
+NETS = ("small_cnn", "cnn13", "resnet18_84")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,8 +39,10 @@ class View:
 #: Parameter of ``train_step`` -> the view it wants.
 VIEWS: dict[str, View] = {
     "x_lb": View(LABELLED, WEAK),
+    "x_lb_w2": View(LABELLED, WEAK),
     "x_lb_s": View(LABELLED, HARD),
     "x_ulb_w": View(UNLABELLED, WEAK),
+    "x_ulb_w2": View(UNLABELLED, WEAK),
     "x_ulb_s": View(UNLABELLED, HARD),
     "x_ulb_s_0": View(UNLABELLED, HARD),
     "x_ulb_s_1": View(UNLABELLED, HARD),
@@ -124,7 +127,8 @@ class Batches:
         hard_ops: int | None = None,
     ) -> None:
         self.device, self.seed, self.parameters, self.channels = device, seed, tuple(parameters), channels
-        self.views: dict[str, View] = views_of(parameters, usb_name)
+        self._asked = views_of(parameters, usb_name)
+        self.views: dict[str, View] = dict(self._asked)
         weakly = augmentation(weak)
         self._augment = {WEAK: weakly, HARD: augmentation(hard, weakly, hard_ops)}
         self._labels = source.train_labels[split.labelled].to(device)
@@ -141,8 +145,31 @@ class Batches:
         self.normalise = normaliser(*self.statistics, channels, device)
 
     def add_views(self, views: Mapping[str, View]) -> None:
-        """Make these views too, under these names (MUSCLE's hard views; count V gives (V * N, ...), V-major)."""
-        self.views = {**self.views, **views}
+        """Beside the views that the step asks for make these, under these names (MUSCLE's hard views; count V gives
+        (V * N, ...), V-major), and no others."""
+        self.views = {**self._asked, **views}
+
+    def features(self, net: Any, members: Tensor, step: int, batch: int, precision: Callable[[], Any]) -> Tensor:
+        """(n, F) float32 features that a net in eval mode has of weakly augmented images, on the device.
+
+        Args:
+            members: (n,) indices into the source's images.
+            step: with the seed, fixes the augmentation.
+            batch: images at a time.
+            precision: makes the context of a forward pass.
+        """
+        was_training, parts = net.training, []
+        generator = self._generator_for("features", step)
+        pool = self.images.all_images()
+        net.eval()
+        with torch.no_grad():
+            for part in members.to(pool.device).split(batch):
+                images = pool[part].to(self.device, non_blocking=True)
+                with precision():
+                    x = self.normalise(self._augment[WEAK](images, generator))
+                    parts.append(net(x, only_feat=True).float())
+        net.train(was_training)
+        return torch.cat(parts)
 
     def shown(self, views: Tensor) -> Tensor:
         """Normalised views as pictures, in [0, 1]."""

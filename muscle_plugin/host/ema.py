@@ -10,21 +10,22 @@ class EMA:
     """Keeps ``ema_model`` at the exponential moving average of ``model``.
 
     Parameters are averaged, ``shadow <- decay * shadow + (1 - decay) * parameter``; buffers (running statistics of
-    batch norm) are copied from the model, as USB does.
+    batch norm) are copied from the model, as USB does, or left to the averaged net's own forward passes.
 
     Args:
         model: the trained net.
         ema_model: a net of the same structure; it holds the average.
         decay: momentum in [0, 1); 0 makes the average the model itself.
+        own_buffers: leave the averaged net's buffers alone.
     """
 
-    def __init__(self, model: nn.Module, ema_model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, ema_model: nn.Module, decay: float, own_buffers: bool = False) -> None:
         self.decay = decay
         self._parameters = list(model.parameters())
         self._averages = list(ema_model.parameters())
         buffers, copies = dict(model.named_buffers()), dict(ema_model.named_buffers())
-        self._buffers = list(buffers.values())
-        self._copies = [copies[n] for n in buffers]
+        self._buffers = [] if own_buffers else list(buffers.values())
+        self._copies = [] if own_buffers else [copies[n] for n in buffers]
         self._names = [n for n, _ in model.named_parameters()]
         self.backup: list[Tensor] = []
 

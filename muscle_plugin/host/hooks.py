@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin.host.ema import EMA
+from muscle_plugin.schedules import ema_momentum
 from muscle_plugin.usb import (
     CheckpointHook,
     DistSamplerSeedHook,
@@ -44,9 +45,12 @@ class HostEMAHook(Hook):
         if algorithm.it == 0:
             algorithm.ema_model.load_state_dict(algorithm.model.state_dict())
         algorithm.ema_model.requires_grad_(False)
-        algorithm.ema = EMA(algorithm.model, algorithm.ema_model, algorithm.ema_m)
+        own_buffers = not getattr(algorithm, "ema_copies_buffers", True)
+        algorithm.ema = EMA(algorithm.model, algorithm.ema_model, algorithm.ema_m, own_buffers)
 
     def after_train_step(self, algorithm: Any) -> None:
+        if getattr(algorithm, "ema_warms_up", False):
+            algorithm.ema.decay = ema_momentum(algorithm.it + 1, algorithm.ema_m)
         algorithm.ema.update()
 
 

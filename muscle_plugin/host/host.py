@@ -30,7 +30,9 @@ from muscle_plugin.host import state
 from muscle_plugin.host.device import autocast_context, choose_device, choose_precision, usb_calls_on
 from muscle_plugin.host.ema import EMA
 from muscle_plugin.host.hooks import REPLACEMENTS
+from muscle_plugin.host.initial import load_weights
 from muscle_plugin.host.metrics import prediction_metrics
+from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import seed_everything
 
 LATEST, BEST = "latest_model.pth", "model_best.pth"
@@ -186,6 +188,10 @@ class Host:
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
+        #: What was asked of the net besides its name.
+        self.net_options = dict(getattr(net_builder, "keywords", {}).get("options") or {})
+        if args.init_from:
+            load_weights(self.model, Path(args.init_from), args.init_head)
         self.amp_cm = autocast_context(self.precision, self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
@@ -240,6 +246,31 @@ class Host:
 
     def set_ema_model(self) -> Any:
         return super().set_ema_model().to(self.device)  # type: ignore[misc]
+
+    def set_optimizer(self) -> Any:
+        """USB's optimiser; its schedule, or the one asked for, begun anew where the algorithm has stages."""
+        optimizer, scheduler = super().set_optimizer()  # type: ignore[misc]
+        restarts: tuple[int, ...] = getattr(super(), "schedule_restarts", tuple)()  # of an algorithm that has stages
+        args, starts = self.args, [0, *restarts]
+        if args.decay_all:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = args.weight_decay
+        if args.lr_schedule == "usb" and len(starts) == 1:
+            return optimizer, scheduler
+        starts = sorted({s for s in starts if 0 <= s < args.num_train_iter})
+        ends = [*starts[1:], args.num_train_iter]
+        options: dict[str, dict[str, float]] = {
+            "usb": {"warmup": args.num_warmup_iter},
+            "cosine": {"reaches_zero_at": args.lr_zero_at},
+        }
+        name = args.lr_schedule
+        parts = [schedule(name, b - a, **options.get(name, {})) for a, b in zip(starts, ends, strict=True)]
+
+        def multiplier(step: int) -> float:
+            part = max(i for i, start in enumerate(starts) if start <= step)
+            return parts[part](step - starts[part])
+
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
 
     def register_hook(self, hook: Any, name: str | None = None, priority: Any = "NORMAL") -> None:
         """As USB's, with the host's hook where USB's would synchronise, lose or mis-measure something."""
@@ -389,6 +420,7 @@ class Host:
             "classes": list(self.source.classes),
             "img_size": int(self.args.img_size),
             "channels": self.batches.channels,
+            "net_options": self.net_options,
             "mean": mean.tolist(),
             "std": std.tolist(),
         }

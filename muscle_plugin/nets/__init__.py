@@ -2,15 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from muscle_plugin.data.names import NETS
-from muscle_plugin.nets.cnn13 import cnn13
-from muscle_plugin.nets.small_cnn import small_cnn
+from muscle_plugin.nets.base import USBNet
+from muscle_plugin.nets.cnn13 import CNN13, cnn13
+from muscle_plugin.nets.options import NetOptions, nearest
+from muscle_plugin.nets.resnet18_84 import ResNet18, resnet18_84
+from muscle_plugin.nets.small_cnn import SmallCNN, small_cnn
+from muscle_plugin.nets.timm_backbone import PREFIX, TimmBackbone, timm_backbone
 
-OWN_NETS: dict[str, Callable[..., Any]] = {"small_cnn": small_cnn, "cnn13": cnn13}
+OWN_NETS: dict[str, Callable[..., Any]] = {"small_cnn": small_cnn, "cnn13": cnn13, "resnet18_84": resnet18_84}
 
-assert tuple(OWN_NETS) == NETS
+_CLASSES: dict[str, type[USBNet]] = {"small_cnn": SmallCNN, "cnn13": CNN13, "resnet18_84": ResNet18}
 
-__all__ = ["OWN_NETS", "cnn13", "small_cnn"]
+assert set(NETS) <= set(OWN_NETS)
+
+__all__ = ["OWN_NETS", "NetOptions", "build_net", "cnn13", "net_options", "resnet18_84", "small_cnn", "timm_backbone"]
+
+
+def build_net(
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    img_size: int | None = None,
+    options: NetOptions | Mapping[str, Any] | None = None,
+    *,
+    pretrained: bool = False,
+    pretrained_path: Any = None,
+) -> USBNet:
+    """A net of this package, or ``timm:<name>``.
+
+    Args:
+        name: one of ``OWN_NETS``, or ``timm:`` and the name of a timm model.
+        num_classes: outputs.
+        in_channels: channels of the images.
+        img_size: side of the images, in pixels; None: any (timm: the one that the model was made for).
+        options: see :class:`NetOptions`; a mapping of its names to values will do. None: the net's defaults.
+        pretrained: start from pretrained weights, which only nets of timm have.
+        pretrained_path: file of them; empty or None: timm's hub. Not read unless ``pretrained``.
+
+    Raises:
+        ValueError: no such net, an option that it does not have or a value out of range, images that it does not take,
+            or weights that cannot be had or do not fit.
+    """
+    chosen = NetOptions.of(name, options)
+    if name.startswith(PREFIX):
+        model = name.removeprefix(PREFIX)
+        return timm_backbone(model, num_classes, in_channels, img_size, pretrained, pretrained_path, chosen)
+    net_options(name)
+    least = _CLASSES[name].MIN_SIZE
+    if img_size is not None and img_size < least:
+        raise ValueError(
+            f"net: {name} cannot take images of {img_size} x {img_size}: it takes {least} x {least} or more"
+        )
+    return OWN_NETS[name](num_classes, in_channels, pretrained, pretrained_path, chosen)
+
+
+def net_options(name: str) -> tuple[str, ...]:
+    """Names of the options that a net has.
+
+    Raises:
+        ValueError: no such net.
+    """
+    if name.startswith(PREFIX):
+        return TimmBackbone.OPTIONS
+    if name not in _CLASSES:
+        known = [*OWN_NETS, f"{PREFIX}<name>"]
+        raise ValueError(f"net: unknown {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+    return _CLASSES[name].OPTIONS

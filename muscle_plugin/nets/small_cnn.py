@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from muscle_plugin.nets.base import USBNet
+from muscle_plugin.nets.options import NetOptions, channels, refuse_pretrained
 
 
 def _conv(i: int, o: int, kernel: int, stride: int, padding: int) -> nn.Sequential:
@@ -23,15 +24,28 @@ class SmallCNN(USBNet):
         num_classes: outputs.
         in_channels: channels of the images.
         width: channels of the first convolution; the others have twice and four times as many.
+        dropout, input_noise, double_head, l2_feature: see :class:`muscle_plugin.nets.options.NetOptions`.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 1, width: int = 32) -> None:
-        super().__init__()
+    OPTIONS = (*USBNet.OPTIONS, "width")
+    #: Smallest side of an image for which the last convolution has an input of 4 x 4.
+    MIN_SIZE = 13
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 1,
+        width: int = 32,
+        dropout: float = 0.0,
+        input_noise: float = 0.0,
+        double_head: bool = False,
+        l2_feature: bool = False,
+    ) -> None:
+        super().__init__(in_channels, input_noise, double_head, l2_feature, head_dropout=dropout)
         self.blocks = nn.Sequential(
             _conv(in_channels, width, 5, 2, 2), _conv(width, 2 * width, 5, 2, 2), _conv(2 * width, 4 * width, 4, 1, 0)
         )
-        self.num_features = 4 * width
-        self.classifier = nn.Linear(self.num_features, num_classes)
+        self.set_heads(4 * width, num_classes)
 
     def extract(self, x: Tensor) -> Tensor:
         if min(x.shape[-2:]) < self.MIN_SIZE:
@@ -40,14 +54,17 @@ class SmallCNN(USBNet):
             )
         return self.blocks(x)
 
-    #: Smallest side of an image for which the last convolution has an input of 4 x 4.
-    MIN_SIZE = 13
-
 
 def small_cnn(
-    num_classes: int, in_channels: int = 1, pretrained: bool = False, pretrained_path: Any = None
+    num_classes: int,
+    in_channels: int = 1,
+    pretrained: bool = False,
+    pretrained_path: Any = None,
+    options: NetOptions | None = None,
 ) -> SmallCNN:
     """Builder in USB's form. ``pretrained`` has no weights to offer and is refused."""
-    if pretrained:
-        raise ValueError("small_cnn has no pretrained weights")
-    return SmallCNN(num_classes, in_channels)
+    refuse_pretrained("small_cnn", pretrained)
+    arguments = NetOptions.of("small_cnn", options).arguments("small_cnn", SmallCNN.OPTIONS)
+    if "width" in arguments:
+        arguments["width"] = channels(32, arguments["width"])
+    return SmallCNN(num_classes, in_channels, **arguments)

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from muscle_plugin.nets.base import USBNet, grouped, groups_in_order
 
-class TorchvisionNet(nn.Module):
-    """A torchvision classifier whose last linear layer is replaced.
+
+class TorchvisionNet(USBNet):
+    """A torchvision classifier whose last linear layer is replaced. It takes images of three channels.
 
     Args:
         name: a name of ``torchvision.models.list_models``.
@@ -20,8 +22,10 @@ class TorchvisionNet(nn.Module):
         ValueError: no such net, or it does not end in a linear layer.
     """
 
+    OPTIONS = ()
+
     def __init__(self, name: str, num_classes: int, weights: str | None = None) -> None:
-        super().__init__()
+        super().__init__(in_channels=3)
         import torchvision
         from torchvision import models
 
@@ -31,21 +35,19 @@ class TorchvisionNet(nn.Module):
         net = models.get_model(name, weights=None)
         if weights:
             net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        path = [n for n, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
+        path = next((n for n, m in reversed(list(net.named_modules())) if isinstance(m, nn.Linear)), None)
+        if path is None:
+            raise ValueError(f"net: torchvision's {name} does not end in a linear layer")
         parent, _, last = path.rpartition(".")
         head = net.get_submodule(path)
         assert isinstance(head, nn.Linear)
-        self.num_features = head.in_features
         setattr(net.get_submodule(parent), last, nn.Identity())
         self.backbone = net
-        self.classifier = nn.Linear(self.num_features, num_classes)
+        self.set_heads(head.in_features, num_classes)
 
-    def forward(self, x: Tensor, only_fc: bool = False, only_feat: bool = False, **_: Any) -> Any:
-        if only_fc:
-            return self.classifier(x)
-        feat = self.backbone(x)
-        return feat if only_feat else {"logits": self.classifier(feat), "feat": feat}
+    def features(self, x: Tensor) -> Tensor:
+        return self.backbone(x)
 
-    def no_weight_decay(self) -> list[str]:
-        """Names of the parameters without weight decay: biases and normalisation parameters."""
-        return [n for n, p in self.named_parameters() if p.ndim == 1]
+    def group_matcher(self, coarse: bool = False, prefix: str = "") -> Any:
+        """Groups in the order of the net's modules; see :meth:`USBNet.group_matcher`."""
+        return grouped(groups_in_order(n for n, _ in self.backbone.named_parameters()), prefix)

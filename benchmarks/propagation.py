@@ -1,0 +1,318 @@
+"""Seconds of label propagation: the reference procedure of LP-DeepSSL (SciPy, class by class) against ours.
+
+One process, the same data, in turns (reference, ours, reference, ...). Ratios are taken within a round; the table
+shows their median with the smallest and largest. "diffusion" ends at pseudo-labels and weights in both.
+
+    python benchmarks/propagation.py [--n 50000] [--classes 10 100] [--rounds 5]
+    python benchmarks/propagation.py --sizes 10000 30000 100000 300000 1000000 [--plot out.png]
+    python benchmarks/propagation.py --spreading     # against scikit-learn's LabelSpreading
+    python benchmarks/propagation.py --recall        # of approximate neighbours, by lists compared with
+
+With ``--sizes`` ours alone is measured, each size in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+
+import faiss
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy import sparse
+from scipy.sparse.linalg import cg
+from sklearn.datasets import load_digits
+from sklearn.semi_supervised import LabelSpreading
+
+from muscle_plugin.propagation import nearest_neighbours, normalise_rows, propagate
+
+PARTS = ("knn", "graph", "diffusion")
+# part: how many times as fast as the reference it is to be, by number of classes where that matters
+GOALS = {("knn", None): 1.0, ("graph", None): 3.0, ("diffusion", 10): 2.5, ("diffusion", 100): 6.0}
+AGREEMENT, WEIGHTS = 0.999, 1e-3
+console = Console(width=110)
+
+
+def clusters(n: int, d: int, classes: int, labels: int, seed: int, noise: float = 1.7, per_class: int = 3):
+    """(features, float32; labels, -1 but for ``labels`` points, each class having some; true classes)."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((classes * per_class, d), dtype=np.float32)
+    which = rng.integers(0, len(centres), n)
+    x = np.empty((n, d), np.float32)
+    for first in range(0, n, 1 << 16):
+        rows = which[first : first + (1 << 16)]
+        x[first : first + len(rows)] = centres[rows] + noise * rng.standard_normal((len(rows), d), dtype=np.float32)
+    truth = which % classes
+    y = np.full(n, -1)
+    y[rng.choice(n, labels, replace=False)] = 0
+    y[y == 0] = truth[y == 0]
+    for j in set(range(classes)) - set(y):
+        y[rng.choice(np.flatnonzero(truth == j))] = j
+    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(truth)
+
+
+def reference(x: np.ndarray, y: np.ndarray, classes: int, k: int, alpha: float = 0.99, max_iter: int = 20):
+    """LP-DeepSSL's procedure: (pseudo-labels, weights, seconds). Its linear systems are in float64."""
+    seconds = {}
+    start = time.perf_counter()
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    index = faiss.IndexFlatIP(unit.shape[1])
+    index.add(unit)
+    similarity, near = index.search(unit, k + 1)
+    seconds["knn"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    n = len(x)
+    rows = np.repeat(np.arange(n), k)
+    w = sparse.csr_matrix(((similarity[:, 1:] ** 3).ravel(), (rows, near[:, 1:].ravel())), shape=(n, n))
+    w = w + w.T
+    w = w - sparse.diags(w.diagonal())
+    degree = np.asarray(w.sum(1)).ravel()
+    degree[degree == 0] = 1
+    root = sparse.diags(1 / np.sqrt(degree))
+    s = root @ w @ root
+    seconds["graph"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    system = sparse.eye(n) - alpha * s
+    z = np.zeros((n, classes))
+    for j in range(classes):
+        rhs = (y == j) / (y == j).sum()
+        z[:, j] = cg(system, rhs, rtol=1e-6, maxiter=max_iter)[0]
+    z = np.maximum(z, 0)
+    p = z / z.sum(1, keepdims=True)
+    entropy = -np.sum(p * np.log(np.where(p > 0, p, 1)), 1)
+    weights = 1 - entropy / np.log(classes)
+    weights /= weights.max()
+    guessed = p.argmax(1)
+    guessed[y >= 0], weights[y >= 0] = y[y >= 0], 1
+    seconds["diffusion"] = time.perf_counter() - start
+    return guessed, weights, seconds
+
+
+def compare(n: int, d: int, k: int, classes: int, labels: int, rounds: int) -> None:
+    """Reference and ours in turns on the same data."""
+    x, y, truth = clusters(n, d, classes, labels, seed=0)
+    theirs, ours, agreement, gap = [], [], [], []
+    propagate(x[:1000], torch.where(torch.arange(1000) < 10, 0, -1), 2)  # threads and libraries are up
+    for _ in range(rounds):
+        guessed, weights, seconds = reference(x.numpy(), y.numpy(), classes, k)
+        theirs.append(seconds)
+        result = propagate(x, y, classes, k=k)
+        ours.append(result.stats.seconds)
+        agreement.append(float((result.labels.numpy() == guessed).mean()))
+        gap.append(float(np.abs(result.weights.numpy() - weights).max()))
+    title = f"n = {n:,}, d = {d}, k = {k}, C = {classes}, {labels} labels, {rounds} rounds, {os.cpu_count()} CPUs"
+    table = Table(title=title)
+    for column in ("part", "reference s", "ours s", "ratio", "goal", "met"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part in PARTS:
+        a, b = [t[part] for t in theirs], [t[part] for t in ours]
+        ratios = [i / j for i, j in zip(a, b, strict=True)]
+        goal = GOALS.get((part, None), GOALS.get((part, classes)))
+        median = statistics.median(ratios)
+        met = "" if goal is None else "yes" if median >= goal else "no"
+        table.add_row(part, _spread(a), _spread(b), _spread(ratios, "x"), "" if goal is None else f"{goal}x", met)
+    low, high = min(agreement), max(gap)
+    table.add_row("argmax agreement", "", "", f"{low:.3%}", f"{AGREEMENT:.1%}", "yes" if low >= AGREEMENT else "no")
+    table.add_row("weights, largest gap", "", "", f"{high:.1e}", f"{WEIGHTS:.0e}", "yes" if high <= WEIGHTS else "no")
+    console.print(table)
+    right = float((result.labels == truth).double().mean())
+    load = os.getloadavg()[0]
+    console.print(
+        f"ours: accuracy {right:.3f}, {result.stats.iterations} iterations, largest residual "
+        f"{result.stats.residuals.max():.1e}; load average {load:.1f}\n"
+    )
+
+
+def _spread(values: list[float], unit: str = "") -> str:
+    return f"{statistics.median(values):.3g}{unit} ({min(values):.3g}-{max(values):.3g})"
+
+
+def measure(n: int, d: int, k: int, classes: int, labels: int, neighbours: str) -> None:
+    """One size, in this process; prints JSON."""
+    x, y, truth = clusters(n, d, classes, labels, seed=0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    start = time.perf_counter()
+    result = propagate(x, y, classes, k=k, neighbours=neighbours)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    accuracy = float((result.labels == truth).double().mean())
+    out = {"n": n, "total": seconds, "peak": peak, "before": before, "accuracy": accuracy, **result.stats.seconds}
+    print(json.dumps(out | {"neighbours": result.stats.neighbours}))
+
+
+def grow(sizes: list[int], arguments: argparse.Namespace) -> None:
+    """Each size in a process of its own; exponents of a power of n fitted to time and memory."""
+    rows = []
+    table = Table(title=f"d = {arguments.d}, k = {arguments.k}, C = {arguments.classes[0]}, {os.cpu_count()} CPUs")
+    for column in ("n", "neighbours", *(f"{p} s" for p in PARTS), "total s", "peak MiB", "of it data MiB", "accuracy"):
+        table.add_column(column, justify="right")
+    for n in sizes:
+        command = [sys.executable, __file__, "--measure", str(n), "--d", str(arguments.d), "--k", str(arguments.k)]
+        command += ["--classes", str(arguments.classes[0]), "--neighbours", arguments.neighbours]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows.append(row)
+        seconds = [f"{row[p]:.3g}" for p in (*PARTS, "total")]
+        memory = [f"{row['peak']:,.0f}", f"{row['before']:,.0f}", f"{row['accuracy']:.3f}"]
+        table.add_row(f"{n:,}", row["neighbours"], *seconds, *memory)
+    console.print(table)
+    exponents = {}
+    for method in ("exact", "approximate"):
+        exponents[f"knn, {method}"] = _exponent([r for r in rows if r["neighbours"] == method], "knn")
+    exponents |= {p: _exponent(rows, p) for p in ("graph", "diffusion")}
+    exponents["memory above data"] = _exponent([r | {"extra": r["peak"] - r["before"]} for r in rows], "extra")
+    known = [f"{name} n^{e:.2f}" for name, e in exponents.items() if e is not None]
+    console.print(f"fitted: {', '.join(known)}; load average {os.getloadavg()[0]:.1f}")
+    if arguments.plot:
+        plot(rows, arguments.plot)
+
+
+def _exponent(rows: list[dict], key: str) -> float | None:
+    rows = [r for r in rows if r[key] > 0]
+    if len(rows) < 2:
+        return None
+    return float(np.polyfit(np.log([r["n"] for r in rows]), np.log([r[key] for r in rows]), 1)[0])
+
+
+def plot(rows: list[dict], path: str) -> None:
+    """Time and peak memory over n."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    n = [r["n"] for r in rows]
+    for part, marker in zip(PARTS, "os^", strict=True):
+        left.loglog(n, [r[part] for r in rows], marker=marker, label=part)
+    close = [r["n"] for r in rows if r["neighbours"] == "approximate"]
+    if close:
+        left.axvline(min(close) / 1.5, color="grey", linestyle=":", label="approximate neighbours from here")
+    left.set(xlabel="points", ylabel="seconds")
+    left.legend()
+    right.loglog(n, [r["peak"] / 1024 for r in rows], marker="o", label="peak")
+    right.loglog(n, [r["before"] / 1024 for r in rows], marker="s", label="before (libraries and data)")
+    right.set(xlabel="points", ylabel="resident memory, GiB")
+    right.legend()
+    figure.savefig(path, dpi=120)
+    console.print(f"written: {path}")
+
+
+def spreading(seeds: int) -> None:
+    """Accuracy on unlabelled points and seconds, ours and LabelSpreading's, on the same unit features."""
+    digits, target = load_digits(return_X_y=True)
+    digits = digits - digits.mean(0)
+    table = Table(title=f"LabelSpreading(kernel='knn') and ours: mean of {seeds} draws, k and alpha the same")
+    for column in ("data", "k", "method", "accuracy", "std", "seconds"):
+        table.add_column(column, justify="left" if column in ("data", "method") else "right")
+    hard = clusters(10_000, 128, 10, 10, seed=0, noise=2.5)
+    data = {"digits, 1 label a class": (digits, target, 10), "clusters, n = 10,000": (hard[0], hard[2].numpy(), 50)}
+    for name, (x, truth, k) in data.items():
+        unit = normalise_rows(torch.as_tensor(x))
+        scores: dict[str, list[tuple[float, float]]] = {}
+        for seed in range(seeds):
+            rng = np.random.default_rng(seed)
+            y = np.full(len(truth), -1)
+            for j in range(10):
+                y[rng.choice(np.flatnonzero(truth == j))] = j
+            for iterations in (20, 300):
+                start = time.perf_counter()
+                model = LabelSpreading(kernel="knn", n_neighbors=k, alpha=0.99, max_iter=iterations)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that it has not converged
+                    guessed = model.fit(unit.numpy(), y).transduction_
+                entry = (float((guessed == truth)[y < 0].mean()), time.perf_counter() - start)
+                scores.setdefault(f"LabelSpreading, {iterations} iterations", []).append(entry)
+            start = time.perf_counter()
+            guessed = propagate(unit, torch.from_numpy(y), 10, k=k).labels.numpy()
+            entry = (float((guessed == truth)[y < 0].mean()), time.perf_counter() - start)
+            scores.setdefault("ours, 20 iterations", []).append(entry)
+        for method, entries in scores.items():
+            accuracy, seconds = zip(*entries, strict=True)
+            spread = f"{statistics.stdev(accuracy):.3f}" if seeds > 1 else ""
+            table.add_row(
+                name, str(k), method, f"{statistics.mean(accuracy):.3f}", spread, f"{statistics.median(seconds):.3g}"
+            )
+    console.print(table)
+
+
+def recall(n: int, d: int, k: int, classes: int, labels: int) -> None:
+    """Recall of approximate neighbours and its effect on labels, by the number of lists compared with."""
+    x, y, _ = clusters(n, d, classes, labels, seed=0)
+    unit = normalise_rows(x)
+    start = time.perf_counter()
+    exact = nearest_neighbours(unit, k, method="exact").index.numpy()
+    seconds = time.perf_counter() - start
+    labels_exact = propagate(x, y, classes, k=k, neighbours="exact").labels
+    table = Table(title=f"approximate neighbours, n = {n:,}, d = {d}, C = {classes} (exact: {seconds:.3g} s)")
+    for column in ("method", "seconds", f"recall@{k}", "argmax agreement"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+
+    def hits(index: np.ndarray) -> str:
+        some = np.random.default_rng(0).choice(n, 2000, replace=False)
+        return f"{np.mean([len(set(index[i]) & set(exact[i])) / k for i in some]):.3f}"
+
+    for probes in (8, 16, 32, 64):
+        start = time.perf_counter()
+        index = nearest_neighbours(unit, k, method="approximate", probes=probes).index.numpy()
+        seconds = time.perf_counter() - start
+        same = (propagate(x, y, classes, k=k, neighbours="approximate", probes=probes).labels == labels_exact).double()
+        table.add_row(f"ours, {probes} lists", f"{seconds:.3g}", hits(index), f"{same.mean():.3%}")
+    for probes in (8, 16, 32):
+        start = time.perf_counter()
+        lists = round(n**0.5)
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, lists, faiss.METRIC_INNER_PRODUCT)
+        index.train(unit[torch.randperm(n)[: 64 * lists]].numpy())
+        index.add(unit.numpy())
+        index.nprobe = probes
+        found = index.search(unit.numpy(), k + 1)[1]
+        seconds = time.perf_counter() - start
+        table.add_row(f"faiss IndexIVFFlat, {probes} probes", f"{seconds:.3g}", hits(found[:, 1:]), "")
+    console.print(table)
+    console.print(f"load average {os.getloadavg()[0]:.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=50_000)
+    parser.add_argument("--d", type=int, default=128)
+    parser.add_argument("--k", type=int, default=50)
+    parser.add_argument("--labels", type=int, default=500)
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", help="measure how ours grows, at these numbers of points")
+    parser.add_argument("--neighbours", choices=["auto", "exact", "approximate"], default="auto")
+    parser.add_argument("--plot", help="with --sizes: write the curves here")
+    parser.add_argument("--spreading", action="store_true", help="compare with scikit-learn's LabelSpreading")
+    parser.add_argument("--recall", action="store_true", help="recall of approximate neighbours")
+    parser.add_argument("--seeds", type=int, default=5, help="with --spreading: draws of labels")
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(
+            arguments.measure, arguments.d, arguments.k, arguments.classes[0], arguments.labels, arguments.neighbours
+        )
+    elif arguments.sizes:
+        grow(arguments.sizes, arguments)
+    elif arguments.spreading:
+        spreading(arguments.seeds)
+    elif arguments.recall:
+        recall(arguments.n, arguments.d, arguments.k, arguments.classes[0], arguments.labels)
+    else:
+        for classes in arguments.classes:
+            compare(arguments.n, arguments.d, arguments.k, classes, arguments.labels, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The contrastive loss in place of, or beside, mutual information: the comparison of the paper's Figure 2 (c) and (d)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muscle_plugin.algorithms.own import usb_arguments
+from muscle_plugin.usb import AlgorithmBase
+
+
+class Contrastive(AlgorithmBase):
+    """A step fits the labels, and tells every unlabelled image from the others by its weak and its hard view (NT-Xent).
+
+    Reads ``x_lb``, ``y_lb``, ``x_ulb_w`` and ``x_ulb_s``; returns USB's pair of dictionaries. NT-Xent (Chen et al. 2020,
+    arXiv 2002.05709) is pytorch-metric-learning's, on the L2-normalised features: no projection head, as the paper names
+    none. ``muscle_contrastive`` has both losses. With ``--stage pretrain`` the labels are left out.
+    """
+
+    def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
+        super().__init__(args, net_builder, tb_log, logger, **kwargs)
+        from pytorch_metric_learning.losses import NTXentLoss
+
+        self.contrastive_weight = args.contrastive_weight
+        self.nt_xent = NTXentLoss(temperature=args.temperature)
+
+    def train_step(
+        self, x_lb: Tensor, y_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        j, i = len(x_lb), len(x_ulb_w)
+        with self.amp_cm():
+            out = self.model(torch.cat([x_lb, x_ulb_w, x_ulb_s]))
+        sup_loss = self.ce_loss(out["logits"][:j].float(), y_lb, reduction="mean")
+        image = torch.arange(i, device=x_lb.device).repeat(2)
+        contrastive = self.nt_xent(out["feat"][j:].float(), image)
+        sup_weight = 0.0 if self.args.stage == "pretrain" else 1.0
+        loss = sup_weight * sup_loss + self.contrastive_weight * contrastive
+        log = self.process_log_dict(
+            sup_loss=sup_loss.detach(), unsup_loss=contrastive.detach(), total_loss=loss.detach()
+        )
+        return self.process_out_dict(loss=loss, feat={"x_lb": out["feat"][:j]}), log
+
+    @staticmethod
+    def get_argument() -> list[Any]:
+        return usb_arguments("contrastive")

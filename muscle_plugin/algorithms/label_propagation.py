@@ -1,0 +1,172 @@
+"""Label propagation (Iscen et al. 2019, arXiv 1904.04717), alone and with Mean Teacher, in the two stages of its authors.
+
+Stage 1 trains on the labels (with Mean Teacher: on its loss). Stage 2 goes on from stage 1's weights, begins its epochs
+and its learning rate anew, and before each epoch gives every unlabelled image a pseudo-label and a weight by diffusion on
+the graph of nearest neighbours of the present features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
+from muscle_plugin.algorithms.own import usb_arguments
+from muscle_plugin.usb import AlgorithmBase, Hook
+
+
+class _BeforeEpoch(Hook):
+    """Refreshes the pseudo-labels before each epoch of stage 2."""
+
+    def before_train_epoch(self, algorithm: Any) -> None:
+        if algorithm.stage == 2:
+            algorithm.refresh_pseudo_labels()
+            if algorithm.it == algorithm.stage_1_steps:
+                algorithm.prepare_steps()  # the step of stage 2 forwards other views
+
+
+class PseudoLabels:
+    """Mixin of the two classes below: the stages, the pseudo-labels, and the loss on them.
+
+    Attributes:
+        pseudo_labels: (unlabelled images,) int64, or None before stage 2.
+        pseudo_weights: (unlabelled images,) w_i c_y, the entropy weight times the class weight.
+        class_weights: (C,) c.
+        pseudo_log: what is logged of them: accuracy against the held-back labels (where the data set has them; nothing
+            in training reads it), coverage (share of the unlabelled images that the diffusion reached), mean weight.
+    """
+
+    args: Any
+    it: int
+    model: Any
+
+    def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
+        super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
+        self.pseudo_labels: Tensor | None = None
+        self.pseudo_weights: Tensor | None = None
+        self.class_weights: Tensor | None = None
+        self.pseudo_log: dict[str, float] = {}
+
+    def set_hooks(self) -> None:
+        super().set_hooks()  # type: ignore[misc]
+        self.register_hook(_BeforeEpoch(), "PseudoLabels", "NORMAL")  # type: ignore[attr-defined]
+
+    @property
+    def stage_1_steps(self) -> int:
+        """Steps of stage 1: whole epochs, ``lp_start`` of all."""
+        args = self.args
+        return round(args.lp_start * args.epoch) * max(1, args.num_train_iter // args.epoch)
+
+    def schedule_restarts(self) -> tuple[int, ...]:
+        """The steps at which the learning rate begins anew."""
+        return (self.stage_1_steps,)
+
+    @property
+    def stage_epoch(self) -> int:
+        """The epoch, counted from the beginning of the stage."""
+        epoch: int = self.epoch  # type: ignore[attr-defined]
+        return epoch if self.stage == 1 else epoch - round(self.args.lp_start * self.args.epoch)
+
+    @property
+    def stage(self) -> int:
+        """1 or 2."""
+        return 1 if self.it < self.stage_1_steps else 2
+
+    def refresh_pseudo_labels(self) -> None:
+        """Pseudo-labels and weights from the student's present features (eval mode, weakly augmented images)."""
+        from muscle_plugin.propagation import propagate
+
+        args, source, split = self.args, self.source, self.split  # type: ignore[attr-defined]
+        device = self.device  # type: ignore[attr-defined]
+        labelled = torch.zeros(len(source.train), dtype=torch.bool)
+        labelled[split.labelled] = True
+        points = torch.cat([split.labelled, split.unlabelled[~labelled[split.unlabelled]]])
+        known = torch.full((len(points),), -1)
+        known[: len(split.labelled)] = source.train_labels[split.labelled]
+        features = self.batches.features(self.model, source.train[points], self.it, args.eval_batch_size, self.amp_cm)  # type: ignore[attr-defined]
+        found = propagate(
+            features, known.to(device), self.num_classes, k=args.lp_k, gamma=args.lp_gamma, alpha=args.lp_alpha,  # type: ignore[attr-defined]
+            max_iter=args.lp_max_iter, tol=args.lp_tol,
+        )  # fmt: skip
+        place = torch.empty(len(source.train), dtype=torch.int64)
+        place[points] = torch.arange(len(points))
+        chosen = place[split.unlabelled].to(device)
+        self.pseudo_labels = found.labels[chosen]
+        self.class_weights = found.class_weights.float()
+        weights = found.weights[chosen].float()
+        self.pseudo_weights = weights * self.class_weights[self.pseudo_labels]
+        truth = source.train_labels[split.unlabelled].to(device)
+        told = (truth >= 0) & (weights > 0)
+        self.pseudo_log = {
+            "pseudo_coverage": float((weights > 0).float().mean()),
+            "pseudo_weight": float(weights.mean()),
+            "pseudo_accuracy": float((self.pseudo_labels == truth)[told].float().mean())
+            if told.any()
+            else float("nan"),
+        }
+
+    def weighted_class_loss(self, labelled: Tensor, y_lb: Tensor, unlabelled: Tensor, idx_ulb: Tensor) -> Tensor:
+        """sum_i w_i c_y CE_i over all images of the step, divided by their number B; stage 1: over the labelled alone.
+
+        Args:
+            labelled, unlabelled: (J, C) and (I, C) logits.
+        """
+        b = len(labelled) + len(unlabelled)
+        per_image = F.cross_entropy(labelled, y_lb, reduction="none")
+        if self.stage == 1 or self.pseudo_labels is None:
+            return per_image.sum() / b
+        assert self.class_weights is not None
+        assert self.pseudo_weights is not None
+        pseudo = F.cross_entropy(unlabelled, self.pseudo_labels[idx_ulb], reduction="none")
+        return ((self.class_weights[y_lb] * per_image).sum() + (self.pseudo_weights[idx_ulb] * pseudo).sum()) / b
+
+
+class LabelPropagation(PseudoLabels, AlgorithmBase):
+    """A step of stage 1 fits the labels; one of stage 2 fits labels and weighted pseudo-labels alike.
+
+    Reads ``x_lb``, ``y_lb``, ``x_ulb_w`` and ``idx_ulb``; returns USB's pair of dictionaries.
+    """
+
+    def train_step(
+        self, x_lb: Tensor, y_lb: Tensor, x_ulb_w: Tensor, idx_ulb: Tensor
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        n = len(x_lb)
+        images = x_lb if self.stage == 1 else torch.cat([x_lb, x_ulb_w])
+        with self.amp_cm():
+            out = self.model(images)
+        logits = out["logits"].float()
+        if self.stage == 1:
+            loss = F.cross_entropy(logits, y_lb)
+        else:
+            loss = self.weighted_class_loss(logits[:n], y_lb, logits[n:], idx_ulb)
+        log = self.process_log_dict(sup_loss=loss.detach(), total_loss=loss.detach(), **self.pseudo_log)
+        return self.process_out_dict(loss=loss, feat={"x_lb": out["feat"][:n]}), log
+
+    @staticmethod
+    def get_argument() -> list[Any]:
+        return usb_arguments("labelprop")
+
+
+class MeanTeacherLabelPropagation(PseudoLabels, OriginalMeanTeacher):
+    """Mean Teacher in both stages; in stage 2 its class loss counts the weighted pseudo-labels too.
+
+    Reads the views of :class:`OriginalMeanTeacher` and ``idx_ulb``; returns USB's pair of dictionaries.
+    """
+
+    def train_step(  # type: ignore[override]
+        self, x_lb: Tensor, y_lb: Tensor, x_lb_w2: Tensor, x_ulb_w: Tensor, x_ulb_w2: Tensor, idx_ulb: Tensor
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        out, log = self.teach(x_lb, y_lb, x_lb_w2, x_ulb_w, x_ulb_w2, idx_ulb)
+        return out, log | self.process_log_dict(**self.pseudo_log)
+
+    def class_loss(self, logits: Tensor, y_lb: Tensor, idx_ulb: Tensor | None) -> Tensor:
+        assert idx_ulb is not None
+        n = len(y_lb)
+        return self.weighted_class_loss(logits[:n], y_lb, logits[n:], idx_ulb)
+
+    @staticmethod
+    def get_argument() -> list[Any]:
+        return usb_arguments("meanteacher_labelprop")

@@ -1,0 +1,328 @@
+"""Label propagation by diffusion (Iscen et al. 2019, arXiv 1904.04717, section 4.1).
+
+======  ================================================================================================
+symbol  meaning
+======  ================================================================================================
+S       (n, n) normalised affinities of :mod:`muscle_plugin.propagation.graph`
+Y       (n, C) column c is ``1 / |L_c|`` on the labelled points of class c, 0 elsewhere
+Z       (n, C) solution of ``(I - alpha S) Z = Y`` (equation 10), negative entries set to 0
+p       (n, C) rows of Z divided by their sum
+y       (n,) pseudo-labels ``argmax_c p_ic`` (equation 7); labelled points keep their label
+w       (n,) ``1 - H(p_i) / ln C`` (equation 11), divided by the largest of them; 1 on labelled points
+c       (C,) class weights ``(N / C) / count_c``, the count including labelled points
+======  ================================================================================================
+
+A point that the diffusion does not reach (in the iterations allowed) has a uniform p, the label that most labelled
+points have, weight 0, and no part in the class counts or N. A class that no point is given has class weight 0.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from muscle_plugin.propagation.graph import (
+    BLOCK,
+    AffinityGraph,
+    affinity_graph,
+    choose_backend,
+    locality_order,
+    nearest_neighbours,
+    normalise_rows,
+)
+
+COLUMNS = (32, 128)  # classes solved at a time on the CPU and on CUDA: bounds memory, and 32 columns stay in the cache
+
+
+@dataclass(frozen=True)
+class PropagationStats:
+    """What a propagation did.
+
+    Attributes:
+        neighbours: "exact" or "approximate".
+        backend: "faiss" or "torch".
+        iterations: of conjugate gradients, the most of any class.
+        residuals: (C,) ``|Y_c - (I - alpha S) Z_c| / |Y_c|`` before clipping; 0 for a class without a label.
+        converged: every residual is at most ``tol``.
+        isolated: points without an affinity to any other.
+        unreached: points whose row of Z is zero.
+        unlabelled_classes: classes without a labelled point; they are given to none.
+        seconds: wall-clock time of the parts "knn" (from the features on), "graph" and "diffusion".
+    """
+
+    neighbours: str
+    backend: str
+    iterations: int
+    residuals: Tensor
+    converged: bool
+    isolated: int
+    unreached: int
+    unlabelled_classes: tuple[int, ...]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Pseudo-labels of n points, on the device of the features.
+
+    Attributes:
+        labels: (n,) int64, between 0 and C - 1.
+        weights: (n,) float32, between 0 and 1.
+        class_weights: (C,) float32.
+        distributions: (n, C) float32, rows summing to 1: what the diffusion gives, for labelled points too.
+        reached: (n,) bool.
+        stats: what was done.
+    """
+
+    labels: Tensor
+    weights: Tensor
+    class_weights: Tensor
+    distributions: Tensor
+    reached: Tensor
+    stats: PropagationStats
+
+
+class Solution(NamedTuple):
+    """(n, c) solution, (c,) relative residuals and (c,) iterations of each column."""
+
+    x: Tensor
+    residuals: Tensor
+    iterations: Tensor
+
+
+def conjugate_gradients(multiply: Callable[[Tensor], Tensor], rhs: Tensor, tol: float, max_iter: int) -> Solution:
+    """Solves A x = b for all columns of ``rhs`` in step, each with its own scalars, from x = 0.
+
+    A column rests once ``|b - A x| <= tol |b|`` by the recurrence. As the recurrence drifts from the true residual in
+    float32, columns that it calls solved are checked, and resumed from the true residual if that is still too large
+    and has not stopped falling.
+
+    Args:
+        multiply: x -> A x of a new (n, c) tensor, with A symmetric positive definite.
+        rhs: (n, c) floating point; its dtype is that of the computation.
+        tol: relative residual, at least 0.
+        max_iter: products with A, those of the checks not counted.
+    """
+    x = torch.zeros_like(rhs)
+    r, p = rhs.clone(), rhs.clone()
+    product = torch.empty_like(rhs)
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return torch.mul(a, b, out=product).sum(0)
+
+    square = norm = checked = dot(rhs, rhs)
+    limit = tol * tol * norm
+    iterations = torch.zeros(rhs.shape[1], dtype=torch.int64, device=rhs.device)
+    step = 0
+    while True:
+        while step < max_iter and bool((active := square > limit).any()):
+            ap = multiply(p)
+            length = torch.where(active, square / dot(p, ap), 0)
+            x.addcmul_(p, length)
+            r.addcmul_(ap, length, value=-1)
+            previous, square = square, dot(r, r)
+            torch.addcmul(r, p, torch.where(active, square / previous, 0), out=p)
+            iterations += active
+            step += 1
+        if not ((square <= limit) & (norm > 0)).any():
+            break
+        torch.sub(rhs, multiply(x), out=r)
+        square = dot(r, r)
+        if step == max_iter or not ((square > limit) & (square < checked / 4)).any():
+            break
+        checked = square
+        p.copy_(r)
+    return Solution(x, torch.where(norm > 0, square / norm, 0).sqrt(), iterations)
+
+
+def _diffuse(
+    graph: AffinityGraph, labels: Tensor, num_classes: int, alpha: float, tol: float, max_iter: int, order: Tensor
+) -> Solution:
+    """Z before clipping, with residuals and iterations per class; row i of ``graph`` is point ``order[i]``."""
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    labelled = (labels >= 0).nonzero().squeeze(1)
+    classes, rows = labels[labelled], inverse[labelled]
+    counts = torch.bincount(classes, minlength=num_classes)
+    z = torch.empty(len(labels), num_classes, dtype=graph.values.dtype, device=labels.device)
+    residuals, iterations = [], []
+
+    def multiply(p: Tensor) -> Tensor:
+        sp = graph @ p
+        return torch.add(p, sp, alpha=-alpha, out=sp)
+
+    for columns in torch.arange(num_classes, device=labels.device).split(COLUMNS[labels.device.type == "cuda"]):
+        rhs = z.new_zeros(len(labels), len(columns))
+        first = columns[0]
+        here = (classes >= first) & (classes <= columns[-1])
+        rhs[rows[here], classes[here] - first] = 1 / counts[classes[here]].to(z.dtype)
+        solution = conjugate_gradients(multiply, rhs, tol, max_iter)
+        z[:, columns] = solution.x[inverse]
+        residuals.append(solution.residuals)
+        iterations.append(solution.iterations)
+    return Solution(z, torch.cat(residuals), torch.cat(iterations))
+
+
+class PseudoLabels(NamedTuple):
+    """(n,) labels, (n,) weights, (n, C) distributions and (n,) whether the diffusion reached the point."""
+
+    labels: Tensor
+    weights: Tensor
+    distributions: Tensor
+    reached: Tensor
+
+
+def pseudo_labels(z: Tensor, labels: Tensor) -> PseudoLabels:
+    """Labels and weights from the solution of the diffusion (equations 7 and 11), which is overwritten.
+
+    Args:
+        z: (n, C) floating point.
+        labels: (n,) int64, -1 for unlabelled.
+    """
+    c = z.shape[1]
+    labelled = labels >= 0
+    commonest = torch.bincount(labels[labelled], minlength=c).argmax()
+    mass = z.clamp_(min=0).sum(1)
+    reached = mass >= torch.finfo(z.dtype).tiny
+    z.div_(torch.where(reached, mass, 1)[:, None])
+    z[~reached] = 1 / c
+    entropy = torch.cat([torch.special.entr(block).sum(1) for block in z.split(BLOCK)])
+    weights = (1 - entropy / math.log(c)).clamp_(0, 1) if c > 1 else torch.ones_like(entropy)
+    weights = torch.where(reached, weights, 0)
+    largest = weights.max()
+    weights = torch.where(labelled, 1, weights / torch.where(largest > 0, largest, 1))
+    guessed = torch.where(reached, z.argmax(1), commonest)
+    return PseudoLabels(torch.where(labelled, labels, guessed), weights, z, reached)
+
+
+def class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """(C,) float32 ``(N / C) / count_c`` of N labels; 0 for a class that none has.
+
+    Args:
+        labels: (N,) int64 between 0 and ``num_classes`` - 1.
+        num_classes: C.
+    """
+    counts = torch.bincount(labels, minlength=num_classes).float()
+    return torch.where(counts > 0, len(labels) / num_classes / counts.clamp(min=1), 0)
+
+
+def _check(features: Tensor, labels: Tensor, num_classes: int, alpha: float, tol: float, max_iter: int) -> None:
+    if labels.shape != features.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels: expected {len(features)} integers, one per row of features, "
+            f"received {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, received {num_classes}")
+    low, high = (int(x) for x in labels.aminmax()) if len(labels) else (-1, -1)
+    if low < -1 or high >= num_classes:
+        raise ValueError(f"labels: expected -1 (unlabelled) to {num_classes - 1}, received {low} to {high}")
+    if high < 0:
+        raise ValueError("labels: expected at least one labelled point, received none")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, received {alpha}")
+    if not tol >= 0 or max_iter < 1:
+        raise ValueError(f"tol, max_iter: expected at least 0 and 1, received {tol}, {max_iter}")
+
+
+@torch.no_grad()
+def propagate(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    k: int = 50,
+    gamma: float = 3.0,
+    alpha: float = 0.99,
+    max_iter: int = 20,
+    tol: float = 1e-6,
+    neighbours: str = "auto",
+    approximate_above: int = 300_000,
+    probes: int = 32,
+    backend: str = "auto",
+    seed: int = 0,
+) -> Propagation:
+    """Pseudo-labels, weights and class weights of all points from the labels of a few (the whole of section 4.1).
+
+    Args:
+        features: (n, d) of any real dtype on any device; scaled to unit length here.
+        labels: (n,) integers, -1 for unlabelled; at least one point is labelled.
+        num_classes: C; classes without a label are allowed.
+        k: neighbours per point.
+        gamma: exponent of the affinity, above 0.
+        alpha: share of a point's neighbours in its own value, between 0 and 1.
+        max_iter: iterations of conjugate gradients; 20, the paper's, are a budget that seldom reaches ``tol``.
+        tol: relative residual at which a class is solved. In float32 the true residual, which is what counts here,
+            stops falling at about 2e-6 on ill-conditioned graphs; the solver then stops too, not converged.
+        neighbours: "exact", "approximate" or "auto" (approximate above ``approximate_above`` points).
+        probes: lists that an approximate search compares with; more are slower and more exact.
+        backend: "faiss" (CPU: faiss and SciPy), "torch" (any device) or "auto".
+        seed: of the approximate search.
+
+    Raises:
+        ValueError: shapes, labels or settings outside their range; NaN or infinity in the features.
+        ImportError: backend "faiss" without faiss.
+    """
+    labels = labels.to(features.device)
+    _check(features, labels, num_classes, alpha, tol, max_iter)
+    labels = labels.long()
+    chosen = choose_backend(backend, features.device)
+    watch = _Stopwatch(features.device)
+    with torch.autocast(features.device.type, enabled=False):
+        unit = normalise_rows(features)
+        order = locality_order(unit, seed)
+        unit = unit[order]
+        found = nearest_neighbours(
+            unit,
+            k,
+            method=neighbours,
+            approximate_above=approximate_above,
+            probes=probes,
+            backend=chosen,
+            seed=seed,
+        )
+        watch.lap("knn")
+        graph = affinity_graph(found, gamma, backend=chosen)
+        method = found.method
+        del found, unit
+        watch.lap("graph")
+        z, residuals, iterations = _diffuse(graph, labels, num_classes, alpha, tol, max_iter, order)
+        given, weights, distributions, reached = pseudo_labels(z, labels)
+        balance = class_weights(given[reached | (labels >= 0)], num_classes)
+        watch.lap("diffusion")
+    counts = torch.bincount(labels[labels >= 0], minlength=num_classes)
+    stats = PropagationStats(
+        neighbours=method,
+        backend=chosen,
+        iterations=int(iterations.max()),
+        residuals=residuals,
+        converged=bool((residuals <= tol).all()),
+        isolated=graph.isolated,
+        unreached=int((~reached).sum()),
+        unlabelled_classes=tuple((counts == 0).nonzero().squeeze(1).tolist()),
+        seconds=watch.seconds,
+    )
+    return Propagation(given, weights, balance, distributions, reached, stats)
+
+
+class _Stopwatch:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.last = self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = self._now()
+        self.seconds[name] = now - self.last
+        self.last = now

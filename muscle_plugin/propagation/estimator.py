@@ -1,0 +1,155 @@
+"""Label propagation by diffusion as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from muscle_plugin.propagation.diffusion import propagate
+from muscle_plugin.propagation.graph import choose_backend, normalise_rows, search
+
+
+class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
+    """Transductive label propagation (Iscen et al. 2019, arXiv 1904.04717, section 4.1).
+
+    Unlike scikit-learn's ``LabelSpreading(kernel="knn")`` affinities are powers of the cosine, the linear system is
+    solved by conjugate gradients instead of fixed-point iterations, and every point gets a certainty weight.
+
+    Args:
+        k: neighbours per point.
+        gamma: exponent of the affinity ``max(cosine, 0) ** gamma``, above 0.
+        alpha: share of a point's neighbours in its own value, between 0 and 1.
+        max_iter: iterations of conjugate gradients; 20, the paper's, are a budget that seldom reaches ``tol``.
+        tol: relative residual at which a class is solved.
+        num_classes: C, with classes named 0 to C - 1, of which some may have no label; by default the classes are
+            the labels that occur.
+        neighbours: "exact", "approximate" or "auto" (approximate above ``approximate_above`` points).
+        approximate_above: see ``neighbours``.
+        probes: lists that an approximate search compares with; more are slower and more exact.
+        backend: "faiss" (CPU: faiss and SciPy), "torch" (any device) or "auto".
+        seed: of the approximate search.
+
+    Attributes:
+        classes_: (C,) labels.
+        transduction_: (n,) the class of each point: its label, or the pseudo-label.
+        label_distributions_: (n, C) float32, rows summing to 1; uniform where the diffusion did not reach.
+        weights_: (n,) float32 certainty between 0 and 1; 1 on labelled points, 0 where the diffusion did not reach.
+        class_weights_: (C,) float32 ``(n / C) / count``; 0 for a class that no point is given.
+        n_iter_: iterations of conjugate gradients, the most of any class.
+        converged_: whether every class reached ``tol``.
+        residuals_: (C,) relative residuals.
+        neighbours_: "exact" or "approximate".
+        n_isolated_, n_unreached_: points without an affinity to any other; points that the diffusion did not reach.
+        timings_: seconds of "knn", "graph" and "diffusion".
+        n_features_in_: d.
+    """
+
+    def __init__(
+        self,
+        k: int = 50,
+        gamma: float = 3.0,
+        alpha: float = 0.99,
+        max_iter: int = 20,
+        tol: float = 1e-6,
+        num_classes: int | None = None,
+        neighbours: str = "auto",
+        approximate_above: int = 300_000,
+        probes: int = 32,
+        backend: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.k = k
+        self.gamma = gamma
+        self.alpha = alpha
+        self.max_iter = max_iter
+        self.tol = tol
+        self.num_classes = num_classes
+        self.neighbours = neighbours
+        self.approximate_above = approximate_above
+        self.probes = probes
+        self.backend = backend
+        self.seed = seed
+
+    def fit(self, X: np.ndarray | Tensor, y: np.ndarray | Tensor) -> DiffusionLabelPropagation:
+        """Propagates the labels.
+
+        Args:
+            X: (n, d) features; the work is done on the device of a tensor.
+            y: (n,) integers, -1 for unlabelled.
+
+        Raises:
+            ValueError: shapes, labels or settings outside their range; NaN or infinity in ``X``.
+        """
+        features = _tensor(X)
+        given = y.cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        if not np.issubdtype(given.dtype, np.integer):
+            raise ValueError(f"y: expected integers, -1 for unlabelled, received {given.dtype}")
+        if self.num_classes is None:
+            self.classes_ = np.unique(given[given >= 0])
+            codes = np.where(given >= 0, np.searchsorted(self.classes_, given), given)
+        else:
+            self.classes_, codes = np.arange(self.num_classes), given
+        settings = self.get_params()
+        del settings["num_classes"]
+        result = propagate(features, torch.from_numpy(codes), max(1, len(self.classes_)), **settings)
+        stats = result.stats
+        self.n_features_in_ = features.shape[1]
+        self.transduction_ = self.classes_[result.labels.cpu().numpy()]
+        self.label_distributions_ = result.distributions.cpu().numpy()
+        self.weights_ = result.weights.cpu().numpy()
+        self.class_weights_ = result.class_weights.cpu().numpy()
+        self.n_iter_ = stats.iterations
+        self.converged_ = stats.converged
+        self.residuals_ = stats.residuals.cpu().numpy()
+        self.neighbours_ = stats.neighbours
+        self.n_isolated_, self.n_unreached_ = stats.isolated, stats.unreached
+        self.timings_ = stats.seconds
+        self._features = features
+        if stats.unreached or stats.unlabelled_classes:
+            warnings.warn(
+                f"{stats.unreached} of {len(features)} points not reached (weight 0; {stats.isolated} isolated), "
+                f"{len(stats.unlabelled_classes)} of {len(self.classes_)} classes without a label",
+                stacklevel=2,
+            )
+        return self
+
+    def predict_proba(self, X: np.ndarray | Tensor) -> np.ndarray:
+        """(m, C) affinity-weighted means of the distributions of new points' k nearest training points.
+
+        Uniform for a point without a positive affinity to any of them.
+
+        Args:
+            X: (m, d) features.
+        """
+        check_is_fitted(self)
+        queries = _tensor(X)
+        if queries.dim() != 2 or queries.shape[1] != self.n_features_in_:
+            raise ValueError(f"X: expected shape (m, {self.n_features_in_}), received {tuple(queries.shape)}")
+        base = normalise_rows(self._features)
+        backend = choose_backend(self.backend, base.device)
+        queries = normalise_rows(queries.to(base.device))
+        similarity, index = search(base, queries, min(self.k, len(base)), backend)
+        affinity = similarity.clamp(min=0).pow(self.gamma)
+        total = affinity.sum(1, keepdim=True)
+        affinity = torch.where(total > 0, affinity / torch.where(total > 0, total, 1), 1 / affinity.shape[1]).cpu()
+        near = torch.from_numpy(self.label_distributions_)[index.cpu()]
+        mean = torch.einsum("mk,mkc->mc", affinity, near)
+        return torch.where(total.cpu() > 0, mean, 1 / mean.shape[1]).numpy()
+
+    def predict(self, X: np.ndarray | Tensor) -> np.ndarray:
+        """(m,) classes of new points: the largest of :meth:`predict_proba`."""
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+
+def _tensor(x: np.ndarray | Tensor) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiub" or array.ndim != 2:
+        raise ValueError(f"X: expected numbers of shape (n, d), received {array.dtype} of shape {array.shape}")
+    return torch.from_numpy(np.ascontiguousarray(array))

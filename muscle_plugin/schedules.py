@@ -1,0 +1,139 @@
+"""Schedules: pure functions of a step, which give a multiplier (of a learning rate or a weight) or an EMA's momentum.
+
+A step may be a fraction, and may count epochs, as long as all arguments of a call count the same thing.
+:func:`schedule` makes a learning rate's multiplier from a name and the length of a run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+#: From a step to what the learning rate is multiplied by.
+Schedule = Callable[[float], float]
+
+
+def constant(step: float) -> float:
+    """1 at every step."""
+    return 1.0
+
+
+def cosine(step: float, end: float) -> float:
+    """``(1 + cos(pi step / end)) / 2``: from 1 at step 0 to 0 at ``end``, and 0 from there on.
+
+    A run may stop before ``end``: label propagation (Iscen et al. 2019), and MUSCLE's section 5.2 after it, run 180
+    epochs of a schedule that reaches 0 at the 210th. Loshchilov and Hutter 2017, equation 5, without restarts.
+    """
+    return (1 + math.cos(math.pi * _share(step, end))) / 2
+
+
+def usb_cosine(step: float, total: float, warmup: float = 0, num_cycles: float = 7 / 16) -> float:
+    """``step / warmup`` before step ``warmup``, then ``max(0, cos(pi num_cycles (step - warmup) / (total - warmup)))``.
+
+    FixMatch's ``cos(7 pi k / 16 K)`` (Sohn et al. 2020, section 2.4), with the warm-up that USB puts before it
+    (``get_cosine_schedule_with_warmup``). It ends at cos(7 pi / 16) = 0.195, not at 0.
+    """
+    if step < warmup:
+        return step / max(1, warmup)
+    return max(0.0, math.cos(math.pi * num_cycles * ((step - warmup) / max(1, total - warmup))))
+
+
+def linear(step: float, total: float) -> float:
+    """``1 - step / total``: from 1 at step 0 to 0 at ``total``, and 0 from there on."""
+    return 1 - _share(step, total)
+
+
+def linear_rampup(step: float, length: float) -> float:
+    """``step / length`` up to 1 at ``length``, and 1 from there on; 1 throughout if ``length`` is 0.
+
+    MixMatch's weight of the unlabelled loss (Berthelot et al. 2019).
+    """
+    return _share(step, length)
+
+
+def sigmoid_rampup(step: float, length: float) -> float:
+    """``exp(-5 (1 - step / length)^2)``: from exp(-5) = 0.0067 at step 0 to 1 at ``length``, and 1 from there on.
+
+    The weight of the consistency loss of Temporal Ensembling (Laine and Aila 2017) and Mean Teacher (Tarvainen and
+    Valpola 2017). 1 throughout if ``length`` is 0.
+    """
+    return math.exp(-5 * (1 - _share(step, length)) ** 2)
+
+
+def gaussian_rampdown(step: float, total: float, length: float) -> float:
+    """``exp(-12.5 x^2)`` where x goes from 0 to 1 over the last ``length`` of ``total`` steps; 1 before them.
+
+    It ends at exp(-12.5) = 3.7e-6. The learning rate of Temporal Ensembling, and of Mean Teacher's 13-layer net (the
+    last 25,000 of 150,000 steps). 1 throughout if ``length`` is 0.
+    """
+    if length <= 0:
+        return 1.0
+    return math.exp(-12.5 * _share(step - (total - length), length) ** 2)
+
+
+def ema_momentum(step: float, momentum: float) -> float:
+    """``min(1 - 1 / (step + 1), momentum)``, for step 0, 1, ...: the true mean of the first steps, then ``momentum``.
+
+    Mean Teacher's average of weights. Label propagation's code counts from 1: its first update has momentum 1/2.
+    """
+    return min(1 - 1 / (step + 1), momentum)
+
+
+def _share(step: float, length: float) -> float:
+    """``step / length`` within 0 and 1; 1 if there is no length."""
+    return min(max(step / length, 0.0), 1.0) if length > 0 else 1.0
+
+
+def _usb(total_steps: float, warmup: float = 0, num_cycles: float = 7 / 16) -> Schedule:
+    if not 0 <= warmup <= total_steps:
+        raise ValueError(f"schedule: warmup must be between 0 and the run's {total_steps} steps, got {warmup}")
+    if not 0 <= num_cycles < math.inf:
+        raise ValueError(f"schedule: num_cycles must be 0 or more, got {num_cycles}")
+    return partial(usb_cosine, total=total_steps, warmup=warmup, num_cycles=num_cycles)
+
+
+def _cosine(total_steps: float, reaches_zero_at: float = 1.0) -> Schedule:
+    if not 1 <= reaches_zero_at < math.inf:
+        raise ValueError(f"schedule: reaches_zero_at is a multiple of the run, 1 or more, got {reaches_zero_at}")
+    return partial(cosine, end=total_steps * reaches_zero_at)
+
+
+def _constant(total_steps: float) -> Schedule:
+    return constant
+
+
+#: Schedules of a learning rate: name to a function of the run's length and the schedule's options. The names of the
+#: options are those of the functions' keywords; :func:`schedule` checks them.
+SCHEDULES: dict[str, Callable[..., Schedule]] = {"usb": _usb, "cosine": _cosine, "constant": _constant}
+
+
+def schedule(name: str, total_steps: float, **options: Any) -> Schedule:
+    """A learning rate's multiplier over a run.
+
+    Args:
+        name: ``usb`` (:func:`usb_cosine`; options ``warmup`` in steps, ``num_cycles``), ``cosine`` (:func:`cosine`;
+            option ``reaches_zero_at``, a multiple of ``total_steps``, such as 210/180) or ``constant``.
+        total_steps: length of the run.
+
+    Raises:
+        ValueError: no such schedule or option, or a value out of its range.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule: unknown {name!r}{_nearest(name, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
+    if not 0 < total_steps < math.inf:
+        raise ValueError(f"schedule: total_steps must be more than 0, got {total_steps}")
+    known = list(inspect.signature(SCHEDULES[name]).parameters)[1:]
+    for option in options:
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"schedule: {name} has no option {option!r}{_nearest(option, known)}; {has}")
+    return SCHEDULES[name](total_steps, **options)
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (nearest: {close[0]})" if close else ""

@@ -1,0 +1,82 @@
+"""On a GPU: the same views as on the CPU, nothing that waits for the device, training, checkpoints across devices."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from muscle_plugin.data.augment import AUGMENTATIONS
+from muscle_plugin.data.sources import SourceOptions, digits
+from muscle_plugin.data.splits import draw_split
+from muscle_plugin.data.views import HARD, UNLABELLED, Batches, View
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+#: Grey levels by which a view may differ from the CPU's; those not named are equal to the bit.
+TOLERANCE = {"iic": 1, "digits_weak": 1, "digits_hard": 1}
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(32, 32), (33, 28)])
+def test_views_are_those_of_the_cpu(name, channels, size):
+    images = torch.randint(0, 256, (256, channels, *size), dtype=torch.uint8)
+    there, here = (AUGMENTATIONS[name](images.to(d), torch.Generator().manual_seed(0)).cpu() for d in (CUDA, CPU))
+    assert there.dtype == here.dtype
+    scale = 1 if here.dtype == torch.uint8 else 255
+    assert (there.float() - here.float()).abs().max() * scale <= TOLERANCE.get(name, 0)
+
+
+def batches(device, **more):
+    source = digits(SourceOptions(Path(), 8)).resized(32)
+    made = Batches(
+        source, draw_split(source, 40, 0), 32, 96, ("x_lb", "y_lb", "x_ulb_w", "x_ulb_s", "idx_ulb"), "fixmatch",
+        "crop_flip", "randaugment", 3, 0, device, **more,
+    )  # fmt: skip
+    made.add_views({"x_ulb_h": View(UNLABELLED, HARD, 3)})
+    return made
+
+
+@pytest.mark.parametrize("hard", ["randaugment", "randaugment_usb", "iic", "digits_hard"])
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_making_a_batch_never_waits_for_the_device(hard, where):
+    made = batches(CUDA, data_on=where)
+    made._augment[HARD] = AUGMENTATIONS[hard]
+    made.batch(0)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(1, 4):
+            made.batch(step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_are_those_of_the_cpu():
+    there, here = batches(CUDA).batch(3), batches(CPU).batch(3)
+    assert all(torch.allclose(there[k].cpu().float(), here[k].float(), atol=1e-5) for k in here)
+
+
+@pytest.mark.parametrize("algorithm", ["fixmatch", "muscle_fixmatch", "muscle_meanteacher", "muscle_remixmatch"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_it_trains_in_every_precision(algorithm, precision, short_run):
+    result = short_run(algorithm=algorithm, device="cuda", precision=precision, num_train_iter=12)
+    assert result["complete"]
+    assert 0 <= result["last_top1"] <= 1
+
+
+def test_a_net_trained_on_the_gpu_predicts_the_same_on_the_cpu(short_run, tmp_path):
+    from muscle_plugin.predict import Predictor
+
+    short_run(algorithm="muscle_fixmatch", device="cuda", save_name="r")
+    images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
+    there, here = (Predictor(tmp_path / "r" / "latest_model.pth", d).probabilities(images) for d in ("cuda", "cpu"))
+    assert torch.allclose(there, here, atol=1e-3)
+
+
+def test_a_gpu_run_learns(short_run):
+    result = short_run(
+        algorithm="muscle_fixmatch", device="cuda", num_labels=40, num_train_iter=300, num_eval_iter=100,
+        total_batch=64, weak_augment="digits_weak", hard_augment="digits_hard",
+    )  # fmt: skip
+    assert result["last_top1"] > 0.75

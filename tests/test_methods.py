@@ -1,0 +1,261 @@
+"""The methods around MUSCLE: Mean Teacher as its authors have it, label propagation in two stages, the contrastive loss,
+pre-training, initial weights, learning-rate schedules."""
+
+import inspect
+import json
+
+import pytest
+import torch
+from conftest import SHORT
+from torch.nn import functional as F
+
+from muscle_plugin import run as runs
+from muscle_plugin.algorithms.catalogue import all_algorithms
+from muscle_plugin.algorithms.compose import OWN
+from muscle_plugin.algorithms.own import OWN_ALGORITHMS
+from muscle_plugin.config import ConfigError, load_settings
+from muscle_plugin.data.splits import Split
+from muscle_plugin.files import load_tensors
+from muscle_plugin.host import host
+
+LP = {"lp_k": 10, "epoch": 4, "num_train_iter": 16, "num_eval_iter": 4, "num_log_iter": 1}
+
+
+def step_of(algorithm, it=0):
+    """The values of one training step of a built algorithm, from its step's own batch."""
+    algorithm.model.train()
+    algorithm.it, algorithm.epoch = it, algorithm._epoch_of(it)
+    algorithm.call_hook("before_run")
+    algorithm.prepare_steps()
+    batch = algorithm.batches.batch(it)
+    return algorithm.train_step(**algorithm.process_batch(**batch)), batch
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", sorted(OWN_ALGORITHMS))
+def test_the_table_of_own_algorithms_agrees_with_the_classes(name):
+    entry, cls = OWN_ALGORITHMS[name], OWN[name]
+    assert entry.class_name == cls.__name__
+    assert entry.views == tuple(inspect.signature(cls.train_step).parameters)[1:]
+    assert [a.name.lstrip("-") for a in cls.get_argument()] == [a.name for a in entry.arguments]
+    assert f"muscle_{name}" in all_algorithms()
+
+
+# -------------------------------------------------------------------------------------------------------- Mean Teacher
+
+
+def test_mean_teachers_loss_is_its_authors(build_short):
+    algorithm = build_short(algorithm="meanteacher_original", consistency=7.0, consistency_rampup=2, epoch=3)
+    student, teacher = algorithm.model, algorithm.ema_model
+    (out, log), batch = step_of(algorithm)
+    student_logits = student(torch.cat([batch["x_lb"], batch["x_ulb_w"]]))["logits"]
+    teacher_logits = teacher(torch.cat([batch["x_lb_w2"], batch["x_ulb_w2"]]))["logits"]
+    j, b = len(batch["x_lb"]), len(student_logits)
+    cross_entropy = F.cross_entropy(student_logits[:j], batch["y_lb"], reduction="sum") / b
+    consistency = ((student_logits.softmax(1) - teacher_logits.softmax(1)) ** 2).mean()
+    ramp = float(torch.exp(torch.tensor(-5.0)))  # epoch 0
+    assert float(log["train/sup_loss"]) == pytest.approx(float(cross_entropy), abs=1e-5)
+    assert float(log["train/unsup_loss"]) == pytest.approx(float(consistency), abs=1e-6)
+    assert float(out["loss"]) == pytest.approx(float(cross_entropy + 7 * ramp * consistency), abs=1e-5)
+    out["loss"].backward()
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_mean_teachers_views_differ_and_are_weak(build_short):
+    algorithm = build_short(algorithm="meanteacher_original")
+    batch = algorithm.batches.batch(0)
+    assert not torch.equal(batch["x_lb"], batch["x_lb_w2"])
+    assert not torch.equal(batch["x_ulb_w"], batch["x_ulb_w2"])
+    assert {v.strength for v in algorithm.batches.views.values()} == {"weak"}
+
+
+def test_the_teacher_has_statistics_of_its_own_and_warms_up(short_run, tmp_path):
+    short_run(algorithm="meanteacher_original", save_name="r", ema_m=0.97)
+    saved = load_tensors(tmp_path / "r" / "latest_model.pth")
+    names = [n for n in saved["model"] if n.endswith("running_mean")]
+    assert any(not torch.equal(saved["model"][n], saved["ema_model"][n]) for n in names)
+    # six steps at 1 - 1 / (t + 1): the average is that of all weights since the start, far from the initial ones
+    assert any(not torch.allclose(saved["model"][n], saved["ema_model"][n]) for n in saved["model"] if "weight" in n)
+
+
+def test_the_second_head_bears_the_consistency(build_short):
+    algorithm = build_short(
+        algorithm="meanteacher_original", net="cnn13", net_double_head=True, net_width=0.125, img_size=32,
+        logit_distance=0.5, consistency=0.0,
+    )  # fmt: skip
+    (out, log), _ = step_of(algorithm)
+    assert float(out["loss"]) > float(log["train/sup_loss"])  # the heads differ at first
+    out["loss"].backward()
+    assert all(p.grad is not None for n, p in algorithm.model.named_parameters())
+
+
+# --------------------------------------------------------------------------------------------------- label propagation
+
+
+@pytest.mark.parametrize(
+    "name", ["labelprop", "meanteacher_labelprop", "muscle_labelprop", "muscle_meanteacher_labelprop"]
+)
+def test_label_propagation_trains_in_two_stages(name, short_run, tmp_path):
+    result = short_run(algorithm=name, save_name="r", **LP)
+    assert result["complete"]
+    lines = metrics(tmp_path / "r")
+    with_pseudo = [line["step"] for line in lines if "train/pseudo_accuracy" in line]
+    assert with_pseudo == list(range(9, 17))  # two of the four epochs
+    last = lines[-1]
+    assert 0 < last["train/pseudo_coverage"] <= 1
+    assert 0 < last["train/pseudo_weight"] <= 1
+    assert 0 <= last["train/pseudo_accuracy"] <= 1
+    rates = [line["lr"] for line in lines]
+    assert rates[7] > rates[6]  # the learning rate begins anew with stage 2
+    assert rates[0] == pytest.approx(rates[8])
+
+
+@pytest.mark.parametrize("name", ["labelprop", "muscle_meanteacher_labelprop"])
+@pytest.mark.parametrize("cut", [3, 8, 10, 12])
+def test_it_resumes_in_either_stage(name, cut, short_run, tmp_path):
+    short_run(algorithm=name, save_name="whole", **LP)
+
+    def stop_at(original):
+        def build_and_stop(*arguments):
+            algorithm = original(*arguments)
+            save = algorithm._save_if_due
+
+            def due():
+                if algorithm.it == cut:
+                    algorithm.request_stop()
+                save()
+
+            algorithm._save_if_due = due
+            return algorithm
+
+        return build_and_stop
+
+    settings = load_settings(None, **{**SHORT, "save_dir": str(tmp_path), "algorithm": name, "save_name": "cut", **LP})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "build", stop_at(runs.build))
+        with pytest.raises(runs.Interrupted):
+            runs.train(settings, quiet=True)
+    short_run(algorithm=name, save_name="cut", resume="yes", **LP)
+    a, b = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("whole", "cut"))
+    for key in ("model", "ema_model"):
+        assert all(torch.equal(a[key][k], b[key][k]) for k in a[key])
+
+
+def test_pseudo_labels_are_those_of_the_present_features_and_weigh_as_defined(build_short):
+    algorithm = build_short(algorithm="labelprop", num_labels=100, **LP)
+    algorithm.it = 8
+    algorithm.refresh_pseudo_labels()
+    source, split = algorithm.source, algorithm.split
+    assert algorithm.pseudo_labels.shape == algorithm.pseudo_weights.shape == (len(split.unlabelled),)
+    right = (algorithm.pseudo_labels == source.train_labels[split.unlabelled]).float()
+    assert right.mean() > 0.5  # pixels through a random net are worth that much on digits
+    told = algorithm.pseudo_weights > 0
+    assert algorithm.pseudo_log["pseudo_accuracy"] == pytest.approx(float(right[told].mean()), abs=1e-6)
+    assert torch.isfinite(algorithm.pseudo_weights).all()
+
+    logits = torch.randn(6, 10)
+    y, idx = torch.tensor([3, 1]), torch.tensor([0, 5, 9, 2])
+    expected = sum(
+        float(algorithm.class_weights[c]) * float(F.cross_entropy(row[None], torch.tensor([c])))
+        for row, c in zip(logits[:2], y.tolist(), strict=True)
+    ) + sum(
+        float(algorithm.pseudo_weights[i]) * float(F.cross_entropy(row[None], algorithm.pseudo_labels[i : i + 1]))
+        for row, i in zip(logits[2:], idx.tolist(), strict=True)
+    )
+    assert float(algorithm.weighted_class_loss(logits[:2], y, logits[2:], idx)) == pytest.approx(expected / 6, abs=1e-5)
+
+
+def test_stage_1_of_label_propagation_alone_is_supervised_training(short_run, tmp_path):
+    same = {"num_train_iter": 8, "epoch": 2, "lr_schedule": "constant"}
+    short_run(algorithm="labelprop", save_name="a", **same, lp_start=1.0)
+    short_run(algorithm="fullysupervised", save_name="b", **same)
+    a, b = (load_tensors(tmp_path / n / "latest_model.pth")["model"] for n in "ab")
+    assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+# -------------------------------------------------------------------------------------- contrastive loss, pre-training
+
+
+@pytest.mark.parametrize("name", ["contrastive", "muscle_contrastive"])
+def test_the_contrastive_loss_is_nt_xent_between_weak_and_hard_views(name, build_short):
+    algorithm = build_short(algorithm=name, temperature=0.3, mi_weight=0.0) if "muscle" in name else build_short(
+        algorithm=name, temperature=0.3
+    )  # fmt: skip
+    (_, log), batch = step_of(algorithm)
+    j, i = len(batch["x_lb"]), len(batch["x_ulb_w"])
+    features = algorithm.model(torch.cat([batch["x_lb"], batch["x_ulb_w"], batch["x_ulb_s"]]))["feat"][j:]
+    z = F.normalize(features)
+    similarity = (z @ z.T / 0.3).fill_diagonal_(-torch.inf)
+    partner = torch.arange(2 * i).roll(i)
+    assert float(log["train/unsup_loss"]) == pytest.approx(float(F.cross_entropy(similarity, partner)), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["muscle", "contrastive", "muscle_contrastive"])
+def test_pretraining_reads_no_label(name, short_run, tmp_path, monkeypatch):
+    """With all labels changed, and the same images drawn, it ends with the same weights; training does not."""
+    read = host.read_source
+    split = Split(torch.arange(10), torch.arange(10, 1437))
+    monkeypatch.setattr(host, "read_or_draw_split", lambda args, source: split)
+
+    def weights(stage, shift):
+        def shifted(args):
+            source = read(args)
+            source.labels.copy_((source.labels + shift) % 10)
+            return source
+
+        monkeypatch.setattr(host, "read_source", shifted)
+        short_run(algorithm=name, stage=stage, save_name=f"{stage}{shift}")
+        return load_tensors(tmp_path / f"{stage}{shift}" / "latest_model.pth")["model"]
+
+    a, b = weights("pretrain", 0), weights("pretrain", 1)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    a, b = weights("train", 0), weights("train", 1)
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+
+
+def test_pretraining_is_refused_where_labels_are_all_there_is():
+    with pytest.raises(ConfigError, match="pretrain is for muscle, contrastive"):
+        load_settings(None, algorithm="fixmatch", stage="pretrain")
+
+
+def test_training_starts_from_given_weights_without_the_classifier(short_run, build_short, tmp_path):
+    short_run(algorithm="muscle_contrastive", stage="pretrain", save_name="pre")
+    checkpoint = tmp_path / "pre" / "latest_model.pth"
+    given = load_tensors(checkpoint)["ema_model"]
+    fresh = build_short(algorithm="muscle").model.state_dict()
+    for head in (False, True):
+        started = build_short(algorithm="muscle", init_from=str(checkpoint), init_head=head).model.state_dict()
+        for name, value in started.items():
+            expected = fresh if "classifier" in name and not head else given
+            assert torch.equal(value, expected[name]), name
+    assert short_run(algorithm="muscle", init_from=str(checkpoint), save_name="tuned")["complete"]
+
+
+def test_weights_of_another_net_are_refused(build_short, tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(3)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other.pth: only 0 of the net's \d+ weights"):
+        build_short(algorithm="muscle", init_from=str(tmp_path / "other.pth"))
+    with pytest.raises(ValueError, match="no such file"):
+        build_short(algorithm="muscle", init_from=str(tmp_path / "none.pth"))
+
+
+# ----------------------------------------------------------------------------------------------------- learning rate
+
+
+def test_cosine_reaches_zero_where_it_is_told_to(short_run, tmp_path):
+    run = {"num_train_iter": 12, "epoch": 1, "num_log_iter": 1, "lr": 0.1, "algorithm": "fixmatch"}
+    short_run(save_name="a", lr_schedule="cosine", **run)
+    short_run(save_name="b", lr_schedule="cosine", lr_zero_at=210 / 180, **run)
+    short_run(save_name="c", lr_schedule="constant", **run)
+    a, b, c = ([line["lr"] for line in metrics(tmp_path / n)] for n in "abc")
+    assert a[-1] == pytest.approx(0, abs=1e-9)
+    assert b[-1] == pytest.approx(0.1 * (1 + torch.cos(torch.tensor(torch.pi * 180 / 210)).item()) / 2, rel=1e-4)
+    assert c == [0.1] * 12
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(ConfigError, match="lr_zero_at: only with --lr_schedule cosine"):
+        load_settings(None, lr_zero_at=1.2)

@@ -1,0 +1,584 @@
+"""Label propagation: a graph by hand, the closed form, the paper's procedure as loops, degenerate inputs, backends."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.datasets import load_digits, make_moons
+from sklearn.neighbors import KNeighborsClassifier
+
+from muscle_plugin.propagation import (
+    DiffusionLabelPropagation,
+    affinity_graph,
+    class_weights,
+    conjugate_gradients,
+    nearest_neighbours,
+    normalise_rows,
+    propagate,
+    pseudo_labels,
+)
+from muscle_plugin.propagation import graph as graph_module
+
+pytest.importorskip("faiss")
+BACKENDS = ["faiss", "torch"]
+
+
+def clusters(n=120, d=8, c=3, labelled=2, noise=0.6, seed=0):
+    """(features, labels with -1, true classes); the first ``labelled`` points of each class are labelled."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, c, n)
+    x = rng.normal(size=(c, d))[truth] + noise * rng.normal(size=(n, d))
+    y = np.full(n, -1)
+    for j in range(c):
+        y[np.flatnonzero(truth == j)[:labelled]] = j
+    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(truth)
+
+
+def dense(graph):
+    n = len(graph.offsets) - 1
+    return (graph @ torch.eye(n, dtype=graph.values.dtype)).numpy()
+
+
+def oracle_graph(x, k, gamma):
+    """S by loops, from section 4.1 of the paper."""
+    n = len(x)
+    unit = [row / np.linalg.norm(row) if np.linalg.norm(row) > 0 else row for row in x]
+    w = np.zeros((n, n))
+    for i in range(n):
+        near = sorted((j for j in range(n) if j != i), key=lambda j: -float(unit[i] @ unit[j]))[:k]
+        for j in near:
+            a = max(float(unit[i] @ unit[j]), 0) ** gamma
+            w[i, j] += a
+            w[j, i] += a
+    degree = [w[i].sum() or 1.0 for i in range(n)]
+    return np.array([[w[i, j] / math.sqrt(degree[i] * degree[j]) for j in range(n)] for i in range(n)])
+
+
+def oracle_cg(a, b, iterations):
+    """Textbook conjugate gradients for one right-hand side (Hestenes and Stiefel)."""
+    x, r, p = np.zeros_like(b), b.copy(), b.copy()
+    for _ in range(iterations):
+        step = (r @ r) / (p @ a @ p)
+        x = x + step * p
+        new = r - step * (a @ p)
+        p = new + (new @ new) / (r @ r) * p
+        r = new
+    return x
+
+
+def oracle(x, y, c, k, gamma, alpha, iterations):
+    """(labels, weights, class weights, p) by loops."""
+    s = oracle_graph(x, k, gamma)
+    a = np.eye(len(x)) - alpha * s
+    rhs = np.stack([(y == j) / max((y == j).sum(), 1) for j in range(c)], 1)
+    if iterations is None:
+        z = np.linalg.inv(a) @ rhs
+    else:
+        z = np.stack([oracle_cg(a, rhs[:, j], iterations) for j in range(c)], 1)
+    z = np.clip(z, 0, None)
+    labels, weights = [], []
+    for row in z:
+        p = row / row.sum()
+        weights.append(1 + sum(q * math.log(q) for q in p if q > 0) / math.log(c))
+        labels.append(int(p.argmax()))
+    weights = [w / max(weights) for w in weights]
+    labels = [int(t) if t >= 0 else label for t, label in zip(y, labels, strict=True)]
+    weights = [1.0 if t >= 0 else w for t, w in zip(y, weights, strict=True)]
+    balance = [len(x) / c / labels.count(j) if labels.count(j) else 0.0 for j in range(c)]
+    return labels, weights, balance, z / z.sum(1, keepdims=True)
+
+
+# ---------------------------------------------------------------------------------------------------- the graph
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_graph_by_hand(backend):
+    # Unit vectors at 0, 60 and 120 degrees: cosines 1/2, 1/2, -1/2. With k = 1 the outer two choose the middle one, and
+    # the middle one chooses either: that edge counts twice. gamma = 1: W = 1 and 1/2, degrees 1, 3/2, 1/2.
+    x = torch.tensor([[2.0, 0.0], [0.5, 3**0.5 / 2 - 1e-4], [-0.5, 3**0.5 / 2]])
+    found = nearest_neighbours(normalise_rows(x), 1, backend=backend)
+    assert found.index.tolist() == [[1], [0], [1]] or found.index.tolist() == [[1], [2], [1]]
+    first = found.index[1, 0].item()
+    s = dense(affinity_graph(found, 1.0, backend=backend))
+    expected = np.zeros((3, 3))
+    expected[1, first] = expected[first, 1] = 1 / math.sqrt(1.5 * 1)
+    expected[1, 2 - first] = expected[2 - first, 1] = 0.5 / math.sqrt(1.5 * 0.5)
+    np.testing.assert_allclose(s, expected, atol=2e-4)
+
+
+def test_diffusion_by_hand():
+    # Two points, one edge: S = [[0, 1], [1, 0]], so (I - S/2)^-1 = [[4, 2], [2, 4]] / 3; the labelled point is y = 1.
+    x, y = torch.tensor([[1.0, 0.0], [1.0, 0.1]]), torch.tensor([0, -1])
+    result = propagate(x, y, 2, k=1, alpha=0.5)
+    assert result.labels.tolist() == [0, 0]
+    assert result.weights.tolist() == [1, 1]
+    assert result.distributions.tolist() == [[1, 0], [1, 0]]
+    assert result.class_weights.tolist() == [0.5, 0]
+    graph = affinity_graph(nearest_neighbours(normalise_rows(x), 1))
+    z = conjugate_gradients(lambda p: p - 0.5 * (graph @ p), torch.tensor([[1.0], [0.0]]), 1e-7, 5)
+    torch.testing.assert_close(z.x.squeeze(1), torch.tensor([4 / 3, 2 / 3]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("k", "gamma"), [(1, 3), (5, 3), (5, 1.5), (100, 2)])
+def test_graph_equals_the_loops(backend, k, gamma):
+    x, _, _ = clusters(40, d=4)
+    x[7] = 0
+    s = dense(affinity_graph(nearest_neighbours(normalise_rows(x), k, backend=backend), gamma, backend=backend))
+    np.testing.assert_allclose(s, oracle_graph(x.numpy(), k, gamma), atol=1e-6)
+    np.testing.assert_array_equal(s, s.T)
+    assert (np.diag(s) == 0).all()
+    assert np.abs(np.linalg.eigvalsh(s)).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_neighbours_are_never_the_point_itself_even_among_many_duplicates(backend):
+    x = torch.cat([torch.ones(30, 4), torch.randn(10, 4, generator=torch.Generator().manual_seed(0))])
+    found = nearest_neighbours(normalise_rows(x), 5, backend=backend)
+    assert (found.index != torch.arange(40)[:, None]).all()
+    torch.testing.assert_close(found.similarity[:30], torch.ones(30, 5))
+    assert all(len(set(row)) == 5 for row in found.index.tolist())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_approximate_neighbours_are_mostly_the_exact_ones(backend):
+    x = normalise_rows(clusters(3000, d=16, c=30)[0])
+    exact = nearest_neighbours(x, 10, method="exact", backend=backend)
+    close = nearest_neighbours(x, 10, method="approximate", probes=16, backend=backend)
+    everything = nearest_neighbours(x, 10, method="approximate", probes=1000, backend=backend)
+    recall = np.mean(
+        [len(set(a) & set(b)) / 10 for a, b in zip(exact.index.tolist(), close.index.tolist(), strict=True)]
+    )
+    assert recall > 0.8
+    assert (exact.method, close.method) == ("exact", "approximate")
+    torch.testing.assert_close(everything.similarity, exact.similarity, atol=1e-6, rtol=0)
+
+
+def test_approximate_search_that_finds_too_few_fills_up_with_no_affinity():
+    x = normalise_rows(clusters(100, d=8, c=10, noise=0.05)[0])
+    found = nearest_neighbours(x, 60, method="approximate", probes=1)
+    missing = found.index == torch.arange(100)[:, None]
+    assert missing.any()
+    assert (found.similarity[missing] == 0).all()
+
+
+def test_auto_takes_approximate_neighbours_above_the_size():
+    x, y, _ = clusters(50)
+    assert propagate(x, y, 3, k=5, approximate_above=50).stats.neighbours == "exact"
+    assert propagate(x, y, 3, k=5, approximate_above=49).stats.neighbours == "approximate"
+    assert propagate(x, y, 3, k=5, approximate_above=49, neighbours="exact").stats.neighbours == "exact"
+
+
+# ---------------------------------------------------------------------------------------------------- the solver
+
+
+def test_solver_equals_the_closed_form():
+    x, y, _ = clusters(150)
+    graph = affinity_graph(nearest_neighbours(normalise_rows(x), 10)).double()
+    a = np.eye(150) - 0.99 * dense(graph)
+    rhs = torch.nn.functional.one_hot(y + 1, 4)[:, 1:].double() / 2
+    solution = conjugate_gradients(lambda p: p - 0.99 * (graph @ p), rhs, 1e-12, 1000)
+    np.testing.assert_allclose(solution.x.numpy(), np.linalg.solve(a, rhs.numpy()), rtol=1e-8, atol=1e-12)
+    assert (solution.residuals <= 1e-12).all()
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 20])
+def test_each_column_goes_its_own_way_as_textbook_cg(iterations):
+    rng = np.random.default_rng(0)
+    m = rng.normal(size=(60, 60))
+    a = m @ m.T / 60 + 0.1 * np.eye(60)
+    rhs = rng.normal(size=(60, 4)) * [1, 1e-3, 1e3, 1]
+    solution = conjugate_gradients(lambda p: torch.from_numpy(a) @ p, torch.from_numpy(rhs), 0, iterations)
+    for j in range(4):
+        expected = oracle_cg(a, rhs[:, j], iterations)
+        np.testing.assert_allclose(solution.x[:, j].numpy(), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+        true = np.linalg.norm(rhs[:, j] - a @ expected) / np.linalg.norm(rhs[:, j])
+        assert solution.residuals[j].item() == pytest.approx(true, rel=1e-6)
+
+
+def test_columns_that_are_solved_rest():
+    a = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64))
+    rhs = torch.zeros(5, 3, dtype=torch.float64)
+    rhs[0, 0] = 1  # an eigenvector: one iteration
+    rhs[:, 1] = 1  # five distinct eigenvalues: five
+    solution = conjugate_gradients(lambda p: a @ p, rhs, 1e-10, 50)
+    assert solution.iterations.tolist() == [1, 5, 0]
+    torch.testing.assert_close(solution.x, torch.linalg.solve(a, rhs))
+    assert (solution.residuals <= 1e-10).all()
+
+
+def test_residual_is_the_true_one_where_float32_can_carry_no_further():
+    x, y, _ = clusters(200, d=4)
+    graph = affinity_graph(nearest_neighbours(normalise_rows(x), 5))
+    rhs = torch.nn.functional.one_hot(y + 1, 4)[:, 1:].float()
+    solution = conjugate_gradients(lambda p: p - 0.999 * (graph @ p), rhs, 1e-9, 10_000)
+    exact = graph.double()
+    true = rhs.double() - (solution.x.double() - 0.999 * (exact @ solution.x.double()))
+    assert solution.iterations.max() < 2000  # gives up
+    assert (solution.residuals > 1e-9).all()
+    torch.testing.assert_close(solution.residuals.double(), (true.norm(dim=0) / rhs.norm(dim=0)), rtol=0.5, atol=0)
+
+
+# ---------------------------------------------------------------------------------------------------- the whole
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("iterations", [5, 20, None])
+def test_equals_the_procedure_as_loops(backend, iterations):
+    x, y, _ = clusters(80, d=6)
+    labels, weights, balance, p = oracle(x.numpy(), y.numpy(), 3, 6, 3, 0.9, iterations)
+    result = propagate(
+        x, y, 3, k=6, alpha=0.9, max_iter=iterations or 500, tol=0 if iterations else 1e-7, backend=backend
+    )
+    assert result.labels.tolist() == labels
+    np.testing.assert_allclose(result.weights.numpy(), weights, atol=1e-4)
+    np.testing.assert_allclose(result.class_weights.numpy(), balance, rtol=1e-6)
+    np.testing.assert_allclose(result.distributions.numpy(), p, atol=1e-4)
+
+
+def test_more_classes_than_are_solved_at_once():
+    x, y, _ = clusters(300, c=40, labelled=1)
+    labels, weights, _, p = oracle(x.numpy(), y.numpy(), 40, 8, 3, 0.8, None)
+    result = propagate(x, y, 40, k=8, alpha=0.8, max_iter=500)
+    assert (result.labels.numpy() == labels).mean() > 0.99
+    np.testing.assert_allclose(result.weights.numpy(), weights, atol=1e-3)
+    np.testing.assert_allclose(result.distributions.numpy(), p, atol=1e-4)
+
+
+def test_backends_agree():
+    x, y, _ = clusters(400, c=5)
+    a, b = (propagate(x, y, 5, k=10, backend=backend) for backend in BACKENDS)
+    assert torch.equal(a.labels, b.labels)
+    torch.testing.assert_close(a.weights, b.weights, atol=1e-5, rtol=0)
+    torch.testing.assert_close(a.class_weights, b.class_weights)
+    assert (a.stats.backend, b.stats.backend) == ("faiss", "torch")
+
+
+def test_without_faiss_torch_does_the_work(monkeypatch):
+    x, y, _ = clusters(60)
+    monkeypatch.setattr(graph_module, "_faiss", lambda: None)
+    assert propagate(x, y, 3, k=5).stats.backend == "torch"
+    with pytest.raises(ImportError, match="faiss-cpu"):
+        propagate(x, y, 3, k=5, backend="faiss")
+
+
+@pytest.mark.parametrize("method", ["exact", "approximate"])
+def test_deterministic_and_leaves_its_input_alone(method):
+    x, y, _ = clusters(300)
+    kept = x.clone(), y.clone()
+    state = torch.get_rng_state()
+    a, b = (propagate(x, y, 3, k=10, neighbours=method) for _ in range(2))
+    assert torch.equal(x, kept[0])
+    assert torch.equal(y, kept[1])
+    assert torch.equal(state, torch.get_rng_state())
+    for name in ("labels", "weights", "class_weights", "distributions"):
+        assert torch.equal(getattr(a, name), getattr(b, name))
+
+
+def test_order_of_points_and_classes_does_not_matter():
+    x, y, _ = clusters(200, c=4)
+    base = propagate(x, y, 4, k=8)
+    generator = torch.Generator().manual_seed(1)
+    points, classes = torch.randperm(200, generator=generator), torch.randperm(4, generator=generator)
+    renamed = torch.where(y >= 0, classes[y.clamp(min=0)], -1)
+    moved = propagate(x[points], renamed[points], 4, k=8)
+    assert torch.equal(moved.labels, classes[base.labels][points])
+    torch.testing.assert_close(moved.weights, base.weights[points], atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved.distributions[:, classes], base.distributions[points], atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved.class_weights[classes], base.class_weights)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e3, 1e30])
+def test_length_of_features_does_not_matter(scale):
+    x, y, _ = clusters()
+    x = x.float()
+    factors = torch.rand(len(x), 1, generator=torch.Generator().manual_seed(0)) + 0.5
+    base, scaled = propagate(x, y, 3, k=8), propagate(x * factors * scale, y, 3, k=8)
+    assert torch.equal(base.labels, scaled.labels)
+    torch.testing.assert_close(base.weights, scaled.weights, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.uint8])
+def test_any_real_dtype_also_under_autocast(dtype):
+    x, y, _ = clusters()
+    x = (x * 16 + 128).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = propagate(x.requires_grad_(dtype != torch.uint8), y.int(), 3, k=8)
+    expected = propagate(x.detach().double(), y, 3, k=8)
+    assert result.weights.dtype == result.distributions.dtype == result.class_weights.dtype == torch.float32
+    assert not result.weights.requires_grad
+    assert torch.equal(result.labels, expected.labels)
+
+
+# ---------------------------------------------------------------------------------------------------- edge cases
+
+
+def check_sound(result, y, c):
+    """What holds of every propagation."""
+    assert all(torch.isfinite(t).all() for t in (result.weights, result.class_weights, result.distributions))
+    assert torch.isfinite(result.stats.residuals).all()
+    assert ((result.weights >= 0) & (result.weights <= 1)).all()
+    assert ((result.labels >= 0) & (result.labels < c)).all()
+    torch.testing.assert_close(result.distributions.sum(1), torch.ones(len(y)))
+    assert torch.equal(result.labels[y >= 0], y[y >= 0])
+    assert (result.weights[y >= 0] == 1).all()
+    assert (result.weights[~result.reached & (y < 0)] == 0).all()
+    counted = result.labels[result.reached | (y >= 0)]
+    assert result.class_weights[counted].sum().item() == pytest.approx(
+        len(counted) / c * len(counted.unique()), rel=1e-5
+    )
+    assert (result.class_weights[torch.bincount(counted, minlength=c) == 0] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_isolated_and_unreached_points_weigh_nothing(backend):
+    x, y, _ = clusters(60, d=6)
+    x = torch.cat([x, torch.zeros(60, 6)], 1)
+    x[10] = x[11] = 0  # zero vectors
+    x[12] = 0
+    x[12, 6] = 1  # orthogonal to all others
+    x[20:26] = 0
+    x[20:26, 8] = 1  # an island of duplicates without a label
+    y[[10, 11, 12, *range(20, 26)]] = -1
+    y[11] = 2  # a labelled point without a neighbour
+    y[y == 1] = 0  # class 1 has no label; class 0 the most
+    result = propagate(x, y, 3, k=4, backend=backend)
+    check_sound(result, y, 3)
+    assert result.stats.isolated == 3
+    assert result.stats.unreached == 8
+    assert result.stats.unlabelled_classes == (1,)
+    lost = [10, 12, *range(20, 26)]
+    assert (~result.reached).nonzero().squeeze(1).tolist() == lost
+    assert result.labels[lost].tolist() == [0] * 8
+    assert result.distributions[lost].unique().tolist() == [pytest.approx(1 / 3)]
+    assert (result.labels[11], result.weights[11]) == (2, 1)
+    assert result.class_weights[1] == 0
+    counts = torch.bincount(result.labels[result.reached], minlength=3)
+    torch.testing.assert_close(result.class_weights[0], 52 / 3 / counts[0].float())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_more_neighbours_than_points(backend, n):
+    x, y, _ = clusters(n, c=1, labelled=1)
+    result = propagate(x, y, 2, k=50, backend=backend)
+    check_sound(result, y, 2)
+
+
+def test_all_duplicates():
+    y = torch.tensor([0, 1] + [-1] * 28)
+    result = propagate(torch.ones(30, 4), y, 2, k=40, max_iter=200)
+    check_sound(result, y, 2)
+    assert (result.weights[2:] <= 1e-5).all() or result.weights.max() == 1
+
+
+def test_one_class():
+    x, y, _ = clusters(50, c=1)
+    result = propagate(x, y, 1, k=5)
+    check_sound(result, y, 1)
+    assert (result.weights == 1).all()
+    assert result.class_weights.tolist() == [1]
+
+
+def test_all_labelled():
+    x, _, truth = clusters(50)
+    result = propagate(x, truth, 3, k=5)
+    check_sound(result, truth, 3)
+    assert torch.equal(result.class_weights, class_weights(truth, 3))
+
+
+def test_no_certainty_anywhere_gives_no_weight():
+    y = torch.tensor([0, 1, -1, -1])
+    _, weights, distributions, reached = pseudo_labels(torch.ones(4, 2), y)
+    assert weights.tolist() == [1, 1, 0, 0]
+    assert reached.all()
+    assert (distributions == 0.5).all()
+
+
+def test_iterations_and_convergence_are_reported_as_they_were():
+    x, y, _ = clusters(300)
+    short = propagate(x, y, 3, k=10, max_iter=3)
+    long = propagate(x, y, 3, k=10, max_iter=500, tol=1e-5)
+    assert (short.stats.iterations, short.stats.converged) == (3, False)
+    assert 3 < long.stats.iterations < 500
+    assert long.stats.converged
+    assert (long.stats.residuals <= 1e-5).all()
+    graph = affinity_graph(nearest_neighbours(normalise_rows(x), 10)).double()
+    a, rhs = np.eye(300) - 0.99 * dense(graph), (y == 0).double().numpy() / 2
+    z = oracle_cg(a, rhs, 3)
+    assert short.stats.residuals[0].item() == pytest.approx(np.linalg.norm(rhs - a @ z) / np.linalg.norm(rhs), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": 1.0}, "alpha: expected a number between 0 and 1.*received 1.0"),
+        ({"alpha": 0.0}, "alpha"),
+        ({"alpha": math.nan}, "alpha.*nan"),
+        ({"gamma": 0}, "gamma: expected a number above 0, received 0"),
+        ({"k": 0}, "k, probes: expected at least 1, received 0"),
+        ({"max_iter": 0}, "max_iter.*received 1e-06, 0"),
+        ({"tol": -1}, "tol"),
+        ({"neighbours": "some"}, "neighbours: expected one of auto, exact, approximate, received 'some'"),
+        ({"backend": "gpu"}, "backend: expected one of auto, faiss, torch, received 'gpu'"),
+        ({"labels": torch.full((120,), -1)}, "labels: expected at least one labelled point, received none"),
+        ({"labels": torch.full((120,), 3)}, "labels: expected -1 .unlabelled. to 2, received 3 to 3"),
+        ({"labels": torch.full((120,), -2)}, "received -2 to -2"),
+        ({"labels": torch.zeros(7).long()}, r"expected 120 integers.*\(7,\)"),
+        ({"labels": torch.zeros(120)}, "expected 120 integers.*float32"),
+        ({"features": torch.zeros(120)}, r"features: expected shape \(n, d\).*\(120,\)"),
+        ({"num_classes": 0}, "num_classes: expected at least 1, received 0"),
+    ],
+)
+def test_wrong_input_is_named(change, message):
+    x, y, _ = clusters()
+    arguments = {"features": x, "labels": y, "num_classes": 3} | change
+    with pytest.raises(ValueError, match=message):
+        propagate(**arguments)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_are_refused_in_one_line(value):
+    x, y, _ = clusters()
+    x[3, 1] = x[5, 2] = value
+    with pytest.raises(ValueError, match="features: expected finite numbers.* in 2 of 120 rows") as caught:
+        propagate(x, y, 3)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 12),
+    d=st.integers(1, 4),
+    c=st.integers(1, 4),
+    k=st.integers(1, 14),
+    gamma=st.sampled_from([0.5, 1.0, 3.0, 20.0]),
+    alpha=st.sampled_from([1e-3, 0.5, 0.99, 1 - 1e-7]),
+    scale=st.sampled_from([1e-38, 1.0, 1e38]),
+    max_iter=st.integers(1, 40),
+    backend=st.sampled_from(BACKENDS),
+    method=st.sampled_from(["exact", "approximate"]),
+    data=st.data(),
+)
+def test_sound_for_any_small_input(n, d, c, k, gamma, alpha, scale, max_iter, backend, method, data):
+    # few distinct entries: duplicates, opposites and zero vectors are common
+    x = data.draw(
+        st.lists(st.lists(st.sampled_from([-1.0, 0.0, 0.0, 0.5, 1.0]), min_size=d, max_size=d), min_size=n, max_size=n)
+    )
+    y = data.draw(st.lists(st.integers(-1, c - 1), min_size=n, max_size=n).filter(lambda y: max(y) >= 0))
+    y = torch.tensor(y)
+    result = propagate(
+        torch.tensor(x) * scale,
+        y,
+        c,
+        k=k,
+        gamma=gamma,
+        alpha=alpha,
+        max_iter=max_iter,
+        backend=backend,
+        neighbours=method,
+    )
+    check_sound(result, y, c)
+
+
+# ---------------------------------------------------------------------------------------------------- it learns
+
+
+def test_follows_moons_where_the_nearest_label_misleads():
+    x, truth = make_moons(600, noise=0.06, random_state=0)
+    y = np.full(600, -1)
+    for j in range(2):  # one label per moon
+        y[np.flatnonzero(truth == j)[0]] = j
+    # the cosine knows directions only: random features of a Gaussian kernel turn distances into them
+    rng = np.random.default_rng(0)
+    lifted = np.cos(x @ rng.normal(size=(2, 500)) * 4 + rng.uniform(0, 2 * np.pi, 500))
+    ours = DiffusionLabelPropagation(k=10, max_iter=200, tol=1e-5).fit(lifted, y)
+    nearest = KNeighborsClassifier(1).fit(lifted[y >= 0], y[y >= 0])
+    assert (ours.transduction_ == truth).mean() > 0.95
+    assert (nearest.predict(lifted) == truth).mean() < 0.9
+
+
+def test_digits_with_one_label_per_class():
+    x, truth = load_digits(return_X_y=True)
+    scores, nearest = [], []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        y = np.full(len(truth), -1)
+        for j in range(10):
+            y[rng.choice(np.flatnonzero(truth == j))] = j
+        model = DiffusionLabelPropagation(k=10).fit(x - x.mean(0), y)
+        scores.append((model.transduction_ == truth).mean())
+        nearest.append((KNeighborsClassifier(1).fit(x[y >= 0], y[y >= 0]).predict(x) == truth).mean())
+        sure = model.weights_ > np.median(model.weights_)
+        right = model.transduction_ == truth
+        assert right[sure].mean() > right[~sure].mean()  # weights order points by how right they are
+    assert np.mean(scores) > 0.75
+    assert np.mean(scores) > np.mean(nearest) + 0.1
+
+
+# ---------------------------------------------------------------------------------------------------- estimator
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_estimator_attributes(kind):
+    x, y, truth = clusters(120, c=3)
+    names = np.array([4, 7, 9])
+    y = np.where(y >= 0, names[y], -1)
+    model = DiffusionLabelPropagation(k=8)
+    assert model.fit(kind(x), kind(y)) is model
+    expected = propagate(x, torch.from_numpy(np.where(y >= 0, np.searchsorted(names, y), -1)), 3, k=8)
+    assert model.classes_.tolist() == [4, 7, 9]
+    np.testing.assert_array_equal(model.transduction_, names[expected.labels.numpy()])
+    np.testing.assert_array_equal(model.weights_, expected.weights.numpy())
+    np.testing.assert_array_equal(model.class_weights_, expected.class_weights.numpy())
+    assert model.label_distributions_.shape == (120, 3)
+    assert model.residuals_.shape == (3,)
+    assert (model.n_iter_, model.converged_, model.neighbours_) == (expected.stats.iterations, False, "exact")
+    assert set(model.timings_) == {"knn", "graph", "diffusion"}
+    assert all(isinstance(getattr(model, a), np.ndarray) for a in ("transduction_", "weights_", "residuals_"))
+    assert model.score(kind(x), names[truth.numpy()]) > 0.9
+    np.testing.assert_allclose(model.predict_proba(kind(x)).sum(1), 1, rtol=1e-5)
+
+
+def test_estimator_predicts_new_points_by_their_neighbours():
+    x, y, truth = clusters(400, c=4, noise=0.3)
+    model = DiffusionLabelPropagation(k=10).fit(x[:300], y[:300])
+    assert (model.predict(x[300:]) == truth[300:].numpy()).mean() > 0.95
+    np.testing.assert_allclose(model.predict_proba(torch.zeros(2, 8)), 0.25)
+    with pytest.raises(ValueError, match=r"X: expected shape \(m, 8\), received \(5, 3\)"):
+        model.predict(np.zeros((5, 3)))
+
+
+def test_estimator_settings_are_those_of_propagate():
+    model = DiffusionLabelPropagation(k=7, gamma=2.0, backend="torch")
+    assert clone(model).get_params() == model.get_params()
+    ours = model.set_params(k=50, gamma=3.0, backend="auto").get_params()
+    del ours["num_classes"]
+    signature = inspect.signature(propagate).parameters
+    assert ours == {n: p.default for n, p in signature.items() if p.default is not inspect.Parameter.empty}
+
+
+def test_estimator_warns_of_points_and_classes_left_out():
+    x, y, _ = clusters()
+    x[5] = 0
+    y[5] = -1
+    with pytest.warns(UserWarning, match="1 of 120 points not reached .weight 0; 1 isolated., 1 of 4 classes"):
+        model = DiffusionLabelPropagation(k=8, num_classes=4).fit(x, y)
+    assert model.classes_.tolist() == [0, 1, 2, 3]
+    assert (model.n_isolated_, model.n_unreached_) == (1, 1)
+    assert model.class_weights_[3] == 0
+
+
+def test_estimator_refuses_what_it_cannot_read():
+    x, y, _ = clusters()
+    with pytest.raises(ValueError, match="y: expected integers"):
+        DiffusionLabelPropagation().fit(x, y.double())
+    with pytest.raises(ValueError, match="X: expected numbers of shape"):
+        DiffusionLabelPropagation().fit(np.array([["a"], ["b"]]), np.array([0, -1]))
+    with pytest.raises(ValueError, match="at least one labelled point"):
+        DiffusionLabelPropagation().fit(x, np.full(120, -1))

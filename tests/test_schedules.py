@@ -1,0 +1,143 @@
+"""Schedules: hand-computed values, bounds, direction, and equality with USB's own."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muscle_plugin import usb  # noqa: F401  (makes semilearn importable with this torch and timm)
+from muscle_plugin.schedules import (
+    SCHEDULES,
+    constant,
+    cosine,
+    ema_momentum,
+    gaussian_rampdown,
+    linear,
+    linear_rampup,
+    schedule,
+    sigmoid_rampup,
+    usb_cosine,
+)
+
+STEPS = st.floats(0, 1e6)
+LENGTHS = st.floats(1e-3, 1e6)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (cosine(0, 210), 1),
+        (cosine(70, 210), 0.75),
+        (cosine(105, 210), 0.5),
+        (cosine(180, 210), (1 - math.cos(math.pi / 7)) / 2),
+        (cosine(210, 210), 0),
+        (cosine(300, 210), 0),
+        (usb_cosine(0, 1000), 1),
+        (usb_cosine(1000, 1000), math.sin(math.pi / 16)),
+        (usb_cosine(5, 110, warmup=10), 0.5),
+        (usb_cosine(10, 110, warmup=10), 1),
+        (usb_cosine(60, 110, warmup=10, num_cycles=0.5), math.sqrt(0.5)),
+        (usb_cosine(110, 110, warmup=10, num_cycles=1), 0),
+        (constant(7), 1),
+        (linear(25, 100), 0.75),
+        (linear(200, 100), 0),
+        (linear_rampup(25, 100), 0.25),
+        (linear_rampup(200, 100), 1),
+        (linear_rampup(0, 0), 1),
+        (sigmoid_rampup(0, 5), math.exp(-5)),
+        (sigmoid_rampup(2.5, 5), math.exp(-1.25)),
+        (sigmoid_rampup(5, 5), 1),
+        (sigmoid_rampup(9, 5), 1),
+        (sigmoid_rampup(0, 0), 1),
+        (gaussian_rampdown(125, 150, 25), 1),
+        (gaussian_rampdown(137.5, 150, 25), math.exp(-3.125)),
+        (gaussian_rampdown(150, 150, 25), math.exp(-12.5)),
+        (gaussian_rampdown(151, 150, 25), math.exp(-12.5)),
+        (gaussian_rampdown(150, 150, 0), 1),
+        (ema_momentum(0, 0.97), 0),
+        (ema_momentum(1, 0.97), 0.5),
+        (ema_momentum(32, 0.97), 32 / 33),
+        (ema_momentum(33, 0.97), 0.97),
+    ],
+)
+def test_values_by_hand(value, expected):
+    assert value == pytest.approx(expected, abs=1e-12)
+
+
+@given(STEPS, STEPS, LENGTHS)
+def test_directions_and_bounds(a, b, length):
+    first, second = sorted((a, b))
+    falling = [cosine, linear, lambda s, n: gaussian_rampdown(s, 2 * n, n), lambda s, n: usb_cosine(s, 1e6)]
+    rising = [linear_rampup, sigmoid_rampup, lambda s, n: ema_momentum(s, 0.999)]
+    for f in falling:
+        assert 0 <= f(second, length) <= f(first, length) <= 1
+    for f in rising:
+        assert 0 <= f(first, length) <= f(second, length) <= 1
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.floats(0.1, 2))
+def test_the_average_with_warmed_up_momentum_begins_as_the_mean(n, seed, scale):
+    values = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    average = 0.0
+    for step, value in enumerate(values.tolist()):
+        momentum = ema_momentum(step, 1.0)
+        average = momentum * average + (1 - momentum) * value
+    assert average == pytest.approx(values.mean().item(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("total", "warmup", "cycles"), [(50, 0, 7 / 16), (200, 20, 7 / 16), (64, 64, 7 / 16), (90, 7, 1.5), (1, 0, 0.5)]
+)
+def test_usb_is_usbs_over_all_steps_and_beyond(total, warmup, cycles):
+    from semilearn.core.utils import get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = get_cosine_schedule_with_warmup(optimizer, total, cycles, warmup).lr_lambdas[0]
+    ours = schedule("usb", total, warmup=warmup, num_cycles=cycles)
+    assert [ours(k) for k in range(total + 10)] == [theirs(k) for k in range(total + 10)]
+
+
+def test_a_cosine_may_reach_zero_after_the_run():
+    setting_1 = schedule("cosine", 180, reaches_zero_at=210 / 180)
+    assert [setting_1(e) for e in (0, 90.5, 180)] == pytest.approx([cosine(e, 210) for e in (0, 90.5, 180)])
+    assert setting_1(180) == pytest.approx(0.0495, abs=1e-4)
+    assert schedule("cosine", 180)(180) == 0
+
+
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 10**6), st.floats(0, 1))
+def test_every_schedule_is_a_share_and_begins_whole(name, total, share):
+    multiplier = schedule(name, total)
+    assert multiplier(0) == 1
+    assert 0 <= multiplier(share * total) <= 1
+
+
+def test_schedules_drive_torchs_scheduler():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.05)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule("cosine", 10, reaches_zero_at=2))
+    for _ in range(10):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.025)
+    scheduler.load_state_dict(scheduler.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "options", "message"),
+    [
+        ("cosin", 10, {}, r"unknown 'cosin' \(nearest: cosine\); known: usb, cosine, constant"),
+        ("usb", 0, {}, "total_steps must be more than 0, got 0"),
+        ("usb", 10, {"warmup": -1}, "warmup must be between 0 and the run's 10 steps, got -1"),
+        ("usb", 10, {"warmup": 11}, "warmup must be between"),
+        ("usb", 10, {"num_cycles": -1}, "num_cycles must be 0 or more"),
+        ("usb", 10, {"warm_up": 1}, r"usb has no option 'warm_up' \(nearest: warmup\); it has warmup, num_cycles"),
+        ("cosine", 10, {"reaches_zero_at": 0.9}, "a multiple of the run, 1 or more, got 0.9"),
+        ("cosine", 10, {"reaches_zero_at": math.nan}, "1 or more, got nan"),
+        ("constant", 10, {"warmup": 1}, "constant has no option 'warmup'; it has none"),
+    ],
+)
+def test_bad_schedules_are_one_line(name, total, options, message):
+    with pytest.raises(ValueError, match=message) as e:
+        schedule(name, total, **options)
+    assert "\n" not in str(e.value)
