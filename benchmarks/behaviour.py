@@ -1,10 +1,12 @@
-"""Whether the paper's directions are seen where two cores can look: on scikit-learn's digits with ten labels.
+"""Whether the paper's directions are seen where two cores can look: on scikit-learn's digits with ten labels, and on
+CIFAR-10 with 250 labels and a small net for a few hundred steps.
 
-    python benchmarks/behaviour.py [--out results/digits] [--seeds 3] [--workers 2] [GROUP ...]
+    python benchmarks/behaviour.py [--out results/behaviour] [--seeds 3] [--workers 2] [--data_dir data] [GROUP ...]
 
-Groups: methods (Tables 1 to 3: label propagation, Mean Teacher, MUSCLE and their sums), ratio (Figure 2 a), dropout
-(Figure 2 b), contrastive (Figure 2 c), finetune (Figure 2 d). Runs go to runs/behaviour and are continued if they were cut off;
-``OUT`` gets the tables. Every figure is the accuracy at the last step of a run of fixed length: nothing is chosen by it.
+Groups: methods (Tables 1 to 3: label propagation, Mean Teacher, MUSCLE and their sums), cifar (the same on CIFAR-10),
+ratio (Figure 2 a), dropout (Figure 2 b), contrastive (Figure 2 c), finetune (Figure 2 d). Runs go to runs/behaviour and are
+continued if they were cut off; ``OUT`` gets the tables. Every figure is the accuracy at the last step of a run of fixed
+length: nothing is chosen by it.
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ from muscle_plugin.bench.runs import mean_and_std, read_run
 from muscle_plugin.config import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
-DIGITS = ROOT / "benchmark_configs" / "_base" / "digits.yaml"
+BASES = ROOT / "benchmark_configs" / "_base"
 RUNS = Path("runs/behaviour")
 
+CIFAR = {
+    "dataset": "cifar10", "net": "small_cnn", "num_labels": 250, "num_train_iter": 600, "epoch": 6, "num_eval_iter": 300,
+    "eval_batch_size": 1000,
+}  # fmt: skip
 MUSCLE = {"mi_labelled": False}
 STAGES = {"lp_k": 20}
 #: group -> name of a row -> settings; ``after`` names the row whose weights it starts from.
@@ -39,6 +45,17 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "MUSCLE+LP": {"algorithm": "muscle_labelprop", **MUSCLE, **STAGES},
         "MUSCLE+MT": {"algorithm": "muscle_meanteacher_original", **MUSCLE},
         "MUSCLE+MT+LP": {"algorithm": "muscle_meanteacher_labelprop", **MUSCLE, **STAGES},
+    },
+    "cifar": {
+        name: {**settings, **CIFAR}
+        for name, settings in {
+            "supervised": {"algorithm": "fullysupervised"},
+            "LP": {"algorithm": "labelprop"},
+            "MT": {"algorithm": "meanteacher_original", "ema_m": 0.97},
+            "MUSCLE": {"algorithm": "muscle"},
+            "MUSCLE+MT": {"algorithm": "muscle_meanteacher_original", "ema_m": 0.97},
+            "MUSCLE+MT+LP": {"algorithm": "muscle_meanteacher_labelprop", "ema_m": 0.97},
+        }.items()
     },
     "ratio": {
         f"MUSCLE+MT, r = {r:g}": {"algorithm": "muscle_meanteacher_original", **MUSCLE, "ratio": r}
@@ -80,7 +97,7 @@ def directory(settings: dict[str, Any], seed: int) -> str:
     return f"{text}_{seed}"
 
 
-def train(settings: dict[str, Any], seed: int, group: str) -> None:
+def train(settings: dict[str, Any], seed: int, group: str, data_dir: str) -> None:
     """One run, in a worker process; does nothing if it is finished."""
     from muscle_plugin.run import train as run
 
@@ -89,30 +106,34 @@ def train(settings: dict[str, Any], seed: int, group: str) -> None:
         before = directory(GROUPS[group][settings["after"]], seed)
         extra["init_from"] = str(RUNS / before / "latest_model.pth")
     steps = extra.get("num_train_iter", 1200)
+    base = BASES / ("cifar10_setting1_muscle.yaml" if "dataset" in settings else "digits.yaml")
     overrides = {
-        "seed": seed, "save_dir": str(RUNS), "save_name": directory(settings, seed), "resume": "auto",
+        "data_dir": data_dir, "seed": seed, "save_dir": str(RUNS), "save_name": directory(settings, seed), "resume": "auto",
         "num_threads": 1, "use_tensorboard": False, "num_train_iter": steps, "epoch": steps // 20, "num_eval_iter": 100,
     }  # fmt: skip
-    run(load_settings(DIGITS, **{**overrides, **extra}), command=["benchmarks/behaviour.py"], quiet=True)
+    run(load_settings(base, **{**overrides, **extra}), command=["benchmarks/behaviour.py"], quiet=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)} [all]")
-    parser.add_argument("--out", type=Path, default=Path("results/digits"), help="folder of the tables [%(default)s]")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/behaviour"), help="folder of the tables [%(default)s]"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row [%(default)s]")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time [%(default)s]")
+    parser.add_argument("--data_dir", default="data", help="folder of CIFAR's files [%(default)s]")
     options = parser.parse_args()
     unknown = [g for g in options.groups if g not in GROUPS]
     if unknown:
         parser.error(f"unknown group {unknown[0]!r}; known: {', '.join(GROUPS)}")
     chosen = options.groups or list(GROUPS)
     console = Console(highlight=False)
-    jobs: dict[str, tuple[dict[str, Any], int, str]] = {}
+    jobs: dict[str, tuple[dict[str, Any], int, str, str]] = {}
     for group in chosen:
         for settings in GROUPS[group].values():
             for seed in range(options.seeds):
-                jobs.setdefault(directory(settings, seed), (settings, seed, group))
+                jobs.setdefault(directory(settings, seed), (settings, seed, group, options.data_dir))
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
         for wave in (False, True):  # what starts from another run's weights comes after all others
             futures = {pool.submit(train, *job): name for name, job in jobs.items() if ("after" in job[0]) == wave}
@@ -138,10 +159,12 @@ def write_table(group: str, options: argparse.Namespace) -> None:
             f"| {name} | {mean:.1f} ± {std:.1f} | {'  '.join(f'{s:.1f}' for s in scores)} | {runs[0].result['steps']} |"
         )
         environment = json.loads((runs[0].path / "environment.json").read_text())
+    result = runs[0].result
+    what = f"{result['dataset']}, {result['num_labels']} labels, {result['net']}"
     command = f"python benchmarks/behaviour.py {group} --seeds {options.seeds}"
     lines += [
         "",
-        f"scikit-learn's digits, 10 labels, 360 test images, last step. `{command}`, {date.today()}, torch"
+        f"{what}, accuracy at the last step. `{command}`, {date.today()}, torch"
         f" {environment['torch']}, {environment['device']}, revision {environment['git_revision']}.",
     ]
     options.out.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ def main() -> None:
             if done.returncode:
                 sys.exit(f"error: {kind}: {done.stderr.strip().splitlines()[-1]}")
             values.append(json.loads(done.stdout.splitlines()[-1]))
-    table = Table(title=f"CIFAR-10, 250 labels, {options.rounds} processes each: medians (lowest to highest)")
+    table = Table(title=f"CIFAR-10, 250 labels, {options.rounds} process(es) each: medians (lowest to highest)")
     for column in ("", "ready after", "imports before", "peak memory", "over raw array"):
         table.add_column(column, justify="right" if column else "left")
     middle: dict[str, tuple[float, float]] = {}

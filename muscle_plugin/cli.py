@@ -131,12 +131,11 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     from muscle_plugin.predict import write_predictions
 
     try:
-        rows = write_predictions(**vars(options))
+        print(write_predictions(**vars(options)))
     except (DataError, DeviceError, ValueError) as e:
         return _fail([str(e).splitlines()[0]])
     except OSError as e:
         return _fail([f"{e.filename}: {e.strerror}"])
-    print(f"{rows} images labelled: {options.out}")
     return 0
 
 

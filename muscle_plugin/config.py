@@ -480,7 +480,8 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
     assert settings is not None
     if settings.load_path and settings.resume == "no":
         notices.append(f"{_spelling('load_path', where['load_path'])} has no effect without resume")
-    asked = merged.get("ratio", merged.get("uratio"))
+    given = [layer.values.get("ratio", layer.values.get("uratio")) for layer in layers]
+    asked = next((x for x in reversed(given) if x is not None), None)
     if asked is not None and abs(settings.ratio - float(asked)) > 1e-3:
         sizes = (
             f"{settings.batch_size} labelled + {settings.total_batch - settings.batch_size} unlabelled images a step"
@@ -512,6 +513,13 @@ def _cross_checks(settings: Any) -> list[str]:
         faults += _split_faults(settings, DATASETS[settings.dataset])
     if settings.stage == "pretrain" and settings.algorithm not in WITHOUT_LABELS:
         faults.append(f"stage: pretrain is for {', '.join(WITHOUT_LABELS)}; {settings.algorithm} needs labels")
+    start = getattr(settings, "lp_start", None)
+    if start is not None and not 0 <= start <= 1:
+        faults.append(f"lp_start: a share of the epochs, from 0 to 1, got {start:g}")
+    elif start is not None and ((start > 0) != (round(start * settings.epoch) > 0)):
+        faults.append(
+            f"lp_start: {start:g} of {settings.epoch} epoch(s) leaves no whole one for the first stage; give more --epoch"
+        )
     if settings.lr_schedule != "cosine" and settings.lr_zero_at != 1:
         faults.append("lr_zero_at: only with --lr_schedule cosine")
     if settings.amp and settings.precision not in ("fp32", "auto", "fp16"):
@@ -636,7 +644,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             defaults[a.name] = a
     group = parser.add_argument_group("settings of USB's algorithms (defaults differ; --print-config shows them)")
     for name, owners in sorted(by_name.items()):
-        add(group, name, ", ".join(owners), None, defaults[name].type is bool)
+        argument = defaults[name]
+        help_text = f"{argument.help} ({', '.join(owners)})" if argument.help else ", ".join(owners)
+        add(group, name, help_text, argument.default if len(owners) == 1 else None, argument.type is bool)
 
 
 def parse_command_line(

@@ -41,6 +41,8 @@ class Predictor:
         about = content.get("images")
         if not isinstance(about, dict):
             raise ValueError(f"{checkpoint}: does not say what images it was trained on; it is not a run's checkpoint")
+        #: Training steps that the weights have seen.
+        self.step: int = content["it"]
         self.classes: list[str] = about["classes"]
         self.img_size: int = about["img_size"]
         with usb_calls_on(self.device):
@@ -103,8 +105,8 @@ def label_images(
 def write_predictions(
     checkpoint: Path, images: Path, out: Path, device: str = "auto", batch: int = 256, skip_bad_images: bool = False,
     overwrite: bool = False,
-) -> int:  # fmt: skip
-    """Write a table of file (relative to ``images``), class and probability; returns the number of images.
+) -> str:  # fmt: skip
+    """Write a table of file (relative to ``images``), class and probability; returns a line that says what was done.
 
     Args:
         checkpoint: a run's ``latest_model.pth``, or its directory.
@@ -123,7 +125,8 @@ def write_predictions(
     files = [images] if images.is_file() else find_images(images)
     if not files:
         raise DataError(f"{images}: no image in it")
-    predictor = Predictor(checkpoint / LATEST if checkpoint.is_dir() else checkpoint, device)
+    used = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
+    predictor = Predictor(used, device)
     root = images.parent if images.is_file() else images
     text = io.StringIO()
     table = csv.writer(text)
@@ -133,4 +136,4 @@ def write_predictions(
         table.writerow((path.relative_to(root).as_posix(), label, f"{probability:.6f}"))
         rows += 1
     write_text(out, text.getvalue())
-    return rows
+    return f"{rows} images labelled by {used} (averaged weights, step {predictor.step}): {out}"

@@ -51,13 +51,14 @@ class Progress:
         parameters = sum(p.numel() for p in algorithm.model.parameters())
         s = self._settings
         resumed = f", from step {algorithm.it}" if algorithm.it else ""
-        images = f"{len(algorithm.split.labelled)} labels, {len(algorithm.split.unlabelled)} unlabelled"
+        unused = " (not used)" if s.stage == "pretrain" else ""
+        images = f"{len(algorithm.split.labelled)} labels{unused}, {len(algorithm.split.unlabelled)} unlabelled"
         self._console.print(
             f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({parameters:,}"
             f" parameters); {labelled} + {unlabelled} images a step; {algorithm.device}, {algorithm.precision};"
             f" seed {s.seed}; {self._total} steps{resumed}"
         )
-        for note in algorithm.source.notes:
+        for note in algorithm.notes:
             self._console.print(f"note: {note}", markup=False)
         if self._bar is not None:
             self._task = self._bar.add_task("", total=self._total, completed=algorithm.it, text="")
@@ -77,6 +78,12 @@ class Progress:
 
     def finish(self, result: dict[str, Any], run_dir: Path) -> None:
         """Say how the run ended."""
+        if self._settings.stage == "pretrain":
+            self._console.print(
+                f"pre-trained without labels, so accuracies mean nothing; --init_from {run_dir / 'latest_model.pth'} starts"
+                f" from its weights; {_clock(result['seconds'])} of training"
+            )
+            return
         if result["last_top1"] is None:
             self._console.print(
                 f"no test images, so no accuracy; {_clock(result['seconds'])} of training; {run_dir / 'result.json'}"
@@ -111,6 +118,8 @@ class Progress:
         speed = (step - first) * sum(algorithm.batch_sizes) / max(elapsed, 1e-9)
         loss = values.get("train/total_loss", values.get("train/sup_loss", float("nan")))
         text = f"loss {loss:.3f}"
+        if hasattr(algorithm, "stage"):
+            text = f"stage {algorithm.stage}  {text}"
         if "train/mi" in values:
             text += f"  MI {values['train/mi']:.2f}  H {values['train/entropy']:.2f}"
         text += f"  accuracy {100 * self._accuracy:.1f} %" if self._accuracy == self._accuracy else ""

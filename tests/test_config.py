@@ -206,3 +206,10 @@ def test_no_arguments_ask_for_some():
 
 def test_values_from_a_namespace_with_none_are_kept():
     assert resolve([Layer("file", {"gpu": "None", "algorithm": "fixmatch"})]).settings.gpu is None
+
+
+def test_the_ratio_that_was_given_last_is_the_one_compared(tmp_path):
+    (tmp_path / "a.yaml").write_text("total_batch: 96\nratio: 3\n")
+    assert not load_settings(tmp_path / "a.yaml", batch_size=4, uratio=1).notices
+    (notice,) = load_settings(tmp_path / "a.yaml", total_batch=10, uratio=2).notices
+    assert notice.startswith("ratio 2 becomes 2.333")

@@ -259,3 +259,6 @@ def test_cosine_reaches_zero_where_it_is_told_to(short_run, tmp_path):
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(ConfigError, match="lr_zero_at: only with --lr_schedule cosine"):
         load_settings(None, lr_zero_at=1.2)
+    with pytest.raises(ConfigError, match="leaves no whole one for the first stage; give more --epoch"):
+        load_settings(None, algorithm="muscle_labelprop", num_train_iter=20, epoch=1)
+    assert load_settings(None, algorithm="labelprop", epoch=1, lp_start=0).settings.lp_start == 0

@@ -1,5 +1,6 @@
 """Label propagation: a graph by hand, the closed form, the paper's procedure as loops, degenerate inputs, backends."""
 
+import importlib.util
 import inspect
 import math
 
@@ -24,8 +25,7 @@ from muscle_plugin.propagation import (
 )
 from muscle_plugin.propagation import graph as graph_module
 
-pytest.importorskip("faiss")
-BACKENDS = ["faiss", "torch"]
+BACKENDS = ["faiss", "torch"] if importlib.util.find_spec("faiss") else ["torch"]
 
 
 def clusters(n=120, d=8, c=3, labelled=2, noise=0.6, seed=0):
@@ -230,7 +230,8 @@ def test_residual_is_the_true_one_where_float32_can_carry_no_further():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("iterations", [5, 20, None])
 def test_equals_the_procedure_as_loops(backend, iterations):
-    x, y, _ = clusters(80, d=6)
+    x, y, truth = clusters(80, d=6)
+    y[np.flatnonzero(truth == 1)[:9]] = 1  # classes with different numbers of labels
     labels, weights, balance, p = oracle(x.numpy(), y.numpy(), 3, 6, 3, 0.9, iterations)
     result = propagate(
         x, y, 3, k=6, alpha=0.9, max_iter=iterations or 500, tol=0 if iterations else 1e-7, backend=backend
@@ -250,6 +251,7 @@ def test_more_classes_than_are_solved_at_once():
     np.testing.assert_allclose(result.distributions.numpy(), p, atol=1e-4)
 
 
+@pytest.mark.skipif(len(BACKENDS) < 2, reason="faiss is not installed")
 def test_backends_agree():
     x, y, _ = clusters(400, c=5)
     a, b = (propagate(x, y, 5, k=10, backend=backend) for backend in BACKENDS)
@@ -346,7 +348,7 @@ def test_isolated_and_unreached_points_weigh_nothing(backend):
     x[20:26, 8] = 1  # an island of duplicates without a label
     y[[10, 11, 12, *range(20, 26)]] = -1
     y[11] = 2  # a labelled point without a neighbour
-    y[y == 1] = 0  # class 1 has no label; class 0 the most
+    y[y == 1] = 2  # class 1 has no label; class 2 the most
     result = propagate(x, y, 3, k=4, backend=backend)
     check_sound(result, y, 3)
     assert result.stats.isolated == 3
@@ -354,7 +356,7 @@ def test_isolated_and_unreached_points_weigh_nothing(backend):
     assert result.stats.unlabelled_classes == (1,)
     lost = [10, 12, *range(20, 26)]
     assert (~result.reached).nonzero().squeeze(1).tolist() == lost
-    assert result.labels[lost].tolist() == [0] * 8
+    assert result.labels[lost].tolist() == [2] * 8
     assert result.distributions[lost].unique().tolist() == [pytest.approx(1 / 3)]
     assert (result.labels[11], result.weights[11]) == (2, 1)
     assert result.class_weights[1] == 0

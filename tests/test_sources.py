@@ -308,12 +308,20 @@ def test_image_folders_that_are_not_one_say_what_is_expected(tmp_path):
     with pytest.raises(DataError, match=r"labelled/eel: no image in it"):
         image_folder(options(root))
     (root / "labelled" / "eel").rmdir()
-    picture(root / "test" / "fox" / "1.png")
-    with pytest.raises(DataError, match="class 'fox' is tested, but has no labelled image"):
+    picture(root / "test" / "dogs" / "1.png")
+    with pytest.raises(DataError, match="class 'dogs' is tested, but has no labelled image to train on; is it 'dog'"):
         image_folder(options(root))
     picture(root / "labelled" / "stray.png")
     with pytest.raises(DataError, match=r"stray.png: lies in no class"):
         image_folder(options(root))
+
+
+def test_a_class_that_is_never_tested_is_pointed_out(tmp_path):
+    root = make_folder(tmp_path)
+    picture(root / "labelled" / "dogg" / "1.png")
+    source = image_folder(options(root))
+    assert source.classes == ("cat", "dog", "dogg")
+    assert source.notes == ("class 'dogg' has labelled images, but none to test on; is it 'dog'?",)
 
 
 def test_a_bad_image_is_named_and_left_out_only_when_asked(tmp_path):
@@ -340,6 +348,8 @@ def test_a_table_of_labels(tmp_path):
         "\ufeffpictures/0.png;dog\npictures/1.png;cat\n\n pictures/2.png ; cat ;test\n./pictures/3.png;;\n"
     )
     source = image_folder(options(tmp_path, labels_csv=table))
+    beside = image_folder(options(tmp_path, labels_csv=Path("labels.csv")))  # found in data_dir
+    assert torch.equal(beside.labels, source.labels)
     assert source.classes == ("cat", "dog")
     assert source.train_labels.tolist() == [1, 0, -1, -1, -1]
     assert source.test_labels.tolist() == [0]

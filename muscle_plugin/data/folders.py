@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +41,24 @@ def image_folder(options: SourceOptions) -> Source:
     root = options.data_dir
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; --data_dir names the folder that holds labelled/ and unlabelled/")
-    items = _from_csv(root, options.labels_csv) if options.labels_csv is not None else _from_folders(root)
+    table = options.labels_csv
+    if table is not None and not table.exists() and (root / table).exists():
+        table = root / table
+    items = _from_csv(root, table) if table is not None else _from_folders(root)
     classes = tuple(sorted({x.label for x in items if x.label is not None and not x.test}))
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
-        raise DataError(f"{options.labels_csv or root}: images of at least two classes must be labelled, found {found}")
-    for x in items:
-        if x.test and x.label not in classes:
-            raise DataError(f"{x.path}: class {x.label!r} is tested, but has no labelled image to train on")
+        raise DataError(f"{table or root}: images of at least two classes must be labelled, found {found}")
+    tested = {x.label: x.path for x in items if x.test}
+    for label, path in tested.items():
+        if label not in classes:
+            near = _near(str(label), classes)
+            raise DataError(f"{path}: class {label!r} is tested, but has no labelled image to train on{near}")
+    warnings = [
+        f"class {c!r} has labelled images, but none to test on{_near(c, [x for x in classes if x != c])}"
+        for c in classes
+        if tested and c not in tested
+    ]
     number = {c: i for i, c in enumerate(classes)}
     packed = pack("folder", root, [x.path for x in items], options.img_size, options.cache_dirs)
     labels = torch.tensor([-1 if x.label is None else number[x.label] for x in items])
@@ -55,8 +66,13 @@ def image_folder(options: SourceOptions) -> Source:
     test = torch.tensor([x.test for x in items])
     return Source(
         packed.images, labels, (good & ~test).nonzero().flatten(), (good & test).nonzero().flatten(), classes,
-        notes=notes,
+        notes=(*warnings, *notes),
     )  # fmt: skip
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"; is it {close[0]!r}?" if close else ""
 
 
 def _readable(packed: Pack, skip: bool) -> tuple[Tensor, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from muscle_plugin.config import Resolved
 from muscle_plugin.data.splits import class_counts, write_split
+from muscle_plugin.data.views import HARD
 
 
 def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> None:
@@ -29,8 +31,10 @@ def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> N
         warnings.simplefilter("ignore")
         algorithm = build(resolved)
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 160
     console.print(counts_table(algorithm))
-    for note in algorithm.source.notes:
+    for note in algorithm.notes:
         console.print(f"note: {note}", markup=False)
     if picture is not None:
         from muscle_plugin.bench.plots import contact_sheet
@@ -55,7 +59,7 @@ def counts_table(algorithm: Any) -> Table:
         f" {len(source.test)} test images of {height} x {width}, {source.images.shape[1]} channel(s)"
     )
     for name in ("class", "labelled", "unlabelled", "test"):
-        table.add_column(name, justify="left" if name == "class" else "right", overflow="fold")
+        table.add_column(name, justify="left" if name == "class" else "right", no_wrap=name == "class")
     hidden: dict[int, list[str]] = {}
     if split.sequestered:
         table.add_column("gives no labels", overflow="fold")
@@ -80,9 +84,12 @@ def views_of_first_batch(algorithm: Any, columns: int = 12) -> dict[str, Tensor]
         algorithm.prepare_steps()
     batch = algorithm.batches.batch(0)
     rows: dict[str, Tensor] = {}
-    for name, view in algorithm.batches.views.items():
-        size = len(batch[name]) // view.count
-        for number, part in enumerate(batch[name].split(size), 1):
-            draw = f" {number}" if view.count > 1 else ""
-            rows[f"{view.images}, {view.strength}{draw} ({name})"] = algorithm.batches.shown(part[:columns])
+    drawn: Counter[str] = Counter()
+    for name, view in sorted(
+        algorithm.batches.views.items(), key=lambda item: (item[1].images, item[1].strength == HARD)
+    ):
+        kind = f"{view.images}, {view.strength}"
+        for part in batch[name].split(len(batch[name]) // view.count):
+            drawn[kind] += 1
+            rows[f"{kind} {drawn[kind]} ({name})"] = algorithm.batches.shown(part[:columns])
     return rows

@@ -173,8 +173,9 @@ def read_split(path: Path, source: Source, include_labelled: bool) -> Split:
                 raise ValueError("no split of this package")
             if content["fingerprint"] != fingerprint(source):
                 raise DataError(
-                    f"{path}: made for other training images, or for another division of them"
-                    f" ({content['training_images']} images; here {len(source.train)})"
+                    f"{path}: made for other training images: {content.get('dataset')}, {content['training_images']}"
+                    f" images of {len(content['labels_per_class'])} classes, drawn by seed {content.get('seed')}; here"
+                    f" {len(source.train)} of {len(source.classes)}"
                 )
             indices = content["labelled"]
             number = {n: i for i, n in enumerate(source.subclass_names)}

@@ -190,8 +190,11 @@ class Host:
             super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
         #: What was asked of the net besides its name.
         self.net_options = dict(getattr(net_builder, "keywords", {}).get("options") or {})
+        #: What a user should know before training.
+        self.notes = list(self.source.notes)
         if args.init_from:
-            load_weights(self.model, Path(args.init_from), args.init_head)
+            count = load_weights(self.model, Path(args.init_from), args.init_head)
+            self.notes.append(f"{count} of the net's {len(self.model.state_dict())} tensors are from {args.init_from}")
         self.amp_cm = autocast_context(self.precision, self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 

@@ -59,7 +59,7 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         num_classes: int | None = None,
         neighbours: str = "auto",
         approximate_above: int = 300_000,
-        probes: int = 32,
+        probes: int = 16,
         backend: str = "auto",
         seed: int = 0,
     ) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -108,6 +108,10 @@ def search(base: Tensor, queries: Tensor, k: int, backend: str) -> tuple[Tensor,
     return torch.cat([b.values for b in blocks]), torch.cat([b.indices for b in blocks])
 
 
+# rows, and for each of them (m, k) inner products and (m, k) row numbers, -1 where none was found
+Found: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]
+
+
 class NearestNeighbours(NamedTuple):
     """(n, k) inner products, float32, and (n, k) row numbers, int32, of each row's neighbours, itself left out."""
 
@@ -122,15 +126,14 @@ def nearest_neighbours(
     *,
     method: str = "auto",
     approximate_above: int = 300_000,
-    probes: int = 32,
+    probes: int = 16,
     backend: str = "auto",
     seed: int = 0,
 ) -> NearestNeighbours:
     """Each row's k nearest other rows by inner product.
 
-    "approximate" is an inverted file searched one list at a time: the rows are clustered into about sqrt(n) lists by
-    spherical k-means, and the rows of a list are compared with those of the ``probes`` lists whose centres are nearest
-    to its own, in one matrix product.
+    "approximate" is an inverted file: k-means puts the rows into 2 sqrt(n) lists, and a row is compared with those of
+    the ``probes`` lists whose centres are nearest to it (faiss) or to the centre of its own list (torch).
 
     Args:
         unit: (n, d) float32 rows of unit length or zero.
@@ -155,20 +158,17 @@ def nearest_neighbours(
         method = "approximate" if n > approximate_above else "exact"
     index = torch.arange(n, dtype=torch.int32, device=unit.device)[:, None].repeat(1, k)
     similarity = torch.zeros(n, k, dtype=torch.float32, device=unit.device)
-    if k:
-        every = torch.arange(n, device=unit.device)
-        if method == "exact":
-            tasks: Iterator[tuple[Tensor, Tensor | None]] = ((rows, None) for rows in every.split(BLOCK))
-        else:
-            tasks = _list_by_list(unit, probes, seed)
-        for rows, candidates in tasks:
-            base = unit if candidates is None else unit[candidates]
-            found, where = search(base, unit[rows], min(k + 1, len(base)), backend)
-            if candidates is not None:
-                where = candidates[where]
-            found, where = _without_self(found, where, rows)
-            similarity[rows, : found.shape[1]] = found
-            index[rows, : found.shape[1]] = where.int()
+    if method == "exact":
+        found = _exact(unit, k + 1, backend)
+    elif backend == "faiss":
+        found = _inverted_file(unit, k + 1, probes, seed)
+    else:
+        found = _list_by_list(unit, k + 1, probes, seed)
+    for rows, near, where in found if k else ():
+        near, where = _without_self(near, where, rows)
+        missing = where < 0
+        similarity[rows, : near.shape[1]] = near.masked_fill_(missing, 0)
+        index[rows, : near.shape[1]] = torch.where(missing, rows[:, None], where).int()
     return NearestNeighbours(similarity, index, method)
 
 
@@ -181,18 +181,45 @@ def _without_self(similarity: Tensor, index: Tensor, rows: Tensor) -> tuple[Tens
     return tuple(torch.where(before, x[:, :-1], x[:, 1:]) for x in (similarity, index))
 
 
-def _list_by_list(unit: Tensor, probes: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Row numbers of each list of the inverted file, with those of the lists that it is compared with."""
-    n = len(unit)
-    lists = max(1, round(n**0.5))
+def _exact(unit: Tensor, k: int, backend: str) -> Found:
+    for rows in torch.arange(len(unit), device=unit.device).split(BLOCK):
+        yield rows, *search(unit, unit[rows], k, backend)
+
+
+def _inverted_file(unit: Tensor, k: int, probes: int, seed: int) -> Found:
+    faiss = _faiss()
+    assert faiss is not None
+    lists = _lists(len(unit))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(unit.shape[1]), unit.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed, index.cp.min_points_per_centroid, index.nprobe = seed, 1, min(probes, lists)
+    index.train(unit[_some(unit, lists * 32, seed)].numpy())
+    index.add(unit.numpy())
+    for rows in torch.arange(len(unit)).split(BLOCK):
+        similarity, where = index.search(unit[rows].numpy(), k)
+        yield rows, torch.from_numpy(similarity), torch.from_numpy(where)
+
+
+def _list_by_list(unit: Tensor, k: int, probes: int, seed: int) -> Found:
+    """Compares the rows of a list with those of the lists nearest to its centre, in one matrix product."""
+    lists = _lists(len(unit))
     centres = _spherical_k_means(unit, lists, seed)
     assigned = _nearest_centre(unit, centres)
-    order = assigned.argsort(stable=True)
-    members = order.split(torch.bincount(assigned, minlength=lists).tolist())
+    members = assigned.argsort(stable=True).split(torch.bincount(assigned, minlength=lists).tolist())
     near = (centres @ centres.T).topk(min(probes, lists)).indices.tolist()
     for own, others in zip(members, near, strict=True):
         if len(own):
-            yield own, torch.cat([members[j] for j in others])
+            candidates = torch.cat([own, *(members[j] for j in others if members[j] is not own)])
+            similarity, where = search(unit[candidates], unit[own], min(k, len(candidates)), "torch")
+            yield own, similarity, candidates[where]
+
+
+def _lists(n: int) -> int:
+    return min(n, round(2 * n**0.5))
+
+
+def _some(unit: Tensor, count: int, seed: int) -> Tensor:
+    """Numbers of ``count`` rows drawn at random, all of them where there are fewer."""
+    return torch.randperm(len(unit), generator=torch.Generator().manual_seed(seed))[:count].to(unit.device)
 
 
 def _nearest_centre(unit: Tensor, centres: Tensor) -> Tensor:
@@ -209,17 +236,15 @@ def locality_order(unit: Tensor, seed: int = 0) -> Tensor:
         unit: (n, d) float32 rows of unit length or zero.
         seed: of the choice of rows to sort by.
     """
-    some = torch.randperm(len(unit), generator=torch.Generator().manual_seed(seed))[: round(len(unit) ** 0.5 / 2) + 1]
-    centres = unit[some.to(unit.device)]
+    centres = unit[_some(unit, round(len(unit) ** 0.5 / 2) + 1, seed)]
     coarse = centres[: round(len(centres) ** 0.5)]  # similar centres side by side, too
     centres = centres[_nearest_centre(centres, coarse).argsort(stable=True)]
     return _nearest_centre(unit, centres).argsort(stable=True)
 
 
-def _spherical_k_means(unit: Tensor, lists: int, seed: int, iterations: int = 8, per_list: int = 64) -> Tensor:
+def _spherical_k_means(unit: Tensor, lists: int, seed: int, iterations: int = 8, per_list: int = 32) -> Tensor:
     """(lists, d) centres of unit length, from Lloyd's iterations on a sample of ``per_list`` rows a list."""
-    order = torch.randperm(len(unit), generator=torch.Generator().manual_seed(seed)).to(unit.device)
-    sample = unit[order[: lists * per_list]]
+    sample = unit[_some(unit, lists * per_list, seed)]
     centres = sample[:lists].clone()
     for _ in range(iterations):
         total = torch.zeros_like(centres).index_add_(0, _nearest_centre(sample, centres), sample)
