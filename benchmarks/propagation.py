@@ -3,7 +3,7 @@
 One process, the same data, in turns (reference, ours, reference, ...). Ratios are taken within a round; the table
 shows their median with the smallest and largest. "diffusion" ends at pseudo-labels and weights in both.
 
-    python benchmarks/propagation.py [--n 50000] [--classes 10 100] [--rounds 5]
+    python benchmarks/propagation.py [--n 50000] [--classes 10 100] [--rounds 5] [--threads 2]
     python benchmarks/propagation.py --sizes 10000 30000 100000 300000 1000000 [--plot out.png]
     python benchmarks/propagation.py --spreading     # against scikit-learn's LabelSpreading
     python benchmarks/propagation.py --recall        # of approximate neighbours, by lists compared with
@@ -32,6 +32,7 @@ from scipy import sparse
 from scipy.sparse.linalg import cg
 from sklearn.datasets import load_digits
 from sklearn.semi_supervised import LabelSpreading
+from threadpoolctl import threadpool_limits
 
 from muscle_plugin.propagation import nearest_neighbours, normalise_rows, propagate
 
@@ -87,7 +88,8 @@ def reference(x: np.ndarray, y: np.ndarray, classes: int, k: int, alpha: float =
     z = np.zeros((n, classes))
     for j in range(classes):
         rhs = (y == j) / (y == j).sum()
-        z[:, j] = cg(system, rhs, rtol=1e-6, maxiter=max_iter)[0]
+        with threadpool_limits(1, "blas"):  # its threads slow vectors of this size, severalfold on a busy machine
+            z[:, j] = cg(system, rhs, rtol=1e-6, maxiter=max_iter)[0]
     z = np.maximum(z, 0)
     p = z / z.sum(1, keepdims=True)
     entropy = -np.sum(p * np.log(np.where(p > 0, p, 1)), 1)
@@ -130,7 +132,7 @@ def compare(n: int, d: int, k: int, classes: int, labels: int, rounds: int) -> N
     load = os.getloadavg()[0]
     console.print(
         f"ours: accuracy {right:.3f}, {result.stats.iterations} iterations, largest residual "
-        f"{result.stats.residuals.max():.1e}; load average {load:.1f}\n"
+        f"{result.stats.residuals.max():.1e}; {torch.get_num_threads()} torch threads, load average {load:.1f}\n"
     )
 
 
@@ -290,8 +292,11 @@ def main() -> None:
     parser.add_argument("--spreading", action="store_true", help="compare with scikit-learn's LabelSpreading")
     parser.add_argument("--recall", action="store_true", help="recall of approximate neighbours")
     parser.add_argument("--seeds", type=int, default=5, help="with --spreading: draws of labels")
+    parser.add_argument("--threads", type=int, help="torch's threads; 1 is quicker where others keep the CPUs busy")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     if arguments.measure:
         measure(
             arguments.measure, arguments.d, arguments.k, arguments.classes[0], arguments.labels, arguments.neighbours
