@@ -218,7 +218,7 @@ def spreading(seeds: int) -> None:
     table = Table(title=f"LabelSpreading(kernel='knn') and ours: mean of {seeds} draws, k and alpha the same")
     for column in ("data", "k", "method", "accuracy", "std", "seconds"):
         table.add_column(column, justify="left" if column in ("data", "method") else "right")
-    hard = clusters(10_000, 128, 10, 10, seed=0, noise=2.5)
+    hard = clusters(10_000, 128, 10, 10, seed=0)
     data = {"digits, 1 label a class": (digits, target, 10), "clusters, n = 10,000": (hard[0], hard[2].numpy(), 50)}
     for name, (x, truth, k) in data.items():
         unit = normalise_rows(torch.as_tensor(x))

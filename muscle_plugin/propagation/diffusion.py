@@ -21,7 +21,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -152,23 +154,41 @@ def _diffuse(
     classes, rows = labels[labelled], inverse[labelled]
     counts = torch.bincount(classes, minlength=num_classes)
     z = torch.empty(len(labels), num_classes, dtype=graph.values.dtype, device=labels.device)
-    residuals, iterations = [], []
 
     def multiply(p: Tensor) -> Tensor:
         sp = graph @ p
         return torch.add(p, sp, alpha=-alpha, out=sp)
 
-    width = COLUMNS.get(labels.device.type, 32)
-    for first in range(0, num_classes, width):
-        last = min(first + width, num_classes)
+    def solve(part: tuple[int, int]) -> Solution:
+        first, last = part
         rhs = z.new_zeros(len(labels), last - first)
         here = (classes >= first) & (classes < last)
         rhs[rows[here], classes[here] - first] = 1 / counts[classes[here]].to(z.dtype)
         solution = conjugate_gradients(multiply, rhs, tol, max_iter)
         z[:, first:last] = solution.x[inverse]
-        residuals.append(solution.residuals)
-        iterations.append(solution.iterations)
-    return Solution(z, torch.cat(residuals), torch.cat(iterations))
+        return solution
+
+    device = labels.device.type
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    parts = _parts(num_classes, COLUMNS.get(device, 32), threads)
+    if threads > 1 and len(parts) > 1:
+        # a thread for each part, rather than all threads for one after the other: they need not wait for one another
+        # in every operation, which costs most where the cores have other work
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            solutions = list(pool.map(solve, parts))
+        torch.set_num_threads(threads)
+    else:
+        solutions = [solve(part) for part in parts]
+    return Solution(z, torch.cat([s.residuals for s in solutions]), torch.cat([s.iterations for s in solutions]))
+
+
+def _parts(num_classes: int, width: int, threads: int) -> list[tuple[int, int]]:
+    """Classes first to last, of parts of about equal size, at most ``width`` and as many for each thread."""
+    count = -(-num_classes // width)
+    if count > 1:
+        count = min(num_classes, -(-count // threads) * threads)
+    bounds = [num_classes * i // count for i in range(count + 1)]
+    return list(pairwise(bounds))
 
 
 class PseudoLabels(NamedTuple):
