@@ -39,8 +39,8 @@ from muscle_plugin.propagation.graph import (
     normalise_rows,
 )
 
-# classes solved at a time: a bound on memory, and rows of 32 float32 fill two cache lines
-COLUMNS = {"cpu": 32, "cuda": 128}
+# classes solved at a time: a bound on memory
+COLUMNS = {"cpu": 64, "cuda": 128}
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _diffuse(
 
     device = labels.device.type
     threads = torch.get_num_threads() if device == "cpu" else 1
-    parts = _parts(num_classes, COLUMNS.get(device, 32), threads)
+    parts = _parts(num_classes, COLUMNS.get(device, 64), threads)
     if threads > 1 and len(parts) > 1:
         # a thread for each part, rather than all threads for one after the other: they need not wait for one another
         # in every operation, which costs most where the cores have other work

@@ -30,6 +30,8 @@ from torch import Tensor
 BACKENDS = ("auto", "faiss", "torch")
 NEIGHBOURS = ("auto", "exact", "approximate")
 BLOCK = 1 << 16  # rows handled at a time where a temporary of all rows would cost memory
+# neighbours from which faiss is to keep them in a reservoir
+RESERVOIR = 20
 
 
 @cache
@@ -101,7 +103,13 @@ def search(base: Tensor, queries: Tensor, k: int, backend: str) -> tuple[Tensor,
     if backend == "faiss":
         faiss = _faiss()
         assert faiss is not None
-        similarity, index = faiss.knn(queries.numpy(), base.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+        # the same neighbours, kept in a reservoir instead of a heap from a smaller k on: a tenth faster for k = 51
+        usual = faiss.cvar.distance_compute_min_k_reservoir
+        faiss.cvar.distance_compute_min_k_reservoir = min(usual, RESERVOIR)
+        try:
+            similarity, index = faiss.knn(queries.numpy(), base.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+        finally:
+            faiss.cvar.distance_compute_min_k_reservoir = usual
         return torch.from_numpy(similarity), torch.from_numpy(index)
     entries = 1 << (27 if base.is_cuda else 24)  # of the block of inner products: 512 or 64 MiB
     blocks = [(block @ base.T).topk(k) for block in queries.split(max(1, entries // len(base)))]
