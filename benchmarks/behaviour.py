@@ -29,7 +29,7 @@ BASES = ROOT / "benchmark_configs" / "_base"
 RUNS = Path("runs/behaviour")
 
 CIFAR = {
-    "dataset": "cifar10", "net": "small_cnn", "num_labels": 250, "num_train_iter": 600, "epoch": 6, "num_eval_iter": 300,
+    "dataset": "cifar10", "net": "small_cnn", "num_labels": 250, "num_train_iter": 400, "epoch": 4, "num_eval_iter": 400,
     "eval_batch_size": 1000,
 }  # fmt: skip
 MUSCLE = {"mi_labelled": False}

@@ -262,3 +262,19 @@ def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(ConfigError, match="leaves no whole one for the first stage; give more --epoch"):
         load_settings(None, algorithm="muscle_labelprop", num_train_iter=20, epoch=1)
     assert load_settings(None, algorithm="labelprop", epoch=1, lp_start=0).settings.lp_start == 0
+
+
+def test_training_starts_from_a_timm_checkpoint(build_short, tmp_path):
+    """A state dict as timm saves it, for a net of timm: all but the classifier is taken over."""
+    import timm
+
+    given = timm.create_model("resnet10t", num_classes=7).state_dict()
+    torch.save(given, tmp_path / "timm.pth")
+    net = {"net": "timm:resnet10t", "img_size": 32, "total_batch": 6}
+    algorithm = build_short(algorithm="fixmatch", init_from=str(tmp_path / "timm.pth"), **net)
+    own = algorithm.model.state_dict()
+    shared = [n for n in given if not n.startswith("fc.")]
+    assert shared
+    for name in shared:
+        assert torch.equal(own[f"backbone.{name}"], given[name]), name
+    assert str(tmp_path / "timm.pth") in algorithm.notes[-1]
