@@ -8,7 +8,6 @@ error answer at once.
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -27,6 +26,8 @@ from muscle_plugin.algorithms.catalogue import (
     base_algorithms,
     muscle_algorithms,
 )
+from muscle_plugin.algorithms.own import stage_1_epochs
+from muscle_plugin.closest import closest
 from muscle_plugin.data.names import DATASETS, NETS, DatasetInfo
 
 
@@ -275,8 +276,8 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {near[0]}.yaml?" if near else ""
+        near = closest(path.stem, (p.stem for p in path.parent.glob("*.yaml")))
+        hint = f"; did you mean {near}.yaml?" if near else ""
         raise ConfigError([f"{path}: no such file{hint}"]) from None
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError([f"{path}: cannot be read: {e}"]) from None
@@ -310,8 +311,8 @@ def _algorithm_entry(name: Any) -> Algorithm:
 
 
 def _did_you_mean(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = closest(name, known, cutoff=0.5)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def settings_model(algorithm: str) -> type[BaseModel]:
@@ -516,7 +517,7 @@ def _cross_checks(settings: Any) -> list[str]:
     start = getattr(settings, "lp_start", None)
     if start is not None and not 0 <= start <= 1:
         faults.append(f"lp_start: a share of the epochs, from 0 to 1, got {start:g}")
-    elif start is not None and ((start > 0) != (round(start * settings.epoch) > 0)):
+    elif start is not None and ((start > 0) != (stage_1_epochs(start, settings.epoch) > 0)):
         faults.append(
             f"lp_start: {start:g} of {settings.epoch} epoch(s) leaves no whole one for the first stage; give more --epoch"
         )
@@ -573,17 +574,7 @@ def _split_faults(settings: Any, info: DatasetInfo) -> list[str]:
 def _finish(settings: Any) -> Any:
     """Fill in what follows from other settings."""
     info = DATASETS[settings.dataset]
-    update: dict[str, Any] = {"num_classes": settings.num_classes or info.num_classes}
-    if settings.num_labels is None and not settings.split_file:
-        update["num_labels"] = info.num_labels
-    if settings.sequestered is None:
-        update["sequestered"] = info.sequestered
-    if settings.img_size is None:
-        update["img_size"] = info.img_size
-    if settings.weak_augment is None:
-        update["weak_augment"] = info.weak_augment
-    if settings.hard_augment is None:
-        update["hard_augment"] = info.hard_augment
+    update: dict[str, Any] = {"num_classes": settings.num_classes or info.num_classes, **info.defaults(settings)}
     if settings.amp:
         update["precision"] = "fp16"
     if settings.gpu is not None:

@@ -29,7 +29,7 @@ import torch
 
 from muscle_plugin.config import ConfigError, Resolved, RunSettings, read_yaml, resolve
 from muscle_plugin.data.errors import DataError
-from muscle_plugin.data.names import DATASETS, NETS
+from muscle_plugin.data.names import DATASETS, NETS, TIMM
 from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.files import write_json, write_text
 from muscle_plugin.host.device import DeviceError
@@ -43,8 +43,6 @@ __all__ = ["Interrupted", "RunError", "train"]
 #: A directory with this file is a run of ours, and may be deleted by ``overwrite``.
 CONFIG_FILE = "config.yaml"
 SPLIT_FILE = "split.json"
-#: Begins the name of a net of timm.
-TIMM = "timm:"
 
 
 class RunError(RuntimeError):
@@ -234,7 +232,7 @@ def net_builder(net: str, from_torchvision: bool, channels: int, img_size: int, 
 
     if not hasattr(nets, net) or net.startswith("_"):
         usb = sorted(n for n in vars(nets) if n[-1].isdigit() and not n.startswith("_") and n not in NETS)
-        raise ValueError(f"net: unknown {net!r}; known: {', '.join((*NETS, *usb))}, timm:<name>")
+        raise ValueError(f"net: unknown {net!r}; known: {', '.join((*NETS, *usb))}, {TIMM}<name>")
     return getattr(nets, net)
 
 

@@ -6,12 +6,13 @@ A step may be a fraction, and may count epochs, as long as all arguments of a ca
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+from muscle_plugin.closest import nearest
 
 #: From a step to what the learning rate is multiplied by.
 Schedule = Callable[[float], float]
@@ -123,17 +124,12 @@ def schedule(name: str, total_steps: float, **options: Any) -> Schedule:
         ValueError: no such schedule or option, or a value out of its range.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"schedule: unknown {name!r}{_nearest(name, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
+        raise ValueError(f"schedule: unknown {name!r}{nearest(name, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
     if not 0 < total_steps < math.inf:
         raise ValueError(f"schedule: total_steps must be more than 0, got {total_steps}")
     known = list(inspect.signature(SCHEDULES[name]).parameters)[1:]
     for option in options:
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"schedule: {name} has no option {option!r}{_nearest(option, known)}; {has}")
+            raise ValueError(f"schedule: {name} has no option {option!r}{nearest(option, known)}; {has}")
     return SCHEDULES[name](total_steps, **options)
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (nearest: {close[0]})" if close else ""

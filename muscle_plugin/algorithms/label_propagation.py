@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
-from muscle_plugin.algorithms.own import usb_arguments
+from muscle_plugin.algorithms.own import stage_1_epochs, usb_arguments
 from muscle_plugin.usb import AlgorithmBase, Hook
 
 
@@ -58,7 +58,7 @@ class PseudoLabels:
     def stage_1_steps(self) -> int:
         """Steps of stage 1: whole epochs, ``lp_start`` of all."""
         args = self.args
-        return round(args.lp_start * args.epoch) * max(1, args.num_train_iter // args.epoch)
+        return stage_1_epochs(args.lp_start, args.epoch) * max(1, args.num_train_iter // args.epoch)
 
     def schedule_restarts(self) -> tuple[int, ...]:
         """The steps at which the learning rate begins anew."""
@@ -68,7 +68,7 @@ class PseudoLabels:
     def stage_epoch(self) -> int:
         """The epoch, counted from the beginning of the stage."""
         epoch: int = self.epoch  # type: ignore[attr-defined]
-        return epoch if self.stage == 1 else epoch - round(self.args.lp_start * self.args.epoch)
+        return epoch if self.stage == 1 else epoch - stage_1_epochs(self.args.lp_start, self.args.epoch)
 
     @property
     def stage(self) -> int:
@@ -95,8 +95,8 @@ class PseudoLabels:
         place[points] = torch.arange(len(points))
         chosen = place[split.unlabelled].to(device)
         self.pseudo_labels = found.labels[chosen]
-        self.class_weights = found.class_weights.float()
-        weights = found.weights[chosen].float()
+        self.class_weights = found.class_weights
+        weights = found.weights[chosen]
         self.pseudo_weights = weights * self.class_weights[self.pseudo_labels]
         truth = source.train_labels[split.unlabelled].to(device)
         told = (truth >= 0) & (weights > 0)

@@ -62,6 +62,11 @@ OWN_ALGORITHMS: dict[str, Algorithm] = {
 }  # fmt: skip
 
 
+def stage_1_epochs(lp_start: float, epochs: int) -> int:
+    """Whole epochs of label propagation's first stage."""
+    return round(lp_start * epochs)
+
+
 def usb_arguments(name: str) -> list[Any]:
     """The settings of one of these algorithms as USB's ``get_argument`` returns them."""
     from muscle_plugin.usb import SSL_Argument, str2bool

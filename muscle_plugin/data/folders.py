@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from muscle_plugin.closest import closest
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import Pack, find_images, pack
 from muscle_plugin.data.sources import Source, SourceOptions
@@ -71,8 +71,8 @@ def image_folder(options: SourceOptions) -> Source:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    return f"; is it {close[0]!r}?" if close else ""
+    near = closest(name, known, cutoff=0.7)
+    return f"; is it {near!r}?" if near else ""
 
 
 def _readable(packed: Pack, skip: bool) -> tuple[Tensor, tuple[str, ...]]:
@@ -116,7 +116,7 @@ def _from_folders(root: Path) -> list[_Item]:
             if not files:
                 raise DataError(f"{kind}: no image in it")
             items += [_Item(f, kind.name, is_test) for f in files]
-        stray = [f for f in find_images(folder) if f.parent == folder]
+        stray = find_images(folder, deep=False)
         if stray:
             raise DataError(f"{stray[0]}: lies in no class; images go into {folder.name}/<class>/")
     if unlabelled is not None:
@@ -188,18 +188,16 @@ def miniimagenet(
     """
     names = ("", "miniimagenet", "mini-imagenet", "mini_imagenet", "MiniImageNet")
     places = [options.data_dir / n for n in names]
-    root = next((p for p in places if p.is_dir() and _miniimagenet_classes(p)), None)
+    root, found = next(((p, x) for p in places if p.is_dir() and (x := _class_images(p))), (None, {}))
     if root is None:
         raise DataError(
             f"miniimagenet is not in {options.data_dir}, and has no public download. Put its images there as"
             " train/<class>/*, val/<class>/* and test/<class>/*, or as <class>/*, or give their folder as --data_dir"
         )
-    folders = _miniimagenet_classes(root)
-    if len(folders) != num_classes:
-        raise DataError(f"{root}: Mini-ImageNet has {num_classes} classes, found folders of {len(folders)}")
+    if len(found) != num_classes:
+        raise DataError(f"{root}: Mini-ImageNet has {num_classes} classes, found folders of {len(found)}")
     files, labels = [], []
-    for number, (name, folder) in enumerate(sorted(folders.items())):
-        members = find_images(folder)
+    for number, (name, (folder, members)) in enumerate(sorted(found.items())):
         if len(members) != per_class:
             raise DataError(f"{folder}: Mini-ImageNet has {per_class} images of class {name}, found {len(members)}")
         files += members
@@ -212,12 +210,12 @@ def miniimagenet(
         is_test[start + torch.randperm(per_class, generator=generator)[:test_per_class]] = True
     return Source(
         packed.images, torch.tensor(labels), (good & ~is_test).nonzero().flatten(),
-        (good & is_test).nonzero().flatten(), tuple(sorted(folders)), notes=notes,
+        (good & is_test).nonzero().flatten(), tuple(sorted(found)), notes=notes,
     )  # fmt: skip
 
 
-def _miniimagenet_classes(root: Path) -> dict[str, Path]:
-    """Class name -> its folder, in either layout; empty if it is neither."""
+def _class_images(root: Path) -> dict[str, tuple[Path, list[Path]]]:
+    """Class name -> its folder and its images, in either layout; empty if it is neither."""
     parts = [root / p for p in ("train", "val", "test") if (root / p).is_dir()]
     folders = [f for p in parts or [root] for f in _class_folders(p)]
-    return {f.name: f for f in folders if any(True for _ in find_images(f)[:1])} if len(folders) > 1 else {}
+    return {f.name: (f, files) for f in folders if (files := find_images(f))} if len(folders) > 1 else {}

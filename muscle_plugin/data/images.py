@@ -34,12 +34,13 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in readable.items() if kind in Image.OPEN)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Image files at any depth under ``folder``, by their endings, in the order of their paths; hidden ones are left out."""
+def find_images(folder: Path, deep: bool = True) -> list[Path]:
+    """Image files at any depth under ``folder`` (or directly in it), by their endings, in the order of their paths; hidden
+    ones are left out."""
     suffixes = image_suffixes()
     found = []
     for parent, folders, files in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".")]
+        folders[:] = [f for f in folders if deep and not f.startswith(".")]
         found += [
             Path(parent, f) for f in files if not f.startswith(".") and os.path.splitext(f)[1].lower() in suffixes
         ]

@@ -53,7 +53,6 @@ class ResidentImages:
         self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device
     ) -> None:
         self._steps = _Steps(images.to(device), {k: m.to(device) for k, m in members.items()}, streams)
-        self._on_cpu = device.type == "cpu"
         self._device = device
 
     def all_images(self) -> Tensor:
@@ -62,8 +61,6 @@ class ResidentImages:
 
     def step(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
         """kind -> (n,) indices among its images, and (n, channels, H, W) uint8 images, on the device."""
-        if self._on_cpu:
-            return self._steps[step]
         s = self._steps
         index = {k: stream.batch(step).to(self._device, non_blocking=True) for k, stream in s.streams.items()}
         return {k: (i, s.images[s.members[k][i]]) for k, i in index.items()}

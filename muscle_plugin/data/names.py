@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class DatasetInfo:
         """Groups of images that share the labels equally: classes, or the subclasses that give labels."""
         return None if self.num_classes is None else self.num_classes * (self.subclasses - sequestered)
 
+    def defaults(self, settings: Any) -> dict[str, Any]:
+        """The data set's values of those settings that ``settings`` leaves open (None)."""
+        names = ["img_size", "sequestered", "weak_augment", "hard_augment"]
+        if not settings.split_file:  # which says how many images are labelled
+            names.append("num_labels")
+        return {n: getattr(self, n) for n in names if getattr(settings, n) is None}
+
 
 DATASETS: dict[str, DatasetInfo] = {
     "digits": DatasetInfo(10, 16, 1, num_labels=10, weak_augment="digits_weak", hard_augment="digits_hard"),
@@ -45,5 +53,6 @@ DATASETS: dict[str, DatasetInfo] = {
     "folder": DatasetInfo(None, 64),
 }
 
-#: This package's own nets.
+#: This package's own nets, and how the name of a net of timm begins.
 NETS = ("small_cnn", "cnn13", "resnet18_84")
+TIMM = "timm:"

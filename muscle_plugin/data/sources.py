@@ -59,15 +59,21 @@ class Source:
 
     def resized(self, size: int) -> Source:
         """The same with images of ``size`` x ``size`` pixels (bilinear, antialiased)."""
-        if self.images.shape[-2:] == (size, size):
-            return self
-        count, channels = self.images.shape[:2]
-        out = torch.empty((count, channels, size, size), dtype=torch.uint8)
-        for start in range(0, count, 1024):  # a part at a time: as floats, all of them would need four times the memory
-            part = self.images[start : start + 1024].float()
-            scaled = F.interpolate(part, (size, size), mode="bilinear", align_corners=False, antialias=True)
-            out[start : start + 1024] = scaled.round_().clamp_(0, 255)
-        return replace(self, images=out)
+        return replace(self, images=_resized(self.images, size))
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """(N, channels, size, size) uint8; the images themselves if they have this size."""
+    if images.shape[-2:] == (size, size):
+        return images
+    out = torch.empty((*images.shape[:2], size, size), dtype=torch.uint8)
+    for start in range(
+        0, len(images), 1024
+    ):  # a part at a time: as floats, all of them would need four times the memory
+        part = images[start : start + 1024].float()
+        scaled = F.interpolate(part, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        out[start : start + 1024] = scaled.round_().clamp_(0, 255)
+    return out
 
 
 @dataclass(frozen=True)
@@ -278,7 +284,7 @@ def stl10(options: SourceOptions) -> Source:
         for first in range(0, len(part), 1024 * per_image):
             # columns come before rows in the file
             chunk = torch.from_numpy(part[first : first + 1024 * per_image].reshape(-1, 3, 96, 96).copy())
-            shown = _plain(chunk.transpose(2, 3).contiguous()).resized(size).images
+            shown = _resized(chunk.transpose(2, 3).contiguous(), size)
             images[start : start + len(shown)] = shown
             start += len(shown)
     labels = torch.full((sum(counts),), -1)
@@ -293,11 +299,6 @@ def stl10(options: SourceOptions) -> Source:
     except OSError as e:
         raise DataError(f"{root / 'class_names.txt'}: cannot be read ({e.strerror})") from None
     return Source(images, labels, *_division(counts[0] + counts[1], counts[2]), names)
-
-
-def _plain(images: Tensor) -> Source:
-    nothing = torch.empty(0, dtype=torch.int64)
-    return Source(images, nothing, nothing, nothing, ())
 
 
 def _svhn(options: SourceOptions, train: tuple[str, ...]) -> Source:

@@ -187,11 +187,11 @@ def read_split(path: Path, source: Source, include_labelled: bool) -> Split:
     labelled = torch.tensor(sorted(set(indices)))
     if len(labelled) != len(indices) or labelled[0] < 0 or labelled[-1] >= len(source.train):
         raise DataError(f"{path}: indices must differ and lie between 0 and {len(source.train) - 1}")
-    unlabelled_class = class_counts(source, labelled).argmin()
     if (source.train_labels[labelled] < 0).any():
         raise DataError(f"{path}: names an image that has no label in this data set")
-    if not class_counts(source, labelled)[unlabelled_class]:
-        raise DataError(f"{path}: class {source.classes[int(unlabelled_class)]!r} has no labelled image")
+    counts = class_counts(source, labelled)
+    if not counts.min():
+        raise DataError(f"{path}: class {source.classes[int(counts.argmin())]!r} has no labelled image")
     return _with_rest(source, labelled, include_labelled, hidden)
 
 

@@ -69,12 +69,8 @@ def complete_settings(args: Any) -> None:
     if args.dataset not in DATASETS:
         raise DataError(f"dataset: unknown {args.dataset!r}; known: {', '.join(DATASETS)}")
     info = DATASETS[args.dataset]
-    if not args.split_file:
-        args.num_labels = args.num_labels or info.num_labels
-    args.img_size = args.img_size or info.img_size
-    args.sequestered = info.sequestered if args.sequestered is None else args.sequestered
-    args.weak_augment = args.weak_augment or info.weak_augment
-    args.hard_augment = args.hard_augment or info.hard_augment
+    for name, value in info.defaults(args).items():
+        setattr(args, name, value)
     args.batch_size = args.batch_size or 64
     args.uratio = args.uratio or 1
     one_process = {"rank": 0, "world_size": 1, "distributed": False, "multiprocessing_distributed": False}

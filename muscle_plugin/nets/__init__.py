@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from muscle_plugin.data.names import NETS
+from muscle_plugin.closest import nearest
+from muscle_plugin.data.names import NETS, TIMM
 from muscle_plugin.nets.base import USBNet
 from muscle_plugin.nets.cnn13 import CNN13, cnn13
-from muscle_plugin.nets.options import NetOptions, nearest
+from muscle_plugin.nets.options import NetOptions
 from muscle_plugin.nets.resnet18_84 import ResNet18, resnet18_84
 from muscle_plugin.nets.small_cnn import SmallCNN, small_cnn
-from muscle_plugin.nets.timm_backbone import PREFIX, TimmBackbone, timm_backbone
+from muscle_plugin.nets.timm_backbone import TimmBackbone, timm_backbone
 
 OWN_NETS: dict[str, Callable[..., Any]] = {"small_cnn": small_cnn, "cnn13": cnn13, "resnet18_84": resnet18_84}
 
 _CLASSES: dict[str, type[USBNet]] = {"small_cnn": SmallCNN, "cnn13": CNN13, "resnet18_84": ResNet18}
 
-assert set(NETS) <= set(OWN_NETS)
+assert tuple(OWN_NETS) == NETS
 
 __all__ = ["OWN_NETS", "NetOptions", "build_net", "cnn13", "net_options", "resnet18_84", "small_cnn", "timm_backbone"]
 
@@ -48,8 +49,8 @@ def build_net(
             or weights that cannot be had or do not fit.
     """
     chosen = NetOptions.of(name, options)
-    if name.startswith(PREFIX):
-        model = name.removeprefix(PREFIX)
+    if name.startswith(TIMM):
+        model = name.removeprefix(TIMM)
         return timm_backbone(model, num_classes, in_channels, img_size, pretrained, pretrained_path, chosen)
     net_options(name)
     least = _CLASSES[name].MIN_SIZE
@@ -66,9 +67,9 @@ def net_options(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: no such net.
     """
-    if name.startswith(PREFIX):
+    if name.startswith(TIMM):
         return TimmBackbone.OPTIONS
     if name not in _CLASSES:
-        known = [*OWN_NETS, f"{PREFIX}<name>"]
+        known = [*OWN_NETS, f"{TIMM}<name>"]
         raise ValueError(f"net: unknown {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     return _CLASSES[name].OPTIONS

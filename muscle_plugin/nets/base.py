@@ -21,6 +21,7 @@ class USBNet(nn.Module):
         in_channels: channels of the images.
         input_noise, double_head, l2_feature: see :class:`muscle_plugin.nets.options.NetOptions`.
         head_dropout: probability of dropout between feature and heads; the feature that is returned is without it.
+            The nets take the other three as ``shared``.
     """
 
     #: Names of the options that the net has.

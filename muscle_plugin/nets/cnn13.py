@@ -38,12 +38,10 @@ class CNN13(USBNet):
         num_classes: int,
         in_channels: int = 3,
         dropout: float = 0.5,
-        input_noise: float = 0.0,
         width: float = 1.0,
-        double_head: bool = False,
-        l2_feature: bool = False,
+        **shared: Any,
     ) -> None:
-        super().__init__(in_channels, input_noise, double_head, l2_feature)
+        super().__init__(in_channels, **shared)
         a, b, c = (channels(n, width) for n in (128, 256, 512))
         self.blocks = nn.Sequential(
             nn.Sequential(_conv(in_channels, a, 3, 1), _conv(a, a, 3, 1), _conv(a, a, 3, 1)),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from muscle_plugin.closest import nearest
 
 #: Values that ask for nothing, and which any net therefore takes.
 OFF: dict[str, Any] = {"dropout": 0.0, "input_noise": 0.0, "width": 1.0, "double_head": False, "l2_feature": False}
@@ -74,12 +75,6 @@ class NetOptions:
 def channels(default: int, width: float) -> int:
     """``default * width`` rounded to the nearest multiple of 8, at least 8."""
     return max(8, 8 * math.floor(default * width / 8 + 0.5))
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """``" (nearest: ...)"``, or nothing if no known name is near."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (nearest: {close[0]})" if close else ""
 
 
 def refuse_pretrained(net: str, pretrained: bool) -> None:

@@ -27,11 +27,9 @@ class ResNet18(USBNet):
         num_classes: int,
         in_channels: int = 3,
         dropout: float = 0.0,
-        input_noise: float = 0.0,
-        double_head: bool = False,
-        l2_feature: bool = False,
+        **shared: Any,
     ) -> None:
-        super().__init__(in_channels, input_noise, double_head, l2_feature, head_dropout=dropout)
+        super().__init__(in_channels, head_dropout=dropout, **shared)
         from torchvision.models import resnet18
 
         net = resnet18(weights=None)

@@ -37,11 +37,9 @@ class SmallCNN(USBNet):
         in_channels: int = 1,
         width: int = 32,
         dropout: float = 0.0,
-        input_noise: float = 0.0,
-        double_head: bool = False,
-        l2_feature: bool = False,
+        **shared: Any,
     ) -> None:
-        super().__init__(in_channels, input_noise, double_head, l2_feature, head_dropout=dropout)
+        super().__init__(in_channels, head_dropout=dropout, **shared)
         self.blocks = nn.Sequential(
             _conv(in_channels, width, 5, 2, 2), _conv(width, 2 * width, 5, 2, 2), _conv(2 * width, 4 * width, 4, 1, 0)
         )

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muscle_plugin.closest import nearest
+from muscle_plugin.data.names import TIMM
 from muscle_plugin.nets.base import USBNet, grouped, groups_in_order
-from muscle_plugin.nets.options import NetOptions, nearest
-
-#: How the name of a net of timm begins.
-PREFIX = "timm:"
+from muscle_plugin.nets.options import NetOptions
 
 
 class TimmBackbone(USBNet):
@@ -44,11 +43,9 @@ class TimmBackbone(USBNet):
         pretrained: bool = False,
         pretrained_path: str | Path | None = None,
         dropout: float = 0.0,
-        input_noise: float = 0.0,
-        double_head: bool = False,
-        l2_feature: bool = False,
+        **shared: Any,
     ) -> None:
-        super().__init__(in_channels, input_noise, double_head, l2_feature, head_dropout=dropout)
+        super().__init__(in_channels, head_dropout=dropout, **shared)
         import timm
 
         if not timm.is_model(name):
@@ -93,7 +90,7 @@ def timm_backbone(
     options: NetOptions | None = None,
 ) -> TimmBackbone:
     """Builder of ``timm:<name>`` in USB's form; ``name`` is without the prefix. See :class:`TimmBackbone`."""
-    label = PREFIX + name
+    label = TIMM + name
     arguments = NetOptions.of(label, options).arguments(label, TimmBackbone.OPTIONS)
     return TimmBackbone(name, num_classes, in_channels, img_size, pretrained, pretrained_path, **arguments)
 
