@@ -30,9 +30,8 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
     try:
         config.add_arguments(parser)
         options, layer, faults = config.parse_command_line(parser, argv)
-        layers = config.read_yaml(Path(options.c)) if options.c else []
         try:
-            resolved = config.resolve([*layers, layer])
+            resolved = config.load_settings(options.c, **layer.values)
         except config.ConfigError as e:
             raise config.ConfigError([*faults, *e.faults]) from None
         if faults:
@@ -146,8 +145,16 @@ def demo_command(argv: Sequence[str], prog: str) -> int:
     return demo(argv, prog)
 
 
+def sweep_command(argv: Sequence[str], prog: str) -> int:
+    """Train many runs by name."""
+    from muscle_plugin.bench.sweep import main as sweep
+
+    return sweep(argv, prog)
+
+
 COMMANDS = {
     "train": (train_command, "train one configuration"),
+    "sweep": (sweep_command, "train many by name: table1 ... figure3, digits, or any configurations"),
     "predict": (predict_command, "label a folder of images with a trained net"),
     "data": (data_command, "data show: images per class, and a picture of the views"),
     "demo": (demo_command, "train MUSCLE and its baselines on 10 labelled digits, with table and pictures"),

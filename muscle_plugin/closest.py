@@ -16,3 +16,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """``" (nearest: ...)"``, or nothing if no known name is near."""
     near = closest(name, known)
     return f" (nearest: {near})" if near else ""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean '...'?"``, or nothing if no known name is near."""
+    near = closest(name, known, cutoff=0.5)
+    return f"; did you mean {near!r}?" if near else ""

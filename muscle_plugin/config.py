@@ -27,7 +27,7 @@ from muscle_plugin.algorithms.catalogue import (
     muscle_algorithms,
 )
 from muscle_plugin.algorithms.own import stage_1_epochs
-from muscle_plugin.closest import closest
+from muscle_plugin.closest import closest, did_you_mean
 from muscle_plugin.data.names import DATASETS, NETS, DatasetInfo
 
 
@@ -87,7 +87,9 @@ class RunSettings(BaseModel):
         "train", description="pretrain: without labels, for muscle, contrastive and muscle_contrastive"
     )
     init_from: str | None = Field(
-        None, description="checkpoint or state dict (also timm's) whose weights to start from, without its classifier"
+        None,
+        description="checkpoint or state dict (also timm's) whose weights to start from, without its classifier; {save_dir}"
+        " and {seed} in it stand for these settings",
     )
     init_head: bool = Field(False, description="take the classifier of init_from too")
 
@@ -239,11 +241,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A checked configuration: the settings, where each explicit one came from, and notices for the user."""
+    """A checked configuration: the settings, where each explicit one came from, notices for the user, and the name of the
+    configuration file if it is one of ``benchmark_configs`` (``muscle_digits_10``, ``classic_cv/fixmatch_svhn_40``)."""
 
     settings: Any
     sources: Mapping[str, str]
     notices: tuple[str, ...]
+    name: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, plain values; read back by :func:`resolve` they give the same run."""
@@ -262,6 +266,45 @@ class Resolved:
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
+
+
+def config_directory() -> Path:
+    """The folder of configurations that come with this package."""
+    return Path(__file__).resolve().parent.parent / "benchmark_configs"
+
+
+def find_config(word: str | Path) -> Path:
+    """The file of a configuration: ``word`` itself if it is one, or what ``benchmark_configs`` has under that name.
+
+    Raises:
+        ConfigError: neither; with the nearest name.
+    """
+    path = Path(word)
+    named = config_directory() / f"{str(word).removesuffix('.yaml')}.yaml"
+    if path.is_file() or not named.is_file():
+        if path.is_file() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+            return path  # reading it says what is wrong with it
+        near = did_you_mean(str(word), config_names())
+        raise ConfigError([f"{word}: no such configuration in {config_directory()}{near}"])
+    return named
+
+
+def config_names() -> list[str]:
+    """Names of all configurations that come with this package."""
+    here = config_directory()
+    return sorted(
+        name
+        for p in here.rglob("*.yaml")
+        if not (name := p.relative_to(here).with_suffix("").as_posix()).startswith("_")
+    )
+
+
+def config_name(path: Path) -> str | None:
+    """The name of a file of ``benchmark_configs``; None for another file."""
+    try:
+        return path.resolve().relative_to(config_directory()).with_suffix("").as_posix()
+    except ValueError:
+        return None
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
@@ -307,12 +350,7 @@ def _algorithm_entry(name: Any) -> Algorithm:
         raise ConfigError(
             [f"algorithm: {name!r} does not exist, since a step of {base!r} sees no unlabelled image; use 'muscle'"]
         )
-    raise ConfigError([f"algorithm: unknown {name!r}{_did_you_mean(str(name), known)}; known: {', '.join(known)}"])
-
-
-def _did_you_mean(name: str, known: Any) -> str:
-    near = closest(name, known, cutoff=0.5)
-    return f"; did you mean {near!r}?" if near else ""
+    raise ConfigError([f"algorithm: unknown {name!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}"])
 
 
 def settings_model(algorithm: str) -> type[BaseModel]:
@@ -408,8 +446,12 @@ def _from_usb_values(layer: Layer) -> None:
         layer.values["resume"] = "auto" if asked == "true" else "no"
 
 
-def resolve(layers: Sequence[Layer]) -> Resolved:
+def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
     """Check and merge layers, lowest precedence first.
+
+    Args:
+        layers: of settings.
+        name: of the configuration file, if it is one of ``benchmark_configs``.
 
     Raises:
         ConfigError: with every fault found, one line each.
@@ -446,7 +488,7 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
             if not entry_faults:
                 faults.append(f"{spelled} is not a setting of {algorithm!r}, but of {', '.join(owners)}")
         else:
-            faults.append(f"{spelled} is not a setting{_did_you_mean(key, known)}")
+            faults.append(f"{spelled} is not a setting{did_you_mean(key, known)}")
 
     settings: Any = None
     try:
@@ -488,7 +530,7 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
             f"{settings.batch_size} labelled + {settings.total_batch - settings.batch_size} unlabelled images a step"
         )
         notices.append(f"ratio {float(asked):g} becomes {settings.ratio:.3f}: {sizes} is nearest to it")
-    return Resolved(_finish(settings), {k: x.source for k, x in where.items()}, tuple(notices))
+    return Resolved(_finish(settings, name), {k: x.source for k, x in where.items()}, tuple(notices), name)
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -508,7 +550,7 @@ def _cross_checks(settings: Any) -> list[str]:
     faults = []
     if settings.dataset not in DATASETS:
         faults.append(
-            f"dataset: unknown {settings.dataset!r}{_did_you_mean(settings.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
+            f"dataset: unknown {settings.dataset!r}{did_you_mean(settings.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
         )
     else:
         faults += _split_faults(settings, DATASETS[settings.dataset])
@@ -565,14 +607,15 @@ def _split_faults(settings: Any, info: DatasetInfo) -> list[str]:
         )
     if settings.split_file and settings.lb_imb_ratio != 1:
         faults.append("lb_imb_ratio: split_file says which images are labelled; give one of the two")
-    for name in ("labels_csv", "skip_bad_images"):
-        if getattr(settings, name) and settings.dataset not in ("folder", "miniimagenet"):
-            faults.append(f"{name}: only for image files (dataset folder), not for {settings.dataset}")
+    of_files = {"labels_csv": ("folder",), "skip_bad_images": ("folder", "miniimagenet", "eurosat")}
+    for name, allowed in of_files.items():
+        if getattr(settings, name) and settings.dataset not in allowed:
+            faults.append(f"{name}: only for image files (dataset {', '.join(allowed)}), not for {settings.dataset}")
     return faults
 
 
-def _finish(settings: Any) -> Any:
-    """Fill in what follows from other settings."""
+def _finish(settings: Any, name: str | None) -> Any:
+    """Fill in what follows from other settings, and from the name of the configuration."""
     info = DATASETS[settings.dataset]
     update: dict[str, Any] = {"num_classes": settings.num_classes or info.num_classes, **info.defaults(settings)}
     if settings.amp:
@@ -585,18 +628,40 @@ def _finish(settings: Any) -> Any:
         labels = (
             Path(settings.split_file).stem if settings.split_file else update.get("num_labels", settings.num_labels)
         )
-        update["save_name"] = f"{settings.algorithm}_{settings.dataset}_{labels or 'all'}_{settings.seed}"
+        stem = f"{settings.algorithm}_{settings.dataset}_{labels or 'all'}"
+        if name is not None and Path(name).name.startswith(stem):  # it says more: another setting, USB's protocol
+            stem = name.replace("/", "-")
+        update["save_name"] = f"{stem}_{settings.seed}"
+    if settings.init_from is not None:
+        fields = {"{save_dir}": settings.save_dir, "{seed}": str(settings.seed)}
+        for field_name, value in fields.items():
+            update["init_from"] = update.get("init_from", settings.init_from).replace(field_name, value)
     return settings.model_copy(update=update | {"amp": None, "gpu": None})
 
 
 def load_settings(config: str | Path | None = None, **overrides: Any) -> Resolved:
-    """The settings of a run from a YAML file and keyword arguments (which win), as ``train.py`` would resolve them.
+    """The settings of a run from a YAML file, or the name of one of ``benchmark_configs``, and keyword arguments (which
+    win), as ``train.py`` would resolve them.
 
     Raises:
         ConfigError: with every fault found.
     """
-    layers = read_yaml(Path(config)) if config else []
-    return resolve([*layers, Layer("command line", overrides)])
+    path = find_config(config) if config else None
+    layers = read_yaml(path) if path else []
+    return resolve([*layers, Layer("command line", overrides)], config_name(path) if path else None)
+
+
+def differing_settings(saved: str | Path, resolved: Resolved) -> dict[str, tuple[Any, Any]]:
+    """What a run's ``config.yaml`` and a configuration differ in, of the settings that a result depends on: name ->
+    (there, here).
+
+    Raises:
+        ConfigError: the file cannot be read, or holds what is no setting.
+    """
+    there, here = resolve(read_yaml(Path(saved))).as_dict(), resolved.as_dict()
+    extra: dict[str, Any] = {n: f.json_schema_extra or {} for n, f in RunSettings.model_fields.items()}
+    moves = {n for n, e in extra.items() if e.get("moves")}
+    return {k: (there.get(k), here.get(k)) for k in {**there, **here} if k not in moves and there.get(k) != here.get(k)}
 
 
 # --------------------------------------------------------------------------------------------------------- command line
@@ -604,7 +669,13 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Resolve
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Every setting as a flag, USB's names and short names, values checked later by :func:`resolve`."""
-    parser.add_argument("--c", "--config", dest="c", metavar="FILE", help="YAML file of settings")
+    parser.add_argument(
+        "--c",
+        "--config",
+        dest="c",
+        metavar="FILE",
+        help="YAML file of settings, or the name of one of benchmark_configs",
+    )
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
     shown: set[str] = set()
 
@@ -654,7 +725,7 @@ def parse_command_line(
             if name.replace("-", "_") in WITHOUT_EFFECT:
                 layer.values[name.replace("-", "_")] = value
             else:
-                faults.append(f"{word.partition('=')[0]} is not a setting{_did_you_mean(name, known)}")
+                faults.append(f"{word.partition('=')[0]} is not a setting{did_you_mean(name, known)}")
         elif not faults and not set(layer.values) & set(WITHOUT_EFFECT):
             faults.append(f"unexpected argument {word!r}; settings are given as --name value")
     return namespace, layer, faults

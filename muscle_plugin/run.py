@@ -2,7 +2,8 @@
 
 ``<save_dir>/<save_name>/`` holds ``config.yaml`` (the resolved settings; ``--c`` reads it back), ``split.json`` (which
 images are labelled; ``--split_file`` reads it back), ``environment.json`` (versions, git revision, device, command),
-``log.txt``, ``metrics.jsonl``, ``result.json``, TensorBoard events, ``latest_model.pth`` and ``model_best.pth``.
+``log.txt``, ``metrics.jsonl``, ``result.json``, TensorBoard events, ``latest_model.pth`` and ``model_best.pth``; of a run
+that failed, ``failure.json`` says how, until it is begun or continued again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import traceback
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -27,7 +29,7 @@ from typing import Any
 
 import torch
 
-from muscle_plugin.config import ConfigError, Resolved, RunSettings, read_yaml, resolve
+from muscle_plugin.config import ConfigError, Resolved, differing_settings
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS, TIMM
 from muscle_plugin.data.splits import read_split, write_split
@@ -43,6 +45,7 @@ __all__ = ["Interrupted", "RunError", "train"]
 #: A directory with this file is a run of ours, and may be deleted by ``overwrite``.
 CONFIG_FILE = "config.yaml"
 SPLIT_FILE = "split.json"
+FAILURE_FILE = "failure.json"
 
 
 class RunError(RuntimeError):
@@ -67,8 +70,24 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
 
 
 def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: bool) -> dict[str, Any]:
-    settings = resolved.settings
     checkpoint = _prepare_directory(run_dir, resolved)
+    (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+    try:
+        return _train_in(run_dir, resolved, checkpoint, command, quiet)
+    except Interrupted:
+        raise
+    except Exception as e:
+        with contextlib.suppress(OSError):  # what is wrong may be the disk
+            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            text = "".join(traceback.format_exception(e))
+            write_json(run_dir / FAILURE_FILE, {"error": f"{type(e).__name__}: {e}", "at": now, "traceback": text})
+        raise
+
+
+def _train_in(
+    run_dir: Path, resolved: Resolved, checkpoint: Path | None, command: Sequence[str], quiet: bool
+) -> dict[str, Any]:
+    settings = resolved.settings
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     torch.backends.cudnn.deterministic = settings.deterministic
@@ -91,7 +110,8 @@ def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: boo
             raise RunError(
                 f"{what}: USB's class does not support it; the README's table of algorithms says more"
             ) from e
-        _save_environment(run_dir / "environment.json", environment(algorithm, command), bool(checkpoint))
+        about = {"config": resolved.name, **environment(algorithm, command)}
+        _save_environment(run_dir / "environment.json", about, bool(checkpoint))
         with Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress) as recorder, progress:
             progress.start(algorithm)
             algorithm.recorder = recorder
@@ -292,7 +312,7 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> Path | None:
 
 def _only_prepared(run_dir: Path) -> bool:
     """Whether a run of ours was set up here and failed before its first step: nothing in it is worth keeping."""
-    return {p.name for p in run_dir.iterdir()} <= {CONFIG_FILE, SPLIT_FILE, "log.txt"} and (
+    return {p.name for p in run_dir.iterdir()} <= {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE, "log.txt"} and (
         run_dir / CONFIG_FILE
     ).is_file()
 
@@ -310,20 +330,13 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
     if not saved_file.is_file():
         return
     try:
-        saved = resolve(read_yaml(saved_file)).as_dict()
+        differing = differing_settings(saved_file, resolved)
     except ConfigError as e:
         raise RunError(f"{saved_file}: the settings of the run to resume cannot be read: {e}") from None
-    now = resolved.as_dict()
-    extra: dict[str, Any] = {n: f.json_schema_extra or {} for n, f in RunSettings.model_fields.items()}
-    moves = {n for n, e in extra.items() if e.get("moves")}
-    differing = [
-        f"{k} was {saved.get(k)!r}, now {now.get(k)!r}"
-        for k in {**saved, **now}
-        if k not in moves and saved.get(k) != now.get(k)
-    ]
     if differing:
+        listed = "; ".join(f"{k} was {there!r}, now {here!r}" for k, (there, here) in differing.items())
         raise RunError(
-            f"{saved_file.parent}: this run began with other settings: {'; '.join(differing)}. Give it another --save_name"
+            f"{saved_file.parent}: this run began with other settings: {listed}. Give it another --save_name"
         )
 
 

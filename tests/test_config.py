@@ -12,6 +12,7 @@ from muscle_plugin.config import (
     ConfigError,
     Layer,
     batch_composition,
+    config_names,
     load_settings,
     read_yaml,
     resolve,
@@ -31,11 +32,16 @@ def faults(**settings):
     return caught.value.faults
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_config_resolves_to_what_its_name_says(path):
-    settings = load_settings(path).settings
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_resolves_to_what_its_name_says(name):
+    resolved = load_settings(name)
+    settings = resolved.settings
     labels = "" if settings.num_labels is None else f"_{settings.num_labels}"
-    assert path.stem == f"{settings.algorithm}_{settings.dataset}{labels}"
+    stem = f"{settings.algorithm}_{settings.dataset}{labels}"
+    folder, _, leaf = name.rpartition("/")
+    assert resolved.name == name
+    assert leaf == stem or (leaf.startswith(f"{stem}_") and not folder)
+    assert settings.save_name == (f"{name.replace('/', '-')}_0" if labels else f"{stem}_all_0")
 
 
 def test_command_line_over_yaml_over_base_over_default(tmp_path):

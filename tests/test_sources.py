@@ -479,6 +479,23 @@ def test_miniimagenet_that_is_not_there_says_how_to_provide_it(tmp_path):
         load_source("miniimagenet", options(tmp_path))
 
 
+@pytest.mark.parametrize("place", ["eurosat/2750", "eurosat", "."])
+def test_eurosat_trains_on_the_first_four_fifths_of_each_class(place, tmp_path):
+    names = [f"Class{i}" for i in range(10)]
+    for i, name in enumerate(names):
+        for j in range(5 + i % 2 * 5):
+            picture(tmp_path / place / name / f"{name}_{j}.jpg", (20 * i, 10 * j, 0))
+    source = load_source("eurosat", options(tmp_path, 8))
+    assert source.classes == tuple(names)
+    assert torch.bincount(source.train_labels).tolist() == [4, 8] * 5
+    assert torch.bincount(source.test_labels).tolist() == [1, 2] * 5
+    greens = source.images[source.test][:, 1].float().mean((1, 2))
+    expected = torch.tensor([40.0, 80, 90] * 5)
+    assert torch.allclose(greens, expected, atol=4)
+    with pytest.raises(DataError, match="eurosat is not in .*expected 10 folders of images"):
+        load_source("eurosat", options(tmp_path / "elsewhere", 8))
+
+
 def test_every_data_set_has_a_source_and_hidden_files_are_left_out(tmp_path):
     from muscle_plugin.data.names import DATASETS
 

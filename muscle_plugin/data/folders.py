@@ -1,4 +1,4 @@
-"""Sources made of image files: a folder of one's own, and Mini-ImageNet."""
+"""Sources made of image files: a folder of one's own, Mini-ImageNet, EuroSAT."""
 
 from __future__ import annotations
 
@@ -219,3 +219,45 @@ def _class_images(root: Path) -> dict[str, tuple[Path, list[Path]]]:
     parts = [root / p for p in ("train", "val", "test") if (root / p).is_dir()]
     folders = [f for p in parts or [root] for f in _class_folders(p)]
     return {f.name: (f, files) for f in folders if (files := find_images(f))} if len(folders) > 1 else {}
+
+
+# -------------------------------------------------------------------------------------------------------------- EuroSAT
+
+
+def eurosat(options: SourceOptions, num_classes: int = 10, training_share: float = 0.8) -> Source:
+    """EuroSAT (RGB) divided as USB does: of the files of each class, in order of name, the first 80 % for training, the
+    rest for testing.
+
+    ``data_dir``, or ``eurosat/2750/`` (torchvision's), ``eurosat/`` (USB's) or ``2750/`` in it, holds one folder per
+    class.
+
+    Raises:
+        DataError: no such folders, another number of classes, or an image cannot be read.
+    """
+    names = ("eurosat/2750", "eurosat", "EuroSAT_RGB", "2750", "")
+    places = [options.data_dir / n for n in names]
+    root = next((p for p in places if p.is_dir() and len(_class_folders(p)) == num_classes), None)
+    if root is None:
+        raise DataError(
+            f"eurosat is not in {options.data_dir}: expected {num_classes} folders of images, one per class, in"
+            " eurosat/2750/, eurosat/ or that folder itself (EuroSAT.zip, the RGB version)"
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    test: list[bool] = []
+    classes = [folder.name for folder in _class_folders(root)]
+    for number, name in enumerate(classes):
+        members = sorted(find_images(root / name), key=lambda p: p.name)
+        if len(members) < 2:
+            raise DataError(f"{root / name}: no images in it")
+        training = int(training_share * len(members))
+        files += members
+        labels += [number] * len(members)
+        test += [i >= training for i in range(len(members))]
+    packed = pack("eurosat", root, files, options.img_size, options.cache_dirs)
+    good, notes = _readable(packed, options.skip_bad_images)
+    is_test = torch.tensor(test)
+    return Source(
+        packed.images, torch.tensor(labels), (good & ~is_test).nonzero().flatten(),
+        (good & is_test).nonzero().flatten(), tuple(classes), notes=notes,
+    )  # fmt: skip

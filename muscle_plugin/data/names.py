@@ -50,6 +50,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "stl10": DatasetInfo(10, 96, num_labels=40),
     "svhn": DatasetInfo(10, 32, num_labels=40),
     "svhn_noextra": DatasetInfo(10, 32, num_labels=40),
+    "eurosat": DatasetInfo(10, 64, num_labels=20),
     "folder": DatasetInfo(None, 64),
 }
 

@@ -382,6 +382,12 @@ def _miniimagenet(options: SourceOptions) -> Source:
     return miniimagenet(options)
 
 
+def _eurosat(options: SourceOptions) -> Source:
+    from muscle_plugin.data.folders import eurosat
+
+    return eurosat(options)
+
+
 SOURCES: dict[str, Callable[[SourceOptions], Source]] = {
     "digits": digits,
     "cifar10": cifar10,
@@ -391,6 +397,7 @@ SOURCES: dict[str, Callable[[SourceOptions], Source]] = {
     "stl10": stl10,
     "svhn": svhn,
     "svhn_noextra": svhn_noextra,
+    "eurosat": _eurosat,
     "folder": _folder,
 }
 

@@ -1,0 +1,186 @@
+"""Where runs are executed: processes of this machine, or a Ray cluster. Both take jobs and give futures."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+#: How often a run is tried again after its process died.
+RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process needs to know of a run: configuration and settings on top of it."""
+
+    config: str
+    overrides: dict[str, Any]
+
+
+def execute(work: Work, command: list[str]) -> dict[str, Any]:
+    """Train one run to the end, or go on with it; in a process that may train others before and after.
+
+    Returns:
+        ``{"result": ...}`` (the content of ``result.json``), ``{"stopped": message}`` or ``{"error": message}``.
+    """
+    from muscle_plugin.config import load_settings
+    from muscle_plugin.run import Interrupted, RunError, train
+
+    try:
+        return {"result": train(load_settings(work.config, **work.overrides), command, quiet=True)}
+    except Interrupted as e:
+        return {"stopped": str(e).splitlines()[0]}
+    except RunError as e:
+        return {"error": str(e)}
+    except Exception as e:
+        return {"error": f"{type(e).__name__}: {e}"}
+
+
+class Pool(Protocol):
+    """Executes runs; ``submit`` may be called any number of times."""
+
+    #: Runs at a time, for estimates.
+    at_once: int
+
+    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
+        """The future holds what :func:`execute` returns, or the exception that ended the process for good."""
+
+    def stop(self) -> None:
+        """Start nothing more; runs in progress save and stop."""
+
+    def close(self) -> None:
+        """Wait for what is running, and free everything."""
+
+
+class LocalPool:
+    """Runs in processes of this machine. Each slot keeps one process for one run after the other; a process that dies takes
+    only its own run with it, which is tried again.
+
+    Args:
+        at_once: runs at a time.
+        gpus: numbers of the GPUs that slots take in turn; none: the environment decides.
+    """
+
+    def __init__(self, at_once: int, gpus: tuple[int, ...] = ()) -> None:
+        self.at_once = at_once
+        self._slots: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        for i in range(at_once):
+            self._slots.put(gpus[i % len(gpus)] if gpus else None)
+        self._own = threading.local()
+        self._processes: list[ProcessPoolExecutor] = []
+        self._stopping = threading.Event()
+        self._threads = ThreadPoolExecutor(at_once)
+
+    def _process(self, new: bool = False) -> ProcessPoolExecutor:
+        """The process of this thread."""
+        if not hasattr(self._own, "gpu"):
+            self._own.gpu = self._slots.get_nowait()
+        if new or not hasattr(self._own, "process"):
+            self._own.process = ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), initializer=_use_gpu, initargs=(self._own.gpu,)
+            )
+            self._processes.append(self._own.process)
+        return self._own.process  # type: ignore[no-any-return]
+
+    def _run(self, work: Work, command: list[str]) -> dict[str, Any]:
+        for attempt in range(RETRIES + 1):
+            if self._stopping.is_set():
+                break
+            try:
+                return self._process(new=attempt > 0).submit(execute, work, command).result()
+            except BrokenProcessPool:
+                continue
+        return {"stopped": "not started"} if self._stopping.is_set() else {"error": _died(RETRIES + 1)}
+
+    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
+        return self._threads.submit(self._run, work, command)
+
+    def stop(self) -> None:
+        import signal
+
+        self._stopping.set()
+        for process in self._processes:
+            for child in list((process._processes or {}).values()):
+                if child.is_alive() and child.pid is not None:
+                    os.kill(child.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.shutdown()
+
+
+def _died(times: int) -> str:
+    return f"its process died {times} times (killed, or out of memory?)"
+
+
+def _use_gpu(gpu: int | None) -> None:
+    """In a new process: see one GPU only."""
+    if gpu is not None:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[gpu] if seen else str(gpu)
+
+
+class RayPool:
+    """Runs as tasks of Ray, which places them, gives them GPUs, and tries again what died with its worker or node.
+
+    Args:
+        address: of a cluster (``auto``, ``ray://host:10001``); ``local``: one started here for this purpose.
+        at_once: runs at a time, of a cluster started here.
+        gpus_per_run: GPUs, or a fraction of one, that a run needs.
+        cpus_per_run: CPU cores that a run needs.
+
+    Raises:
+        PoolError: Ray is not installed, or the cluster cannot be reached.
+    """
+
+    def __init__(self, address: str, at_once: int, gpus_per_run: float, cpus_per_run: int) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError:
+            raise PoolError("Ray is not installed: pip install 'muscle-plugin[cluster]', or leave out --ray") from None
+        self._ray = ray
+        self._owned = not ray.is_initialized()
+        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        try:
+            if address == "local":
+                ray.init(num_cpus=at_once * cpus_per_run, include_dashboard=False, **quiet)
+            else:
+                ray.init(address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            raise PoolError(f"no Ray cluster at {address}: {str(e).splitlines()[0]}") from None
+        there = ray.cluster_resources()
+        per_cpu = int(there.get("CPU", 0) // cpus_per_run)
+        self.at_once = min(per_cpu, int(there.get("GPU", 0) // gpus_per_run)) if gpus_per_run else per_cpu
+        if self.at_once < 1:
+            raise PoolError(
+                f"the Ray cluster at {address} has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs; a run"
+                f" wants {cpus_per_run} and {gpus_per_run:g} (--gpus_per_run)"
+            )
+        self._task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=RETRIES)(execute)
+        self._tasks: list[Any] = []
+
+    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
+        task = self._task.remote(work, command)
+        self._tasks.append(task)
+        return task.future()  # type: ignore[no-any-return]
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            self._ray.cancel(task)
+
+    def close(self) -> None:
+        if self._owned:
+            self._ray.shutdown()
+
+
+class PoolError(RuntimeError):
+    """Runs cannot be executed as asked."""

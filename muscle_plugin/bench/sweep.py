@@ -1,0 +1,287 @@
+"""``muscle-plugin sweep``: many runs by name; what is finished is skipped, what was cut off goes on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from muscle_plugin import config
+from muscle_plugin.bench.pool import LocalPool, Pool, PoolError, RayPool, Work
+from muscle_plugin.bench.studies import expand, study_names
+from muscle_plugin.config import ConfigError, Layer, Resolved
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+#: Settings that the sweep itself decides for each run.
+OWN = ("seed", "save_name", "resume", "overwrite", "load_path")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    name: str
+    seed: int
+    work: Work
+    resolved: Resolved
+
+    @property
+    def run_dir(self) -> Path:
+        """Where it is, or will be."""
+        return Path(self.resolved.settings.save_dir) / self.resolved.settings.save_name
+
+    @property
+    def state(self) -> str:
+        """``new``, ``finished``, ``cut off`` or ``failed``."""
+        if (self.run_dir / "failure.json").is_file():
+            return "failed"
+        try:
+            return "finished" if json.loads((self.run_dir / "result.json").read_text())["complete"] else "cut off"
+        except (OSError, ValueError, KeyError):
+            return "new"
+
+    def after(self, others: Iterable[Job]) -> Job | None:
+        """The run from whose weights this one starts, if it is one of the sweep."""
+        start = self.resolved.settings.init_from
+        return next((j for j in others if start and Path(start).parent == j.run_dir), None)
+
+
+def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
+    """The runs of a sweep, seed by seed.
+
+    Args:
+        words: studies, configurations or files, see :func:`muscle_plugin.bench.studies.expand`.
+        seeds: runs of each, with seeds from 0.
+        layer: settings for all of them.
+
+    Raises:
+        ConfigError: with every fault of any of them.
+    """
+    faults = [
+        f"--{k}: a sweep decides it for each run itself" + ("; give --seeds N" if k == "seed" else "")
+        for k in OWN
+        if k in layer.values
+    ]
+    paths: list[Path] = []
+    try:
+        paths = expand(words)
+    except ConfigError as e:
+        faults += e.faults
+    shared = {"num_threads": 1, **layer.values}
+    for key, default in (("save_dir", "runs"), ("data_dir", "data")):  # the same place from wherever it is run
+        shared[key] = str(Path(shared.get(key, default)).expanduser().absolute())
+    jobs = []
+    for seed in range(seeds):
+        for path in paths:
+            name = (config.config_name(path) or path.stem).replace("/", "-")
+            overrides = {**shared, "seed": seed, "resume": "auto", "save_name": f"{name}_{seed}"}
+            try:
+                jobs.append(Job(name, seed, Work(str(path), overrides), config.load_settings(path, **overrides)))
+            except ConfigError as e:
+                faults += [f if f.startswith("--") else f"{path.stem}: {f}" for f in e.faults]
+    directories = Counter(job.run_dir for job in jobs)
+    faults += [f"{d.name}: two configurations have this name" for d, n in directories.items() if n > 1]
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))
+    return jobs
+
+
+# ------------------------------------------------------------------------------------------------------------ execution
+
+
+def sweep(jobs: Sequence[Job], pool: Pool, command: list[str], say: Any) -> dict[str, list[tuple[Job, str]]]:
+    """Train every job that is not finished; one that needs another's weights waits for it.
+
+    Args:
+        jobs: the runs.
+        pool: where they are executed.
+        command: to save with each run.
+        say: called with each line of news.
+
+    Returns:
+        Jobs by how they ended (``finished``, ``failed``, ``stopped``), each with a word on it.
+    """
+    ended: dict[str, list[tuple[Job, str]]] = {"finished": [], "failed": [], "stopped": []}
+    left = [j for j in jobs if j.state != "finished"]
+    total, done = len(left), 0
+    running: dict[Future[dict[str, Any]], Job] = {}
+    began = time.perf_counter()
+
+    def end(how: str, job: Job, word: str) -> None:
+        nonlocal done
+        done += 1
+        ended[how].append((job, word))
+        say(f"[{done}/{total}] {job.name}, seed {job.seed}: {word}   ({_duration(time.perf_counter() - began)})")
+
+    try:
+        while left or running:
+            for job in list(left):
+                before = job.after(jobs)
+                if before is None or before.state == "finished":
+                    running[pool.submit(job.work, command)] = job
+                    left.remove(job)
+                elif before not in left and before not in running.values():
+                    left.remove(job)
+                    end("failed", job, f"not begun, since {before.run_dir.name} did not finish")
+            if not running:
+                continue
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                how, word = _outcome(future)
+                end(how, job, word)
+    except KeyboardInterrupt:
+        pool.stop()
+        say("stopping; runs in progress are saved")
+        for future, job in running.items():
+            how, word = _outcome(future)
+            end(how, job, word)
+        ended["stopped"] += [(job, "not begun") for job in left]
+    return ended
+
+
+def _outcome(future: Future[dict[str, Any]]) -> tuple[str, str]:
+    """How a run ended, and a word on it."""
+    try:
+        outcome = future.result()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # also those of Ray, and cancellation
+        return ("stopped", "not begun") if type(e).__name__ == "CancelledError" else ("failed", f"failed: {_first(e)}")
+    if "error" in outcome:
+        return "failed", f"failed: {outcome['error'].splitlines()[0]}"
+    if "stopped" in outcome:
+        return "stopped", outcome["stopped"]
+    result = outcome["result"]
+    score = "no test images" if result["last_top1"] is None else f"{100 * result['last_top1']:.2f} %"
+    return "finished", f"{score}, {_duration(result['seconds'])} of training"
+
+
+def _first(e: BaseException) -> str:
+    return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
+    """Returns the exit status: 0 all finished, 1 some failed, 2 bad input, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog=prog, allow_abbrev=False,
+        usage=f"{prog} NAME... [--seeds N] [--dry-run] [--jobs N] [--ray [ADDRESS]] [--setting value ...]",
+        description="Train many runs by name. What is finished is skipped, what was cut off goes on, and a run that fails does"
+        " not stop the others.",
+        epilog=f"Studies: {', '.join(study_names())}. A setting given here is for all runs. Each run trains with one CPU thread"
+        " unless --num_threads says otherwise.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
+    )  # fmt: skip
+    add = parser.add_argument
+    add("names", nargs="+", metavar="NAME", help="studies, configurations (also by *: '*_digits_10') or YAML files")
+    add("--seeds", type=int, default=5, metavar="N", help="runs of each configuration, with seeds from 0 [%(default)s]")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="list the runs with the time they would take, measured here; train nothing",
+    )
+    add("--jobs", type=int, metavar="N", help="runs at a time; default: one per GPU, without GPU one per CPU core")
+    add(
+        "--ray", nargs="?", const="local", metavar="ADDRESS", help="run on Ray: started here, or the cluster at ADDRESS"
+    )
+    add(
+        "--gpus_per_run", type=float, metavar="X", help="GPUs of a run, also a fraction; default: 1 where there are any"
+    )
+    faults: list[str] = []
+    jobs: list[Job] = []
+    try:
+        config.add_arguments(parser)
+        options, layer, faults = config.parse_command_line(parser, argv)
+        counts = {"seeds": options.seeds, "jobs": options.jobs}
+        faults += [f"--{k}: must be at least 1, got {v}" for k, v in counts.items() if v is not None and v < 1]
+        if options.gpus_per_run is not None and options.gpus_per_run < 0:
+            faults.append(f"--gpus_per_run: must not be negative, got {options.gpus_per_run:g}")
+        if options.c or options.print_config:
+            faults.append("--c, --print-config: of train; a sweep takes configurations by name or path, without a flag")
+        jobs = jobs_of(options.names, max(options.seeds, 1), layer)
+    except ConfigError as e:
+        faults += e.faults
+    except config.CatalogueError as e:
+        faults.append(str(e))
+    if faults:
+        for fault in _shortened(faults):
+            print(f"error: {fault}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    console = Console(highlight=False, soft_wrap=True)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    for notice in dict.fromkeys(n for job in jobs for n in job.resolved.notices):
+        say(f"note: {notice}")
+    gpus = _gpus(jobs[0].resolved.settings)
+    per_run = options.gpus_per_run if options.gpus_per_run is not None else float(bool(gpus))
+    at_once = options.jobs or (max(1, int(len(gpus) / (per_run or 1))) if gpus else len(os.sched_getaffinity(0)))
+    if options.dry_run:
+        from muscle_plugin.bench.estimate import show_estimate
+
+        show_estimate(jobs, at_once, console)
+        return 0
+    finished = sum(job.state == "finished" for job in jobs)
+    say(f"{len(jobs)} runs, {finished} of them finished before, in {jobs[0].resolved.settings.save_dir}")
+    if finished == len(jobs):
+        return 0
+    cpus = max(j.resolved.settings.num_threads for j in jobs)
+    try:
+        pool: Pool = RayPool(options.ray, at_once, per_run, cpus) if options.ray else LocalPool(at_once, gpus)
+    except PoolError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    say(f"{pool.at_once} at a time; Ctrl-C saves and stops, the same command goes on")
+    try:
+        ended = sweep(jobs, pool, [prog, *argv], say)
+    finally:
+        pool.close()
+    return _close(jobs, ended, say)
+
+
+def _close(jobs: Sequence[Job], ended: dict[str, list[tuple[Job, str]]], say: Any) -> int:
+    """The last lines, and the exit status."""
+    for job, word in ended["failed"]:
+        say(f"failed: {job.name}, seed {job.seed}: {word.removeprefix('failed: ')}; log: {job.run_dir / 'log.txt'}")
+    finished = sum(job.state == "finished" for job in jobs)
+    say(f"{finished} of {len(jobs)} runs are finished. Next: muscle-plugin report {jobs[0].resolved.settings.save_dir}")
+    if ended["stopped"]:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if ended["failed"] else 0
+
+
+def _gpus(settings: Any) -> tuple[int, ...]:
+    """Numbers of the GPUs that runs may use."""
+    if settings.device == "cpu":
+        return ()
+    import torch
+
+    return tuple(range(torch.cuda.device_count()))
+
+
+def _shortened(faults: list[str], most: int = 12) -> list[str]:
+    """The first faults, and how many more there are."""
+    unique = list(dict.fromkeys(faults))
+    return unique if len(unique) <= most else [*unique[:most], f"and {len(unique) - most} more like these"]
