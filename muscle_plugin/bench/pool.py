@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import threading
+import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -13,6 +15,9 @@ from typing import Any, Protocol
 
 #: How often a run is tried again after its process died.
 RETRIES = 2
+
+#: Seconds that a run has to save itself when the sweep dies.
+GRACE = 60
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class LocalPool:
             self._own.gpu = self._slots.get_nowait()
         if new or not hasattr(self._own, "process"):
             self._own.process = ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"), initializer=_use_gpu, initargs=(self._own.gpu,)
+                1, multiprocessing.get_context("spawn"), initializer=_begin_process, initargs=(self._own.gpu,)
             )
             self._processes.append(self._own.process)
         return self._own.process  # type: ignore[no-any-return]
@@ -102,8 +107,6 @@ class LocalPool:
         return self._threads.submit(self._run, work, command)
 
     def stop(self) -> None:
-        import signal
-
         self._stopping.set()
         for process in self._processes:
             for child in list((process._processes or {}).values()):
@@ -120,11 +123,22 @@ def _died(times: int) -> str:
     return f"its process died {times} times (killed, or out of memory?)"
 
 
-def _use_gpu(gpu: int | None) -> None:
-    """In a new process: see one GPU only."""
+def _begin_process(gpu: int | None) -> None:
+    """In a new process: see one GPU only, and end with the process that started it."""
     if gpu is not None:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[gpu] if seen else str(gpu)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)  # a run in progress saves itself after its step
+    time.sleep(GRACE)
+    os._exit(1)
 
 
 class RayPool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -122,7 +123,7 @@ def sweep(jobs: Sequence[Job], pool: Pool, command: list[str], say: Any) -> dict
         nonlocal done
         done += 1
         ended[how].append((job, word))
-        say(f"[{done}/{total}] {job.name}, seed {job.seed}: {word}   ({_duration(time.perf_counter() - began)})")
+        say(f"[{done}/{total}] {job.name}, seed {job.seed}: {word}   ({duration(time.perf_counter() - began)})")
 
     try:
         while left or running:
@@ -164,14 +165,15 @@ def _outcome(future: Future[dict[str, Any]]) -> tuple[str, str]:
         return "stopped", outcome["stopped"]
     result = outcome["result"]
     score = "no test images" if result["last_top1"] is None else f"{100 * result['last_top1']:.2f} %"
-    return "finished", f"{score}, {_duration(result['seconds'])} of training"
+    return "finished", f"{score}, {duration(result['seconds'])} of training"
 
 
 def _first(e: BaseException) -> str:
     return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:
@@ -254,9 +256,11 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
         print(f"error: {e}", file=sys.stderr)
         return EXIT_BAD_INPUT
     say(f"{pool.at_once} at a time; Ctrl-C saves and stops, the same command goes on")
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
         ended = sweep(jobs, pool, [prog, *argv], say)
     finally:
+        signal.signal(signal.SIGTERM, previous)
         pool.close()
     return _close(jobs, ended, say)
 

@@ -1,0 +1,192 @@
+"""``sweep --dry-run``: how long runs would take, from the speed measured on this device."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from muscle_plugin.bench.sweep import Job, duration
+from muscle_plugin.config import ConfigError, Resolved, load_settings
+
+#: A trial trains for at least so many seconds and one step, after one that is not counted.
+TRIAL_SECONDS = 2.0
+
+#: Settings on which the time of a step does not depend, besides those that change no result.
+_INDIFFERENT = (
+    "seed", "split_seed", "num_labels", "lb_imb_ratio", "split_file", "sequestered", "epoch", "num_train_iter",
+    "num_warmup_iter", "num_eval_iter", "num_log_iter", "lr", "lr_schedule", "lr_zero_at", "momentum", "weight_decay", "decay_all", "mi_weight",
+    "save_dir", "save_name", "resume", "overwrite", "load_path", "data_dir", "cache_dir", "use_tensorboard", "num_save_iter",
+    "init_from", "use_pretrain", "pretrain_path",
+)  # fmt: skip
+
+
+def show_estimate(jobs: Sequence[Job], at_once: int, console: Console) -> None:
+    """Print the runs of a sweep, the seconds per step of each configuration, and the time in all."""
+    speeds = Speeds(jobs)
+    table = Table(title=f"{len(jobs)} runs, {at_once} at a time", title_justify="left")
+    for head, justify in (
+        ("configuration", "left"), ("seeds", "right"), ("finished", "right"), ("cut off", "right"), ("failed", "right"),
+        ("steps", "right"), ("s a step", "right"), ("measured on", "left"), ("a run takes", "right"),
+    ):  # fmt: skip
+        table.add_column(head, justify=justify)  # type: ignore[arg-type]
+    left, longest, unknown = 0.0, 0.0, 0
+    with console.status("measuring the time of a step") as status:
+        for name in dict.fromkeys(j.name for j in jobs):
+            status.update(f"measuring the time of a step: {name}")
+            group = [j for j in jobs if j.name == name]
+            states = [j.state for j in group]
+            speed = speeds.of(group[0])
+            cells = [name, str(len(group)), *(str(states.count(s)) for s in ("finished", "cut off", "failed"))]
+            steps = _steps(group[0], speed.images)
+            if steps is None or speed.seconds is None:
+                unknown += 1
+                table.add_row(*cells, "?", "?", speed.how, "?")
+                continue
+            whole = steps * speed.seconds
+            to_do = [whole * (1 - _done(j, steps)) for j in group]
+            left, longest = left + sum(to_do), max(longest, *to_do)
+            table.add_row(*cells, f"{steps:,}", f"{speed.seconds:.4f}", speed.how, duration(whole))
+    console.print(table)
+    total = max(left / at_once, longest)
+    note = f", without the {unknown} configuration(s) of unknown speed" if unknown else ""
+    console.print(
+        f"Left: {duration(left)} of training, {duration(total)} with {at_once} at a time{note}; evaluation, start-up and label"
+        " propagation's graph come on top.",
+        markup=False,
+    )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per step, images to train on, and where the figures are from; None where they cannot be had."""
+
+    seconds: float | None
+    images: int | None
+    how: str
+
+
+class Speeds:
+    """Measured once for all runs of like steps: from runs of the sweep that are under way or done, else by a trial."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._known: dict[str, Speed] = {}
+
+    def of(self, job: Job) -> Speed:
+        """The speed of a run."""
+        key = _kind(job.resolved)
+        if key not in self._known:
+            alike = [j for j in self._jobs if _kind(j.resolved) == key]
+            self._known[key] = _from_runs(alike) or _trial(job)
+        return self._known[key]
+
+
+def _kind(resolved: Resolved) -> str:
+    return json.dumps({k: v for k, v in resolved.as_dict().items() if k not in _INDIFFERENT}, sort_keys=True)
+
+
+def _steps(job: Job, images: int | None) -> int | None:
+    """Steps of a run over so many training images."""
+    s = job.resolved.settings
+    if s.num_train_iter or images is None:
+        return int(s.num_train_iter) if s.num_train_iter else None
+    unlabelled = images - (0 if s.include_lb_to_ulb else s.num_labels or 0)
+    return max(1, round(s.epoch * unlabelled / (s.total_batch - s.batch_size)))
+
+
+def _from_runs(jobs: Sequence[Job]) -> Speed | None:
+    """The median over finished and cut-off runs; None if there is none of more than a moment."""
+    found, images = [], None
+    for job in jobs:
+        try:
+            result = json.loads((job.run_dir / "result.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if result.get("steps") and result.get("seconds", 0) > TRIAL_SECONDS:
+            found.append(result["seconds"] / result["steps"])
+            images = _training_images(job.run_dir)
+    return Speed(median(found), images, f"{len(found)} run(s) here") if found else None
+
+
+def _training_images(run_dir: Path) -> int | None:
+    try:
+        return int(json.loads((run_dir / "split.json").read_text())["training_images"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _trial(job: Job) -> Speed:
+    """Build the run and train some steps of it, without evaluation; nothing of it is kept."""
+    import torch
+
+    from muscle_plugin.data.errors import DataError
+    from muscle_plugin.host.device import DeviceError
+    from muscle_plugin.run import build
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        overrides = {**job.work.overrides, "save_dir": folder, "init_from": None, "use_pretrain": False}
+        try:
+            resolved = load_settings(job.work.config, **overrides)
+            if resolved.settings.num_threads:
+                torch.set_num_threads(resolved.settings.num_threads)
+            algorithm = build(resolved)
+        except (ConfigError, DataError, DeviceError, ValueError, NotImplementedError) as e:
+            return Speed(None, None, f"not measured: {str(e).splitlines()[0]}")
+        clock = _Clock(algorithm)
+        with contextlib.suppress(_Enough):
+            algorithm.train()
+        per_step = clock.seconds / max(clock.steps, 1)
+        where = torch.cuda.get_device_name(algorithm.device) if algorithm.device.type == "cuda" else "this CPU"
+        return Speed(per_step, len(algorithm.source.train), f"{where}, {clock.steps} step(s)")
+
+
+class _Enough(Exception):
+    """The trial is over."""
+
+
+class _Clock:
+    """Ends a run's training when enough steps are timed, before anything is saved or evaluated."""
+
+    def __init__(self, algorithm: Any) -> None:
+        self.seconds, self.steps = 0.0, -1  # the first step is not counted
+        self._algorithm = algorithm
+        self._call_hook = algorithm.call_hook
+        algorithm.loader_dict["eval"] = ()
+        algorithm.call_hook = self.call_hook
+        self._began = 0.0
+
+    def call_hook(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        out = self._call_hook(name, *args, **kwargs)
+        if name == "after_train_step":
+            if self._algorithm.device.type == "cuda":
+                torch.cuda.synchronize(self._algorithm.device)
+            now = time.perf_counter()
+            self.steps += 1
+            if self.steps == 0:
+                self._began = now
+            self.seconds = now - self._began
+            if self.steps >= 1 and self.seconds >= TRIAL_SECONDS:
+                raise _Enough
+        return out
+
+
+def _done(job: Job, steps: int) -> float:
+    """Share of a run that is behind it."""
+    try:
+        return min(1.0, json.loads((job.run_dir / "result.json").read_text())["steps"] / steps)
+    except (OSError, ValueError, KeyError):
+        return 0.0
