@@ -152,9 +152,25 @@ def sweep_command(argv: Sequence[str], prog: str) -> int:
     return sweep(argv, prog)
 
 
+def report_command(argv: Sequence[str], prog: str) -> int:
+    """Tables, curves and ranking of runs."""
+    from muscle_plugin.bench.report import main as report
+
+    return report(argv, prog)
+
+
+def usb_export_command(argv: Sequence[str], prog: str) -> int:
+    """Runs of USB's protocols in USB's formats."""
+    from muscle_plugin.bench.usb_export import main as usb_export
+
+    return usb_export(argv, prog)
+
+
 COMMANDS = {
     "train": (train_command, "train one configuration"),
     "sweep": (sweep_command, "train many by name: table1 ... figure3, digits, or any configurations"),
+    "report": (report_command, "runs as one HTML page and Markdown, beside the paper's tables"),
+    "usb-export": (usb_export_command, "runs of USB's protocols as USB's results, configurations and logs"),
     "predict": (predict_command, "label a folder of images with a trained net"),
     "data": (data_command, "data show: images per class, and a picture of the views"),
     "demo": (demo_command, "train MUSCLE and its baselines on 10 labelled digits, with table and pictures"),

@@ -25,9 +25,9 @@ TRIAL_SECONDS = 2.0
 #: Settings on which the time of a step does not depend, besides those that change no result.
 _INDIFFERENT = (
     "seed", "split_seed", "num_labels", "lb_imb_ratio", "split_file", "sequestered", "epoch", "num_train_iter",
-    "num_warmup_iter", "num_eval_iter", "num_log_iter", "lr", "lr_schedule", "lr_zero_at", "momentum", "weight_decay", "decay_all", "mi_weight",
-    "save_dir", "save_name", "resume", "overwrite", "load_path", "data_dir", "cache_dir", "use_tensorboard", "num_save_iter",
-    "init_from", "use_pretrain", "pretrain_path",
+    "num_warmup_iter", "num_eval_iter", "num_log_iter", "lr", "lr_schedule", "lr_zero_at", "momentum", "weight_decay",
+    "decay_all", "mi_weight", "save_dir", "save_name", "resume", "overwrite", "load_path", "data_dir", "cache_dir",
+    "use_tensorboard", "num_save_iter", "init_from", "use_pretrain", "pretrain_path",
 )  # fmt: skip
 
 

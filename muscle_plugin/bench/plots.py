@@ -1,7 +1,8 @@
-"""Pictures, by matplotlib."""
+"""Pictures, by matplotlib; the diagram of ranks by scikit-posthocs."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,15 @@ import matplotlib
 import numpy as np
 from torch import Tensor
 
-from muscle_plugin.bench.runs import Run, by_algorithm
+from muscle_plugin.bench.groups import Group
+from muscle_plugin.bench.ranking import Ranking
+from muscle_plugin.bench.runs import Run, by_algorithm, mean_and_std
+from muscle_plugin.bench.studies import StudyFigure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+plt.rcParams["svg.hashsalt"] = "muscle"  # the same picture is the same file
 
 #: Curves of the right-hand picture: key, label, line style.
 INFORMATION = (
@@ -90,3 +96,115 @@ def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+# ---------------------------------------------------------------------------------------------------- pictures of a report
+
+
+def _svg(figure: Any) -> bytes:
+    """The figure as SVG, without date."""
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return out.getvalue()
+
+
+def _tidy(axes: Any) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _colours(names: Sequence[str]) -> dict[str, Any]:
+    """A colour for each name: ten, or twenty where there are more."""
+    palette = plt.get_cmap("tab10" if len(names) <= 10 else "tab20")
+    return {name: palette(i % palette.N) for i, name in enumerate(names)}
+
+
+def accuracy_curves(lines: Mapping[str, Sequence[Run]], title: str) -> bytes:
+    """Test accuracy over steps, mean and range over runs, for each name; SVG."""
+    figure, axes = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
+    colours = _colours(list(lines))
+    for name, runs in lines.items():
+        _band(axes, runs, "eval/top-1-acc", 100, color=colours[name], label=name, linewidth=1.4)
+    axes.set(xlabel="step", ylabel="test accuracy (%)", title=title)
+    axes.legend(fontsize="x-small", ncols=2, loc="lower right")
+    _tidy(axes)
+    return _svg(figure)
+
+
+def curves_of_runs(runs: Sequence[Run], title: str) -> bytes:
+    """Test accuracy over steps of each run; SVG."""
+    figure, axes = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
+    for run in runs:
+        steps, values = run.curve("eval/top-1-acc")
+        axes.plot(steps, [100 * v for v in values], linewidth=1.1, label=f"seed {run.result.get('seed', '?')}")
+    axes.set(xlabel="step", ylabel="test accuracy (%)")
+    axes.set_title(title, fontsize="small")
+    axes.legend(fontsize="x-small", loc="lower right")
+    _tidy(axes)
+    return _svg(figure)
+
+
+#: What a panel of Figure 3 shows.
+_PANELS = {
+    "top1": "test accuracy (%)",
+    "labelled_classes/top-1-acc": "accuracy (%), classes with labels",
+    "unlabelled_classes/top-1-acc": "accuracy (%), classes without labels",
+    "entropy": "entropy of predictions (nats)",
+    "labelled_classes/entropy": "entropy (nats), classes with labels",
+    "unlabelled_classes/entropy": "entropy (nats), classes without labels",
+}
+
+
+def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) -> dict[str, bytes]:
+    """One picture per metric of a figure of the paper, with error bars of one standard deviation; SVG.
+
+    Args:
+        figure: what it shows.
+        groups: configuration -> its runs.
+        rule: see :meth:`Run.score`.
+    """
+    xs = list(dict.fromkeys(x for points in figure.series.values() for x in points))
+    numeric = all(x.replace(".", "", 1).isdigit() for x in xs)
+    place = {x: float(x) if numeric else float(i) for i, x in enumerate(xs)}
+    out = {}
+    for metric in figure.metrics:
+        canvas, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
+        drawn = False
+        for number, (name, points) in enumerate(figure.series.items()):
+            found = {x: groups[c].scores(rule, metric) for x, c in points.items() if c in groups}
+            found = {x: scores for x, scores in found.items() if scores}
+            if found:
+                means, stds = zip(*(mean_and_std(s) for s in found.values()), strict=True)
+                offset = 0.0 if numeric else 0.04 * (number - (len(figure.series) - 1) / 2)
+                at = [place[x] + offset for x in found]
+                axes.errorbar(
+                    at, means, stds, marker="o", capsize=3, linewidth=1.3 if numeric else 0, elinewidth=1, label=name
+                )
+                drawn = True
+        if not drawn:
+            plt.close(canvas)
+            continue
+        if numeric:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set_xticks([place[x] for x in xs], xs)
+        axes.set(xlabel=figure.x, ylabel=_PANELS.get(metric, metric))
+        axes.legend(fontsize="small")
+        _tidy(axes)
+        out[_PANELS.get(metric, metric)] = _svg(canvas)
+    return out
+
+
+def rank_diagram(ranking: Ranking) -> bytes:
+    """Mean ranks on a line; a bar joins algorithms that do not differ at the 5 % level (Nemenyi); SVG."""
+    import pandas as pd
+    import scikit_posthocs
+
+    table = pd.DataFrame(ranking.scores, index=list(ranking.settings))
+    different = scikit_posthocs.posthoc_nemenyi_friedman(table)
+    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.17 * len(ranking.algorithms)), layout="constrained")
+    scikit_posthocs.critical_difference_diagram(
+        ranking.ranks, different, ax=axes, label_props={"fontsize": 9}, text_h_margin=0.02
+    )
+    return _svg(figure)

@@ -1,37 +1,200 @@
-"""Reads run directories."""
+"""Reads run directories, and files of summaries made of them."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+from muscle_plugin.config import ConfigError, Resolved, config_directory, differing_settings, load_settings
+from muscle_plugin.files import write_text
+
+#: Settings that may differ from the configuration's without making it another experiment.
+_INDIFFERENT = ("seed", "split_seed", "num_threads", "device", "deterministic", "init_from", "pretrain_path")
+
+#: What a summary keeps of each evaluation, besides the step.
+_OF_EVALUATION = ("eval/top-1-acc",)
+
+
+class RunsError(ValueError):
+    """There are no runs where they were said to be, or a file of summaries cannot be read."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory: the content of ``result.json`` and the lines of ``metrics.jsonl``."""
+    """One run: the content of ``result.json`` and ``environment.json``, and the lines of ``metrics.jsonl``.
+
+    Attributes:
+        path: the run directory; of a summary, where it was.
+        result: empty if the run never got so far.
+        config: name of the configuration in ``benchmark_configs``; None if it is none of them, or no longer there.
+        changed: settings in which it differs from that configuration: name -> (configuration's, the run's).
+        failure: what stopped it, if it failed.
+    """
 
     path: Path
     result: dict[str, Any]
     metrics: list[dict[str, float]]
+    environment: dict[str, Any] = field(default_factory=dict)
+    config: str | None = None
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    failure: str | None = None
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
         """Steps at which ``key`` was logged, and its values."""
         points = [(m["step"], m[key]) for m in self.metrics if key in m]
         return [p[0] for p in points], [p[1] for p in points]
 
+    @property
+    def state(self) -> str:
+        """``finished``, ``cut off`` or ``failed``."""
+        if self.failure is not None:
+            return "failed"
+        return "finished" if self.result.get("complete") else "cut off"
+
+    @property
+    def title(self) -> str:
+        """The name of its configuration, else of its directory."""
+        return self.config or self.path.name
+
+    @cached_property
+    def deviation(self) -> str:
+        """How it differs from its configuration, for people; empty if it does not."""
+        if self.config is None:
+            return ""
+        words = [
+            f"{k} {_plain(ours)} instead of {_plain(theirs)}" for k, (theirs, ours) in sorted(self.changed.items())
+        ]
+        return ", ".join(words)
+
+    @property
+    def shortened(self) -> bool:
+        """Whether it trains for fewer steps or epochs than its configuration."""
+        if "num_train_iter" in self.changed and self.changed["num_train_iter"][0] is None:
+            return True  # a number of steps in place of whole epochs
+        return any(
+            ours is not None and theirs is not None and ours < theirs
+            for k, (theirs, ours) in self.changed.items()
+            if k in ("epoch", "num_train_iter")
+        )
+
+    def score(self, rule: str, metric: str = "top1") -> float | None:
+        """A figure of the run, as a fraction or in the unit of the metric; None if it has none.
+
+        Args:
+            rule: ``last``, ``best`` or ``median20``, for top-1 accuracy; all else is of the last evaluation.
+            metric: ``top1``, ``top5``, or a key of ``last_evaluation``.
+        """
+        if metric == "top1":
+            return self.result.get(f"{rule}_top1")
+        return self.result.get("last_evaluation", {}).get({"top5": "top-5-acc"}.get(metric, metric))
+
+
+def _plain(value: Any) -> str:
+    return "the default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
 
 def read_run(path: Path) -> Run:
     """The run in a directory.
 
     Raises:
-        OSError, ValueError: it holds no run.
+        OSError, ValueError: it holds no run, or one whose files are damaged.
     """
-    lines = (path / "metrics.jsonl").read_text().splitlines()
-    return Run(path, json.loads((path / "result.json").read_text()), [json.loads(line) for line in lines])
+    failure = None
+    if (path / "failure.json").is_file():
+        failure = json.loads((path / "failure.json").read_text())["error"]
+    result = (
+        json.loads((path / "result.json").read_text()) if failure is None or (path / "result.json").exists() else {}
+    )
+    environment = json.loads((path / "environment.json").read_text()) if (path / "environment.json").exists() else {}
+    lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
+    config, changed = _compare(path, environment.get("config"))
+    return Run(path, result, [json.loads(line) for line in lines], environment, config, changed, failure)
+
+
+@cache
+def _configuration(name: str) -> Resolved:
+    return load_settings(name)
+
+
+def _compare(path: Path, config: str | None) -> tuple[str | None, dict[str, tuple[Any, Any]]]:
+    """The configuration of a run, and what of it was changed."""
+    if config is None or not (config_directory() / f"{config}.yaml").is_file():
+        return None, {}
+    try:
+        differing = differing_settings(path / "config.yaml", _configuration(config))
+    except ConfigError:
+        return None, {}
+    if "algorithm" in differing or "dataset" in differing:
+        return None, {}
+    return config, {k: (here, there) for k, (there, here) in differing.items() if k not in _INDIFFERENT}
+
+
+def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """All runs in directories at any depth, or in files of summaries (``.jsonl``), each once, in order of name; and a
+    line for each directory that looks like a run and cannot be read.
+
+    Raises:
+        RunsError: a path does not exist, or holds no run.
+    """
+    runs: dict[Path, Run] = {}
+    unread = []
+    for path in paths:
+        if path.suffix == ".jsonl":
+            runs |= {r.path: r for r in read_summaries(path)}
+            continue
+        if not path.is_dir():
+            raise RunsError(f"{path}: no such folder; give folders of runs")
+        places = sorted(p.parent for p in path.rglob("config.yaml"))
+        if not places:
+            raise RunsError(f"{path}: no run in it (a run's folder has a config.yaml)")
+        for place in places:
+            try:
+                runs[place.resolve()] = read_run(place)
+            except (OSError, ValueError, KeyError, TypeError) as e:
+                unread.append(f"{place}: {e}")
+    return sorted(runs.values(), key=lambda r: (r.title, r.result.get("seed", -1), str(r.path))), unread
+
+
+def write_summaries(runs: Iterable[Run], path: Path) -> None:
+    """A line of JSON per run, all that a report needs of it: result, environment, evaluations."""
+    lines = []
+    for run in runs:
+        steps, values = run.curve(_OF_EVALUATION[0])
+        content = {
+            "path": run.path.name, "config": run.config, "changed": run.changed, "failure": run.failure,
+            "result": run.result, "environment": run.environment,
+            "evaluations": [[int(s), round(v, 6)] for s, v in zip(steps, values, strict=True)],
+        }  # fmt: skip
+        lines.append(json.dumps(content, ensure_ascii=False))
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_summaries(path: Path) -> list[Run]:
+    """The runs of a file that :func:`write_summaries` wrote.
+
+    Raises:
+        RunsError: no such file, or not one of these.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as e:
+        raise RunsError(f"{path}: cannot be read: {e.strerror}") from None
+    runs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            c = json.loads(line)
+            metrics = [{"step": s, _OF_EVALUATION[0]: v} for s, v in c["evaluations"]]
+            changed = {k: (a, b) for k, (a, b) in c["changed"].items()}
+            where = path.parent / c["path"]
+            runs.append(Run(where, c["result"], metrics, c["environment"], c["config"], changed, c["failure"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise RunsError(f"{path} line {number}: not a summary of a run, as `report` writes them") from None
+    return runs
 
 
 def mean_and_std(values: Iterable[float]) -> tuple[float, float]:

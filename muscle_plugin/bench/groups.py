@@ -1,0 +1,119 @@
+"""Runs that are one experiment but for the seed, and what is said of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from muscle_plugin.bench.runs import Run, mean_and_std
+from muscle_plugin.bench.studies import Cell
+
+#: How a figure of a run is chosen, for people.
+RULES = {
+    "last": "accuracy at the last step",
+    "best": "best accuracy over the run, chosen on the test set",
+    "median20": "median of the last 20 evaluations",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one configuration that deviate from it in the same way, or not at all.
+
+    Attributes:
+        title: name of the configuration, or of the directory where there is none.
+        deviation: from the configuration, for people; empty: none.
+        runs: of different seeds, usually.
+    """
+
+    title: str
+    deviation: str
+    runs: tuple[Run, ...]
+
+    @property
+    def finished(self) -> list[Run]:
+        """Those that came to their end."""
+        return [r for r in self.runs if r.state == "finished"]
+
+    @property
+    def algorithm(self) -> str:
+        """Its algorithm; empty if no run got so far as to say."""
+        return next((str(r.result["algorithm"]) for r in self.runs if r.result), "")
+
+    @property
+    def setting(self) -> str:
+        """What is left of the title without the algorithm: data set, labels, protocol."""
+        folder, _, leaf = self.title.rpartition("/")
+        rest = leaf.removeprefix(f"{self.algorithm}_")
+        return f"{folder}/{rest}" if folder else rest
+
+    @cached_property
+    def trouble(self) -> str:
+        """What keeps runs from counting: ``1 failed, 2 cut off``; empty if nothing does."""
+        states = [r.state for r in self.runs]
+        return ", ".join(f"{states.count(s)} {s}" for s in ("failed", "cut off") if s in states)
+
+    def scores(self, rule: str, metric: str = "top1") -> list[float]:
+        """The figures of finished runs; accuracies in percent."""
+        scale = 1 if metric.endswith("entropy") else 100
+        found = [r.score(rule, metric) for r in self.finished]
+        return [scale * x for x in found if x is not None]
+
+
+def groups_of(runs: Iterable[Run]) -> list[Group]:
+    """Runs in their groups, those without deviation first, in order of appearance."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        # without a configuration, runs of like settings differ in their directory's name by the seed at its end
+        seed = run.result.get("seed")
+        title = run.config or run.path.name.removesuffix(f"_{seed}")
+        found.setdefault((title, run.deviation), []).append(run)
+    groups = [Group(title, deviation, tuple(members)) for (title, deviation), members in found.items()]
+    return sorted(groups, key=lambda g: bool(g.deviation))
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What runs give for one cell.
+
+    Attributes:
+        mean, std: in percent; std is the sample's, 0 for one run; None without a finished run.
+        n: finished runs.
+        trouble: runs that do not count.
+        deviation: from the cell's configuration.
+        difference: mean minus the paper's; None where either is missing.
+        within: whether the difference is at most two of the paper's standard deviations.
+    """
+
+    mean: float | None
+    std: float | None
+    n: int
+    trouble: str
+    deviation: str
+    difference: float | None = None
+    within: bool | None = None
+
+    @property
+    def text(self) -> str:
+        """``92.5 ± 4.4 (5)``: mean, standard deviation, number of runs."""
+        if self.mean is None or self.std is None:
+            return ""
+        spread = f" ± {self.std:.2f}" if self.n > 1 else ""
+        return f"{self.mean:.2f}{spread} (n = {self.n})"
+
+
+def ours_for(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
+    """What the runs of a cell's configuration give, those without deviation first."""
+    out = []
+    for group in groups:
+        if group.title != cell.config:
+            continue
+        scores = group.scores("last" if cell.metric != "top1" else rule, cell.metric)
+        mean, std = mean_and_std(scores) if scores else (None, None)
+        difference = within = None
+        if mean is not None and cell.paper is not None and not group.deviation:
+            difference = mean - cell.paper[0]
+            within = abs(difference) <= 2 * cell.paper[1]
+        out.append(Ours(mean, std, len(scores), group.trouble, group.deviation, difference, within))
+    return out
