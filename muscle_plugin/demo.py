@@ -7,20 +7,20 @@ evaluation alone: nothing in training, and not the choice of which step to repor
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from muscle_plugin.config import ConfigError, Resolved, load_settings
+from muscle_plugin.bench.pool import LocalPool
+from muscle_plugin.bench.sweep import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Job, execute_all, jobs_of
+from muscle_plugin.config import ConfigError, Layer, load_settings
 
 NAMES = {
     "supervised": "supervised only",
@@ -28,34 +28,15 @@ NAMES = {
     "muscle": "MUSCLE",
     "muscle_fixmatch": "MUSCLE + FixMatch",
 }
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 
-def _train(config: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """One run, in a worker process."""
-    from muscle_plugin.run import train
-
-    return train(load_settings(config, **overrides), command=["muscle-plugin", "demo"], quiet=True)
-
-
-def _configs() -> Path:
-    return Path(__file__).resolve().parent.parent / "benchmark_configs"
-
-
-def _resolve(options: argparse.Namespace) -> list[tuple[str, dict[str, Any], Resolved]]:
-    runs = []
-    for seed in range(options.seeds):
-        for algorithm in NAMES:
-            config = str(_configs() / f"{algorithm}_digits_10.yaml")
-            overrides = {
-                "seed": seed, "save_dir": str(options.out), "save_name": f"{algorithm}_{seed}", "resume": "auto",
-                "num_threads": 1, "use_tensorboard": False,
-            }  # fmt: skip
-            if options.steps:
-                overrides["num_train_iter"] = options.steps
-            runs.append((config, overrides, load_settings(config, **overrides)))
-    # the longest first, so that no worker is left alone with one at the end
-    return sorted(runs, key=lambda r: "muscle" not in r[2].settings.algorithm)
+def _jobs(options: argparse.Namespace) -> list[Job]:
+    """The runs, the longest first, so that no process is left alone with one at the end."""
+    settings: dict[str, Any] = {"save_dir": str(options.out), "use_tensorboard": False}
+    if options.steps:
+        settings["num_train_iter"] = options.steps
+    jobs = jobs_of([f"{a}_digits_10" for a in NAMES], options.seeds, Layer("demo", settings))
+    return sorted(jobs, key=lambda j: "muscle" not in j.resolved.settings.algorithm)
 
 
 def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
@@ -72,43 +53,24 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
     options = parser.parse_args(list(argv))
     if min(options.seeds, options.workers, options.steps or 1) < 1:
         parser.error("--seeds, --steps and --workers must be at least 1")
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     try:
-        runs = _resolve(options)
+        jobs = _jobs(options)
     except ConfigError as e:
         print("\n".join(f"error: {f}" for f in e.faults), file=sys.stderr)
-        return 2
-    first = runs[0][2].settings
+        return EXIT_BAD_INPUT
+    first = jobs[0].resolved.settings
     console.print(
-        f"{len(runs)} runs of {first.num_train_iter} steps on scikit-learn's digits, {first.num_labels} labels,"
+        f"{len(jobs)} runs of {first.num_train_iter} steps on scikit-learn's digits, {first.num_labels} labels,"
         f" {options.workers} at a time. Stopped runs go on when this is started again."
     )
     began = time.perf_counter()
-    failures = 0
-    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        jobs = {pool.submit(_train, config, overrides): resolved.settings for config, overrides, resolved in runs}
-        try:
-            for number, job in enumerate(as_completed(jobs), 1):
-                s = jobs[job]
-                error = job.exception()
-                if error is not None:
-                    failures += 1
-                    console.print(
-                        f"[{number}/{len(jobs)}] {NAMES[s.algorithm]}, seed {s.seed}: failed: {error}", markup=False
-                    )
-                    continue
-                result = job.result()
-                console.print(
-                    f"[{number}/{len(jobs)}] {NAMES[s.algorithm]}, seed {s.seed}: {100 * result['last_top1']:.1f} %"
-                    f" ({result['seconds']:.0f} s)",
-                    markup=False,
-                )
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            console.print("\nstopped; start it again to go on")
-            return EXIT_INTERRUPTED
-    if failures:
-        console.print(f"{failures} of {len(jobs)} runs failed; their logs are in {options.out}/<run>/log.txt")
+    ended = execute_all(jobs, LocalPool(options.workers), [prog, *argv], lambda line: console.print(line, markup=False))
+    if ended["stopped"]:
+        console.print("stopped; start it again to go on")
+        return EXIT_INTERRUPTED
+    if failed := ended["failed"]:
+        console.print(f"{len(failed)} of {len(jobs)} runs failed; their logs are in {options.out}/<run>/log.txt")
         return EXIT_FAILED
     _report(console, options, time.perf_counter() - began)
     return 0
@@ -120,7 +82,7 @@ def _report(console: Console, options: argparse.Namespace, seconds: float) -> No
     from muscle_plugin.data.show import views_of_first_batch
     from muscle_plugin.run import build
 
-    runs = [read_run(options.out / f"{a}_{seed}") for a in NAMES for seed in range(options.seeds)]
+    runs = [read_run(options.out / f"{a}_digits_10_{seed}") for a in NAMES for seed in range(options.seeds)]
     result = runs[0].result
     title = f"digits, {result['num_labels']} labels, {result['steps']} steps, {options.seeds} seeds"
     table = Table(title=f"test accuracy (%) at the last step: {title}")
@@ -145,7 +107,7 @@ def _report(console: Console, options: argparse.Namespace, seconds: float) -> No
     console.print(table)
     (options.out / "table.md").write_text("\n".join(lines) + "\n")
     learning_curves(runs, NAMES, 10, f"digits with {result['num_labels']} labels", options.out / "curves.png")
-    resolved = load_settings(_configs() / "muscle_fixmatch_digits_10.yaml")
+    resolved = load_settings("muscle_fixmatch_digits_10")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         views = views_of_first_batch(build(resolved))

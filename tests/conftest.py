@@ -59,3 +59,45 @@ def build_short(tmp_path: Path) -> Any:
         return build(load_settings(None, **{**SHORT, "save_dir": str(tmp_path), **settings}))
 
     return make
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Any:
+    """A function that writes the directory of a run that was never trained: what a report reads, with figures made up."""
+    import json
+
+    def make(config: str, seed: int = 0, score: float = 0.5, where: str = "runs", **settings: Any) -> Path:
+        from muscle_plugin.config import load_settings
+
+        unfinished = settings.pop("stopped_at", None)
+        resolved = load_settings(config, seed=seed, **settings)
+        s = resolved.settings
+        path = tmp_path / where / f"{config.replace('/', '-')}_{seed}"
+        path.mkdir(parents=True)
+        (path / "config.yaml").write_text(resolved.to_yaml(leave_out=("resume", "overwrite", "load_path")))
+        steps = s.num_train_iter or 1000
+        curve = [(steps * i // 4, score * i / 4) for i in range(1, 5)]
+        fixed = {"epoch": 0, "lr": 0.1, "eval/loss": 1.0}
+        lines = [
+            {"step": n, **fixed, "eval/top-1-acc": v, "eval/top-5-acc": (v + 1) / 2, "seconds": 0.1 * n}
+            for n, v in curve
+        ]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        groups = {f"{g}_classes/{m}": score for g in ("labelled", "unlabelled") for m in ("top-1-acc", "entropy")}
+        result = {
+            "algorithm": s.algorithm, "dataset": s.dataset, "num_labels": s.num_labels, "seed": seed, "net": s.net,
+            "complete": unfinished is None, "steps": unfinished or steps, "num_train_iter": steps,
+            "best_top1": score + 0.01, "last_top1": score, "median20_top1": score - 0.01, "best_step": steps,
+            "last_evaluation": {"top-1-acc": score, "top-5-acc": (score + 1) / 2, "entropy": 0.3, **groups},
+            "evaluations": 4, "seconds": 0.1 * steps, "images_per_second": 100.0, "device": "cpu", "precision": "fp32",
+        }  # fmt: skip
+        (path / "result.json").write_text(json.dumps(result))
+        environment = {
+            "config": resolved.name, "torch": "2.9", "semilearn": "0.3.2", "python": "3.11", "device": "cpu", "gpu": None,
+            "processor": "x86_64", "threads": 1, "precision": "fp32", "git_revision": "abc", "command": ["train.py"],
+            "started": "2026-11-01T10:00:00+00:00",
+        }  # fmt: skip
+        (path / "environment.json").write_text(json.dumps(environment))
+        return path
+
+    return make

@@ -26,7 +26,7 @@ def finished(tmp_path_factory):
 
 
 def accuracy(out, algorithm):
-    return json.loads((out / f"{algorithm}_0" / "result.json").read_text())["last_top1"]
+    return json.loads((out / f"{algorithm}_digits_10_0" / "result.json").read_text())["last_top1"]
 
 
 def test_muscle_beats_supervised_training_with_ten_labels(finished):
@@ -37,7 +37,7 @@ def test_muscle_beats_supervised_training_with_ten_labels(finished):
 
 def test_mutual_information_rises(finished):
     out, _ = finished
-    _, information = read_run(out / "muscle_0").curve("train/mi")
+    _, information = read_run(out / "muscle_digits_10_0").curve("train/mi")
     assert information[0] < 0.5 < 1.5 < information[-1] < 2.303
 
 
@@ -54,10 +54,10 @@ def test_table_and_pictures(finished):
 
 def test_a_second_call_trains_nothing_again(finished):
     out, _ = finished
-    before = (out / "muscle_0" / "metrics.jsonl").read_bytes()
+    before = (out / "muscle_digits_10_0" / "metrics.jsonl").read_bytes()
     done = demo(out, "--steps", "300", "--seeds", "1")
     assert done.returncode == 0
-    assert (out / "muscle_0" / "metrics.jsonl").read_bytes() == before
+    assert (out / "muscle_digits_10_0" / "metrics.jsonl").read_bytes() == before
 
 
 def test_other_settings_for_the_same_runs_are_a_failure_with_the_reason(finished):
@@ -73,7 +73,7 @@ def test_bad_arguments():
 
 def test_grouping_and_spread(finished):
     out, _ = finished
-    runs = [read_run(out / f"{a}_0") for a in ("muscle", "supervised")]
+    runs = [read_run(out / f"{a}_digits_10_0") for a in ("muscle", "supervised")]
     assert list(by_algorithm(runs)) == ["muscle", "supervised"]
     assert mean_and_std([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert mean_and_std([4.0]) == (4.0, 0.0)

@@ -19,6 +19,9 @@ RETRIES = 2
 #: Seconds that a run has to save itself when the sweep dies.
 GRACE = 60
 
+#: Set in a process while it trains.
+_training = threading.Event()
+
 
 @dataclass(frozen=True)
 class Work:
@@ -37,6 +40,7 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
     from muscle_plugin.config import load_settings
     from muscle_plugin.run import Interrupted, RunError, train
 
+    _training.set()
     try:
         return {"result": train(load_settings(work.config, **work.overrides), command, quiet=True)}
     except Interrupted as e:
@@ -45,6 +49,8 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
         return {"error": str(e)}
     except Exception as e:
         return {"error": f"{type(e).__name__}: {e}"}
+    finally:
+        _training.clear()
 
 
 class Pool(Protocol):
@@ -136,8 +142,11 @@ def _end_with_parent() -> None:
     if parent is None:
         return
     parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)  # a run in progress saves itself after its step
-    time.sleep(GRACE)
+    end = time.monotonic() + GRACE
+    if _training.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)  # the run saves itself after its step
+    while _training.is_set() and time.monotonic() < end:
+        time.sleep(0.1)
     os._exit(1)
 
 

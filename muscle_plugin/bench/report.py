@@ -7,7 +7,7 @@ import base64
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -19,7 +19,7 @@ from muscle_plugin.bench import plots
 from muscle_plugin.bench.groups import RULES, Group, Ours, groups_of, ours_for
 from muscle_plugin.bench.ranking import Ranking, natural_key, rank, scores_by_setting
 from muscle_plugin.bench.runs import Run, RunsError, find_runs, write_summaries
-from muscle_plugin.bench.studies import StudyTable, figures, tables
+from muscle_plugin.bench.studies import StudyFigure, StudyTable, figures, tables
 from muscle_plugin.files import write_text
 from muscle_plugin.version import __version__
 
@@ -58,6 +58,15 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class ReportFigure:
+    """A figure of the paper from runs; ``notes`` name those that are not its configurations."""
+
+    title: str
+    pictures: list[Picture]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """All that a page says."""
 
@@ -70,7 +79,7 @@ class Report:
     unread: list[str]
     tables: list[ReportTable]
     others: list[Group]
-    figures: list[tuple[str, list[Picture]]]
+    figures: list[ReportFigure]
     ranking: Ranking | None
     rank_picture: Picture | None
     curves: list[Picture]
@@ -106,7 +115,10 @@ def make_report(
     return Report(
         title, command, date.today().isoformat(), rule, runs, groups, unread, shown,
         [g for g in groups if g.title not in in_tables | in_figures],
-        [(f.title, [Picture.of(n, p) for n, p in panels.items()]) for f, panels in drawn],
+        [
+            ReportFigure(f.title, [Picture.of(n, p) for n, p in panels.items()], _deviations(f, by_config))
+            for f, panels in drawn
+        ],
         ranking,
         Picture.of("mean ranks", plots.rank_diagram(ranking)) if ranking and pictures else None,
         _curves(groups) if pictures else [],
@@ -115,10 +127,18 @@ def make_report(
     )  # fmt: skip
 
 
-def _own(figure: Any) -> set[str]:
+def _own(figure: StudyFigure) -> set[str]:
     """The configurations that stand for a figure: those that no table has, where there are any."""
     of_tables = {c for t in tables() for c in t.configs}
     return set(figure.configs) - of_tables or set(figure.configs)
+
+
+def _deviations(figure: StudyFigure, groups: Mapping[str, Group]) -> tuple[str, ...]:
+    """Which points of a figure are of runs that are not as configured."""
+    shown = [
+        (f"{name}, {x}", groups[c]) for name, points in figure.series.items() for x, c in points.items() if c in groups
+    ]
+    return tuple(f"{point}: {group.deviation}" for point, group in shown if group.deviation)
 
 
 def _fill(study: StudyTable, groups: Sequence[Group], rule: str) -> ReportTable:

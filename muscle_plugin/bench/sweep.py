@@ -44,13 +44,16 @@ class Job:
 
     @property
     def state(self) -> str:
-        """``new``, ``finished``, ``cut off`` or ``failed``."""
+        """``new``, ``finished``, ``cut off``, ``failed``, or ``of other settings``."""
         if (self.run_dir / "failure.json").is_file():
             return "failed"
         try:
-            return "finished" if json.loads((self.run_dir / "result.json").read_text())["complete"] else "cut off"
+            complete = json.loads((self.run_dir / "result.json").read_text())["complete"]
+            if config.differing_settings(self.run_dir / "config.yaml", self.resolved):
+                return "of other settings"
         except (OSError, ValueError, KeyError):
             return "new"
+        return "finished" if complete else "cut off"
 
     def after(self, others: Iterable[Job]) -> Job | None:
         """The run from whose weights this one starts, if it is one of the sweep."""
@@ -149,6 +152,16 @@ def sweep(jobs: Sequence[Job], pool: Pool, command: list[str], say: Any) -> dict
             end(how, job, word)
         ended["stopped"] += [(job, "not begun") for job in left]
     return ended
+
+
+def execute_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Any) -> dict[str, list[tuple[Job, str]]]:
+    """:func:`sweep`, with SIGTERM as Ctrl-C; the pool is closed in any case."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return sweep(jobs, pool, command, say)
+    finally:
+        pool.close()
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _outcome(future: Future[dict[str, Any]]) -> tuple[str, str]:
@@ -256,13 +269,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
         print(f"error: {e}", file=sys.stderr)
         return EXIT_BAD_INPUT
     say(f"{pool.at_once} at a time; Ctrl-C saves and stops, the same command goes on")
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    try:
-        ended = sweep(jobs, pool, [prog, *argv], say)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        pool.close()
-    return _close(jobs, ended, say)
+    return _close(jobs, execute_all(jobs, pool, [prog, *argv], say), say)
 
 
 def _close(jobs: Sequence[Job], ended: dict[str, list[tuple[Job, str]]], say: Any) -> int:

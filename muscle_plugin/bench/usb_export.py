@@ -156,7 +156,7 @@ def flat_config(protocol: str, resolved: Resolved, seed: int) -> dict[str, Any]:
         "net_from_name": s.net_from_name, "use_pretrain": s.use_pretrain, "pretrain_path": s.pretrain_path,
         "data_dir": "./data", "dataset": s.dataset, "train_sampler": "RandomSampler", "num_classes": s.num_classes,
         "num_workers": 1, "seed": seed, "world_size": 1, "rank": 0, "multiprocessing_distributed": True,
-        "dist_url": "tcp://127.0.0.1:10001", "dist_backend": "nccl", "gpu": None,
+        "dist_url": "tcp://127.0.0.1:10001", "dist_backend": "nccl", "gpu": "None",
     }  # fmt: skip
     return {
         "algorithm": s.algorithm, "save_dir": folder, "save_name": name, "resume": True,
@@ -172,7 +172,6 @@ def _yaml(content: Mapping[str, Any]) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "None"))
     out = io.StringIO()
     yaml.dump(dict(content), out)
     return out.getvalue()
@@ -234,7 +233,7 @@ def export(rows: Sequence[Row], out: Path, existing: Mapping[str, bytes]) -> lis
 def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
     """Returns the exit status: 0 rows were exported, 2 bad input or no row is complete."""
     parser = argparse.ArgumentParser(
-        prog=prog, description="Export finished runs of USB's protocols (sweep classic_cv, sweep usb_cv) in USB's formats: rows of"
+        prog=prog, description="Export finished runs of USB's protocols (sweep classic_cv, usb_cv) in USB's formats: rows of"
         " results/*.csv (error in percent at the best step, mean±std of 3 seeds), config/*.yaml, saved_models/*/log.txt.",
     )  # fmt: skip
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, at any depth")

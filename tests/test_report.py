@@ -1,0 +1,330 @@
+"""Reports: what is said of runs is what they hold; ranking; USB's formats; the page in a browser."""
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from muscle_plugin.bench.ranking import critical_difference, rank
+from muscle_plugin.bench.report import main as report
+from muscle_plugin.bench.usb_export import columns
+from muscle_plugin.bench.usb_export import main as usb_export
+from muscle_plugin.config import Layer, load_settings, resolve
+
+# ---------------------------------------------------------------------------------------------------------------- tables
+
+
+def made(tmp_path, *words):
+    assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), *words]) == 0
+    return (tmp_path / "out" / "report.html").read_text(), (tmp_path / "out" / "report.md").read_text()
+
+
+def row(markdown, head):
+    (line,) = [x for x in markdown.splitlines() if x.startswith(f"| {head} |")]
+    return [c.strip() for c in line.split("|")[2:-1]]
+
+
+def test_cells_show_the_papers_figure_ours_the_difference_and_whether_it_is_within_two_std(make_run, tmp_path):
+    for seed, score in enumerate((0.85, 0.86, 0.87)):
+        make_run("muscle_cifar10_1000", seed, score)
+        make_run("muscle_cifar10_500", seed, score)
+    html, markdown = made(tmp_path)
+    assert row(markdown, "MUSCLE, paper") == ["85.46 ± 0.85", "79.01 ± 0.99", "70.37 ± 1.98", "52.79 ± 4.81"]
+    assert row(markdown, "MUSCLE, ours") == [
+        "86.00 ± 1.00 (n = 3) +0.54 ✓", "86.00 ± 1.00 (n = 3) +6.99 ✗", "–", "–",
+    ]  # fmt: skip
+    assert "within 2 std" in html
+    assert "outside 2 std" in html
+    assert "not run" in html
+    assert row(markdown, "MT, ours") == ["–"] * 4
+
+
+@pytest.mark.parametrize(("rule", "mean"), [("last", "86.00"), ("best", "87.00"), ("median20", "85.00")])
+def test_the_rule_chooses_the_figure_and_is_named(make_run, tmp_path, rule, mean):
+    make_run("muscle_cifar10_1000", 0, 0.86)
+    _, markdown = made(tmp_path, "--score", rule)
+    assert row(markdown, "MUSCLE, ours")[0].startswith(f"{mean} (n = 1)")
+    named = {"last": "at the last step", "best": "chosen on the test set", "median20": "median of the last 20"}
+    assert named[rule] in markdown
+
+
+def test_top_5_has_columns_of_its_own(make_run, tmp_path):
+    make_run("muscle_miniimagenet_4000", 0, 0.30)
+    _, markdown = made(tmp_path)
+    ours = row(markdown, "MUSCLE, ours")
+    assert ours[1].startswith("30.00 (n = 1)")
+    assert ours[4].startswith("65.00 (n = 1)")
+
+
+def test_shortened_or_changed_runs_are_named_so_and_never_compared_or_mixed(make_run, tmp_path):
+    make_run("fixmatch_cifar10_250", 0, 0.90)
+    make_run("fixmatch_cifar10_250", 1, 0.40, num_train_iter=400, epoch=4, net="small_cnn")
+    html, markdown = made(tmp_path)
+    cell = row(markdown, "FixMatch, setting 2, ours")[1]
+    assert cell == "90.00 (n = 1) +0.49 ✓; 40.00 (n = 1) [1]"
+    why = "epoch 4 instead of 300, net small_cnn instead of cnn13, num_train_iter 400 instead of the default"
+    assert f"[1] **not the table's configuration**: {why}" in markdown
+    assert why in html
+    assert "finished, shortened" in html
+
+
+def test_failed_and_cut_off_runs_and_damaged_folders_are_shown(make_run, tmp_path):
+    make_run("muscle_digits_10", 0, 0.9)
+    failed = make_run("muscle_digits_10", 1, 0.9)
+    (failed / "failure.json").write_text(json.dumps({"error": "OutOfMemoryError: <no> memory", "at": "now"}))
+    make_run("muscle_digits_10", 2, 0.9, stopped_at=500)
+    damaged = make_run("muscle_digits_10", 3, 0.9)
+    (damaged / "result.json").write_text("{")
+    html, markdown = made(tmp_path)
+    assert row(markdown, "MUSCLE")[0] == "90.00 (n = 1) (1 failed, 1 cut off)"
+    assert "muscle_digits_10_1: failed: OutOfMemoryError: &lt;no> memory" in markdown
+    assert "muscle_digits_10_2: cut off at step 500 of 1200" in markdown
+    assert "OutOfMemoryError: &lt;no&gt; memory" in html
+    assert "cannot be read" in html
+    assert "muscle_digits_10_3" in html
+
+
+def test_order_and_overlap_of_folders_do_not_matter_and_summaries_say_the_same(make_run, tmp_path):
+    for seed in (0, 1):
+        make_run("muscle_digits_10", seed, 0.9, where="runs/a")
+        make_run("supervised_digits_10", seed, 0.6, where="runs/b")
+        make_run("fixmatch_digits_10", seed, 0.8, where="runs/b", lr=0.1)
+    a, b = str(tmp_path / "runs/a"), str(tmp_path / "runs/b")
+    texts = []
+    for i, words in enumerate(([a, b], [b, a, a], [str(tmp_path / "runs"), b], [str(tmp_path / "0" / "runs.jsonl")])):
+        assert report([*words, "--out", str(tmp_path / str(i))]) == 0
+        text = (tmp_path / str(i) / "report.md").read_text()
+        texts.append("\n".join(line for line in text.splitlines() if "muscle-plugin report" not in line))
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert "lr 0.1 instead of 0.05" in texts[0]
+
+
+def test_figures_have_a_picture_each_and_figure_3_six(make_run, tmp_path):
+    for a in ("supervised", "meanteacher_original", "muscle"):
+        for n in (80, 400):
+            make_run(f"{a}_cifar20_{n}", 0, 0.4)
+    make_run("muscle_meanteacher_original_cifar10_250_r2", 0, 0.7)
+    make_run("muscle_cifar10_250_nodropout", 0, 0.7, num_train_iter=400, epoch=4)
+    html, _ = made(tmp_path)
+    assert re.search("not the figure's configuration</b>: MUSCLE, without: epoch 4 instead of 180", html)
+    assert len(re.findall('alt="Figure 3', html)) == 6
+    assert len(re.findall(r'alt="Figure 2 \(a\)', html)) == 1
+    assert len(re.findall(r'alt="Figure 2 \(b\)', html)) == 1
+    assert "Figure 2 (c)" not in html
+
+
+def test_runs_of_no_study_are_listed(make_run, tmp_path):
+    make_run("muscle_labelprop_cifar10_250", 0, 0.625)
+    _, markdown = made(tmp_path)
+    assert row(markdown, "muscle_labelprop_cifar10_250")[:2] == ["250", "62.50 (n = 1)"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_without_runs_one_line_says_so(tmp_path, capsys, there):
+    if there:
+        (tmp_path / "runs").mkdir()
+    assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert ("no run in it" if there else "no such folder") in error
+
+
+# ----------------------------------------------------------------------------------------------------------------- page
+
+
+class _Sources(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.sources = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+
+
+def full(make_run):
+    """Runs for a page with every section, and names that would break one that did not escape them."""
+    for seed in range(3):
+        for i, a in enumerate(("supervised", "fixmatch", "muscle", "muscle_fixmatch")):
+            for n in (10, 20, 40):
+                make_run(f"{a}_digits_{n}", seed, 0.5 + 0.1 * i + 0.01 * seed + n / 1000)
+        make_run("muscle_cifar10_250", seed, 0.7 + 0.01 * seed)
+        make_run("muscle_cifar20_80", seed, 0.4)
+    evil = make_run("muscle_digits_100", 0, 0.5)
+    environment = json.loads((evil / "environment.json").read_text()) | {
+        "command": ["<script>document.title='x'</script>", '"onload="x'], "git_revision": "<img src=http://127.0.0.1/x>",
+    }  # fmt: skip
+    (evil / "environment.json").write_text(json.dumps(environment))
+    (evil / "failure.json").write_text(json.dumps({"error": "<script>fetch('http://127.0.0.1/')</script>"}))
+    evil.rename(evil.parent / "<img src=x onerror=alert(1)>_0")
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(make_run, tmp_path):
+    full(make_run)
+    html, markdown = made(tmp_path, "--title", "<b>&")
+    page = _Sources()
+    page.feed(html)
+    assert "script" not in page.tags
+    assert page.tags.count("img") > 5
+    assert all(s.startswith(("data:", "#")) for s in page.sources)
+    assert "&lt;b&gt;&amp;" in html
+    assert "<script" not in markdown
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="Debian's chromium is not installed (apt install chromium)")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_in_a_browser_nothing_is_requested_complains_or_overflows(make_run, tmp_path, width):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    full(make_run)
+    made(tmp_path)
+    url = (tmp_path / "out" / "report.html").as_uri()
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        said, asked = [], []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        page.wait_for_timeout(200)
+        wide = page.evaluate("document.scrollingElement.scrollWidth")
+        broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
+        small = page.evaluate(
+            "Math.min(...[...document.querySelectorAll('td')].map(e => parseFloat(getComputedStyle(e).fontSize)))"
+        )
+        seen = page.evaluate("document.body.innerText")
+        browser.close()
+    assert said == []
+    assert [u for u in asked if not u.startswith("data:")] == [url]
+    assert wide <= width
+    assert broken == 0
+    assert small >= 12
+    assert "MUSCLE+FixMatch" in seen
+    assert "<script>fetch('http://127.0.0.1/')</script>" in seen
+
+
+# -------------------------------------------------------------------------------------------------------------- ranking
+
+
+def test_ranks_are_means_over_settings_with_shared_ranks_for_ties():
+    # ranks by hand: s1: a 1, b 2, c 3; s2: a 1.5, b 1.5, c 3; s3: b 1, a 2, c 3
+    scores = {"s1": {"a": 9, "b": 8, "c": 7}, "s2": {"a": 5, "b": 5, "c": 1}, "s3": {"a": 2, "b": 3, "c": 1}}
+    found = rank(scores)
+    assert found.ranks == {"a": pytest.approx(1.5), "b": pytest.approx(1.5), "c": pytest.approx(3)}
+    # Friedman's statistic by its formula, with the correction for the tie: sum of squared deviations over the mean variance
+    means = np.array([1.5, 1.5, 3.0])
+    statistic = 3 * ((means - 2) ** 2).sum() / ((1 + 0.75 + 1) / 3)
+    assert found.p_value == pytest.approx(np.exp(-statistic / 2))  # chi-squared with 2 degrees of freedom
+
+
+def test_critical_difference_is_that_of_demsars_example():
+    assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)  # Demsar 2006, section 3.2.2: 2.569 sqrt(20/84)
+
+
+def test_what_the_runs_do_not_cover_is_left_out():
+    whole = {s: {"a": 3, "b": 2, "c": 1} for s in ("s1", "s2", "s3")}
+    whole["s1"]["d"] = 4
+    found = rank({**whole, "s4": {"a": 1, "d": 2}})
+    assert set(found.algorithms) == {"a", "b", "c"}
+    assert found.settings == ("s1", "s2", "s3")
+    assert set(found.left_out) == {"d", "s4"}
+    assert rank({"s1": {"a": 1, "b": 2, "c": 3}}) is None
+    assert rank({"s1": {"a": 1, "b": 2}, "s2": {"a": 1, "b": 2}}) is None
+
+
+# ------------------------------------------------------------------------------------------------------------- USB's files
+
+
+def classic(make_run, algorithm="muscle_fixmatch", **settings):
+    for i, column in enumerate(columns("classic_cv")):
+        for seed in range(3):
+            make_run(f"classic_cv/{algorithm}_{column}", seed, 0.90 - 0.05 * i + 0.01 * seed, **settings)
+
+
+def exported(tmp_path, *words):
+    return usb_export([str(tmp_path / "runs"), "--out", str(tmp_path / "usb"), *words])
+
+
+def test_rows_are_error_at_the_best_step_over_three_seeds_as_usb_writes_them(make_run, tmp_path):
+    classic(make_run)
+    assert exported(tmp_path) == 0
+    raw = (tmp_path / "usb" / "results" / "classic_cv.csv").read_bytes()
+    assert raw.startswith(b"\xef\xbb\xbf,cifar10_40,cifar10_250,cifar10_4000,svhn_40,")
+    assert raw.endswith(b"\r\n")
+    head, line = csv.reader(raw.decode("utf-8-sig").splitlines())
+    assert len(head) == len(line) == 10
+    errors = 100 * (1 - np.array([0.91, 0.92, 0.93]))
+    assert (
+        line[:2] == ["muscle_fixmatch", f"{round(errors.mean(), 2)}±{round(errors.std(), 2)}"] == [line[0], "8.0±0.82"]
+    )
+
+
+def test_rows_are_added_to_usbs_file_and_replace_their_like(make_run, tmp_path):
+    classic(make_run)
+    results = tmp_path / "checkout" / "results"
+    results.mkdir(parents=True)
+    head = ",".join(["", *columns("classic_cv")])
+    fixmatch = "fixmatch" + ",8.33±1.41" * 9
+    old = "muscle_fixmatch" + ",1.0±0.1" * 9
+    (results / "classic_cv.csv").write_bytes(f"\ufeff{head}\r\n{old}\r\n{fixmatch}\r\n".encode())
+    (results / "usb_cv.csv").write_bytes(f"{','.join(['', *columns('usb_cv')])}\n".encode())
+    assert exported(tmp_path, "--usb", str(tmp_path / "checkout")) == 0
+    lines = (tmp_path / "usb" / "results" / "classic_cv.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert lines[0] == head
+    assert lines[1].startswith("muscle_fixmatch,8.0±0.82,")
+    assert lines[2] == fixmatch
+    (results / "classic_cv.csv").write_text("something,else\n")
+    assert exported(tmp_path, "--usb", str(tmp_path / "checkout")) == 2
+
+
+def test_configurations_are_flat_and_give_the_settings_they_came_from(make_run, tmp_path):
+    classic(make_run)
+    assert exported(tmp_path) == 0
+    files = sorted((tmp_path / "usb" / "config" / "classic_cv" / "muscle_fixmatch").glob("*.yaml"))
+    assert len(files) == 27
+    for path in files:
+        flat = YAML(typ="safe", pure=True).load(path.read_text())
+        assert all(isinstance(v, (str, int, float, bool)) for v in flat.values())
+        assert flat["save_name"] == path.stem
+        column, seed = path.stem.removeprefix("muscle_fixmatch_").rsplit("_", 1)
+        ours = load_settings(f"classic_cv/muscle_fixmatch_{column}", seed=int(seed)).as_dict()
+        read = resolve([Layer(path.name, dict(flat))]).as_dict()
+        same_place = ("save_dir", "save_name", "resume", "load_path", "num_workers", "data_dir", "overwrite")
+        assert {k: v for k, v in read.items() if k not in same_place} == {
+            k: v for k, v in ours.items() if k not in same_place
+        }
+
+
+def test_logs_are_read_as_usbs_script_reads_them(make_run, tmp_path):
+    classic(make_run)
+    assert exported(tmp_path) == 0
+    log = tmp_path / "usb" / "saved_models" / "classic_cv" / "muscle_fixmatch_cifar10_40_0" / "log.txt"
+    lines = [line for line in log.read_text().splitlines(True) if line.endswith("iters\n")]
+    # the expressions by which USB's scripts/average_log.py finds its figures
+    top1 = [float(re.search(r"eval\/top-1-acc': (([0-9]|\.)*)", x).group(1)) for x in lines]
+    top5 = [float(re.search(r"eval\/top-5-acc': (([0-9]|\.)*)", x).group(1)) for x in lines]
+    best = [float(re.search(r"BEST_EVAL_ACC: (([0-9]|\.)*)", x).group(1)) for x in lines]
+    assert top1 == pytest.approx([0.225, 0.45, 0.675, 0.9])
+    assert top5 == pytest.approx([0.6125, 0.725, 0.8375, 0.95])
+    assert best[-1] == 0.9
+    assert re.search(r"at ([0-9]*)", lines[-1].split("BEST_EVAL_ACC")[1]).group(1) == "1048576"
+    assert "1048576 iteration, USE_EMA: True, " in lines[-1]
+
+
+def test_shortened_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_path, capsys):
+    classic(make_run)
+    classic(make_run, "fixmatch", num_train_iter=1000, epoch=1)
+    shutil.rmtree(tmp_path / "runs" / "classic_cv-muscle_fixmatch_svhn_40_2")
+    assert exported(tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "classic_cv, muscle_fixmatch: not exported: svhn_40 lacks seed(s) 2" in said
+    assert "classic_cv, fixmatch: not exported: cifar10_40 lacks seed(s) 0, 1, 2" in said
+    assert "shortened (epoch 1 instead of 1024, num_train_iter 1000 instead of 1048576)" in said
+    assert "no row is complete" in said
+    assert not (tmp_path / "usb").exists()
