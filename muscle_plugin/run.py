@@ -9,9 +9,11 @@ that failed, ``failure.json`` says how, until it is begun or continued again.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import json
 import logging
+import pickle
 import platform
 import shlex
 import shutil
@@ -253,7 +255,31 @@ def net_builder(net: str, from_torchvision: bool, channels: int, img_size: int, 
     if not hasattr(nets, net) or net.startswith("_"):
         usb = sorted(n for n in vars(nets) if n[-1].isdigit() and not n.startswith("_") and n not in NETS)
         raise ValueError(f"net: unknown {net!r}; known: {', '.join((*NETS, *usb))}, {TIMM}<name>")
-    return getattr(nets, net)
+    return partial(_usb_net, getattr(nets, net), net)
+
+
+def _usb_net(builder: Any, name: str, num_classes: int, pretrained: bool = False, pretrained_path: Any = None) -> Any:
+    """A net of USB's; its pretrained weights come from a file or a URL.
+
+    Raises:
+        ValueError: these cannot be had, or are not its weights.
+    """
+    if not pretrained:
+        return builder(num_classes=num_classes)
+    where = str(pretrained_path or "")
+    from_url = "://" in where
+    if not from_url and not Path(where).is_file():
+        raise ValueError(
+            f"net: {where or 'pretrain_path'}: no such file of weights for {name}; --pretrain_path names it"
+        )
+    try:
+        return builder(num_classes=num_classes, pretrained=True, pretrained_path=where)
+    except (OSError, http.client.HTTPException) as e:
+        instead = "without a network give a copy of it as --pretrain_path FILE, or --use_pretrain false"
+        raise ValueError(f"net: {where}: cannot be downloaded ({e}); {instead}") from e
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ValueError(f"net: {where}: not weights of {name} as USB publishes them ({reason})") from e
 
 
 def _torchvision_net(name: str, num_classes: int, pretrained: bool = False, pretrained_path: Any = None) -> Any:

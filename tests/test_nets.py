@@ -399,3 +399,24 @@ def test_other_models_of_timm_train(model):
     net(images(side=64))["logits"].sum().backward()
     assert all(p.grad is not None for p in net.classifier.parameters())
     assert next(net.backbone.parameters()).grad is not None
+
+
+def test_usbs_nets_take_weights_from_a_file_and_say_what_is_wrong_with_it(tmp_path, build_short):
+    small = {"algorithm": "fixmatch", "net": "vit_tiny_patch2_32", "img_size": 32, "total_batch": 4}
+    net = build_short(**small).model
+    weights = {n: torch.full_like(t, 0.5) for n, t in net.state_dict().items()}
+    torch.save({"model": {f"module.{n}": t for n, t in weights.items()}}, tmp_path / "published.pth")
+    loaded = build_short(**small, use_pretrain=True, pretrain_path=str(tmp_path / "published.pth")).model.state_dict()
+    assert all(torch.equal(t, weights[n]) for n, t in loaded.items() if not n.startswith("head"))
+    assert not torch.equal(loaded["head.weight"], weights["head.weight"])
+    torch.save({"something": 1}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("text")
+    for path, message in (
+        ("none.pth", "no such file of weights for vit_tiny_patch2_32"),
+        ("other.pth", "not weights of vit_tiny_patch2_32 as USB publishes them"),
+        ("text.pth", "not weights of vit_tiny_patch2_32 as USB publishes them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_short(**small, use_pretrain=True, pretrain_path=str(tmp_path / path))
+    with pytest.raises(ValueError, match=r"cannot be downloaded .*give a copy of it as --pretrain_path FILE"):
+        build_short(**small, use_pretrain=True, pretrain_path="http://127.0.0.1:9/weights.pth")
