@@ -51,7 +51,7 @@ def test_a_failing_run_stops_no_other_and_what_is_finished_is_not_trained_again(
     bad = tmp_path / "no_data.yaml"
     bad.write_text(f"dataset: cifar10\nnum_labels: 10\ndata_dir: {tmp_path}\n")
     words = (bad, "supervised_digits_10", "muscle_digits_20", "--seeds", 2, "--save_dir", tmp_path / "runs", *LIGHT)
-    code, out = sweep(*words, "--data_dir", tmp_path)
+    code, out = sweep(*words)
     assert code == 1, out
     done = results(tmp_path / "runs")
     assert set(done) == {f"{n}_{s}" for n in ("supervised_digits_10", "muscle_digits_20") for s in (0, 1)}
@@ -60,7 +60,7 @@ def test_a_failing_run_stops_no_other_and_what_is_finished_is_not_trained_again(
     assert "failed: no_data, seed 1: " in out
     assert str(tmp_path / "runs" / "no_data_1" / "log.txt") in out
     failure = json.loads((tmp_path / "runs" / "no_data_0" / "failure.json").read_text())
-    assert "cifar10" in failure["error"]
+    assert str(tmp_path) in failure["error"]
     before = {n: (tmp_path / "runs" / n / "result.json").stat().st_mtime_ns for n in done}
     code, out = sweep(*words[1:])
     assert (code, "4 of them finished before" in out) == (0, True)
@@ -96,6 +96,23 @@ def test_a_killed_sweep_leaves_nothing_running_and_goes_on_where_it_was(tmp_path
     for name in cut:
         assert steps(runs / name) == list(range(10, 401, 10))
         assert len(json.loads((runs / name / "environment.json").read_text())["continuations"]) == 1
+
+
+def test_a_process_that_dies_is_replaced_and_its_run_goes_on(tmp_path):
+    import psutil
+
+    runs = tmp_path / "runs"
+    process = start(
+        "muscle_digits_10", "--seeds", 1, "--jobs", 1, "--save_dir", runs, *LIGHT, "--num_train_iter", "200"
+    )
+    wait_for(lambda: list(runs.glob("*/latest_model.pth")), process)
+    (worker,) = [p for p in psutil.Process(process.pid).children() if "spawn_main" in str(p.cmdline())]
+    worker.kill()
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert steps(runs / "muscle_digits_10_0") == list(range(10, 201, 10))
+    environment = json.loads((runs / "muscle_digits_10_0" / "environment.json").read_text())
+    assert len(environment["continuations"]) == 1
 
 
 def test_ctrl_c_saves_what_runs_and_says_what_is_left(tmp_path):

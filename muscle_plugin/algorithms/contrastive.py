@@ -21,10 +21,11 @@ class Contrastive(AlgorithmBase):
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
         super().__init__(args, net_builder, tb_log, logger, **kwargs)
-        from pytorch_metric_learning.losses import NTXentLoss
+        from pytorch_metric_learning.losses import SupConLoss
 
         self.contrastive_weight = args.contrastive_weight
-        self.nt_xent = NTXentLoss(temperature=args.temperature)
+        # with one other view of an image this is NT-Xent, in n^2 steps; the library's NTXentLoss takes n^3
+        self.nt_xent = SupConLoss(temperature=args.temperature)
 
     def train_step(
         self, x_lb: Tensor, y_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor

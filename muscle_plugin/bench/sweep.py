@@ -83,15 +83,17 @@ def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
     except ConfigError as e:
         faults += e.faults
     shared = {"num_threads": 1, **layer.values}
-    for key, default in (("save_dir", "runs"), ("data_dir", "data")):  # the same place from wherever it is run
-        shared[key] = str(Path(shared.get(key, default)).expanduser().absolute())
     jobs = []
     for seed in range(seeds):
         for path in paths:
             name = (config.config_name(path) or path.stem).replace("/", "-")
             overrides = {**shared, "seed": seed, "resume": "auto", "save_name": f"{name}_{seed}"}
             try:
-                jobs.append(Job(name, seed, Work(str(path), overrides), config.load_settings(path, **overrides)))
+                resolved = config.load_settings(path, **overrides)
+                for key in ("save_dir", "data_dir"):  # the same places from wherever it is run
+                    overrides[key] = str(Path(getattr(resolved.settings, key)).expanduser().absolute())
+                resolved = config.load_settings(path, **overrides)
+                jobs.append(Job(name, seed, Work(str(path.resolve()), overrides), resolved))
             except ConfigError as e:
                 faults += [f if f.startswith("--") else f"{path.stem}: {f}" for f in e.faults]
     directories = Counter(job.run_dir for job in jobs)
@@ -252,7 +254,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
         say(f"note: {notice}")
     gpus = _gpus(jobs[0].resolved.settings)
     per_run = options.gpus_per_run if options.gpus_per_run is not None else float(bool(gpus))
-    at_once = options.jobs or (max(1, int(len(gpus) / (per_run or 1))) if gpus else len(os.sched_getaffinity(0)))
+    at_once = options.jobs or (max(1, int(len(gpus) / (per_run or 1))) if gpus else _cores())
     if options.dry_run:
         from muscle_plugin.bench.estimate import show_estimate
 
@@ -269,7 +271,12 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
         print(f"error: {e}", file=sys.stderr)
         return EXIT_BAD_INPUT
     say(f"{pool.at_once} at a time; Ctrl-C saves and stops, the same command goes on")
-    return _close(jobs, execute_all(jobs, pool, [prog, *argv], say), say)
+    try:
+        ended = execute_all(jobs, pool, [prog, *argv], say)
+    except KeyboardInterrupt:  # a second one
+        say("stopped at once")
+        return EXIT_INTERRUPTED
+    return _close(jobs, ended, say)
 
 
 def _close(jobs: Sequence[Job], ended: dict[str, list[tuple[Job, str]]], say: Any) -> int:
@@ -281,6 +288,11 @@ def _close(jobs: Sequence[Job], ended: dict[str, list[tuple[Job, str]]], say: An
     if ended["stopped"]:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if ended["failed"] else 0
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus(settings: Any) -> tuple[int, ...]:
