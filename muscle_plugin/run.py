@@ -82,7 +82,8 @@ def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: boo
         with contextlib.suppress(OSError):  # what is wrong may be the disk
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             text = "".join(traceback.format_exception(e))
-            write_json(run_dir / FAILURE_FILE, {"error": f"{type(e).__name__}: {e}", "at": now, "traceback": text})
+            failure = {"error": f"{type(e).__name__}: {e}", "at": now, "config": resolved.name, "traceback": text}
+            write_json(run_dir / FAILURE_FILE, failure)
         raise
 
 

@@ -78,10 +78,15 @@ def test_failed_and_cut_off_runs_and_damaged_folders_are_shown(make_run, tmp_pat
     failed = make_run("muscle_digits_10", 1, 0.9)
     (failed / "failure.json").write_text(json.dumps({"error": "OutOfMemoryError: <no> memory", "at": "now"}))
     make_run("muscle_digits_10", 2, 0.9, stopped_at=500)
+    never = make_run("fixmatch_digits_10", 0, 0.9)
+    for name in ("result.json", "environment.json", "metrics.jsonl"):
+        (never / name).unlink()
+    (never / "failure.json").write_text(json.dumps({"error": "RunError: no data", "config": "fixmatch_digits_10"}))
     damaged = make_run("muscle_digits_10", 3, 0.9)
     (damaged / "result.json").write_text("{")
     html, markdown = made(tmp_path)
     assert row(markdown, "MUSCLE")[0] == "90.00 (n = 1) (1 failed, 1 cut off)"
+    assert row(markdown, "FixMatch")[0] == "(1 failed)"
     assert "muscle_digits_10_1: failed: OutOfMemoryError: &lt;no> memory" in markdown
     assert "muscle_digits_10_2: cut off at step 500 of 1200" in markdown
     assert "OutOfMemoryError: &lt;no&gt; memory" in html

@@ -43,10 +43,11 @@ class Group:
 
     @property
     def setting(self) -> str:
-        """What is left of the title without the algorithm: data set, labels, protocol."""
+        """What is left of the title without the algorithm: data set, labels, protocol; and the deviation."""
         folder, _, leaf = self.title.rpartition("/")
         rest = leaf.removeprefix(f"{self.algorithm}_")
-        return f"{folder}/{rest}" if folder else rest
+        name = f"{folder}/{rest}" if folder else rest
+        return f"{name} ({self.deviation})" if self.deviation else name
 
     @cached_property
     def trouble(self) -> str:

@@ -91,12 +91,11 @@ def critical_difference(k: int, n: int) -> float:
 
 
 def scores_by_setting(groups: Sequence[Group], rule: str) -> dict[str, dict[str, float]]:
-    """Setting (with how runs deviate from it) -> algorithm -> mean accuracy (%)."""
+    """Setting -> algorithm -> mean accuracy (%)."""
     out: dict[str, dict[str, float]] = {}
     for group in groups:
         if scores := group.scores(rule):
-            setting = group.setting + (f" ({group.deviation})" if group.deviation else "")
-            out.setdefault(setting, {})[group.algorithm] = mean_and_std(scores)[0]
+            out.setdefault(group.setting, {})[group.algorithm] = mean_and_std(scores)[0]
     return dict(sorted(out.items(), key=lambda item: natural_key(item[0])))
 
 

@@ -92,9 +92,7 @@ class Report:
         return Counter(r.state for r in self.runs)
 
 
-def make_report(
-    runs: list[Run], unread: list[str], rule: str, title: str, command: str, pictures: bool = True
-) -> Report:
+def make_report(runs: list[Run], unread: list[str], rule: str, title: str, command: str) -> Report:
     """Put together what is said of runs.
 
     Args:
@@ -102,14 +100,13 @@ def make_report(
         rule: ``last``, ``best`` or ``median20``: which top-1 accuracy of a run counts.
         title: of the page.
         command: that made it.
-        pictures: whether to draw them.
     """
     groups = groups_of(runs)
     by_config = {g.title: g for g in reversed(groups)}  # without deviation where there is such a group
     present = {g.title for g in groups}
     shown = [_fill(t, groups, rule) for t in tables() if present & set(t.configs)]
     in_tables = {c for t in shown for c in t.study.configs}
-    drawn = [(f, plots.study_panels(f, by_config, rule)) for f in figures() if pictures and present & _own(f)]
+    drawn = [(f, plots.study_panels(f, by_config, rule)) for f in figures() if present & _own(f)]
     in_figures = {c for f, _ in drawn for c in f.configs}
     ranking = rank(scores_by_setting(groups, rule))
     return Report(
@@ -120,9 +117,9 @@ def make_report(
             for f, panels in drawn
         ],
         ranking,
-        Picture.of("mean ranks", plots.rank_diagram(ranking)) if ranking and pictures else None,
-        _curves(groups) if pictures else [],
-        [Picture.of(g.title, plots.curves_of_runs(g.runs, _name(g))) for g in groups if _has_curve(g)] if pictures else [],
+        Picture.of("mean ranks", plots.rank_diagram(ranking)) if ranking else None,
+        _curves(groups),
+        [Picture.of(g.title, plots.curves_of_runs(g.runs, _name(g))) for g in groups if _has_curve(g)],
         Counter(_environment(r) for r in runs if r.environment).most_common(),
     )  # fmt: skip
 
@@ -165,8 +162,7 @@ def _curves(groups: Sequence[Group]) -> list[Picture]:
     settings: dict[str, dict[str, Sequence[Run]]] = {}
     for group in groups:
         if _has_curve(group):
-            where = group.setting + (f" ({group.deviation})" if group.deviation else "")
-            settings.setdefault(where, {})[group.algorithm] = [r for r in group.runs if r.metrics]
+            settings.setdefault(group.setting, {})[group.algorithm] = [r for r in group.runs if r.metrics]
     return [
         Picture.of(setting, plots.accuracy_curves(lines, setting if len(setting) < 60 else f"{setting[:57]}..."))
         for setting, lines in sorted(settings.items(), key=lambda item: natural_key(item[0]))

@@ -104,15 +104,14 @@ def read_run(path: Path) -> Run:
     Raises:
         OSError, ValueError: it holds no run, or one whose files are damaged.
     """
-    failure = None
-    if (path / "failure.json").is_file():
-        failure = json.loads((path / "failure.json").read_text())["error"]
+    failed = json.loads((path / "failure.json").read_text()) if (path / "failure.json").is_file() else {}
+    failure = failed.get("error")
     result = (
         json.loads((path / "result.json").read_text()) if failure is None or (path / "result.json").exists() else {}
     )
     environment = json.loads((path / "environment.json").read_text()) if (path / "environment.json").exists() else {}
     lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
-    config, changed = _compare(path, environment.get("config"))
+    config, changed = _compare(path, environment.get("config", failed.get("config")))
     return Run(path, result, [json.loads(line) for line in lines], environment, config, changed, failure)
 
 
