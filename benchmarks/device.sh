@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a machine with a GPU can show, written to results/<device>-<date>/:
-#   the CUDA tests, the speed of views, and CIFAR-10 training for as long as it is given.
+#   the CUDA tests, the speed of views and of label propagation, and CIFAR-10 training for as long as it is given.
 #
 #   benchmarks/device.sh OUT [DATA_DIR] [MINUTES]
 #
@@ -30,6 +30,9 @@ try "$PYTHON" -c 'import sys, torch, torchvision, semilearn; from importlib.meta
 print("python", sys.version.split()[0], "torch", torch.__version__, "torchvision", torchvision.__version__, "semilearn", version("semilearn"))'
 try "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_cuda.py
 try "$PYTHON" benchmarks/views.py --device cuda --seconds 3
+for classes in 10 100; do
+    try "$PYTHON" benchmarks/propagation.py --device cuda --sizes 50000 200000 --classes "$classes"
+done
 if [ -d "$data/cifar-10-batches-py" ]; then
     try "$PYTHON" benchmarks/data.py --data_dir "$data" --rounds 1
     for algorithm in muscle_fixmatch fixmatch; do

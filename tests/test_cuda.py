@@ -80,3 +80,17 @@ def test_a_gpu_run_learns(short_run):
         total_batch=64, weak_augment="digits_weak", hard_augment="digits_hard",
     )  # fmt: skip
     assert result["last_top1"] > 0.75
+
+
+@pytest.mark.parametrize("classes", [3, 12])
+def test_label_propagation_is_that_of_the_cpu(classes):
+    from muscle_plugin.propagation import propagate
+
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(classes, 32, generator=generator)
+    truth = torch.arange(3000) % classes
+    features = centres[truth] + 0.8 * torch.randn(3000, 32, generator=generator)
+    labels = torch.where(torch.arange(3000) < 4 * classes, truth, -1)
+    here, there = (propagate(features.to(d), labels.to(d), classes, k=20) for d in (CPU, CUDA))
+    assert (here.labels == there.labels.cpu()).double().mean() > 0.999
+    assert (here.weights - there.weights.cpu()).abs().max() < 1e-3
