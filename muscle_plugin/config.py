@@ -88,8 +88,8 @@ class RunSettings(BaseModel):
     )
     init_from: str | None = Field(
         None,
-        description="checkpoint or state dict (also timm's) whose weights to start from, without its classifier; {save_dir}"
-        " and {seed} in it stand for these settings",
+        description="checkpoint, run directory or state dict (also timm's) whose weights to start from, without its classifier;"
+        " {save_dir} and {seed} in it stand for these settings",
     )
     init_head: bool = Field(False, description="take the classifier of init_from too")
 

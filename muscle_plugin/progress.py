@@ -91,7 +91,8 @@ class Progress:
             return
         last, best, median = (100 * result[k] for k in ("last_top1", "best_top1", "median20_top1"))
         self._console.print(
-            f"test accuracy: last {last:.2f} %, median of the last 20 evaluations {median:.2f} %, best {best:.2f} %"
+            f"test accuracy: last {last:.2f} %, median of the last {min(20, result['evaluations'])} evaluations {median:.2f} %,"
+            f" best {best:.2f} %"
             f" (step {result['best_step']}); {_clock(result['seconds'])} of training; {run_dir / 'result.json'}"
         )
         seen = result["last_evaluation"]

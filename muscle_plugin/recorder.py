@@ -63,6 +63,7 @@ class Recorder:
             "num_labels": args.num_labels,
             "seed": args.seed,
             "net": args.net,
+            "stage": args.stage,
             "complete": algorithm.it >= algorithm.num_train_iter,
             "steps": algorithm.it,
             "num_train_iter": algorithm.num_train_iter,

@@ -363,7 +363,8 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
     if differing:
         listed = "; ".join(f"{k} was {there!r}, now {here!r}" for k, (there, here) in differing.items())
         raise RunError(
-            f"{saved_file.parent}: this run began with other settings: {listed}. Give it another --save_name"
+            f"{saved_file.parent}: this run began with other settings: {listed}. Give it another --save_name or"
+            " --save_dir"
         )
 
 

@@ -86,7 +86,7 @@ def make_run(tmp_path: Path) -> Any:
         groups = {f"{g}_classes/{m}": score for g in ("labelled", "unlabelled") for m in ("top-1-acc", "entropy")}
         result = {
             "algorithm": s.algorithm, "dataset": s.dataset, "num_labels": s.num_labels, "seed": seed, "net": s.net,
-            "complete": unfinished is None, "steps": unfinished or steps, "num_train_iter": steps,
+            "stage": s.stage, "complete": unfinished is None, "steps": unfinished or steps, "num_train_iter": steps,
             "best_top1": score + 0.01, "last_top1": score, "median20_top1": score - 0.01, "best_step": steps,
             "last_evaluation": {"top-1-acc": score, "top-5-acc": (score + 1) / 2, "entropy": 0.3, **groups},
             "evaluations": 4, "seconds": 0.1 * steps, "images_per_second": 100.0, "device": "cpu", "precision": "fp32",

@@ -73,6 +73,43 @@ def test_shortened_or_changed_runs_are_named_so_and_never_compared_or_mixed(make
     assert "finished, shortened" in html
 
 
+@pytest.mark.parametrize(
+    ("changes", "head"),
+    [
+        ({"dataset": "digits", "num_labels": 10, "net": "small_cnn"}, "MUSCLE, ours"),
+        ({"algorithm": "meanteacher_original"}, "MT, ours"),
+    ],
+)
+def test_a_run_of_another_algorithm_or_data_set_is_in_no_table_of_its_configuration(make_run, tmp_path, changes, head):
+    make_run("muscle_cifar10_1000", 0, 0.86)
+    make_run("muscle_cifar10_500", 0, 0.79, **changes)
+    _, markdown = made(tmp_path)
+    assert row(markdown, head)[1] == "–"
+    assert row(markdown, "MUSCLE, ours") == ["86.00 (n = 1) +0.54 ✓", "–", "–", "–"]
+    assert row(markdown, "muscle_cifar10_500")[1] == "79.00 (n = 1)"
+
+
+def test_runs_that_start_from_other_weights_are_apart_unless_the_configuration_says_so(make_run, tmp_path):
+    make_run("muscle_cifar10_1000", 0, 0.86)
+    make_run("muscle_cifar10_1000", 1, 0.66, init_from="elsewhere/some_run_0/latest_model.pth")
+    for seed in (0, 1):
+        make_run("muscle_cifar10_250_after_cl", seed, 0.7 + 0.02 * seed, save_dir="elsewhere")
+    _, markdown = made(tmp_path)
+    assert row(markdown, "MUSCLE, ours")[0] == "86.00 (n = 1) +0.54 ✓; 66.00 (n = 1) [1]"
+    assert "init_from elsewhere/some_run_0/latest_model.pth instead of the default" in markdown
+    assert row(markdown, "fine-tuned by MUSCLE")[0] == "71.00 ± 1.41 (n = 2)"
+    assert "not the figure's configuration" not in markdown
+
+
+def test_pretraining_without_labels_has_no_accuracy(make_run, tmp_path):
+    for seed in (0, 1):
+        make_run("contrastive_cifar10_250_pretrain", seed, 0.1)
+    html, markdown = made(tmp_path)
+    assert "10.00" not in markdown.split("## All runs")[0]
+    assert markdown.count("finished, pre-trained") == 2
+    assert "finished, pre-trained" in html
+
+
 def test_failed_and_cut_off_runs_and_damaged_folders_are_shown(make_run, tmp_path):
     make_run("muscle_digits_10", 0, 0.9)
     failed = make_run("muscle_digits_10", 1, 0.9)

@@ -66,8 +66,8 @@ def test_a_failing_run_stops_no_other_and_what_is_finished_is_not_trained_again(
     assert (code, "4 of them finished before" in out) == (0, True)
     assert {n: (tmp_path / "runs" / n / "result.json").stat().st_mtime_ns for n in done} == before
     code, out = sweep("supervised_digits_10", "--seeds", 1, *words[5:], "--lr", "0.3")
-    assert code == 1
-    assert "this run began with other settings: lr was 0.05, now 0.3" in out
+    assert code == 2
+    assert "this run began with other settings: lr was 0.05, now 0.3. Give another --save_dir" in out
     assert results(tmp_path / "runs") == done
 
 
@@ -125,7 +125,7 @@ def test_ctrl_c_saves_what_runs_and_says_what_is_left(tmp_path):
     assert process.returncode == 130
     (result,) = results(runs).values()
     assert f"stopped after step {result['steps']} of 1200" in out
-    assert "0 of 3 runs are finished" in out
+    assert "0 of 3 runs finished" in out
     assert "Traceback" not in out
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from muscle_plugin.bench.sweep import Job, duration
+from muscle_plugin.bench.sweep import Job, duration, plural
 from muscle_plugin.config import ConfigError, Resolved, load_settings
 
 #: A trial trains for at least so many seconds and one step, after one that is not counted.
@@ -31,40 +31,50 @@ _INDIFFERENT = (
 )  # fmt: skip
 
 
-def show_estimate(jobs: Sequence[Job], at_once: int, console: Console) -> None:
-    """Print the runs of a sweep, the seconds per step of each configuration, and the time in all."""
+def show_estimate(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
+    """Print the runs of a sweep, the seconds per step of each configuration, and the time in all.
+
+    Returns:
+        Whether any time could be measured.
+    """
     speeds = Speeds(jobs)
-    table = Table(title=f"{len(jobs)} runs, {at_once} at a time", title_justify="left")
-    for head, justify in (
-        ("configuration", "left"), ("seeds", "right"), ("finished", "right"), ("cut off", "right"), ("failed", "right"),
-        ("steps", "right"), ("s a step", "right"), ("measured on", "left"), ("a run takes", "right"),
-    ):  # fmt: skip
-        table.add_column(head, justify=justify)  # type: ignore[arg-type]
+    table = Table(title=f"{plural(len(jobs), 'run')}, {at_once} at a time", title_justify="left")
+    table.add_column("configuration", overflow="fold", min_width=16)
+    for head in ("runs", "done", "steps", "s a step", "a run takes"):
+        table.add_column(head, justify="right", overflow="fold")
     left, longest, unknown = 0.0, 0.0, 0
+    sources: dict[str, None] = {}
+    names = list(dict.fromkeys(j.name for j in jobs))
     with console.status("measuring the time of a step") as status:
-        for name in dict.fromkeys(j.name for j in jobs):
+        for name in names:
             status.update(f"measuring the time of a step: {name}")
             group = [j for j in jobs if j.name == name]
-            states = [j.state for j in group]
             speed = speeds.of(group[0])
-            cells = [name, str(len(group)), *(str(states.count(s)) for s in ("finished", "cut off", "failed"))]
+            sources[speed.how] = None
+            done = sum(j.state == "finished" for j in group)
             steps = _steps(group[0], speed.images)
+            cells = [name, str(len(group)), str(done), "?" if steps is None else f"{steps:,}"]
             if steps is None or speed.seconds is None:
                 unknown += 1
-                table.add_row(*cells, "?", "?", speed.how, "?")
+                table.add_row(*cells, "?", "?")
                 continue
             whole = steps * speed.seconds
             to_do = [whole * (1 - _done(j, steps)) for j in group]
             left, longest = left + sum(to_do), max(longest, *to_do)
-            table.add_row(*cells, f"{steps:,}", f"{speed.seconds:.4f}", speed.how, duration(whole))
+            table.add_row(*cells, f"{speed.seconds:.4f}", duration(whole))
     console.print(table)
+    console.print(f"Time of a step from: {'; '.join(sources)}", markup=False)
+    if unknown == len(names):
+        console.print("Left: unknown")
+        return False
     total = max(left / at_once, longest)
-    note = f", without the {unknown} configuration(s) of unknown speed" if unknown else ""
+    note = f", without the {plural(unknown, 'configuration')} of unknown speed" if unknown else ""
     console.print(
         f"Left: {duration(left)} of training, {duration(total)} with {at_once} at a time{note}; evaluation, start-up and label"
         " propagation's graph come on top.",
         markup=False,
     )
+    return True
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ def _from_runs(jobs: Sequence[Job]) -> Speed | None:
         if result.get("steps") and result.get("seconds", 0) > TRIAL_SECONDS:
             found.append(result["seconds"] / result["steps"])
             images = _training_images(job.run_dir)
-    return Speed(median(found), images, f"{len(found)} run(s) here") if found else None
+    return Speed(median(found), images, f"{plural(len(found), 'run')} here") if found else None
 
 
 def _training_images(run_dir: Path) -> int | None:
@@ -149,7 +159,7 @@ def _trial(job: Job) -> Speed:
             algorithm.train()
         per_step = clock.seconds / max(clock.steps, 1)
         where = torch.cuda.get_device_name(algorithm.device) if algorithm.device.type == "cuda" else "this CPU"
-        return Speed(per_step, len(algorithm.source.train), f"{where}, {clock.steps} step(s)")
+        return Speed(per_step, len(algorithm.source.train), f"{plural(clock.steps, 'step')} on {where}")
 
 
 class _Enough(Exception):

@@ -13,7 +13,7 @@ from muscle_plugin.bench.studies import Cell
 RULES = {
     "last": "accuracy at the last step",
     "best": "best accuracy over the run, chosen on the test set",
-    "median20": "median of the last 20 evaluations",
+    "median20": "median of the last 20 evaluations, or of all where there are fewer",
 }
 
 
@@ -23,11 +23,13 @@ class Group:
 
     Attributes:
         title: name of the configuration, or of the directory where there is none.
+        config: name of the configuration; None where there is none.
         deviation: from the configuration, for people; empty: none.
         runs: of different seeds, usually.
     """
 
     title: str
+    config: str | None
     deviation: str
     runs: tuple[Run, ...]
 
@@ -44,6 +46,9 @@ class Group:
     @property
     def setting(self) -> str:
         """What is left of the title without the algorithm: data set, labels, protocol; and the deviation."""
+        if self.config is None:
+            result = next((r.result for r in self.runs if r.result), {})
+            return f"{result.get('dataset', '?')}_{result.get('num_labels')} (no known configuration)"
         folder, _, leaf = self.title.rpartition("/")
         rest = leaf.removeprefix(f"{self.algorithm}_")
         name = f"{folder}/{rest}" if folder else rest
@@ -53,7 +58,8 @@ class Group:
     def trouble(self) -> str:
         """What keeps runs from counting: ``1 failed, 2 cut off``; empty if nothing does."""
         states = [r.state for r in self.runs]
-        return ", ".join(f"{states.count(s)} {s}" for s in ("failed", "cut off") if s in states)
+        states += ["pre-trained without labels"] * sum(r.pretrained for r in self.finished)
+        return ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states) if s != "finished")
 
     def scores(self, rule: str, metric: str = "top1") -> list[float]:
         """The figures of finished runs; accuracies in percent."""
@@ -64,13 +70,13 @@ class Group:
 
 def groups_of(runs: Iterable[Run]) -> list[Group]:
     """Runs in their groups, those without deviation first, in order of appearance."""
-    found: dict[tuple[str, str], list[Run]] = {}
+    found: dict[tuple[str, str | None, str], list[Run]] = {}
     for run in runs:
         # without a configuration, runs of like settings differ in their directory's name by the seed at its end
         seed = run.result.get("seed")
         title = run.config or run.path.name.removesuffix(f"_{seed}")
-        found.setdefault((title, run.deviation), []).append(run)
-    groups = [Group(title, deviation, tuple(members)) for (title, deviation), members in found.items()]
+        found.setdefault((title, run.config, run.deviation), []).append(run)
+    groups = [Group(*key, tuple(members)) for key, members in found.items()]
     return sorted(groups, key=lambda g: bool(g.deviation))
 
 
@@ -108,7 +114,7 @@ def ours_for(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
     """What the runs of a cell's configuration give, those without deviation first."""
     out = []
     for group in groups:
-        if group.title != cell.config:
+        if group.config != cell.config:
             continue
         scores = group.scores("last" if cell.metric != "top1" else rule, cell.metric)
         mean, std = mean_and_std(scores) if scores else (None, None)

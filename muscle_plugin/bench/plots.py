@@ -33,6 +33,7 @@ INFORMATION = (
 def _band(axes: Any, runs: Sequence[Run], key: str, scale: float, **style: Any) -> None:
     """Mean over runs, and a band from the lowest to the highest, at the steps that all runs have."""
     curves = [dict(zip(*run.curve(key), strict=True)) for run in runs]
+    style.setdefault("marker", "o" if max(map(len, curves)) == 1 else None)
     steps = sorted(set.intersection(*(set(c) for c in curves)))
     if not steps:
         return
@@ -120,33 +121,34 @@ def _colours(names: Sequence[str]) -> dict[str, Any]:
     return {name: palette(i % palette.N) for i, name in enumerate(names)}
 
 
-def accuracy_curves(lines: Mapping[str, Sequence[Run]], title: str) -> bytes:
+def accuracy_curves(lines: Mapping[str, Sequence[Run]]) -> bytes:
     """Test accuracy over steps, mean and range over runs, for each name; SVG."""
     figure, axes = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
     colours = _colours(list(lines))
     for name, runs in lines.items():
         _band(axes, runs, "eval/top-1-acc", 100, color=colours[name], label=name, linewidth=1.4)
-    axes.set(xlabel="step", ylabel="test accuracy (%)", title=title)
+    axes.set(xlabel="step", ylabel="test accuracy (%)")
     axes.legend(fontsize="x-small", ncols=2, loc="lower right")
     _tidy(axes)
     return _svg(figure)
 
 
-def curves_of_runs(runs: Sequence[Run], title: str) -> bytes:
+def curves_of_runs(runs: Sequence[Run]) -> bytes:
     """Test accuracy over steps of each run; SVG."""
     figure, axes = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
     for run in runs:
         steps, values = run.curve("eval/top-1-acc")
-        axes.plot(steps, [100 * v for v in values], linewidth=1.1, label=f"seed {run.result.get('seed', '?')}")
+        marker = "o" if len(steps) == 1 else None
+        label = f"seed {run.result.get('seed', '?')}"
+        axes.plot(steps, [100 * v for v in values], linewidth=1.1, marker=marker, label=label)
     axes.set(xlabel="step", ylabel="test accuracy (%)")
-    axes.set_title(title, fontsize="small")
     axes.legend(fontsize="x-small", loc="lower right")
     _tidy(axes)
     return _svg(figure)
 
 
 #: What a panel of Figure 3 shows.
-_PANELS = {
+PANELS = {
     "top1": "test accuracy (%)",
     "labelled_classes/top-1-acc": "accuracy (%), classes with labels",
     "unlabelled_classes/top-1-acc": "accuracy (%), classes without labels",
@@ -189,10 +191,10 @@ def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) ->
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set_xticks([place[x] for x in xs], xs)
-        axes.set(xlabel=figure.x, ylabel=_PANELS.get(metric, metric))
+        axes.set(xlabel=figure.x, ylabel=PANELS.get(metric, metric))
         axes.legend(fontsize="small")
         _tidy(axes)
-        out[_PANELS.get(metric, metric)] = _svg(canvas)
+        out[PANELS.get(metric, metric)] = _svg(canvas)
     return out
 
 

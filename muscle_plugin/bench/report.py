@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from muscle_plugin.bench import plots
 from muscle_plugin.bench.groups import RULES, Group, Ours, groups_of, ours_for
 from muscle_plugin.bench.ranking import Ranking, natural_key, rank, scores_by_setting
-from muscle_plugin.bench.runs import Run, RunsError, find_runs, write_summaries
+from muscle_plugin.bench.runs import Run, RunsError, find_runs, mean_and_std, write_summaries
 from muscle_plugin.bench.studies import StudyFigure, StudyTable, figures, tables
 from muscle_plugin.files import write_text
 from muscle_plugin.version import __version__
@@ -59,10 +59,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure of the paper from runs; ``notes`` name those that are not its configurations."""
+    """A figure of the paper from runs: pictures, and their points as tables.
+
+    Attributes:
+        points: metric -> series -> a cell for each of ``xs``.
+        notes: which points are of runs that are not as configured.
+    """
 
     title: str
     pictures: list[Picture]
+    x: str
+    xs: list[str]
+    points: dict[str, dict[str, list[str]]]
     notes: tuple[str, ...]
 
 
@@ -86,6 +94,11 @@ class Report:
     run_curves: list[Picture]
     environments: list[tuple[str, int]]
 
+    def label(self, run: Run) -> str:
+        """The name of a run's directory, with that of its folder where the name alone is not enough."""
+        alone = sum(r.path.name == run.path.name for r in self.runs) == 1
+        return run.path.name if alone else f"{run.path.parent.name}/{run.path.name}"
+
     @property
     def states(self) -> Counter[str]:
         """Runs by state."""
@@ -102,8 +115,8 @@ def make_report(runs: list[Run], unread: list[str], rule: str, title: str, comma
         command: that made it.
     """
     groups = groups_of(runs)
-    by_config = {g.title: g for g in reversed(groups)}  # without deviation where there is such a group
-    present = {g.title for g in groups}
+    by_config = {g.config: g for g in reversed(groups) if g.config}  # without deviation where there is such a group
+    present = set(by_config)
     shown = [_fill(t, groups, rule) for t in tables() if present & set(t.configs)]
     in_tables = {c for t in shown for c in t.study.configs}
     drawn = [(f, plots.study_panels(f, by_config, rule)) for f in figures() if present & _own(f)]
@@ -111,15 +124,12 @@ def make_report(runs: list[Run], unread: list[str], rule: str, title: str, comma
     ranking = rank(scores_by_setting(groups, rule))
     return Report(
         title, command, date.today().isoformat(), rule, runs, groups, unread, shown,
-        [g for g in groups if g.title not in in_tables | in_figures],
-        [
-            ReportFigure(f.title, [Picture.of(n, p) for n, p in panels.items()], _deviations(f, by_config))
-            for f, panels in drawn
-        ],
+        [g for g in groups if g.config not in in_tables | in_figures],
+        [_figure(f, panels, by_config, rule) for f, panels in drawn],
         ranking,
         Picture.of("mean ranks", plots.rank_diagram(ranking)) if ranking else None,
         _curves(groups),
-        [Picture.of(g.title, plots.curves_of_runs(g.runs, _name(g))) for g in groups if _has_curve(g)],
+        [Picture.of(_name(g), plots.curves_of_runs(g.runs)) for g in groups if _has_curve(g)],
         Counter(_environment(r) for r in runs if r.environment).most_common(),
     )  # fmt: skip
 
@@ -128,6 +138,29 @@ def _own(figure: StudyFigure) -> set[str]:
     """The configurations that stand for a figure: those that no table has, where there are any."""
     of_tables = {c for t in tables() for c in t.configs}
     return set(figure.configs) - of_tables or set(figure.configs)
+
+
+def _figure(figure: StudyFigure, panels: Mapping[str, bytes], groups: Mapping[str, Group], rule: str) -> ReportFigure:
+    xs = list(dict.fromkeys(x for points in figure.series.values() for x in points))
+    tables: dict[str, dict[str, list[str]]] = {}
+    for metric in figure.metrics:
+        name = plots.PANELS.get(metric, metric)
+        if name in panels:
+            tables[name] = {
+                head: [_point(groups.get(points.get(x, "")), rule, metric) for x in xs]
+                for head, points in figure.series.items()
+            }
+    pictures = [Picture.of(n, p) for n, p in panels.items()]
+    return ReportFigure(figure.title, pictures, figure.x, xs, tables, _deviations(figure, groups))
+
+
+def _point(group: Group | None, rule: str, metric: str) -> str:
+    """Mean, spread and number of runs of one point; empty if there is none."""
+    scores = group.scores(rule, metric) if group else []
+    if not scores:
+        return ""
+    mean, std = mean_and_std(scores)
+    return f"{mean:.2f}" + (f" ± {std:.2f}" if len(scores) > 1 else "") + f" (n = {len(scores)})"
 
 
 def _deviations(figure: StudyFigure, groups: Mapping[str, Group]) -> tuple[str, ...]:
@@ -150,11 +183,12 @@ def _fill(study: StudyTable, groups: Sequence[Group], rule: str) -> ReportTable:
 
 
 def _has_curve(group: Group) -> bool:
-    return any("eval/top-1-acc" in m for r in group.runs for m in r.metrics)
+    return any("eval/top-1-acc" in m for r in group.runs for m in r.metrics if not r.pretrained)
 
 
 def _name(group: Group) -> str:
-    return f"{group.title}*" if group.deviation else group.title
+    """Title and deviation."""
+    return f"{group.title}: {group.deviation}" if group.deviation else group.title
 
 
 def _curves(groups: Sequence[Group]) -> list[Picture]:
@@ -164,7 +198,7 @@ def _curves(groups: Sequence[Group]) -> list[Picture]:
         if _has_curve(group):
             settings.setdefault(group.setting, {})[group.algorithm] = [r for r in group.runs if r.metrics]
     return [
-        Picture.of(setting, plots.accuracy_curves(lines, setting if len(setting) < 60 else f"{setting[:57]}..."))
+        Picture.of(setting, plots.accuracy_curves(lines))
         for setting, lines in sorted(settings.items(), key=lambda item: natural_key(item[0]))
         if len(lines) > 1
     ]

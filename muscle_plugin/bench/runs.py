@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,14 @@ from muscle_plugin.config import ConfigError, Resolved, config_directory, differ
 from muscle_plugin.files import write_text
 
 #: Settings that may differ from the configuration's without making it another experiment.
-_INDIFFERENT = ("seed", "split_seed", "num_threads", "device", "deterministic", "init_from", "pretrain_path")
+_INDIFFERENT = ("seed", "split_seed", "num_threads", "device", "deterministic")
 
 #: What a summary keeps of each evaluation, besides the step.
 _OF_EVALUATION = ("eval/top-1-acc",)
+
+
+#: A run's last checkpoint (``muscle_plugin.host.host.LATEST``, which loads torch).
+LATEST = "latest_model.pth"
 
 
 class RunsError(ValueError):
@@ -61,6 +66,11 @@ class Run:
         """The name of its configuration, else of its directory."""
         return self.config or self.path.name
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether it trained without labels, so that its accuracies mean nothing."""
+        return self.result.get("stage") == "pretrain"
+
     @cached_property
     def deviation(self) -> str:
         """How it differs from its configuration, for people; empty if it does not."""
@@ -89,6 +99,8 @@ class Run:
             rule: ``last``, ``best`` or ``median20``, for top-1 accuracy; all else is of the last evaluation.
             metric: ``top1``, ``top5``, or a key of ``last_evaluation``.
         """
+        if self.pretrained:
+            return None
         if metric == "top1":
             return self.result.get(f"{rule}_top1")
         return self.result.get("last_evaluation", {}).get({"top5": "top-5-acc"}.get(metric, metric))
@@ -130,7 +142,17 @@ def _compare(path: Path, config: str | None) -> tuple[str | None, dict[str, tupl
         return None, {}
     if "algorithm" in differing or "dataset" in differing:
         return None, {}
-    return config, {k: (here, there) for k, (there, here) in differing.items() if k not in _INDIFFERENT}
+    same_file = {k for k in ("init_from", "pretrain_path") if k in differing and _alike(*differing[k])}
+    left_out = {*_INDIFFERENT, *same_file}
+    return config, {k: (here, there) for k, (there, here) in differing.items() if k not in left_out}
+
+
+def _alike(a: str | None, b: str | None) -> bool:
+    """Whether two files are the same but for the place: of a run, its last checkpoint, whatever the seed."""
+    if not a or not b:
+        return False
+    one, other = (re.sub(r"_\d+$", "", p.parent.name) if p.name == LATEST else p.name for p in (Path(a), Path(b)))
+    return one == other
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:

@@ -55,10 +55,17 @@ class Job:
             return "new"
         return "finished" if complete else "cut off"
 
+    def other_settings(self) -> str:
+        """What the run that is there differs in, for people."""
+        differing = config.differing_settings(self.run_dir / "config.yaml", self.resolved)
+        return "this run began with other settings: " + "; ".join(
+            f"{k} was {a!r}, now {b!r}" for k, (a, b) in differing.items()
+        )
+
     def after(self, others: Iterable[Job]) -> Job | None:
         """The run from whose weights this one starts, if it is one of the sweep."""
         start = self.resolved.settings.init_from
-        return next((j for j in others if start and Path(start).parent == j.run_dir), None)
+        return next((j for j in others if start and j.run_dir in (Path(start), Path(start).parent)), None)
 
 
 def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
@@ -173,18 +180,26 @@ def _outcome(future: Future[dict[str, Any]]) -> tuple[str, str]:
     except KeyboardInterrupt:
         raise
     except BaseException as e:  # also those of Ray, and cancellation
-        return ("stopped", "not begun") if type(e).__name__ == "CancelledError" else ("failed", f"failed: {_first(e)}")
+        cancelled = type(e).__name__ in ("CancelledError", "TaskCancelledError")
+        return ("stopped", "not begun") if cancelled else ("failed", f"failed: {_first(e)}")
     if "error" in outcome:
         return "failed", f"failed: {outcome['error'].splitlines()[0]}"
     if "stopped" in outcome:
         return "stopped", outcome["stopped"]
     result = outcome["result"]
+    if result["stage"] == "pretrain":
+        return "finished", f"pre-trained without labels, {duration(result['seconds'])}"
     score = "no test images" if result["last_top1"] is None else f"{100 * result['last_top1']:.2f} %"
     return "finished", f"{score}, {duration(result['seconds'])} of training"
 
 
 def _first(e: BaseException) -> str:
     return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+
+
+def plural(n: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def duration(seconds: float) -> str:
@@ -255,15 +270,20 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     gpus = _gpus(jobs[0].resolved.settings)
     per_run = options.gpus_per_run if options.gpus_per_run is not None else float(bool(gpus))
     at_once = options.jobs or (max(1, int(len(gpus) / (per_run or 1))) if gpus else _cores())
+    faults = [f"{job.run_dir}: {job.other_settings()}" for job in jobs if job.state == "of other settings"]
+    if faults:
+        for fault in _shortened([f"{f}. Give another --save_dir, or the settings it began with" for f in faults], 3):
+            print(f"error: {fault}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     if options.dry_run:
         from muscle_plugin.bench.estimate import show_estimate
 
-        show_estimate(jobs, at_once, console)
-        return 0
+        return 0 if show_estimate(jobs, at_once, console) else EXIT_BAD_INPUT
     finished = sum(job.state == "finished" for job in jobs)
-    say(f"{len(jobs)} runs, {finished} of them finished before, in {jobs[0].resolved.settings.save_dir}")
+    folder = jobs[0].resolved.settings.save_dir
+    say(f"{plural(len(jobs), 'run')}, {finished} of them finished before, in {folder}")
     if finished == len(jobs):
-        return 0
+        return _close(jobs, {"finished": [], "failed": [], "stopped": []}, say)
     cpus = max(j.resolved.settings.num_threads for j in jobs)
     try:
         pool: Pool = RayPool(options.ray, at_once, per_run, cpus) if options.ray else LocalPool(at_once, gpus)
@@ -284,7 +304,9 @@ def _close(jobs: Sequence[Job], ended: dict[str, list[tuple[Job, str]]], say: An
     for job, word in ended["failed"]:
         say(f"failed: {job.name}, seed {job.seed}: {word.removeprefix('failed: ')}; log: {job.run_dir / 'log.txt'}")
     finished = sum(job.state == "finished" for job in jobs)
-    say(f"{finished} of {len(jobs)} runs are finished. Next: muscle-plugin report {jobs[0].resolved.settings.save_dir}")
+    say(
+        f"{finished} of {plural(len(jobs), 'run')} finished. Next: muscle-plugin report {jobs[0].resolved.settings.save_dir}"
+    )
     if ended["stopped"]:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if ended["failed"] else 0

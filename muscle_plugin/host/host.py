@@ -189,7 +189,8 @@ class Host:
         #: What a user should know before training.
         self.notes = list(self.source.notes)
         if args.init_from:
-            count = load_weights(self.model, Path(args.init_from), args.init_head)
+            start = Path(args.init_from)
+            count = load_weights(self.model, start / LATEST if start.is_dir() else start, args.init_head)
             self.notes.append(f"{count} of the net's {len(self.model.state_dict())} tensors are from {args.init_from}")
         self.amp_cm = autocast_context(self.precision, self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
