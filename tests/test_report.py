@@ -280,6 +280,19 @@ def test_what_the_runs_do_not_cover_is_left_out():
     assert rank({"s1": {"a": 1, "b": 2}, "s2": {"a": 1, "b": 2}}) is None
 
 
+def test_algorithms_are_ranked_on_the_seeds_that_they_share(make_run, tmp_path):
+    for n in (10, 20):
+        for seed in range(4):  # seed 3 is a lucky one, which muscle does not have
+            for a, score in (("supervised", 0.5), ("fixmatch", 0.7), ("muscle", 0.8)):
+                if (a, seed) != ("muscle", 3):
+                    make_run(f"{a}_digits_{n}", seed, score + (0.19 if seed == 3 else 0.0))
+        make_run(f"muscle_fixmatch_digits_{n}", 0, 0.95)
+    _, markdown = made(tmp_path)
+    assert row(markdown, "muscle") == ["1.00", "80.00", "80.00"]
+    assert row(markdown, "fixmatch") == ["2.00", "70.00", "70.00"]
+    assert "| muscle_fixmatch |" not in markdown  # one run of four
+
+
 # ------------------------------------------------------------------------------------------------------------- USB's files
 
 

@@ -7,12 +7,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from scipy import stats
 
 from muscle_plugin.bench.groups import Group
-from muscle_plugin.bench.runs import mean_and_std
 
 SIGNIFICANCE = 0.05
 
@@ -91,11 +91,20 @@ def critical_difference(k: int, n: int) -> float:
 
 
 def scores_by_setting(groups: Sequence[Group], rule: str) -> dict[str, dict[str, float]]:
-    """Setting -> algorithm -> mean accuracy (%)."""
-    out: dict[str, dict[str, float]] = {}
+    """Setting -> algorithm -> mean accuracy (%), over the seeds that all algorithms of the setting have: another seed is
+    another labelled subset. One with less than half as many runs as the setting's most is not in it."""
+    by_seed: dict[str, dict[str, dict[int, float]]] = {}
     for group in groups:
-        if scores := group.scores(rule):
-            out.setdefault(group.setting, {})[group.algorithm] = mean_and_std(scores)[0]
+        found = {r.result["seed"]: 100 * x for r in group.finished if (x := r.score(rule)) is not None}
+        if found:
+            by_seed.setdefault(group.setting, {})[group.algorithm] = found
+    out: dict[str, dict[str, float]] = {}
+    for setting, scores in by_seed.items():
+        most = max(map(len, scores.values()))
+        enough = {a: s for a, s in scores.items() if 2 * len(s) >= most}
+        shared = set.intersection(*(set(s) for s in enough.values()))
+        if shared:
+            out[setting] = {a: fmean(s[seed] for seed in shared) for a, s in enough.items()}
     return dict(sorted(out.items(), key=lambda item: natural_key(item[0])))
 
 
