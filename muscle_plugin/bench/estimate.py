@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from muscle_plugin.bench.clock import StepClock
 from muscle_plugin.bench.sweep import Job, duration, plural
 from muscle_plugin.config import ConfigError, Resolved, load_settings
 
@@ -154,44 +152,10 @@ def _trial(job: Job) -> Speed:
             algorithm = build(resolved)
         except (ConfigError, DataError, DeviceError, ValueError, NotImplementedError) as e:
             return Speed(None, None, f"not measured: {str(e).splitlines()[0]}")
-        clock = _Clock(algorithm)
-        with contextlib.suppress(_Enough):
-            algorithm.train()
-        per_step = clock.seconds / max(clock.steps, 1)
+        clock = StepClock(algorithm, algorithm.device)
+        per_step = clock.run(TRIAL_SECONDS)
         where = torch.cuda.get_device_name(algorithm.device) if algorithm.device.type == "cuda" else "this CPU"
         return Speed(per_step, len(algorithm.source.train), f"{plural(clock.steps, 'step')} on {where}")
-
-
-class _Enough(Exception):
-    """The trial is over."""
-
-
-class _Clock:
-    """Ends a run's training when enough steps are timed, before anything is saved or evaluated."""
-
-    def __init__(self, algorithm: Any) -> None:
-        self.seconds, self.steps = 0.0, -1  # the first step is not counted
-        self._algorithm = algorithm
-        self._call_hook = algorithm.call_hook
-        algorithm.loader_dict["eval"] = ()
-        algorithm.call_hook = self.call_hook
-        self._began = 0.0
-
-    def call_hook(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        import torch
-
-        out = self._call_hook(name, *args, **kwargs)
-        if name == "after_train_step":
-            if self._algorithm.device.type == "cuda":
-                torch.cuda.synchronize(self._algorithm.device)
-            now = time.perf_counter()
-            self.steps += 1
-            if self.steps == 0:
-                self._began = now
-            self.seconds = now - self._began
-            if self.steps >= 1 and self.seconds >= TRIAL_SECONDS:
-                raise _Enough
-        return out
 
 
 def _done(job: Job, steps: int) -> float:

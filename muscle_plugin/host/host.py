@@ -192,8 +192,25 @@ class Host:
             start = Path(args.init_from)
             count = load_weights(self.model, start / LATEST if start.is_dir() else start, args.init_head)
             self.notes.append(f"{count} of the net's {len(self.model.state_dict())} tensors are from {args.init_from}")
+        self._set_layout()
         self.amp_cm = autocast_context(self.precision, self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def _set_layout(self) -> None:
+        """Keep the nets' weights channels last, which makes convolutions a sixth faster, on a CPU too; not those of a net
+        that cannot compute so (one that flattens feature maps by ``view``)."""
+        size = self.args.img_size
+        blank = torch.zeros(2, self.batches.channels, size, size, device=self.device)
+        was_training = self.model.training
+        self.model.to(memory_format=torch.channels_last).eval()
+        try:
+            with torch.no_grad(), usb_calls_on(self.device):
+                self.model(blank)
+        except (RuntimeError, ValueError):
+            self.model.to(memory_format=torch.contiguous_format)
+        else:
+            self.ema_model.to(memory_format=torch.channels_last)
+        self.model.train(was_training)
 
     # ------------------------------------------------------------------------------------- what AlgorithmBase builds
 
