@@ -320,8 +320,9 @@ def test_rows_are_error_at_the_best_step_over_three_seeds_as_usb_writes_them(mak
     )
 
 
-def test_rows_are_added_to_usbs_file_and_replace_their_like(make_run, tmp_path):
+def test_rows_are_added_to_usbs_file_and_replace_their_like(make_run, tmp_path, capsys):
     classic(make_run)
+    classic(make_run, "fixmatch")
     results = tmp_path / "checkout" / "results"
     results.mkdir(parents=True)
     head = ",".join(["", *columns("classic_cv")])
@@ -329,7 +330,8 @@ def test_rows_are_added_to_usbs_file_and_replace_their_like(make_run, tmp_path):
     old = "muscle_fixmatch" + ",1.0±0.1" * 9
     (results / "classic_cv.csv").write_bytes(f"\ufeff{head}\r\n{old}\r\n{fixmatch}\r\n".encode())
     (results / "usb_cv.csv").write_bytes(f"{','.join(['', *columns('usb_cv')])}\n".encode())
-    assert exported(tmp_path, "--usb", str(tmp_path / "checkout")) == 0
+    assert exported(tmp_path, "--usb", str(tmp_path / "checkout"), "--algorithms", "muscle_fixmatch") == 0
+    assert capsys.readouterr().err == "note: replaces the row muscle_fixmatch of USB's classic_cv.csv\n"
     lines = (tmp_path / "usb" / "results" / "classic_cv.csv").read_text(encoding="utf-8-sig").splitlines()
     assert lines[0] == head
     assert lines[1].startswith("muscle_fixmatch,8.0±0.82,")

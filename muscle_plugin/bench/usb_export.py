@@ -240,6 +240,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("usb_export"), metavar="DIR", help="folder to write [%(default)s]"
     )
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these; default: all that are complete")
     parser.add_argument("--usb", type=Path, metavar="DIR", help="a checkout of USB, to whose rows these are added")
     options = parser.parse_args(list(argv))
     try:
@@ -252,9 +253,12 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
                     raise RunsError(f"{path}: no such file; --usb names a checkout of USB")
                 existing[protocol] = path.read_bytes()
         found = [rows_of(protocol, runs) for protocol in PROTOCOLS]
-        rows = [row for rows, _ in found for row in rows]
+        rows = [row for rows, _ in found for row in rows if row.algorithm in (options.algorithms or [row.algorithm])]
         for line in (*unread, *(line for _, refused in found for line in refused)):
             print(f"note: {line}", file=sys.stderr)
+        for row in rows:
+            if f"\n{row.algorithm},".encode() in existing.get(row.protocol, b""):
+                print(f"note: replaces the row {row.algorithm} of USB's {row.protocol}.csv", file=sys.stderr)
         if not rows:
             names = " or ".join(PROTOCOLS)
             raise RunsError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
