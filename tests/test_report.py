@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from ruamel.yaml import YAML
 
 from muscle_plugin.bench.ranking import critical_difference, rank
 from muscle_plugin.bench.report import main as report
+from muscle_plugin.bench.studies import study_configs
 from muscle_plugin.bench.usb_export import columns
 from muscle_plugin.bench.usb_export import main as usb_export
 from muscle_plugin.config import Layer, load_settings, resolve
@@ -385,3 +387,20 @@ def test_shortened_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_
     assert "shortened (epoch 1 instead of 1024, num_train_iter 1000 instead of 1048576)" in said
     assert "no row is complete" in said
     assert not (tmp_path / "usb").exists()
+
+
+def test_the_readmes_table_is_the_committed_reports_which_its_summaries_give(tmp_path):
+    summaries = ROOT / "results" / "digits" / "runs.jsonl"
+    assert report([str(summaries), "--out", str(tmp_path)]) == 0
+    heads = [name.rsplit("_", 1)[0] for name in study_configs("digits")]
+    assert len(set(heads)) == 18
+
+    def table(path):
+        lines = path.read_text().splitlines()
+        start = lines.index("| | 10 labels | 20 labels | 40 labels | 100 labels |")
+        return lines[start : lines.index("", start)]
+
+    fresh = table(tmp_path / "report.md")
+    assert len(fresh) == 2 + 18
+    assert fresh == table(ROOT / "results" / "digits" / "report.md")
+    assert fresh == table(ROOT / "README.md")
