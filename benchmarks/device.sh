@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a machine with a GPU can show, written to results/<device>-<date>/:
-#   the CUDA tests, the speed of views and of label propagation, and CIFAR-10 training for as long as it is given.
+#   the CUDA tests, the speed of views, of label propagation and of a step against stock USB, and CIFAR-10 training for as long as it is given.
 #
 #   benchmarks/device.sh OUT [DATA_DIR] [MINUTES]
 #
@@ -35,6 +35,10 @@ for classes in 10 100; do
 done
 if [ -d "$data/cifar-10-batches-py" ]; then
     try "$PYTHON" benchmarks/data.py --data_dir "$data" --rounds 1
+    for precision in fp32 bf16; do # stock USB's amp is fp16
+        try "$PYTHON" benchmarks/step.py --device cuda --precision "$precision" --nets cnn13 wrn_28_2 --data_dir "$data" \
+            --seconds 2 --rounds 3
+    done
     for algorithm in muscle_fixmatch fixmatch; do
         # as many steps as fit: the speed of a short run decides
         short=(--c "benchmark_configs/${algorithm}_cifar10_250.yaml" --data_dir "$data" --device cuda --precision bf16
