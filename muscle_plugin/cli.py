@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
-def _fail(lines: Sequence[str]) -> int:
+def fail(lines: Sequence[str]) -> int:
+    """Print each fault as a line on standard error; returns the exit status of bad input."""
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
     return EXIT_BAD_INPUT
@@ -26,7 +28,7 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
 
     if not argv:
         example = "--c benchmark_configs/muscle_fixmatch_digits_10.yaml"
-        return _fail([f"give a configuration ({parser.prog} {example}) or settings; --help lists them"])
+        return fail([f"give a configuration ({parser.prog} {example}) or settings; --help lists them"])
     try:
         config.add_arguments(parser)
         options, layer, faults = config.parse_command_line(parser, argv)
@@ -37,9 +39,9 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
         if faults:
             raise config.ConfigError(faults)
     except config.ConfigError as e:
-        return _fail(e.faults)
+        return fail(e.faults)
     except config.CatalogueError as e:
-        return _fail([str(e)])
+        return fail([str(e)])
     for notice in resolved.notices:
         print(f"note: {notice}", file=sys.stderr)
     if options.print_config:
@@ -72,7 +74,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     try:
         train(resolved, command=[prog, *argv])
     except RunError as e:
-        return _fail(str(e).splitlines())
+        return fail(str(e).splitlines())
     except Interrupted as e:
         print(f"\n{e}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -96,7 +98,7 @@ def data_command(argv: Sequence[str], prog: str) -> int:
         if argv and argv[0] in ("-h", "--help"):
             print(f"usage: {usage}")
             return 0
-        return _fail([f"expected: {usage}"])
+        return fail([f"expected: {usage}"])
     found = _configuration(parser, argv[1:])
     if isinstance(found, int):
         return found
@@ -108,9 +110,9 @@ def data_command(argv: Sequence[str], prog: str) -> int:
     try:
         show(resolved, options.out, options.save_split)
     except (DataError, DeviceError, ValueError) as e:
-        return _fail(str(e).splitlines())
+        return fail(str(e).splitlines())
     except OSError as e:
-        return _fail([f"{e.filename}: cannot be written: {e.strerror}"])
+        return fail([f"{e.filename}: cannot be written: {e.strerror}"])
     return 0
 
 
@@ -132,48 +134,34 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     try:
         print(write_predictions(**vars(options)))
     except (DataError, DeviceError, ValueError) as e:
-        return _fail([str(e).splitlines()[0]])
+        return fail([str(e).splitlines()[0]])
     except OSError as e:
-        return _fail([f"{e.filename}: {e.strerror}"])
+        return fail([f"{e.filename}: {e.strerror}"])
     return 0
 
 
-def demo_command(argv: Sequence[str], prog: str) -> int:
-    """Run the demonstration on scikit-learn's digits."""
-    from muscle_plugin.demo import main as demo
-
-    return demo(argv, prog)
-
-
-def sweep_command(argv: Sequence[str], prog: str) -> int:
-    """Train many runs by name."""
-    from muscle_plugin.bench.sweep import main as sweep
-
-    return sweep(argv, prog)
-
-
-def report_command(argv: Sequence[str], prog: str) -> int:
-    """Tables, curves and ranking of runs."""
-    from muscle_plugin.bench.report import main as report
-
-    return report(argv, prog)
-
-
-def usb_export_command(argv: Sequence[str], prog: str) -> int:
-    """Runs of USB's protocols in USB's formats."""
-    from muscle_plugin.bench.usb_export import main as usb_export
-
-    return usb_export(argv, prog)
+def _main_of(module: str) -> Callable[[Sequence[str], str], int]:
+    """A command whose module is imported when it is called."""
+    return lambda argv, prog: int(import_module(module).main(argv, prog))
 
 
 COMMANDS = {
     "train": (train_command, "train one configuration"),
-    "sweep": (sweep_command, "train many by name: table1 ... figure3, digits, or any configurations"),
-    "report": (report_command, "runs as one HTML page and Markdown, beside the paper's tables"),
-    "usb-export": (usb_export_command, "runs of USB's protocols as USB's results, configurations and logs"),
+    "sweep": (
+        _main_of("muscle_plugin.bench.sweep"),
+        "train many by name: table1 ... figure3, digits, or any configurations",
+    ),
+    "report": (_main_of("muscle_plugin.bench.report"), "runs as one HTML page and Markdown, beside the paper's tables"),
+    "usb-export": (
+        _main_of("muscle_plugin.bench.usb_export"),
+        "runs of USB's protocols as USB's results, configurations and logs",
+    ),
     "predict": (predict_command, "label a folder of images with a trained net"),
     "data": (data_command, "data show: images per class, and a picture of the views"),
-    "demo": (demo_command, "train MUSCLE and its baselines on 10 labelled digits, with table and pictures"),
+    "demo": (
+        _main_of("muscle_plugin.demo"),
+        "train MUSCLE and its baselines on 10 labelled digits, with table and pictures",
+    ),
 }
 
 

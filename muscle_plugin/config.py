@@ -281,12 +281,14 @@ def find_config(word: str | Path) -> Path:
     """
     path = Path(word)
     named = config_directory() / f"{str(word).removesuffix('.yaml')}.yaml"
-    if path.is_file() or not named.is_file():
-        if path.is_file() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-            return path  # reading it says what is wrong with it
-        near = did_you_mean(str(word), config_names())
-        raise ConfigError([f"{word}: no such configuration in {config_directory()}{near}"])
-    return named
+    if path.is_file():
+        return path
+    if named.is_file():
+        return named
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        return path  # reading it says what is wrong with it
+    near = did_you_mean(str(word), config_names())
+    raise ConfigError([f"{word}: no such configuration in {config_directory()}{near}"])
 
 
 def config_names() -> list[str]:
@@ -662,6 +664,12 @@ def differing_settings(saved: str | Path, resolved: Resolved) -> dict[str, tuple
     extra: dict[str, Any] = {n: f.json_schema_extra or {} for n, f in RunSettings.model_fields.items()}
     moves = {n for n, e in extra.items() if e.get("moves")}
     return {k: (there.get(k), here.get(k)) for k in {**there, **here} if k not in moves and there.get(k) != here.get(k)}
+
+
+def began_otherwise(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """What :func:`differing_settings` found of a run and the settings it is to go on with, for people."""
+    listed = "; ".join(f"{k} was {there!r}, now {here!r}" for k, (there, here) in differing.items())
+    return f"this run began with other settings: {listed}"
 
 
 # --------------------------------------------------------------------------------------------------------- command line

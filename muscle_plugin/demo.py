@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from muscle_plugin.bench.pool import LocalPool
-from muscle_plugin.bench.sweep import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Job, execute_all, jobs_of
+from muscle_plugin.bench.sweep import EXIT_FAILED, Job, execute_all, jobs_of
+from muscle_plugin.cli import EXIT_INTERRUPTED, fail
 from muscle_plugin.config import ConfigError, Layer, load_settings
 
 NAMES = {
@@ -57,8 +58,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
     try:
         jobs = _jobs(options)
     except ConfigError as e:
-        print("\n".join(f"error: {f}" for f in e.faults), file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return fail(e.faults)
     first = jobs[0].resolved.settings
     console.print(
         f"{len(jobs)} runs of {first.num_train_iter} steps on scikit-learn's digits, {first.num_labels} labels,"

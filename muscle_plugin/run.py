@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from muscle_plugin.config import ConfigError, Resolved, differing_settings
+from muscle_plugin.config import ConfigError, Resolved, began_otherwise, differing_settings
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS, TIMM
 from muscle_plugin.data.splits import read_split, write_split
@@ -361,11 +361,7 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
     except ConfigError as e:
         raise RunError(f"{saved_file}: the settings of the run to resume cannot be read: {e}") from None
     if differing:
-        listed = "; ".join(f"{k} was {there!r}, now {here!r}" for k, (there, here) in differing.items())
-        raise RunError(
-            f"{saved_file.parent}: this run began with other settings: {listed}. Give it another --save_name or"
-            " --save_dir"
-        )
+        raise RunError(f"{saved_file.parent}: {began_otherwise(differing)}. Give it another --save_name or --save_dir")
 
 
 @contextlib.contextmanager

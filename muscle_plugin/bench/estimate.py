@@ -117,10 +117,7 @@ def _from_runs(jobs: Sequence[Job]) -> Speed | None:
     """The median over finished and cut-off runs; None if there is none of more than a moment."""
     found, images = [], None
     for job in jobs:
-        try:
-            result = json.loads((job.run_dir / "result.json").read_text())
-        except (OSError, ValueError):
-            continue
+        result = job.result
         if result.get("steps") and result.get("seconds", 0) > TRIAL_SECONDS:
             found.append(result["seconds"] / result["steps"])
             images = _training_images(job.run_dir)
@@ -160,7 +157,4 @@ def _trial(job: Job) -> Speed:
 
 def _done(job: Job, steps: int) -> float:
     """Share of a run that is behind it."""
-    try:
-        return min(1.0, json.loads((job.run_dir / "result.json").read_text())["steps"] / steps)
-    except (OSError, ValueError, KeyError):
-        return 0.0
+    return min(1.0, float(job.result.get("steps", 0) / steps))

@@ -80,34 +80,31 @@ def groups_of(runs: Iterable[Run]) -> list[Group]:
     return sorted(groups, key=lambda g: bool(g.deviation))
 
 
+def summary(scores: Sequence[float]) -> str:
+    """``92.50 ± 4.40 (n = 5)``: mean, sample standard deviation, number of runs; empty without one."""
+    if not scores:
+        return ""
+    mean, std = mean_and_std(scores)
+    return f"{mean:.2f}" + (f" ± {std:.2f}" if len(scores) > 1 else "") + f" (n = {len(scores)})"
+
+
 @dataclass(frozen=True)
 class Ours:
     """What runs give for one cell.
 
     Attributes:
-        mean, std: in percent; std is the sample's, 0 for one run; None without a finished run.
-        n: finished runs.
+        text: mean, standard deviation and number of finished runs; empty without one.
         trouble: runs that do not count.
         deviation: from the cell's configuration.
         difference: mean minus the paper's; None where either is missing.
         within: whether the difference is at most two of the paper's standard deviations.
     """
 
-    mean: float | None
-    std: float | None
-    n: int
+    text: str
     trouble: str
     deviation: str
     difference: float | None = None
     within: bool | None = None
-
-    @property
-    def text(self) -> str:
-        """``92.5 ± 4.4 (5)``: mean, standard deviation, number of runs."""
-        if self.mean is None or self.std is None:
-            return ""
-        spread = f" ± {self.std:.2f}" if self.n > 1 else ""
-        return f"{self.mean:.2f}{spread} (n = {self.n})"
 
 
 def ours_for(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
@@ -117,10 +114,9 @@ def ours_for(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
         if group.config != cell.config:
             continue
         scores = group.scores("last" if cell.metric != "top1" else rule, cell.metric)
-        mean, std = mean_and_std(scores) if scores else (None, None)
         difference = within = None
-        if mean is not None and cell.paper is not None and not group.deviation:
-            difference = mean - cell.paper[0]
+        if scores and cell.paper is not None and not group.deviation:
+            difference = mean_and_std(scores)[0] - cell.paper[0]
             within = abs(difference) <= 2 * cell.paper[1]
-        out.append(Ours(mean, std, len(scores), group.trouble, group.deviation, difference, within))
+        out.append(Ours(summary(scores), group.trouble, group.deviation, difference, within))
     return out

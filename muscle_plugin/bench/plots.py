@@ -14,7 +14,7 @@ from torch import Tensor
 
 from muscle_plugin.bench.groups import Group
 from muscle_plugin.bench.ranking import Ranking
-from muscle_plugin.bench.runs import Run, by_algorithm, mean_and_std
+from muscle_plugin.bench.runs import ACCURACY, Run, by_algorithm, mean_and_std
 from muscle_plugin.bench.studies import StudyFigure
 
 matplotlib.use("Agg")
@@ -55,7 +55,7 @@ def learning_curves(runs: Sequence[Run], names: Mapping[str, str], num_classes: 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for number, (algorithm, group) in enumerate(by_algorithm(runs).items()):
         colour = f"C{number}"
-        _band(left, group, "eval/top-1-acc", 100, color=colour, label=names.get(algorithm, algorithm))
+        _band(left, group, ACCURACY, 100, color=colour, label=names.get(algorithm, algorithm))
         for key, _, style in INFORMATION:
             _band(right, group, key, 1, color=colour, linestyle=style)
     left.set(xlabel="step", ylabel="test accuracy (%)", title=title)
@@ -69,8 +69,7 @@ def learning_curves(runs: Sequence[Run], names: Mapping[str, str], num_classes: 
     right.set(xlabel="step", ylabel="nats", title="mutual information between views (training)", ylim=(-0.1, None))
     right.legend(loc="center right", fontsize="small")
     for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _tidy(axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -126,7 +125,7 @@ def accuracy_curves(lines: Mapping[str, Sequence[Run]]) -> bytes:
     figure, axes = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
     colours = _colours(list(lines))
     for name, runs in lines.items():
-        _band(axes, runs, "eval/top-1-acc", 100, color=colours[name], label=name, linewidth=1.4)
+        _band(axes, runs, ACCURACY, 100, color=colours[name], label=name, linewidth=1.4)
     axes.set(xlabel="step", ylabel="test accuracy (%)")
     axes.legend(fontsize="x-small", ncols=2, loc="lower right")
     _tidy(axes)
@@ -137,7 +136,7 @@ def curves_of_runs(runs: Sequence[Run]) -> bytes:
     """Test accuracy over steps of each run; SVG."""
     figure, axes = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
     for run in runs:
-        steps, values = run.curve("eval/top-1-acc")
+        steps, values = run.curve(ACCURACY)
         marker = "o" if len(steps) == 1 else None
         label = f"seed {run.result.get('seed', '?')}"
         axes.plot(steps, [100 * v for v in values], linewidth=1.1, marker=marker, label=label)
@@ -166,7 +165,7 @@ def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) ->
         groups: configuration -> its runs.
         rule: see :meth:`Run.score`.
     """
-    xs = list(dict.fromkeys(x for points in figure.series.values() for x in points))
+    xs = figure.xs
     numeric = all(x.replace(".", "", 1).isdigit() for x in xs)
     place = {x: float(x) if numeric else float(i) for i, x in enumerate(xs)}
     out = {}

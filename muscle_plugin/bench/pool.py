@@ -88,11 +88,11 @@ class LocalPool:
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(at_once)
 
-    def _process(self, new: bool = False) -> ProcessPoolExecutor:
+    def _process(self) -> ProcessPoolExecutor:
         """The process of this thread."""
         if not hasattr(self._own, "gpu"):
             self._own.gpu = self._slots.get_nowait()
-        if new or not hasattr(self._own, "process"):
+        if not hasattr(self._own, "process"):
             self._own.process = ProcessPoolExecutor(
                 1, multiprocessing.get_context("spawn"), initializer=_begin_process, initargs=(self._own.gpu,)
             )
@@ -100,13 +100,13 @@ class LocalPool:
         return self._own.process  # type: ignore[no-any-return]
 
     def _run(self, work: Work, command: list[str]) -> dict[str, Any]:
-        for attempt in range(RETRIES + 1):
+        for _ in range(RETRIES + 1):
             if self._stopping.is_set():
                 break
             try:
-                return self._process(new=attempt > 0).submit(execute, work, command).result()
+                return self._process().submit(execute, work, command).result()
             except BrokenProcessPool:
-                continue
+                del self._own.process
         return {"stopped": "not started"} if self._stopping.is_set() else {"error": _died(RETRIES + 1)}
 
     def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:

@@ -16,14 +16,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from muscle_plugin.bench import plots
-from muscle_plugin.bench.groups import RULES, Group, Ours, groups_of, ours_for
+from muscle_plugin.bench.groups import RULES, Group, Ours, groups_of, ours_for, summary
 from muscle_plugin.bench.ranking import Ranking, natural_key, rank, scores_by_setting
-from muscle_plugin.bench.runs import Run, RunsError, find_runs, mean_and_std, write_summaries
+from muscle_plugin.bench.runs import ACCURACY, Run, RunsError, find_runs, write_summaries
 from muscle_plugin.bench.studies import StudyFigure, StudyTable, figures, tables
+from muscle_plugin.cli import fail
 from muscle_plugin.files import write_text
 from muscle_plugin.version import __version__
-
-EXIT_BAD_INPUT = 2
 
 
 @dataclass(frozen=True)
@@ -141,26 +140,19 @@ def _own(figure: StudyFigure) -> set[str]:
 
 
 def _figure(figure: StudyFigure, panels: Mapping[str, bytes], groups: Mapping[str, Group], rule: str) -> ReportFigure:
-    xs = list(dict.fromkeys(x for points in figure.series.values() for x in points))
     tables: dict[str, dict[str, list[str]]] = {}
     for metric in figure.metrics:
         name = plots.PANELS.get(metric, metric)
         if name in panels:
             tables[name] = {
-                head: [_point(groups.get(points.get(x, "")), rule, metric) for x in xs]
+                head: [
+                    summary(groups[c].scores(rule, metric)) if (c := points.get(x, "")) in groups else ""
+                    for x in figure.xs
+                ]
                 for head, points in figure.series.items()
             }
     pictures = [Picture.of(n, p) for n, p in panels.items()]
-    return ReportFigure(figure.title, pictures, figure.x, xs, tables, _deviations(figure, groups))
-
-
-def _point(group: Group | None, rule: str, metric: str) -> str:
-    """Mean, spread and number of runs of one point; empty if there is none."""
-    scores = group.scores(rule, metric) if group else []
-    if not scores:
-        return ""
-    mean, std = mean_and_std(scores)
-    return f"{mean:.2f}" + (f" ± {std:.2f}" if len(scores) > 1 else "") + f" (n = {len(scores)})"
+    return ReportFigure(figure.title, pictures, figure.x, figure.xs, tables, _deviations(figure, groups))
 
 
 def _deviations(figure: StudyFigure, groups: Mapping[str, Group]) -> tuple[str, ...]:
@@ -183,7 +175,7 @@ def _fill(study: StudyTable, groups: Sequence[Group], rule: str) -> ReportTable:
 
 
 def _has_curve(group: Group) -> bool:
-    return any("eval/top-1-acc" in m for r in group.runs for m in r.metrics if not r.pretrained)
+    return any(ACCURACY in m for r in group.runs for m in r.metrics if not r.pretrained)
 
 
 def _name(group: Group) -> str:
@@ -258,8 +250,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin report") -> int:
     try:
         runs, unread = find_runs(options.runs)
     except RunsError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return fail([str(e)])
     report = make_report(runs, unread, options.score, options.title, shlex.join([*prog.split(), *argv]))
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -267,8 +258,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin report") -> int:
             write_text(options.out / f"report.{kind}", render(report, kind))
         write_summaries(runs, options.out / "runs.jsonl")
     except OSError as e:
-        print(f"error: {e.filename}: cannot be written: {e.strerror}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return fail([f"{e.filename}: cannot be written: {e.strerror}"])
     for line in unread:
         print(f"note: left out: {line}", file=sys.stderr)
     states = ", ".join(f"{n} {state}" for state, n in report.states.most_common())

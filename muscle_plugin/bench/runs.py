@@ -17,9 +17,8 @@ from muscle_plugin.files import write_text
 #: Settings that may differ from the configuration's without making it another experiment.
 _INDIFFERENT = ("seed", "split_seed", "num_threads", "device", "deterministic")
 
-#: What a summary keeps of each evaluation, besides the step.
-_OF_EVALUATION = ("eval/top-1-acc",)
-
+#: The key of test accuracy in ``metrics.jsonl``, all that a summary keeps of an evaluation.
+ACCURACY = "eval/top-1-acc"
 
 #: A run's last checkpoint (``muscle_plugin.host.host.LATEST``, which loads torch).
 LATEST = "latest_model.pth"
@@ -116,12 +115,15 @@ def read_run(path: Path) -> Run:
     Raises:
         OSError, ValueError: it holds no run, or one whose files are damaged.
     """
-    failed = json.loads((path / "failure.json").read_text()) if (path / "failure.json").is_file() else {}
+
+    def content(name: str, needed: bool = False) -> dict[str, Any]:
+        file = path / name
+        return dict(json.loads(file.read_text())) if needed or file.exists() else {}
+
+    failed = content("failure.json")
     failure = failed.get("error")
-    result = (
-        json.loads((path / "result.json").read_text()) if failure is None or (path / "result.json").exists() else {}
-    )
-    environment = json.loads((path / "environment.json").read_text()) if (path / "environment.json").exists() else {}
+    result = content("result.json", needed=failure is None)
+    environment = content("environment.json")
     lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
     config, changed = _compare(path, environment.get("config", failed.get("config")))
     return Run(path, result, [json.loads(line) for line in lines], environment, config, changed, failure)
@@ -185,7 +187,7 @@ def write_summaries(runs: Iterable[Run], path: Path) -> None:
     """A line of JSON per run, all that a report needs of it: result, environment, evaluations."""
     lines = []
     for run in runs:
-        steps, values = run.curve(_OF_EVALUATION[0])
+        steps, values = run.curve(ACCURACY)
         content = {
             "path": run.path.name, "config": run.config, "changed": run.changed, "failure": run.failure,
             "result": run.result, "environment": run.environment,
@@ -209,7 +211,7 @@ def read_summaries(path: Path) -> list[Run]:
     for number, line in enumerate(lines, 1):
         try:
             c = json.loads(line)
-            metrics = [{"step": s, _OF_EVALUATION[0]: v} for s, v in c["evaluations"]]
+            metrics = [{"step": s, ACCURACY: v} for s, v in c["evaluations"]]
             changed = {k: (a, b) for k, (a, b) in c["changed"].items()}
             where = path.parent / c["path"]
             runs.append(Run(where, c["result"], metrics, c["environment"], c["config"], changed, c["failure"]))

@@ -71,6 +71,11 @@ class StudyFigure:
     before: tuple[str, ...] = ()
 
     @property
+    def xs(self) -> list[str]:
+        """Values on the x axis, each once."""
+        return list(dict.fromkeys(x for points in self.series.values() for x in points))
+
+    @property
     def configs(self) -> list[str]:
         """Names of its configurations, each once, in an order in which they can be trained."""
         return list(dict.fromkeys([*self.before, *(c for points in self.series.values() for c in points.values())]))

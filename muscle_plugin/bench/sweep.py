@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,9 +19,10 @@ from rich.console import Console
 from muscle_plugin import config
 from muscle_plugin.bench.pool import LocalPool, Pool, PoolError, RayPool, Work
 from muscle_plugin.bench.studies import expand, study_names
+from muscle_plugin.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, fail
 from muscle_plugin.config import ConfigError, Layer, Resolved
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED = 1
 
 #: Settings that the sweep itself decides for each run.
 OWN = ("seed", "save_name", "resume", "overwrite", "load_path")
@@ -48,19 +48,27 @@ class Job:
         if (self.run_dir / "failure.json").is_file():
             return "failed"
         try:
-            complete = json.loads((self.run_dir / "result.json").read_text())["complete"]
-            if config.differing_settings(self.run_dir / "config.yaml", self.resolved):
+            complete = self.result["complete"]
+            if self._differing():
                 return "of other settings"
-        except (OSError, ValueError, KeyError):
+        except (ConfigError, KeyError):
             return "new"
         return "finished" if complete else "cut off"
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """The content of its ``result.json``; empty if there is none that can be read."""
+        try:
+            return dict(json.loads((self.run_dir / "result.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _differing(self) -> dict[str, tuple[Any, Any]]:
+        return config.differing_settings(self.run_dir / "config.yaml", self.resolved)
+
     def other_settings(self) -> str:
         """What the run that is there differs in, for people."""
-        differing = config.differing_settings(self.run_dir / "config.yaml", self.resolved)
-        return "this run began with other settings: " + "; ".join(
-            f"{k} was {a!r}, now {b!r}" for k, (a, b) in differing.items()
-        )
+        return config.began_otherwise(self._differing())
 
     def after(self, others: Iterable[Job]) -> Job | None:
         """The run from whose weights this one starts, if it is one of the sweep."""
@@ -90,19 +98,21 @@ def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
     except ConfigError as e:
         faults += e.faults
     shared = {"num_threads": 1, **layer.values}
+    places: dict[Path, dict[str, str]] = {}
+    for path in paths:
+        try:
+            settings = config.load_settings(path, **shared).settings
+        except ConfigError as e:
+            faults += [f if f.startswith("--") else f"{path.stem}: {f}" for f in e.faults]
+            continue
+        # the same places from wherever it is run
+        places[path] = {k: str(Path(getattr(settings, k)).expanduser().absolute()) for k in ("save_dir", "data_dir")}
     jobs = []
     for seed in range(seeds):
-        for path in paths:
+        for path, place in places.items():
             name = (config.config_name(path) or path.stem).replace("/", "-")
-            overrides = {**shared, "seed": seed, "resume": "auto", "save_name": f"{name}_{seed}"}
-            try:
-                resolved = config.load_settings(path, **overrides)
-                for key in ("save_dir", "data_dir"):  # the same places from wherever it is run
-                    overrides[key] = str(Path(getattr(resolved.settings, key)).expanduser().absolute())
-                resolved = config.load_settings(path, **overrides)
-                jobs.append(Job(name, seed, Work(str(path.resolve()), overrides), resolved))
-            except ConfigError as e:
-                faults += [f if f.startswith("--") else f"{path.stem}: {f}" for f in e.faults]
+            overrides = {**shared, **place, "seed": seed, "resume": "auto", "save_name": f"{name}_{seed}"}
+            jobs.append(Job(name, seed, Work(str(path.resolve()), overrides), config.load_settings(path, **overrides)))
     directories = Counter(job.run_dir for job in jobs)
     faults += [f"{d.name}: two configurations have this name" for d, n in directories.items() if n > 1]
     if faults:
@@ -257,9 +267,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     except config.CatalogueError as e:
         faults.append(str(e))
     if faults:
-        for fault in _shortened(faults):
-            print(f"error: {fault}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return fail(_shortened(faults))
     console = Console(highlight=False, soft_wrap=True)
 
     def say(line: str) -> None:
@@ -270,16 +278,16 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     gpus = _gpus(jobs[0].resolved.settings)
     per_run = options.gpus_per_run if options.gpus_per_run is not None else float(bool(gpus))
     at_once = options.jobs or (max(1, int(len(gpus) / (per_run or 1))) if gpus else _cores())
-    faults = [f"{job.run_dir}: {job.other_settings()}" for job in jobs if job.state == "of other settings"]
-    if faults:
-        for fault in _shortened([f"{f}. Give another --save_dir, or the settings it began with" for f in faults], 3):
-            print(f"error: {fault}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    states = [job.state for job in jobs]
+    others = [job for job, state in zip(jobs, states, strict=True) if state == "of other settings"]
+    if others:
+        advice = "Give another --save_dir, or the settings it began with"
+        return fail(_shortened([f"{job.run_dir}: {job.other_settings()}. {advice}" for job in others], 3))
     if options.dry_run:
         from muscle_plugin.bench.estimate import show_estimate
 
         return 0 if show_estimate(jobs, at_once, console) else EXIT_BAD_INPUT
-    finished = sum(job.state == "finished" for job in jobs)
+    finished = states.count("finished")
     folder = jobs[0].resolved.settings.save_dir
     say(f"{plural(len(jobs), 'run')}, {finished} of them finished before, in {folder}")
     if finished == len(jobs):
@@ -288,8 +296,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     try:
         pool: Pool = RayPool(options.ray, at_once, per_run, cpus) if options.ray else LocalPool(at_once, gpus)
     except PoolError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return fail([str(e)])
     say(f"{pool.at_once} at a time; Ctrl-C saves and stops, the same command goes on")
     try:
         ended = execute_all(jobs, pool, [prog, *argv], say)

@@ -11,18 +11,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from muscle_plugin.algorithms.catalogue import all_algorithms, muscle_algorithms
-from muscle_plugin.bench.runs import Run, RunsError, find_runs
+from muscle_plugin.bench.runs import ACCURACY, Run, RunsError, find_runs
 from muscle_plugin.bench.studies import StudyTable, tables
+from muscle_plugin.cli import fail
 from muscle_plugin.config import MuscleSettings, Resolved, load_settings
 from muscle_plugin.files import write_text
-
-EXIT_BAD_INPUT = 2
 
 #: USB's protocols, and how their file of results is written.
 PROTOCOLS = {"classic_cv": {"bom": True, "newline": "\r\n"}, "usb_cv": {"bom": False, "newline": "\n"}}
@@ -58,10 +58,8 @@ def _study(protocol: str) -> StudyTable:
 
 def _own_columns(protocol: str) -> list[str]:
     """Columns of a protocol that train here: data set and labels."""
-    study = _study(protocol)
-    first = study.cells[0]
     algorithm = _algorithms(protocol)[0]
-    return [c.config.rpartition("/")[2].removeprefix(f"{algorithm}_") for c in first]
+    return [c.config.rpartition("/")[2].removeprefix(f"{algorithm}_") for c in _study(protocol).cells[0]]
 
 
 def columns(protocol: str) -> list[str]:
@@ -69,6 +67,7 @@ def columns(protocol: str) -> list[str]:
     return [*_own_columns(protocol), *NOT_HERE.get(protocol, ())]
 
 
+@cache
 def _algorithms(protocol: str) -> list[str]:
     """Algorithms of a protocol's configurations."""
     return [load_settings(row[0].config).settings.algorithm for row in _study(protocol).cells]
@@ -183,11 +182,11 @@ def log_text(run: Run) -> str:
     uses_ema = load_settings(run.config).settings.ema_m != 0
     best, best_step, lines = -1.0, 0, []
     for line in run.metrics:
-        if "eval/top-1-acc" not in line:
+        if ACCURACY not in line:
             continue
         step = int(line["step"])
-        if line["eval/top-1-acc"] > best:
-            best, best_step = line["eval/top-1-acc"], step
+        if line[ACCURACY] > best:
+            best, best_step = line[ACCURACY], step
         values = {k: round(v, 4) for k, v in line.items() if k == "lr" or "/" in k}
         at = (began + timedelta(seconds=line.get("seconds", 0))).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
         lines.append(
@@ -264,11 +263,9 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
             raise RunsError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
         written = export(rows, options.out, existing)
     except RunsError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return fail([str(e)])
     except OSError as e:
-        print(f"error: {e.filename}: {e.strerror}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return fail([f"{e.filename}: {e.strerror}"])
     print(
         f"{len(rows)} row(s). Written: {', '.join(map(str, written))}, {options.out / 'config'}, {options.out / 'saved_models'}"
     )
