@@ -169,6 +169,15 @@ class RunSettings(BaseModel):
     )
     amp: bool | None = Field(None, description="USB's name: true is precision fp16")
     num_threads: int | None = Field(None, ge=1, description="CPU threads; default: PyTorch's. Changes the last bits")
+    sync_bn: bool = Field(
+        True, description="with several processes: batch norm's statistics are those of all their images"
+    )
+    dist_timeout: float = Field(
+        1800,
+        gt=0,
+        description="seconds that an exchange between processes may take before the run ends with an error",
+        json_schema_extra={"moves": True},
+    )
     deterministic: bool = Field(True, description="deterministic GPU kernels, so that a seed fixes the weights")
 
     # -- saving
