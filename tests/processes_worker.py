@@ -1,4 +1,4 @@
-"""Runs under ``torchrun``, or alone: trains short runs whose views draw nothing, and writes what they came to.
+"""Runs under ``torchrun``, or alone: trains short runs and writes what they came to.
 
     python processes_worker.py FOLDER [--same] ALGORITHM ...
 
@@ -18,7 +18,6 @@ from conftest import SHORT
 from muscle_plugin import distributed
 from muscle_plugin.algorithms.catalogue import all_algorithms
 from muscle_plugin.config import load_settings
-from muscle_plugin.data.augment import AUGMENTATIONS
 from muscle_plugin.host import state
 from muscle_plugin.run import build
 
@@ -29,12 +28,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 
 def run(name: str, folder: Path) -> tuple[Any, list[dict[str, float]]]:
-    """Train in float64 on unchanged images, without dropout: a step then depends on the global batch alone."""
+    """Train in float64, without dropout: a step then depends on the global batch alone."""
     rows: list[dict[str, float]] = []
     special = SPECIAL.get(name.removeprefix("muscle_"), {"net_dropout": 0, "num_labels": 40})
     if any(a.name == "p_cutoff" for a in all_algorithms()[name].arguments):
         special = {**special, "p_cutoff": 0.2}  # pseudo-labels from the first steps on
-    settings = {**SHORT, "num_log_iter": 1, "weak_augment": "unchanged", "hard_augment": "inverted", **special}
+    settings = {**SHORT, "num_log_iter": 1, **special}
     algorithm = build(
         load_settings(None, **{**settings, "algorithm": name, "save_dir": str(folder), "save_name": name})
     )
@@ -73,8 +72,6 @@ def main() -> None:
     folder, *words = sys.argv[1:]
     same = "--same" in words
     names = [w for w in words if w != "--same"] or list(all_algorithms())
-    AUGMENTATIONS["unchanged"] = lambda images, _: images
-    AUGMENTATIONS["inverted"] = lambda images, _: 255 - images
     torch.set_default_dtype(torch.float64)
     with distributed.joined(torch.device("cpu"), 60):
         for name in names:

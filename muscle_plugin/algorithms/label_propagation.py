@@ -88,8 +88,7 @@ class PseudoLabels:
         points = torch.cat([split.labelled, split.unlabelled[~labelled[split.unlabelled]]])
         known = torch.full((len(points),), -1)
         known[: len(split.labelled)] = source.train_labels[split.labelled]
-        part = points[len(points) * args.rank // args.world_size : len(points) * (args.rank + 1) // args.world_size]
-        features = self.batches.features(self.model, source.train[part], self.it, args.eval_batch_size, self.amp_cm)  # type: ignore[attr-defined]
+        features = self.batches.features(self.model, source.train[points], self.it, args.eval_batch_size, self.amp_cm)  # type: ignore[attr-defined]
         features = distributed.gather_parts(features, to_first=True)
 
         def pseudo_label() -> tuple[Tensor, Tensor, Tensor]:

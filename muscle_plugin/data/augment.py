@@ -1,18 +1,21 @@
 """Batched augmentations: (N, C, H, W) uint8 images in, C = 1 or 3, on any device, parameters drawn per image.
 
-They return uint8 images, or float images in [0, 1] where they interpolate (digits). The generator is a CPU generator:
-what is drawn, sizes of groups included, is known without waiting for a GPU, and is the same for every device. A new one
-is a function and a line in ``AUGMENTATIONS``. The operations of RandAugment are in ``randaugment.py``.
+They return uint8 images, or float images in [0, 1] where they interpolate (digits). The generator is a CPU generator, or
+``Draws`` of several: what is drawn, sizes of groups included, is known without waiting for a GPU, and is the same for every
+device. What an image becomes depends on its own draws alone. A new one is a function and a line in ``AUGMENTATIONS``. The
+operations of RandAugment are in ``randaugment.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muscle_plugin.data.draws import Draws
 from muscle_plugin.data.randaugment import (
     OPERATIONS,
     Plan,
@@ -24,16 +27,13 @@ from muscle_plugin.data.randaugment import (
     to_uint8,
 )
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+Random: TypeAlias = torch.Generator | Draws
+Augmentation = Callable[[Tensor, Random], Tensor]
 
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 0..255 to float 0..1."""
     return images.float() / 255
-
-
-def _uniform(generator: torch.Generator, n: int, low: float, high: float) -> Tensor:
-    return torch.rand(n, generator=generator) * (high - low) + low
 
 
 def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
@@ -57,34 +57,32 @@ def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def _distort(
-    images: Tensor, generator: torch.Generator, angle: float, scale: float, shear: float, shift: float
-) -> Tensor:
+def _distort(images: Tensor, draws: Draws, angle: float, scale: float, shear: float, shift: float) -> Tensor:
     """Affine distortion of each image: angle in radians, scale as its logarithm, shift as a fraction of the side."""
-    n = len(images)
     return affine(
         to_float(images),
-        _uniform(generator, n, -angle, angle),
-        torch.exp(_uniform(generator, n, -scale, scale)),
-        _uniform(generator, n, -shear, shear),
-        _uniform(generator, n, -shift, shift),
-        _uniform(generator, n, -shift, shift),
+        draws.uniform(-angle, angle),
+        torch.exp(draws.uniform(-scale, scale)),
+        draws.uniform(-shear, shear),
+        draws.uniform(-shift, shift),
+        draws.uniform(-shift, shift),
     )
 
 
-def digits_weak(images: Tensor, generator: torch.Generator) -> Tensor:
+def digits_weak(images: Tensor, generator: Random) -> Tensor:
     """Rotation to 0.25 rad, scale by 0.86 to 1.16, shear to 0.2, shift to a tenth of the side: another hand's digit."""
-    return _distort(images, generator, 0.25, 0.15, 0.2, 0.1)
+    return _distort(images, Draws.of(generator, len(images)), 0.25, 0.15, 0.2, 0.1)
 
 
-def digits_hard(images: Tensor, generator: torch.Generator) -> Tensor:
+def digits_hard(images: Tensor, generator: Random) -> Tensor:
     """Rotation to 0.35 rad, scale by 0.78 to 1.28, shear to 0.3, shift to an eighth, contrast to 30 %, noise.
 
     No flips: they turn one digit into another, or into none.
     """
-    x = _distort(images, generator, 0.35, 0.25, 0.3, 0.12)
-    contrast = _uniform(generator, len(x), 0.7, 1.3).view(-1, 1, 1, 1)
-    noise = 0.05 * torch.randn(x.shape, generator=generator)
+    draws = Draws.of(generator, len(images))
+    x = _distort(images, draws, 0.35, 0.25, 0.3, 0.12)
+    contrast = draws.uniform(0.7, 1.3).view(-1, 1, 1, 1)
+    noise = 0.05 * draws.normal(*x.shape[1:])
     return x * contrast.to(x.device, non_blocking=True) + noise.to(x.device, non_blocking=True)
 
 
@@ -117,37 +115,29 @@ def _windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tenso
     return out.index_select(0, order.argsort().to(device, non_blocking=True))
 
 
-def _offsets(n: int, generator: torch.Generator, *most: int) -> list[Tensor]:
-    """Whole numbers from 0 to each of ``most``, (n,) each."""
-    return [torch.randint(m + 1, (n,), generator=generator) for m in most]
-
-
-def _coins(n: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(n, generator=generator) < 0.5
-
-
-def _padded_crop(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
+def _padded_crop(images: Tensor, generator: Random, flip: bool) -> Tensor:
     n, _, h, w = images.shape
     y, x = max(1, h // 8), max(1, w // 8)
-    top, left = _offsets(n, generator, 2 * y, 2 * x)
+    draws = Draws.of(generator, n)
+    top, left = draws.integers(2 * y + 1), draws.integers(2 * x + 1)
     rows = top.view(-1, 1) + torch.arange(-y, h - y)
     rows = (h - 1) - ((h - 1) - rows.abs()).abs()  # reflected at both borders, the edge not repeated
     mirror = images.flip(3)
     wide = torch.cat([mirror[..., -x - 1 : -1], images, mirror[..., 1 : x + 1]], 3)
-    return _windows(wide, rows, left, w, _coins(n, generator) if flip else None)
+    return _windows(wide, rows, left, w, draws.coins() if flip else None)
 
 
-def crop(images: Tensor, generator: torch.Generator) -> Tensor:
+def crop(images: Tensor, generator: Random) -> Tensor:
     """Random translation by up to an eighth of the side (4 of 32 pixels), whole pixels, the border reflected."""
     return _padded_crop(images, generator, flip=False)
 
 
-def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def crop_flip(images: Tensor, generator: Random) -> Tensor:
     """``crop`` and horizontal flip with p = 0.5: the weak augmentation of Mean Teacher, FixMatch and USB."""
     return _padded_crop(images, generator, flip=True)
 
 
-def rotate_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def rotate_crop_flip(images: Tensor, generator: Random) -> Tensor:
     """Label propagation's views of Mini-ImageNet (Iscen et al. 2019, arXiv 1904.04717).
 
     Rotation by up to 10 degrees (nearest pixel), crop of the image padded by 8 of 84 pixels, horizontal flip; outside
@@ -155,10 +145,11 @@ def rotate_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     n, _, h, w = images.shape
     y, x = round(8 / 84 * h), round(8 / 84 * w)
-    turned = rotate(images, _uniform(generator, n, -10, 10))
-    top, left = _offsets(n, generator, 2 * y, 2 * x)
+    draws = Draws.of(generator, n)
+    turned = rotate(images, draws.uniform(-10, 10))
+    top, left = draws.integers(2 * y + 1), draws.integers(2 * x + 1)
     rows = top.view(-1, 1) + torch.arange(h)
-    return _windows(F.pad(turned, (x, x, y, y)), rows, left, w, _coins(n, generator))
+    return _windows(F.pad(turned, (x, x, y, y)), rows, left, w, draws.coins())
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
@@ -172,24 +163,26 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     return to_uint8((weights(height, h) @ (images.float() @ weights(width, w).t())).add_(0.5))
 
 
-def draw_colour_jitter(n: int, generator: torch.Generator) -> Plan:
+def draw_colour_jitter(n: int, generator: Random) -> Plan:
     """Brightness, contrast and saturation by 1 +- 0.4 and hue by +- 0.125 turns, in a random order for each image."""
     jitter = torch.tensor([OPERATIONS.index(name) for name in ("brightness", "contrast", "color", "hue")])
-    order = torch.rand(4, n, generator=generator).argsort(0)
-    values = _uniform(generator, 4 * n, -1, 1).view(4, n)
+    draws = Draws.of(generator, n)
+    order = draws.uniform(0, 1, 4).argsort(0)
+    values = draws.uniform(-1, 1, 4)
     return Plan(jitter[order], torch.where(order == 3, 0.125 * values, 1 + 0.4 * values))
 
 
-def iic(images: Tensor, generator: torch.Generator) -> Tensor:
+def iic(images: Tensor, generator: Random) -> Tensor:
     """The hard views of IIC (Ji et al. 2019, arXiv 1807.06653) without Sobel.
 
     Crop of 20/32 of the side resized back, horizontal flip, then ``draw_colour_jitter``.
     """
     n, _, h, w = images.shape
     height, width = round(h * 20 / 32), round(w * 20 / 32)
-    top, left = _offsets(n, generator, h - height, w - width)
-    windows = _windows(images, top.view(-1, 1) + torch.arange(height), left, width, _coins(n, generator))
-    return apply(resize(windows, h, w), draw_colour_jitter(n, generator))
+    draws = Draws.of(generator, n)
+    top, left = draws.integers(h - height + 1), draws.integers(w - width + 1)
+    windows = _windows(images, top.view(-1, 1) + torch.arange(height), left, width, draws.coins())
+    return apply(resize(windows, h, w), draw_colour_jitter(n, draws))
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muscle_plugin.data.draws import Draws
+
 GREY = 128
 Fill = int | tuple[int, int, int]
 
@@ -369,7 +371,7 @@ def _translations_in_pixels(operations: Tensor, values: Tensor, per_x: float, pe
     return values * factor[operations]
 
 
-def draw_randaugment(n: int, generator: torch.Generator, height: int, width: int, ops: int = 2) -> Plan:
+def draw_randaugment(n: int, generator: torch.Generator | Draws, height: int, width: int, ops: int = 2) -> Plan:
     """FixMatch's RandAugment for n images.
 
     ``ops`` of its 14 operations with replacement, each applied with p = 0.5 at a uniform level 1..9 of 10, geometric
@@ -377,24 +379,24 @@ def draw_randaugment(n: int, generator: torch.Generator, height: int, width: int
 
     Args:
         n: images.
-        generator: a CPU generator.
+        generator: a CPU generator, or the draws of n images.
         height, width: the images' size.
         ops: operations per image, at least 1.
     """
     names, levels = _FIXMATCH
-    choice = torch.randint(len(names), (ops, n), generator=generator)
-    level = torch.randint(levels.shape[1], (ops, n), generator=generator)
-    sign = torch.randint(2, (ops, n), generator=generator) * 2 - 1
-    applied = torch.rand(ops, n, generator=generator) < 0.5
+    draws = Draws.of(generator, n)
+    choice, level = draws.integers(len(names), ops), draws.integers(levels.shape[1], ops)
+    sign = draws.integers(2, ops) * 2 - 1
+    applied = draws.coins(ops)
     operations = names[choice] * applied  # the identity is operation 0
     values = torch.where(operations >= _FIRST_GEOMETRIC, sign, 1) * levels[choice, level]
     values = _translations_in_pixels(operations, values, width / 32, height / 32)
-    x, y = (torch.randint(side, (n,), generator=generator) for side in (width, height))
+    x, y = draws.integers(width), draws.integers(height)
     hole = torch.stack([x - width // 4, y - height // 4, x + width // 4, y + height // 4])
     return Plan(operations, values, GREY, hole, GREY)
 
 
-def draw_randaugment_usb(n: int, generator: torch.Generator, height: int, width: int, ops: int = 3) -> Plan:
+def draw_randaugment_usb(n: int, generator: torch.Generator | Draws, height: int, width: int, ops: int = 3) -> Plan:
     """USB's RandAugment for n images.
 
     ``ops`` of the 14 operations with replacement, all applied, each at a uniform strength of its range (negative ones
@@ -404,26 +406,27 @@ def draw_randaugment_usb(n: int, generator: torch.Generator, height: int, width:
     Args: as of ``draw_randaugment``.
     """
     names, ranges = _USB
-    choice = torch.randint(len(names), (ops, n), generator=generator)
+    draws = Draws.of(generator, n)
+    choice = draws.integers(len(names), ops)
     low, high = ranges[choice].unbind(2)
     operations = names[choice]
-    values = low + (high - low) * torch.rand(ops, n, generator=generator)
+    values = low + (high - low) * draws.uniform(0, 1, ops)
     values = torch.where(operations == OPERATIONS.index("posterize"), values.floor(), values)
     values = _translations_in_pixels(operations, values, width, height)
-    side = torch.rand(n, generator=generator) * 0.5 * width
-    centre = torch.rand(2, n, generator=generator) * torch.tensor([[width], [height]])
+    side = draws.uniform(0, 1) * 0.5 * width
+    centre = draws.uniform(0, 1, 2) * torch.tensor([[width], [height]])
     start = (centre - side / 2).clamp(min=0).long()
     hole = torch.cat([start, start + side.long() + 1])
     return Plan(operations, values, 0, hole, (125, 123, 114))
 
 
-def randaugment(images: Tensor, generator: torch.Generator, ops: int = 2) -> Tensor:
+def randaugment(images: Tensor, generator: torch.Generator | Draws, ops: int = 2) -> Tensor:
     """Images under ``draw_randaugment``: (N, C, H, W) uint8, on top of the weak augmentation."""
     n, _, h, w = images.shape
     return apply(images, draw_randaugment(n, generator, h, w, ops))
 
 
-def randaugment_usb(images: Tensor, generator: torch.Generator, ops: int = 3) -> Tensor:
+def randaugment_usb(images: Tensor, generator: torch.Generator | Draws, ops: int = 3) -> Tensor:
     """Images under ``draw_randaugment_usb``: (N, C, H, W) uint8, on top of the weak augmentation."""
     n, _, h, w = images.shape
     return apply(images, draw_randaugment_usb(n, generator, h, w, ops))

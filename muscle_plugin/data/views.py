@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin.data.augment import AFTER_WEAK, AUGMENTATIONS, Augmentation
+from muscle_plugin.data.draws import Draws, Part
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
 from muscle_plugin.data.sampler import IndexStream
@@ -134,7 +135,7 @@ class Batches:
                 f"batch: {labelled} labelled and {unlabelled} unlabelled images a step cannot be shared equally by {world}"
                 f" processes; give a total_batch and ratio that make both multiples of {world}"
             )
-        self._rank = rank
+        self._rank, self._world = rank, world
         self.device, self.seed, self.parameters, self.channels = device, seed, tuple(parameters), channels
         self._asked = views_of(parameters, usb_name)
         self.views: dict[str, View] = dict(self._asked)
@@ -160,10 +161,11 @@ class Batches:
         self.views = {**self._asked, **views}
 
     def features(self, net: Any, members: Tensor, step: int, batch: int, precision: Callable[[], Any]) -> Tensor:
-        """(n, F) float32 features that a net in eval mode has of weakly augmented images, on the device.
+        """(n, F) float32 features that a net in eval mode has of weakly augmented images, on the device; of several
+        processes each gets those of its part of the images, in order.
 
         Args:
-            members: (n,) indices into the source's images.
+            members: (N,) indices into the source's images.
             step: with the seed, fixes the augmentation.
             batch: images at a time.
             precision: makes the context of a forward pass.
@@ -171,13 +173,18 @@ class Batches:
         was_training, parts = net.training, []
         generator = self._generator_for("features", step)
         pool = self.images.all_images()
+        own = range(len(members) * self._rank // self._world, len(members) * (self._rank + 1) // self._world)
         net.eval()
         with torch.no_grad():
-            for part in members.to(pool.device).split(batch):
-                images = pool[part].to(self.device, non_blocking=True)
-                with precision():
-                    x = self.normalise(self._augment[WEAK](images, generator))
-                    parts.append(net(x, only_feat=True).float())
+            for first in range(0, len(members), batch):
+                chunk = members[first : first + batch]
+                start, stop = (min(max(i - first, 0), len(chunk)) for i in (own.start, own.stop))
+                images = pool[chunk[start:stop].to(pool.device)].to(self.device, non_blocking=True)
+                # drawn for the others too, so that views do not depend on the number of processes
+                views = self._augment[WEAK](images, Draws([Part(generator, 1, len(chunk), start, stop)]))
+                if len(images):
+                    with precision():
+                        parts.append(net(self.normalise(views), only_feat=True).float())
         net.train(was_training)
         return torch.cat(parts)
 
@@ -187,26 +194,37 @@ class Batches:
         return (views[:, : mean.shape[1]] * std + mean).clamp(0, 1)
 
     def _generator_for(self, name: str, step: int) -> torch.Generator:
-        # on the CPU whatever the device: the same draws everywhere
-        path = (name, step, self._rank) if self._rank else (name, step)
-        return torch.Generator().manual_seed(derive(self.seed, "view", *path))
+        return torch.Generator().manual_seed(derive(self.seed, "view", name, step))
+
+    def _draws(self, step: int, views: Mapping[str, tuple[int, int]]) -> Draws:
+        """Draws for views, name -> (how many, of how many images here); those that one process would take for all images."""
+        return Draws(
+            [
+                Part(self._generator_for(name, step), count, n * self._world, n * self._rank, n * (self._rank + 1))
+                for name, (count, n) in views.items()
+            ]
+        )
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Everything that the step's ``train_step`` asks for, on the device, images normalised."""
         found = self.images.step(step)
         index, images = ({kind: pair[k] for kind, pair in found.items()} for k in (0, 1))
         out: dict[str, Tensor] = {}
-        for name, view in self.views.items():
-            x = images[view.images]
-            x = x.repeat(view.count, 1, 1, 1) if view.count > 1 else x
-            out[name] = self.normalise(self._augment[view.strength](x, self._generator_for(name, step)))
+        for strength, augment in self._augment.items():  # all views of a strength in one go
+            views = {n: v for n, v in self.views.items() if v.strength == strength}
+            if not views:
+                continue
+            x = torch.cat([images[v.images].repeat(v.count, 1, 1, 1) for v in views.values()])
+            draws = self._draws(step, {n: (v.count, self.size[v.images]) for n, v in views.items()})
+            made = self.normalise(augment(x, draws))
+            out.update(zip(views, made.split([v.count * self.size[v.images] for v in views.values()]), strict=True))
         if "x_ulb_s_0_rot" in self.parameters:
-            turns = torch.randint(4, (len(out["x_ulb_s_0"]),), generator=self._generator_for("rot_v", step))
+            turns = self._draws(step, {"rot_v": (1, self.size[UNLABELLED])}).integers(4)
             out["x_ulb_s_0_rot"] = quarter_turns(out["x_ulb_s_0"], turns)
             out["rot_v"] = turns.to(self.device, non_blocking=True)
         if "x_ulb_rot" in self.parameters:
             n = min(self.size.values())
-            weak = self._augment[WEAK](images[UNLABELLED][:n], self._generator_for("x_ulb_rot", step))
+            weak = self._augment[WEAK](images[UNLABELLED][:n], self._draws(step, {"x_ulb_rot": (1, n)}))
             turns = torch.arange(4).repeat_interleave(n)
             out["x_ulb_rot"] = quarter_turns(self.normalise(weak).repeat(4, 1, 1, 1), turns)
             out["rot_v"] = turns.to(self.device, non_blocking=True)
@@ -320,7 +338,7 @@ def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = 
     if weak is None or name not in AFTER_WEAK:
         return chosen
 
-    def after_weak(images: Tensor, generator: torch.Generator) -> Tensor:
+    def after_weak(images: Tensor, generator: torch.Generator | Draws) -> Tensor:
         x = weak(images, generator)
         return chosen(x if x.dtype == torch.uint8 else (x * 255).round_().clamp_(0, 255).byte(), generator)
 
