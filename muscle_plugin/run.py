@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         RunError: the directory, the data, the device or the checkpoint forbid it.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
+    _refuse_absent_loggers(resolved.settings)
     run_dir = Path(resolved.settings.save_dir) / resolved.settings.save_name
     with _alone(run_dir):
         return _train(run_dir, resolved, command, quiet)
@@ -108,6 +110,8 @@ def _train_in(
                 algorithm.load_model(checkpoint)
         except (DataError, DeviceError, ValueError) as e:
             raise RunError(str(e)) from e
+        except ModuleNotFoundError as e:
+            raise RunError(f"{settings.algorithm} needs {e.name}, which is not installed: pip install {e.name}") from e
         except NotImplementedError as e:
             what = f"{settings.algorithm} cannot be built over net {settings.net} on {settings.dataset}"
             raise RunError(
@@ -129,6 +133,12 @@ def _train_in(
             result = recorder.write_result(algorithm)
         progress.finish(result, run_dir)
         return result
+
+
+def _refuse_absent_loggers(settings: Any) -> None:
+    absent = [p for p in ("wandb", "aim") if getattr(settings, f"use_{p}") and find_spec(p) is None]
+    if absent:
+        raise RunError("\n".join(f"--use_{p}: {p} is not installed: pip install {p}" for p in absent))
 
 
 @contextlib.contextmanager
