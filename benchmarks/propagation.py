@@ -23,7 +23,6 @@ import sys
 import time
 import warnings
 
-import faiss
 import numpy as np
 import torch
 from rich.console import Console
@@ -63,6 +62,8 @@ def clusters(n: int, d: int, classes: int, labels: int, seed: int, noise: float 
 
 def reference(x: np.ndarray, y: np.ndarray, classes: int, k: int, alpha: float = 0.99, max_iter: int = 20):
     """LP-DeepSSL's procedure: (pseudo-labels, weights, seconds). Its linear systems are in float64."""
+    import faiss
+
     seconds = {}
     start = time.perf_counter()
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)

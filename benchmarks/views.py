@@ -14,6 +14,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from PIL import Image
@@ -58,6 +59,7 @@ def stock_transforms(channels: int, size: int) -> dict[str, Callable]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the libraries that USB imports
+                import_module("muscle_plugin.usb")  # which knows what of them can be absent
                 from semilearn.datasets.augmentation import RandAugment
 
             stock["USB strong"] = transforms.Compose([*weak, RandAugment(3, 5), *tensor])

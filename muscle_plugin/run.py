@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,6 +110,7 @@ def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: boo
     with contextlib.ExitStack() as stack:
 
         def prepare() -> Path | None:
+            _refuse_absent_loggers(resolved.settings)
             stack.enter_context(_alone(run_dir))
             checkpoint = _prepare_directory(run_dir, resolved)
             (run_dir / FAILURE_FILE).unlink(missing_ok=True)
@@ -187,6 +189,8 @@ def _said(work: Callable[[], T]) -> T:
 
 
 def _built(run_dir: Path, resolved: Resolved, resumed: bool, logger: Any) -> Any:
+    settings = resolved.settings
+
     def make() -> Any:
         algorithm = build(resolved, logger)
         if distributed.rank() == 0:
@@ -195,8 +199,9 @@ def _built(run_dir: Path, resolved: Resolved, resumed: bool, logger: Any) -> Any
 
     try:
         return _said(make)
+    except ModuleNotFoundError as e:
+        raise RunError(f"{settings.algorithm} needs {e.name}, which is not installed: pip install {e.name}") from e
     except NotImplementedError as e:
-        settings = resolved.settings
         what = f"{settings.algorithm} cannot be built over net {settings.net} on {settings.dataset}"
         raise RunError(f"{what}: USB's class does not support it; the README's table of algorithms says more") from e
 
@@ -205,6 +210,12 @@ def _warm_caches(resolved: Resolved, logger: Any) -> None:
     args = Namespace(**resolved.as_dict())
     with _stdout_to(logger):
         _said(lambda: read_source(args))
+
+
+def _refuse_absent_loggers(settings: Any) -> None:
+    absent = [p for p in ("wandb", "aim") if getattr(settings, f"use_{p}") and find_spec(p) is None]
+    if absent:
+        raise RunError("\n".join(f"--use_{p}: {p} is not installed: pip install {p}" for p in absent))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The names of USB (``semilearn``) that this package uses, imported in one place.
 
 Importing USB takes seconds and prints deprecation warnings of libraries that it uses; they are silenced here, and here
-only. Modules that must stay light do not import this one.
+only, and its packages that training of images does not need may be absent (:mod:`muscle_plugin.absent`). Modules that must
+stay light do not import this one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import warnings
 
 import timm.layers.helpers
 
-with warnings.catch_warnings():
+from muscle_plugin.absent import absent_packages_stood_in
+
+with warnings.catch_warnings(), absent_packages_stood_in("semilearn"):
     warnings.simplefilter("ignore")
     # USB's git main imports this name, which timm 1.0 moved
     sys.modules.setdefault("timm.models.layers.helpers", timm.layers.helpers)

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Wheels that a machine for training is likely not to have, to be carried there: benchmarks/device.sh OUT --wheels DIR.
+#
+#   benchmarks/device_wheels.sh DIR [PYTHON_VERSION]
+#
+# DIR             folder to download to: about 3 MB
+# PYTHON_VERSION  of the other machine, which is Linux on x86-64 [3.12]
+#
+# Without dependencies, but for pydantic's, which must fit it exactly. pytorch-metric-learning is for the algorithm
+# contrastive alone. faiss (tens of megabytes) is left out: PyTorch does its work on a GPU in any case.
+set -euo pipefail
+dir=${1:?usage: benchmarks/device_wheels.sh DIR [PYTHON_VERSION]}
+download() {
+    "${PYTHON:-python}" -m pip download --quiet --disable-pip-version-check --dest "$dir" --only-binary=:all: \
+        --python-version "$version" --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+        --platform manylinux2014_x86_64 --platform manylinux1_x86_64 "$@"
+}
+version=${2:-3.12}
+download --no-deps "semilearn==0.3.2" "ruamel.yaml>=0.18" pytorch-metric-learning
+download pydantic
+du -sh "$dir"

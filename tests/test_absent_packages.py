@@ -1,0 +1,142 @@
+"""Training where packages that USB imports, and some that this package can do without, are not installed."""
+
+import builtins
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SHORT
+
+from muscle_plugin.absent import NOT_NEEDED, absent_packages_stood_in
+
+#: Hides packages from a process as if they had never been installed: find_spec is None, import is ModuleNotFoundError.
+HIDE = """
+import json, sys
+HIDDEN = set(json.loads(sys.argv[1]))
+class Hiding:
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Hiding, sys.meta_path)
+settings = json.loads(sys.argv[2])
+"""
+
+
+def without(packages, code, **settings):
+    """What ``code``, which puts it in ``out``, finds in a process without ``packages``."""
+    command = [sys.executable, "-c", f"{HIDE}\n{code}\nprint('OUT', json.dumps(out))", json.dumps(list(packages))]
+    made = subprocess.run([*command, json.dumps(settings)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    return json.loads(made.stdout.rpartition("OUT ")[2])
+
+
+def test_images_train_without_them(tmp_path):
+    code = """
+import importlib.util, io, contextlib
+from muscle_plugin import cli
+from muscle_plugin.config import load_settings
+from muscle_plugin.run import RunError, train
+def run(algorithm):
+    return train(load_settings(None, **settings, algorithm=algorithm, save_name=algorithm), quiet=True)["complete"]
+out = {a: run(a) for a in ("fixmatch", "muscle_fixmatch")}
+try:
+    run("contrastive")
+except RunError as e:
+    out["contrastive"] = str(e)
+out["seen"] = [n for n in HIDDEN if importlib.util.find_spec(n) or n in sys.modules]
+try:
+    import wandb
+except ModuleNotFoundError as e:
+    out["wandb"] = e.name
+import semilearn.core.hooks as hooks
+try:
+    hooks.wandb.wandb.init(name="run")
+except ImportError as e:
+    out["init"] = str(e)
+"""
+    hidden = (*NOT_NEEDED, "faiss", "pytorch_metric_learning", "scikit_posthocs")
+    out = without(hidden, code, **{**SHORT, "save_dir": str(tmp_path)})
+    assert out == {
+        "fixmatch": True,
+        "muscle_fixmatch": True,
+        "contrastive": "contrastive needs pytorch_metric_learning, which is not installed: "
+        "pip install pytorch_metric_learning",
+        "seen": [],
+        "wandb": "wandb",
+        "init": "wandb.init needs wandb, which is not installed: pip install wandb",
+    }
+
+
+def test_labels_propagate_without_faiss():
+    code = """
+import torch
+from muscle_plugin.propagation import propagate
+truth = torch.arange(600) % 3
+x = torch.eye(3)[truth] + 0.1 * torch.randn(600, 3, generator=torch.Generator().manual_seed(0))
+y = torch.where(torch.arange(600) < 9, truth, -1)
+made = [propagate(x, y, 3, k=10, neighbours=n) for n in ("exact", "approximate")]
+out = [[m.stats.backend, bool((m.labels == truth).all())] for m in made]
+"""
+    assert without(["faiss"], code) == [["torch", True], ["torch", True]]
+
+
+def test_a_logger_that_is_absent_is_refused_before_anything_is_written(monkeypatch, tmp_path, capsys):
+    from muscle_plugin import cli
+
+    monkeypatch.setattr("muscle_plugin.run.find_spec", lambda name: None)
+    settings = {**SHORT, "algorithm": "fixmatch", "save_dir": tmp_path / "runs", "use_wandb": True, "use_aim": True}
+    argv = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
+    assert cli.train_command(argv, "train.py") == cli.EXIT_BAD_INPUT
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --use_wandb: wandb is not installed: pip install wandb",
+        "error: --use_aim: aim is not installed: pip install aim",
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A function that writes a package of one module and makes it importable."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name, code):
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    yield write
+    for name in ("asks", "other"):
+        sys.modules.pop(name, None)
+
+
+def test_only_the_importer_finds_stand_ins(package):
+    package("asks", "import nowhere\nimport nowhere.inner\nfrom nowhere.inner import Base\nclass Own(Base): ...")
+    package("other", "import nowhere")
+    real = builtins.__import__
+    with absent_packages_stood_in("asks", ("nowhere",)):
+        import asks
+
+        with pytest.raises(ModuleNotFoundError, match="nowhere"):
+            import other  # noqa: F401
+    assert builtins.__import__ is real
+    assert not [name for name in sys.modules if name.startswith("nowhere")]
+    for use in (asks.Own, asks.Base, asks.nowhere.call):
+        with pytest.raises(ImportError, match="needs nowhere, which is not installed: pip install nowhere"):
+            use(1, two=2)
+
+
+def test_what_is_installed_or_broken_or_not_listed_is_left_alone(package):
+    package("broken", "import nowhere")
+    for imports, missing in (("broken", "nowhere"), ("json.nothing", "json.nothing"), ("elsewhere", "elsewhere")):
+        package("asks", f"import {imports}")
+        with (
+            absent_packages_stood_in("asks", ("nowhere", "broken", "json")),
+            pytest.raises(ModuleNotFoundError) as e,
+        ):
+            import asks
+        assert e.value.name == missing
+    package("asks", "import json")
+    with absent_packages_stood_in("asks", ("json",)):
+        import asks
+    assert asks.json is json
