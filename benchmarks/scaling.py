@@ -1,11 +1,12 @@
 """How time and memory grow: with images of a step, views, classes, images of the data set; each with its fitted exponent.
 
-    python benchmarks/scaling.py [--only images views classes pairs augment pixels resident order stream propagation]
+    python benchmarks/scaling.py [--only images views classes pairs bias augment pixels resident order stream propagation]
                                  [--net small_cnn] [--rounds 5] [--seconds 1] [--device cpu] [--threads 1] [--plot PNG]
                                  [--json FILE]
 
 - images, views: a step of MUSCLE + FixMatch on digits at 32 x 32, over the images that it takes, and over V.
 - classes, pairs: the mutual information's forward and backward pass over C (512 images, V = 3) and over images (C = 100).
+- bias: what the mutual information of two independent one-hot predictions, which is 0, is estimated at from so many images.
 - augment, pixels: RandAugment's views of so many images of 32 x 32, and of 32 images of so many pixels.
 - resident: memory of a set of 32 x 32 uint8 images held for training, over their number N.
 - order: the order of a pass over N images, and a batch of 64 + 64 images of 8 x 8 pixels out of so many.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -39,6 +41,7 @@ from common import add_common_options, exponent, hosted, images_forwarded, sprea
 from process_memory import forget_peak, memory
 from rich.console import Console
 from rich.table import Table
+from torch.nn import functional as F
 
 from muscle_plugin.bench.clock import StepClock
 from muscle_plugin.data.augment import AUGMENTATIONS
@@ -48,10 +51,12 @@ from muscle_plugin.data.sources import Source
 from muscle_plugin.data.splits import draw_split
 from muscle_plugin.data.views import LABELLED, UNLABELLED, Batches
 from muscle_plugin.host.device import usb_calls_on
-from muscle_plugin.losses import MutualInformationLoss
+from muscle_plugin.losses import MutualInformationLoss, mutual_information
 
 console = Console(width=130, highlight=False)
 PARAMETERS = ("x_lb", "y_lb", "x_ulb_w", "x_ulb_s")
+FACTORS = {"ms": 1e3, "MB": 1e-6, "nats": 1.0}  # from seconds, bytes, nats
+NOT_FITTED = ("stream", "bias")
 BYTES_PER_ENTRY = 32  # of the joint, at the height of a backward pass, with room to spare
 
 
@@ -149,6 +154,23 @@ def over_loss(
     return [seconds, curve(name, "its memory", label, peaks, unit="MB")]
 
 
+def over_bias(options: argparse.Namespace) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def estimate(n: int, classes: int) -> float:
+        p, q = (F.one_hot(torch.randint(classes, (n,), generator=generator), classes).float() for _ in "pq")
+        return float(mutual_information(p, q))
+
+    curves = []
+    for c in (10, 1000):
+        found = in_turns({n: lambda n=n, c=c: estimate(n, c) for n in options.draws}, options.rounds)  # type: ignore[misc]
+        # P is symmetric, so that N pairs may fill 2 N classes
+        notes = {n: f"{n / c:g} a class; H(z) at most ln min(2 N, C) = {math.log(min(2 * n, c)):.2f}" for n in found}
+        what = f"estimated information of independent predictions, C = {c}"
+        curves.append(curve("bias", what, "images N", found, "nats", notes))
+    return curves
+
+
 def over_augment(name: str, sizes: Sequence[int], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Views of ``sizes`` images, or of images of ``sizes`` pixels a side."""
     device, jobs = torch.device(options.device), {}
@@ -244,11 +266,7 @@ def over_propagation(options: argparse.Namespace) -> list[dict[str, Any]]:
     settings = Namespace(d=128, k=50, classes=[10], neighbours="auto", device=options.device)
     rows = [in_own_process(n, settings) for n in options.points]
     seconds = {r["n"]: [r["total"]] for r in rows}
-    extra = {r["n"]: [max(r["peak"] - r["before"], 0) * 2**20] for r in rows}
-    return [
-        curve("propagation", "label propagation, d = 128, k = 50, C = 10", "points n", seconds),
-        curve("propagation", "its memory above the data", "points n", extra, unit="MB"),
-    ]
+    return [curve("propagation", "label propagation, d = 128, k = 50, C = 10", "points n", seconds)]
 
 
 STUDIES: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
@@ -256,6 +274,7 @@ STUDIES: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "views": over_views,
     "classes": lambda o: over_loss("classes", o.classes, o, lambda c: (512, c)),
     "pairs": lambda o: over_loss("pairs", o.pairs, o, lambda n: (n, 100)),
+    "bias": over_bias,
     "augment": lambda o: over_augment("augment", o.augment, o),
     "pixels": lambda o: over_augment("pixels", o.sides, o),
     "resident": over_resident,
@@ -311,7 +330,7 @@ def curve(
     unit: str = "ms",
     notes: dict[int, str] | None = None,
 ) -> dict[str, Any]:
-    """Values over sizes, with the fitted exponents; seconds, or bytes where the unit is MB."""
+    """Values over sizes, with the fitted exponents; given in seconds, bytes or nats."""
     x, y = list(found), [statistics.median(v) for v in found.values()]
     return {
         "study": study, "what": what, "over": over, "unit": unit, "values": {str(k): v for k, v in found.items()},
@@ -321,7 +340,7 @@ def curve(
 
 def show(c: dict[str, Any]) -> None:
     """A table of one curve, and its exponents."""
-    factor = 1000 if c["unit"] == "ms" else 1e-6
+    factor = FACTORS[c["unit"]]
     console.print(f"{c['what']}, {c['unit']}")
     table = Table()
     for column in (c["over"], c["unit"], ""):
@@ -331,7 +350,7 @@ def show(c: dict[str, Any]) -> None:
         shown = spread(scaled, "", 2) if len(values) > 1 else f"{scaled[0]:,.1f}"
         table.add_row(f"{int(x):,}", shown, c["notes"].get(x, ""))
     console.print(table)
-    if c["exponent"] is not None and c["study"] != "stream":
+    if c["exponent"] is not None and c["study"] not in NOT_FITTED:
         slope, error = c["exponent"]
         known = f" ± {error:.2f}" if error is not None else ""
         console.print(f"grows as ({c['over']})^{slope:.2f}{known}; last {c['last'][0]:.2f}")
@@ -345,7 +364,7 @@ def plot(curves: list[dict[str, Any]], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawn = [c for c in curves if c["exponent"] is not None and c["study"] != "stream"]
+    drawn = [c for c in curves if c["exponent"] is not None and c["study"] not in NOT_FITTED]
     columns = min(4, len(drawn))
     rows = -(-len(drawn) // columns)
     figure, axes = pyplot.subplots(
@@ -354,7 +373,7 @@ def plot(curves: list[dict[str, Any]], path: str) -> None:
     for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
     for axis, c in zip(axes.flat, drawn, strict=False):
-        factor = 1000 if c["unit"] == "ms" else 1e-6
+        factor = FACTORS[c["unit"]]
         x = [int(k) for k in c["values"]]
         low, middle, high = ([factor * f(v) for v in c["values"].values()] for f in (min, statistics.median, max))
         axis.loglog(x, middle, marker="o")
@@ -375,6 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--views", type=int, nargs="+", default=[1, 2, 4, 8], help="views: V")
     add("--classes", type=int, nargs="+", default=[10, 100, 1000, 10_000], help="classes: C")
     add("--pairs", type=int, nargs="+", default=[128, 512, 2048, 8192], help="pairs: images")
+    add("--draws", type=int, nargs="+", default=[128, 1024, 8192, 65_536], help="bias: images")
     add("--augment", type=int, nargs="+", default=[32, 128, 512, 2048], help="augment: images")
     add("--sides", type=int, nargs="+", default=[32, 64, 128, 224], help="pixels: sides of the images")
     add("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000], help="resident: N")

@@ -127,7 +127,7 @@ def test_scaling(figures, tmp_path, capsys):
     assert {c["study"] for c in found} == set(study)
     assert all(min(v) >= 0 for c in found for v in c["values"].values())
     assert picture.stat().st_size > 10_000
-    assert "20 forwarded" in capsys.readouterr().out
+    assert "16 forwarded" in capsys.readouterr().out
 
 
 def test_scaling_over_processes_is_said_to_be_missing(script):
