@@ -39,6 +39,7 @@ if [ -d "$data/cifar-10-batches-py" ]; then
         try "$PYTHON" benchmarks/step.py --device cuda --precision "$precision" --nets cnn13 wrn_28_2 --data_dir "$data" \
             --seconds 2 --rounds 3
     done
+    try "$PYTHON" benchmarks/overhead.py --device cuda --precision bf16 --nets cnn13 --data_dir "$data" --seconds 1 --rounds 3
     for algorithm in muscle_fixmatch fixmatch; do
         # as many steps as fit: the speed of a short run decides
         short=(--c "benchmark_configs/${algorithm}_cifar10_250.yaml" --data_dir "$data" --device cuda --precision bf16
