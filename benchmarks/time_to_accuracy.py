@@ -1,8 +1,8 @@
 """Seconds of training to 90 % test accuracy on scikit-learn's digits with ten labels: MUSCLE + FixMatch and FixMatch, hosted,
 and FixMatch in stock USB.
 
-    python benchmarks/time_to_accuracy.py [--seeds 3] [--steps 1200] [--target 0.9] [--every 25] [--threads 1] [--workers 0]
-                                          [--device cpu] [--json FILE]
+    python benchmarks/time_to_accuracy.py [--seeds 3] [--labels 10] [--steps 1200] [--target 0.9] [--every 25]
+                                          [--threads 1] [--workers 0] [--device cpu] [--json FILE]
 
 One process, seed by seed, the contenders in turns, another one first each time. Settings of the hosted runs:
 ``muscle_fixmatch_digits_10.yaml`` and ``fixmatch_digits_10.yaml``; stock's are the same by USB's names. All have the same
@@ -119,7 +119,7 @@ def stock(seed: int, options: argparse.Namespace, folder: str) -> Any:
     """Stock USB's FixMatch with the settings of ``fixmatch_digits_10.yaml``."""
     from muscle_plugin.usb import ALGORITHMS
 
-    s = load_settings(str(CONFIGS / "fixmatch_digits_10.yaml"), seed=seed).settings
+    s = load_settings(str(CONFIGS / "fixmatch_digits_10.yaml"), seed=seed, num_labels=options.labels).settings
     source = load_source("digits", SourceOptions(Path(folder), s.img_size))
     split = draw_split(source, s.num_labels, seed)
 
@@ -156,8 +156,8 @@ def hosted(config: str, seed: int, options: argparse.Namespace, folder: str) -> 
     epoch = min(load_settings(path).settings.epoch, options.steps)
     return build(
         load_settings(
-            path, seed=seed, num_train_iter=options.steps, epoch=epoch, num_eval_iter=options.every, save_dir=folder,
-            device=options.device,
+            path, seed=seed, num_labels=options.labels, num_train_iter=options.steps, epoch=epoch,
+            num_eval_iter=options.every, save_dir=folder, device=options.device,
         )
     )  # fmt: skip
 
@@ -260,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--seeds", type=int, default=3, help="number of seeds, from 0 [%(default)s]")
+    add("--labels", type=int, default=10, help="labelled images [%(default)s]")
     add("--steps", type=int, default=1200, help="of a run at most; the schedule is that of so many [%(default)s]")
     add("--target", type=float, default=0.9, help="accuracy on the test images [%(default)s]")
     add("--every", type=int, default=25, help="steps between evaluations [%(default)s]")
@@ -269,10 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     console = Console(width=130, highlight=False)
-    table = Table(
-        title=f"digits, 10 labels: to {100 * options.target:g} %, {options.steps} steps at most, {options.device}",
-        title_justify="left",
-    )
+    aim = f"{options.labels} labels, to {100 * options.target:g} %, {options.steps} steps at most"
+    table = Table(title=f"digits, {aim}, {options.device}", title_justify="left")
     for column in ("seed", "", "reached", "training s", "wall s", "accuracy there", "best"):
         table.add_column(column, justify="left" if column in ("", "reached") else "right")
     names = (STOCK, BASE, OURS)
