@@ -21,20 +21,13 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+from process_memory import forget_peak, memory
 from rich.console import Console
 from rich.table import Table
 
 BEGAN = time.perf_counter()
 RAW = 60_000 * 3 * 32 * 32
 GOAL_SECONDS, GOAL_MEMORY = 3.0, 1.2
-
-
-def memory(key: str) -> int:
-    """VmRSS or VmHWM (its peak) of this process, bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {key} in /proc/self/status; this benchmark needs Linux")
 
 
 def ours(data_dir: str) -> None:
@@ -85,7 +78,7 @@ def stock(data_dir: str) -> None:
 def measure(ready) -> None:  # type: ignore[no-untyped-def]
     """Print seconds and memory of ``ready()`` as JSON."""
     imported = time.perf_counter() - BEGAN
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    forget_peak()
     before, start = memory("VmRSS"), time.perf_counter()
     ready()
     seconds = time.perf_counter() - start

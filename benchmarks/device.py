@@ -58,22 +58,33 @@ def parts(options: argparse.Namespace) -> dict[str, tuple[float, list[str]]]:
     device, data = options.device, shlex.quote(str(options.data_dir))
     step = f"benchmarks/step.py --device {device} --data_dir {data}"
     propagation = f"benchmarks/propagation.py --device {device}"
+    overhead = f"benchmarks/overhead.py --device {device} --data_dir {data}"
+    accuracy = "benchmarks/time_to_accuracy.py"
     tests = "-m pytest -q -p no:cacheprovider tests/test_cuda.py"
     if device == "cpu":
         return {
             "tests": (4, [tests]),
             "views": (1, ["benchmarks/views.py --batch 32 --seconds 0.1"]),
             "propagation": (2, [f"{propagation} --sizes 2000 4000"]),
-            "step": (6, [f"{step} --algorithms fixmatch --seconds 0.2 --rounds 1 --workers 0"]),
-            "training": (12, []),
+            "step": (5, [f"{step} --algorithms fixmatch --seconds 0.2 --rounds 1 --workers 0"]),
+            "overhead": (1, [f"{overhead} --algorithms fixmatch muscle_fixmatch --batch 8 --seconds 0.2 --rounds 1"]),
+            "accuracy": (1, [f"{accuracy} --seeds 1 --steps 25"]),
+            "scaling": (1, ["benchmarks/scaling.py --only views --views 1 2 --rounds 1 --seconds 0.1"]),
+            "training": (10, []),
         }
     nets = "--nets cnn13 wrn_28_2 --seconds 2 --rounds 3"
     return {
         "tests": (4, [tests]),
         "views": (1, [f"benchmarks/views.py --device {device} --seconds 1.5"]),
         "propagation": (2, [f"{propagation} --sizes 50000 200000 --classes {n}" for n in (10, 100)]),
-        "step": (6, [f"{step} --precision {p} {nets}" for p in ("bf16", "fp32")]),  # stock USB: fp16 beside bf16
-        "training": (12, []),
+        "step": (5, [f"{step} --precision {p} {nets}" for p in ("bf16", "fp32")]),  # stock USB: fp16 beside bf16
+        "overhead": (1.5, [f"{overhead} --precision bf16 --nets cnn13 --seconds 1 --rounds 3"]),
+        "accuracy": (1.5, [f"{accuracy} --device {device} --labels 20 --workers 4"]),
+        "scaling": (
+            1,
+            [f"benchmarks/scaling.py --device {device} --only images views classes augment --rounds 3 --seconds 0.5"],
+        ),
+        "training": (9, []),
     }
 
 
@@ -161,8 +172,8 @@ def ask(report: Report, options: argparse.Namespace, ends: float) -> None:
     known = parts(options)
     chosen = [name for name in known if name in options.only]
     if not (options.data_dir / "cifar-10-batches-py").is_dir():
-        report.say(f"== no {options.data_dir}/cifar-10-batches-py: neither step nor training\n")
-        chosen = [name for name in chosen if name not in ("step", "training")]
+        report.say(f"== no {options.data_dir}/cifar-10-batches-py: no step, overhead, training\n")
+        chosen = [name for name in chosen if name not in ("step", "overhead", "training")]
     for i, name in enumerate(chosen):
         left = ends - time.monotonic()
         later = sum(known[n][0] for n in chosen[i + 1 :])
@@ -199,7 +210,7 @@ def main() -> int:
     began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    names = ("tests", "views", "propagation", "step", "training")
+    names = ("tests", "views", "propagation", "step", "overhead", "accuracy", "scaling", "training")
     add("out", type=Path, metavar="OUT", help="folder to write to; one without a report")
     add("--minutes", type=float, default=25, help="for everything [%(default)s]")
     add("--only", type=lambda text: text.split(","), default=list(names), help=f"some of {','.join(names)} [all]")
@@ -218,16 +229,8 @@ def main() -> int:
         paths = [site, str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "COLUMNS": "140"}
         if options.wheels:
-            install = [
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--no-index",
-                "--no-deps",
-                "--target",
-            ]
+            quietly = ["--quiet", "--disable-pip-version-check"]
+            install = ["-m", "pip", "install", *quietly, "--no-index", "--no-deps", "--target"]
             wheels = sorted(map(str, options.wheels.resolve().glob("*.whl")))
             output_of([sys.executable, *install, site, *wheels], environment)
         about = json.loads(output_of([sys.executable, "-c", ABOUT, options.device], environment).splitlines()[-1])

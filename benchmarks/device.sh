@@ -2,9 +2,9 @@
 # All that a GPU should be asked in 25 minutes: the CUDA tests, the benchmarks, CIFAR-10 training. benchmarks/device.py does
 # the work; `benchmarks/device.sh --help` lists its options.
 #
-#   benchmarks/device.sh OUT [--minutes 25] [--only tests,views,propagation,step,training] [--data_dir data] [--wheels DIR]
+#   benchmarks/device.sh OUT [--minutes 25] [--only tests,views,propagation,step,...] [--data_dir data] [--wheels DIR]
 #
-#   benchmarks/device.sh out/1 --minutes 10 --only tests,views,step      # in calls of ten minutes, a folder each
+#   benchmarks/device.sh out/1 --minutes 10 --only tests,step,overhead   # in calls of ten minutes, a folder each
 #   benchmarks/device.sh out/2 --minutes 10 --only training
 #   benchmarks/device.sh out --device cpu --minutes 5                    # a rehearsal without a GPU: the same, tiny
 #

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,6 +159,15 @@ def measure(n: int, d: int, k: int, classes: int, labels: int, neighbours: str, 
     print(json.dumps(out | {"neighbours": result.stats.neighbours}))
 
 
+def in_own_process(n: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`measure` prints of one size."""
+    command = [sys.executable, __file__, "--measure", str(n), "--d", str(arguments.d), "--k", str(arguments.k)]
+    command += ["--classes", str(arguments.classes[0]), "--neighbours", arguments.neighbours]
+    command += ["--device", arguments.device]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def grow(sizes: list[int], arguments: argparse.Namespace) -> None:
     """Each size in a process of its own; exponents of a power of n fitted to time and memory."""
     rows = []
@@ -165,11 +175,7 @@ def grow(sizes: list[int], arguments: argparse.Namespace) -> None:
     for column in ("n", "neighbours", *(f"{p} s" for p in PARTS), "total s", "peak MiB", "of it data MiB", "accuracy"):
         table.add_column(column, justify="right")
     for n in sizes:
-        command = [sys.executable, __file__, "--measure", str(n), "--d", str(arguments.d), "--k", str(arguments.k)]
-        command += ["--classes", str(arguments.classes[0]), "--neighbours", arguments.neighbours]
-        command += ["--device", arguments.device]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        row = json.loads(done.stdout.splitlines()[-1])
+        row = in_own_process(n, arguments)
         rows.append(row)
         seconds = [f"{row[p]:.3g}" for p in (*PARTS, "total")]
         memory = [f"{row['peak']:,.0f}", f"{row['before']:,.0f}", f"{row['accuracy']:.3f}"]

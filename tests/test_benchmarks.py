@@ -1,0 +1,148 @@
+"""The benchmark scripts run from end to end at tiny settings. What they time is not asserted."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from muscle_plugin.data.augment import affine
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A function that imports a script of ``benchmarks/``."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    threads = torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def figures(script, tmp_path):
+    """A function that runs a script and returns what it wrote."""
+
+    def run(name: str, *arguments: Any) -> dict[str, Any]:
+        script(name).main([*map(str, arguments), "--json", str(tmp_path / "figures.json")])
+        return json.loads((tmp_path / "figures.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """A folder with 300 random images in CIFAR-10's format, which torchvision does not check."""
+    rng, folder = np.random.default_rng(0), tmp_path / "files" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        data, labels = rng.integers(0, 256, (60, 3072), dtype=np.uint8), [i % 10 for i in range(60)]
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}, protocol=2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("0123456789")}, protocol=2))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    return folder.parent
+
+
+def test_step(figures, cifar10):
+    short = ("--batch", 2, "--rounds", 2, "--seconds", 0, "--workers", 0, "--data_dir", cifar10)
+    fixmatch, muscle = figures("step", "--algorithms", "fixmatch", "muscle_fixmatch", *short)["seconds_per_step"]
+    assert all(len(fixmatch[k]) == 2 and min(fixmatch[k]) > 0 for k in ("host", "stock", "bare"))
+    assert (fixmatch["images"], muscle["images"]) == (6, 16)
+    assert "stock" not in muscle
+
+
+def test_overhead(figures, cifar10, script):
+    short = ("--batch", 2, "--rounds", 2, "--seconds", 0.05, "--data_dir", cifar10)
+    found = figures("overhead", "--algorithms", "muscle_meanteacher", "meanteacher", *short)["results"]
+    loops = {(f["algorithm"], f["loop"]): f for f in found if "loop" in f}
+    parts = script("common").PARTS
+    for seconds in loops["muscle_meanteacher", "host"]["parts"]:
+        assert tuple(seconds) == parts
+        assert min(v for p, v in seconds.items() if p != "logging") > 0
+    (step,) = {len(f["seconds_per_step"]) for f in loops.values()}
+    assert step == 2
+    plain = loops["meanteacher", "bare"]["parts"][0]
+    assert plain["views"] == plain["EMA"] == 0
+    (more,) = [f["image_more"] for f in found if "image_more" in f]
+    assert len(more["of_base"]) == len(more["of_bare"]) == 2
+
+
+def test_parts_of_a_step_add_up_to_it(script, build_short):
+    from muscle_plugin.bench.clock import StepClock
+
+    algorithm = build_short(algorithm="muscle_fixmatch", num_train_iter=1000, num_eval_iter=1000)
+    timeline = script("common").Timeline(algorithm.device)
+    timeline.watch(algorithm)
+    clock = StepClock(algorithm, algorithm.device)
+    timeline.start()
+    seconds = clock.run(0.2)
+    assert sum(timeline.means().values()) == pytest.approx(seconds, rel=0.02)
+    assert len(timeline.steps) == clock.steps + 1
+
+
+def test_time_to_accuracy(figures, capsys):
+    short = ("--seeds", 2, "--steps", 4, "--every", 2)
+    runs = figures("time_to_accuracy", *short, "--target", 0)["runs"]
+    assert [r["steps"] for r in runs] == [2] * 6
+    assert all(r["reached"] and 0 < r["training_seconds"] < r["wall_seconds"] for r in runs)
+    assert {r["contender"] for r in runs[:3]} == {r["contender"] for r in runs[3:]}
+    found = figures("time_to_accuracy", *short, "--target", 2)
+    assert not any(r["reached"] for r in found["runs"])
+    assert [len(r["accuracies"]) for r in found["runs"]] == [2] * 6
+    assert "not within 4 steps" in capsys.readouterr().out
+
+
+def test_ratios_of_runs_that_do_not_reach_the_target_are_bounds(script):
+    module = script("time_to_accuracy")
+    ours, theirs = {"t": 2.0, "reached": True}, {"t": 8.0, "reached": True}
+    assert module.said(*module.bounds(theirs, ours, "t")) == "4.00x"
+    assert module.said(*module.bounds({**theirs, "reached": False}, ours, "t")) == "more than 4.00x"
+    assert module.said(*module.bounds(theirs, {**ours, "reached": False}, "t")) == "less than 4.00x"
+    assert module.said(0.0, math.inf) == "unknown"
+
+
+def test_stock_views_of_digits_are_the_hosts(script):
+    distorted = script("time_to_accuracy").distorted
+    grid = torch.arange(32)
+    blob = 255 * torch.exp(-((grid.view(-1, 1) - 13) ** 2 / 30 + (grid - 19) ** 2 / 8))
+    angle, scale, shear, x, y = 0.3, 1.2, 0.25, 0.1, -0.05
+    ours = affine(blob.view(1, 1, 32, 32) / 255, *(torch.tensor([v]) for v in (angle, scale, shear, x, y)))
+    theirs = distorted(Image.fromarray(blob.byte().numpy()), angle, scale, shear, [32 * x, 32 * y])
+    assert (ours[0, 0] - torch.from_numpy(np.array(theirs)) / 255).abs().max() < 0.02
+
+
+def test_scaling(figures, tmp_path, capsys):
+    study = ("views", "classes", "augment", "order", "stream")
+    sizes = ("--views", 1, 2, "--batch", 4, "--classes", 10, "--augment", 4, 8, "--set_sizes", 500, 1000)
+    short = ("--stream_images", 70, "--rounds", 1, "--seconds", 0)
+    picture = tmp_path / "curves.png"
+    found = figures("scaling", "--only", *study, *sizes, *short, "--plot", picture)["curves"]
+    assert {c["study"] for c in found} == set(study)
+    assert all(min(v) >= 0 for c in found for v in c["values"].values())
+    assert picture.stat().st_size > 10_000
+    assert "16 forwarded" in capsys.readouterr().out
+
+
+def test_scaling_over_processes(figures):
+    short = ("--processes", 1, 2, "--steps", 4, "--batch", 4, "--rounds", 1)
+    each, together = figures("scaling", "--only", "processes", *short)["curves"]
+    assert each["notes"] == {"1": "8 images a step", "2": "16 images a step"}
+    assert together["notes"] == {"1": "16 images a step", "2": "16 images a step"}
+    assert all(v[0] > 0 for c in (each, together) for v in c["values"].values())
+
+
+def test_exponents_are_slopes_with_their_error(script):
+    exponent = script("common").exponent
+    slope, error = exponent([1, 2, 4, 8], [3, 12, 48, 192])
+    assert slope == pytest.approx(2)
+    assert error == pytest.approx(0, abs=1e-9)
+    assert exponent([1, 2], [5, 10])[1] is None
+    assert exponent([3], [5]) is None
+    assert exponent([2, 2], [5, 6]) is None
