@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import tempfile
@@ -61,8 +62,12 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, f)
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> dict[str, Any]:
     """Read a checkpoint without running any code in it.
+
+    Args:
+        device: where the tensors go that were on a GPU.
+        content: of the file, if it has been read already.
 
     Raises:
         ValueError: the file is absent, damaged, or holds more than plain data.
@@ -73,11 +78,11 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, An
         return storage if location == "cpu" or target.type == "cpu" else storage.cuda(target.index)
 
     try:
-        content = torch.load(path, map_location=place, weights_only=True)
+        found = torch.load(path if content is None else io.BytesIO(content), map_location=place, weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as e:
         raise ValueError(f"{path}: not a readable checkpoint ({str(e).splitlines()[0]})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a checkpoint, but a {type(content).__name__}")
-    return content
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a checkpoint, but a {type(found).__name__}")
+    return found

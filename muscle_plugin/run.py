@@ -158,8 +158,11 @@ def _train_in(
             _together(lambda: None if distributed.local_rank() else _warm_caches(resolved, logger))
         algorithm = _together(lambda: _built(run_dir, resolved, checkpoint is not None, logger))
         if checkpoint is not None:
-            content = _together(lambda: _said(lambda: algorithm.read_checkpoint(checkpoint)), only_first=True)
-            _together(lambda: _said(lambda: algorithm.go_to(content, checkpoint)))
+            # the other machines need not see the first one's files
+            content = _together(lambda: _bytes_of(checkpoint), only_first=True) if distributed.world() > 1 else None
+            _together(
+                lambda: _said(lambda: algorithm.go_to(algorithm.read_checkpoint(checkpoint, content), checkpoint))
+            )
         if first:
             about = {"config": resolved.name, **environment(algorithm, command)}
             _save_environment(run_dir / "environment.json", about, bool(checkpoint))
@@ -178,6 +181,13 @@ def _train_in(
         result: dict[str, Any] = distributed.from_first(lambda: recorder.write_result(algorithm))
     progress.finish(result, run_dir)
     return result
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise RunError(f"{path}: cannot be read: {e.strerror}") from None
 
 
 def _said(work: Callable[[], T]) -> T:

@@ -418,11 +418,9 @@ class Host:
         net = self.ema_model if isinstance(self.ema, EMA) else self.model
         was_training = net.training
         net.eval()
-        device = self.device
-        logits, labels = (
-            [torch.empty(0, self.num_classes, device=device)],
-            [torch.empty(0, dtype=torch.int64, device=device)],
-        )
+        # there may be fewer images than processes
+        logits = [torch.empty(0, self.num_classes, device=self.device)]
+        labels = [torch.empty(0, dtype=torch.int64, device=self.device)]
         for batch in self.loader_dict[eval_dest]:
             with self.amp_cm():
                 logits.append(net(batch["x_lb"])[out_key].float())
@@ -474,10 +472,12 @@ class Host:
             save_tensors(Path(save_path) / save_name, checkpoint)
 
     def _check_alike(self) -> None:
+        if self.args.world_size == 1:
+            return
         sums = torch.stack(
             [p.detach().double().abs().sum() for p in (*self.model.parameters(), *self.ema_model.parameters())]
         )
-        if len(set(distributed.gather_objects(tuple(sums.tolist())))) > 1:
+        if len(set(distributed.gather_objects(str(sums.tolist())))) > 1:
             raise RuntimeError(
                 f"the processes hold different weights after step {self.it}; the last checkpoint is older"
             )
@@ -505,13 +505,16 @@ class Host:
         self.go_to(checkpoint, load_path)
         return checkpoint
 
-    def read_checkpoint(self, path: str | Path) -> dict[str, Any]:
-        """The content of a checkpoint of this algorithm, net and number of classes.
+    def read_checkpoint(self, path: str | Path, content: bytes | None = None) -> dict[str, Any]:
+        """A checkpoint of this algorithm, net and number of classes.
+
+        Args:
+            content: of the file, if another process has read it.
 
         Raises:
             ValueError: it is not that.
         """
-        checkpoint = load_tensors(Path(path), self.device)
+        checkpoint = load_tensors(Path(path), self.device, content)
         if checkpoint.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"{path}: not a checkpoint of this package (format {checkpoint.get('format')!r})")
         ours = {"algorithm_name": self.args.algorithm, "net": self.args.net, "num_classes": self.num_classes}
