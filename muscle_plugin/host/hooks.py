@@ -105,10 +105,18 @@ class HostLoggingHook(Hook):
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.steps += 1
         if now or self.every_n_iters(algorithm, algorithm.num_log_iter) or self.is_last_iter(algorithm):
-            means = {k: float(v) / self.steps for k, v in self.sums.items()}
+            means = {k: v / self.steps for k, v in read(self.sums).items()}
             rate = algorithm.optimizer.param_groups[-1]["lr"]
             algorithm.record({"lr": float(rate), **means, **now})
             self.sums, self.steps = {}, 0
+
+
+def read(values: dict[str, Any]) -> dict[str, float]:
+    """Numbers and scalar tensors as numbers, the latter in one transfer."""
+    tensors = [k for k, v in values.items() if isinstance(v, Tensor)]
+    numbers = torch.stack([values[k].double().reshape(()) for k in tensors]).tolist() if tensors else []
+    on_device = dict(zip(tensors, numbers, strict=True))
+    return {k: on_device[k] if k in on_device else float(v) for k, v in values.items()}
 
 
 #: USB's hook -> the host's. None: the host's loop does that work itself.

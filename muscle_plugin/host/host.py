@@ -32,6 +32,8 @@ from muscle_plugin.host.ema import EMA
 from muscle_plugin.host.hooks import REPLACEMENTS
 from muscle_plugin.host.initial import load_weights
 from muscle_plugin.host.metrics import prediction_metrics
+from muscle_plugin.host.nosync import no_waiting
+from muscle_plugin.host.thresholds import TAKE_OVER
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import seed_everything
 
@@ -294,6 +296,8 @@ class Host:
         replacement = REPLACEMENTS.get(type(hook), type(hook))
         if replacement is None:
             return
+        if type(hook) in TAKE_OVER:
+            hook.__class__ = replacement = TAKE_OVER[type(hook)]  # its attributes stay
         hook_name = name if name is not None else type(hook).__name__
         super().register_hook(hook if replacement is type(hook) else replacement(), hook_name, priority)  # type: ignore[misc]
 
@@ -344,13 +348,18 @@ class Host:
                     self.call_hook("before_train_epoch")
                 self.call_hook("before_train_step")
                 batch = self.batches.batch(self.it)
-                self.out_dict, self.log_dict = self.train_step(**self.process_batch(**batch))
+                with self.in_step():
+                    self.out_dict, self.log_dict = self.train_step(**self.process_batch(**batch))
                 self.call_hook("after_train_step")
                 self.it += 1
                 if self._epoch_of(self.it) != self.epoch or self.it == self.num_train_iter:
                     self.call_hook("after_train_epoch")
                 self._save_if_due()
             self.call_hook("after_run")
+
+    def in_step(self) -> contextlib.AbstractContextManager[None]:
+        """What surrounds every call of ``train_step``."""
+        return no_waiting(self.device)
 
     def _epoch_of(self, step: int) -> int:
         return min(step // max(1, self.num_iter_per_epoch), self.epochs - 1)
