@@ -27,12 +27,14 @@ from muscle_plugin.data.splits import Split, draw_split, read_split
 from muscle_plugin.data.views import Batches, FixedImages, LabelledPasses
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.host import state
+from muscle_plugin.host.compiled import begin_step, check_compiler, compile_net
 from muscle_plugin.host.device import autocast_context, choose_device, choose_precision, usb_calls_on
 from muscle_plugin.host.ema import EMA
 from muscle_plugin.host.hooks import REPLACEMENTS
 from muscle_plugin.host.initial import load_weights
 from muscle_plugin.host.metrics import prediction_metrics
 from muscle_plugin.host.nosync import no_waiting
+from muscle_plugin.host.optimiser import compute_update_on, keep_how
 from muscle_plugin.host.thresholds import TAKE_OVER
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import seed_everything
@@ -133,7 +135,7 @@ class Host:
     ``args`` is completed in place. After construction the object trains with :meth:`train`.
 
     Raises:
-        DataError, DeviceError: the data or the device asked for cannot be had.
+        DataError, DeviceError, CompileError: the data, the device or the compiler asked for cannot be had.
     """
 
     usb_name: str = ""
@@ -143,6 +145,7 @@ class Host:
     model: Any
     ema_model: Any
     ema: Any
+    optimizer: Any
     loader_dict: dict[str, Any]
     hooks_dict: dict[str, Any]
     call_hook: Any
@@ -161,6 +164,7 @@ class Host:
         seed_everything(args.seed)
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
+        check_compiler(args.compile, self.device)
         args.gpu = self.device.index
         args.amp = self.precision != "fp32"
         self.source: Source = read_source(args)
@@ -195,6 +199,8 @@ class Host:
             count = load_weights(self.model, start / LATEST if start.is_dir() else start, args.init_head)
             self.notes.append(f"{count} of the net's {len(self.model.state_dict())} tensors are from {args.init_from}")
         self._set_layout()
+        for net in (self.model, self.ema_model):
+            compile_net(net, args.compile)
         self.amp_cm = autocast_context(self.precision, self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
@@ -269,6 +275,7 @@ class Host:
     def set_optimizer(self) -> Any:
         """USB's optimiser; its schedule, or the one asked for, begun anew where the algorithm has stages."""
         optimizer, scheduler = super().set_optimizer()  # type: ignore[misc]
+        compute_update_on(optimizer, self.device)
         restarts: tuple[int, ...] = getattr(super(), "schedule_restarts", tuple)()  # of an algorithm that has stages
         args, starts = self.args, [0, *restarts]
         if args.decay_all:
@@ -359,6 +366,7 @@ class Host:
 
     def in_step(self) -> contextlib.AbstractContextManager[None]:
         """What surrounds every call of ``train_step``."""
+        begin_step(self.args.compile)
         return no_waiting(self.device)
 
     def _epoch_of(self, step: int) -> int:
@@ -468,6 +476,7 @@ class Host:
         for name in ("model", "ema_model"):
             content["algorithm"][name] = {"state": checkpoint[name]}
         try:
+            keep_how(content["algorithm"]["optimizer"]["state"], self.optimizer)
             with usb_calls_on(self.device):
                 state.restore(self, content)
         except (KeyError, AttributeError, RuntimeError, TypeError) as e:

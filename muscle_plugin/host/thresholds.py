@@ -44,6 +44,9 @@ class FlexMatchThresholds(FlexMatchThresholdingHook):
     ``p_cutoff * beta / (2 - beta)`` with the status of its predicted class before this step.
     """
 
+    selected_label: Tensor
+    classwise_acc: Tensor
+
     @torch.no_grad()
     def masking(
         self, algorithm: Any, logits_x_ulb: Tensor, idx_ulb: Tensor, softmax_x_ulb: bool = True, *_: Any, **__: Any
@@ -81,6 +84,10 @@ class FreeMatchThresholds(FreeMatchThresholdingHook):
     """FreeMatch's self-adaptive thresholds (Wang et al. 2023, equations 5 to 8): moving averages of the confidence
     ``time_p``, of the mean prediction ``p_model`` (C,) and of the classes predicted ``label_hist`` (C,)."""
 
+    p_model: Tensor
+    label_hist: Tensor
+    time_p: Tensor
+
     @torch.no_grad()
     def update(self, algorithm: Any, probs_x_ulb: Tensor) -> None:
         (p,) = across_processes(algorithm, probs_x_ulb)
@@ -100,6 +107,9 @@ class FreeMatchThresholds(FreeMatchThresholdingHook):
 class SoftMatchWeights(SoftMatchWeightingHook):
     """SoftMatch's truncated Gaussian (Chen et al. 2023, equations 7 and 8): moving averages of the confidence's mean and
     variance, in float32 as USB keeps them."""
+
+    prob_max_mu_t: Tensor
+    prob_max_var_t: Tensor
 
     # USB's update calls it as a method of its own, which it is not
     concat_all_gather = staticmethod(concat_all_gather)
@@ -122,6 +132,11 @@ class SoftMatchWeights(SoftMatchWeightingHook):
 class AlignmentQueue(DistAlignQueueHook):
     """Distribution alignment over the last ``queue_length`` batches (CoMatch, SimMatch): mean predictions written in turn
     into ``p_model`` (L, C), and into ``p_target`` where the target is learnt too; the places are tensors (1,)."""
+
+    p_model: Tensor
+    p_model_ptr: Tensor
+    p_target: Tensor
+    p_target_ptr: Tensor | None
 
     @torch.no_grad()
     def update_p(self, algorithm: Any, probs_x_ulb: Tensor, probs_x_lb: Tensor | None) -> None:
