@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -11,13 +12,16 @@ from typing import Any
 
 from muscle_plugin.version import __version__
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+#: Of several processes (torchrun) the first one speaks.
+_FIRST = os.environ.get("RANK", "0") == "0"
 
 
 def fail(lines: Sequence[str]) -> int:
     """Print each fault as a line on standard error; returns the exit status of bad input."""
-    for line in lines:
+    for line in lines if _FIRST else ():
         print(f"error: {line}", file=sys.stderr)
     return EXIT_BAD_INPUT
 
@@ -42,7 +46,7 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
         return fail(e.faults)
     except config.CatalogueError as e:
         return fail([str(e)])
-    for notice in resolved.notices:
+    for notice in resolved.notices if _FIRST else ():
         print(f"note: {notice}", file=sys.stderr)
     if options.print_config:
         print(resolved.to_yaml(), end="")
@@ -61,22 +65,34 @@ def _parser(prog: str, description: str, example: str) -> argparse.ArgumentParse
 
 
 def train_command(argv: Sequence[str], prog: str) -> int:
-    """Resolve the settings and train. Returns the exit status: 0 done, 2 bad input, 130 interrupted."""
+    """Resolve the settings and train.
+
+    Returns the exit status: 0 done, 1 another process failed, 2 bad input, 130 interrupted.
+    """
     description = "Train a USB algorithm, or MUSCLE composed with one."
     found = _configuration(_parser(prog, description, "--c benchmark_configs/muscle_fixmatch_digits_10.yaml"), argv)
     if isinstance(found, int):
         return found
     _, resolved = found
     try:
+        from muscle_plugin.distributed import ExchangeError
         from muscle_plugin.run import Interrupted, RunError, train
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     try:
-        train(resolved, command=[prog, *argv])
+        train(resolved, command=[*prog.split(), *argv])
     except RunError as e:
-        return fail(str(e).splitlines())
+        for line in str(e).splitlines():  # in one process only, or of one that never met the others
+            print(f"error: {line}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except ExchangeError as e:
+        print(
+            f"error: process {os.environ.get('RANK')}: {e}; --resume goes on from the last checkpoint", file=sys.stderr
+        )
+        return EXIT_FAILED
     except Interrupted as e:
-        print(f"\n{e}", file=sys.stderr)
+        if _FIRST:
+            print(f"\n{e}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:  # while starting, or a second Ctrl-C
         print("\nstopped at once; if there is a checkpoint, --resume goes on from it", file=sys.stderr)

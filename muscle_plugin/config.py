@@ -172,6 +172,15 @@ class RunSettings(BaseModel):
         "no", description="torch.compile of the net's forward; reduce-overhead uses CUDA graphs. Changes the last bits"
     )
     num_threads: int | None = Field(None, ge=1, description="CPU threads; default: PyTorch's. Changes the last bits")
+    sync_bn: bool = Field(
+        True, description="with several processes: batch norm's statistics are those of all their images"
+    )
+    dist_timeout: float = Field(
+        1800,
+        gt=0,
+        description="seconds that an exchange between processes may take before the run ends with an error",
+        json_schema_extra={"moves": True},
+    )
     deterministic: bool = Field(True, description="deterministic GPU kernels, so that a seed fixes the weights")
 
     # -- saving

@@ -50,12 +50,14 @@ class Progress:
         labelled, unlabelled = algorithm.batch_sizes
         parameters = sum(p.numel() for p in algorithm.model.parameters())
         s = self._settings
+        world = algorithm.args.world_size
+        processes = f"{world} processes on " if world > 1 else ""
         resumed = f", from step {algorithm.it}" if algorithm.it else ""
         unused = " (not used)" if s.stage == "pretrain" else ""
         images = f"{len(algorithm.split.labelled)} labels{unused}, {len(algorithm.split.unlabelled)} unlabelled"
         self._console.print(
             f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({parameters:,}"
-            f" parameters); {labelled} + {unlabelled} images a step; {algorithm.device}, {algorithm.precision};"
+            f" parameters); {labelled} + {unlabelled} images a step; {processes}{algorithm.device}, {algorithm.precision};"
             f" seed {s.seed}; {self._total} steps{resumed}"
         )
         for note in algorithm.notes:

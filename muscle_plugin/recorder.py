@@ -74,6 +74,7 @@ class Recorder:
             "seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 1) if seconds else None,
             "device": str(algorithm.device),
+            "processes": args.world_size,
             "precision": algorithm.precision,
         }
         write_json(self.run_dir / "result.json", result)

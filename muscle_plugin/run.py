@@ -13,6 +13,7 @@ import http.client
 import io
 import json
 import logging
+import os
 import pickle
 import platform
 import shlex
@@ -22,27 +23,29 @@ import sys
 import traceback
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from muscle_plugin import distributed
 from muscle_plugin.config import ConfigError, Resolved, began_otherwise, differing_settings
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS, TIMM
 from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.files import write_json, write_text
 from muscle_plugin.host.compiled import CompileError
-from muscle_plugin.host.device import DeviceError
-from muscle_plugin.host.host import LATEST, Interrupted, split_seed
+from muscle_plugin.host.device import DeviceError, choose_device
+from muscle_plugin.host.host import LATEST, Interrupted, read_source, split_seed
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
 from muscle_plugin.version import __version__
 
+T = TypeVar("T")
 __all__ = ["Interrupted", "RunError", "train"]
 
 #: A directory with this file is a run of ours, and may be deleted by ``overwrite``.
@@ -67,19 +70,66 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         RunError: the directory, the data, the device or the checkpoint forbid it.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
-    run_dir = Path(resolved.settings.save_dir) / resolved.settings.save_name
-    with _alone(run_dir):
-        return _train(run_dir, resolved, command, quiet)
+    settings = resolved.settings
+    run_dir = Path(settings.save_dir) / settings.save_name
+    with contextlib.ExitStack() as stack:
+        try:
+            device = choose_device(settings.device) if distributed.launched() > 1 else torch.device("cpu")
+            stack.enter_context(distributed.joined(device, settings.dist_timeout))
+        except (DeviceError, RuntimeError, ValueError) as e:
+            raise RunError(str(e).splitlines()[0]) from e
+        return _train(run_dir, resolved, command, quiet or distributed.rank() > 0)
+
+
+def _together(work: Callable[[], T], only_first: bool = False) -> T:
+    """What ``work`` returns here; if it fails in one process, it fails in all, and the first says why.
+
+    Args:
+        only_first: it is done in the first process, and all get what it returns there.
+
+    Raises:
+        RunError: of this process or of another; without words where another says it.
+    """
+    found: Any = None
+    fault = None
+    if not only_first or distributed.rank() == 0:
+        try:
+            found = work()
+        except RunError as e:
+            fault = e
+    faults = distributed.gather_objects(str(fault) if fault else None)
+    which = next((i for i, text in enumerate(faults) if text), None)
+    if which is None:
+        return distributed.from_first(lambda: found) if only_first else found  # type: ignore[no-any-return]
+    if distributed.rank():
+        raise RunError("")
+    raise fault or RunError(f"process {which}: {faults[which]}")
 
 
 def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: bool) -> dict[str, Any]:
-    checkpoint = _prepare_directory(run_dir, resolved)
-    (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+
+        def prepare() -> Path | None:
+            stack.enter_context(_alone(run_dir))
+            checkpoint = _prepare_directory(run_dir, resolved)
+            (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+            write_text(run_dir / CONFIG_FILE, resolved.to_yaml(leave_out=("resume", "overwrite", "load_path")))
+            return checkpoint
+
+        checkpoint = _together(prepare, only_first=True)
+        return _train_or_say_why(run_dir, resolved, checkpoint, command, quiet)
+
+
+def _train_or_say_why(
+    run_dir: Path, resolved: Resolved, checkpoint: Path | None, command: Sequence[str], quiet: bool
+) -> dict[str, Any]:
     try:
         return _train_in(run_dir, resolved, checkpoint, command, quiet)
     except Interrupted:
         raise
     except Exception as e:
+        if distributed.rank():
+            raise
         with contextlib.suppress(OSError):  # what is wrong may be the disk
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             text = "".join(traceback.format_exception(e))
@@ -100,38 +150,64 @@ def _train_in(
     import muscle_plugin.register  # noqa: F401
 
     progress = Progress(settings, quiet)
-    write_text(run_dir / CONFIG_FILE, resolved.to_yaml(leave_out=("resume", "overwrite", "load_path")))
-    with _log_file(run_dir) as logger:
-        try:
-            algorithm = build(resolved, logger)
-            _save_split(run_dir / SPLIT_FILE, algorithm, checkpoint is not None)
-            if checkpoint is not None:
-                algorithm.load_model(checkpoint)
-        except (DataError, DeviceError, ValueError) as e:
-            raise RunError(str(e)) from e
-        except NotImplementedError as e:
-            what = f"{settings.algorithm} cannot be built over net {settings.net} on {settings.dataset}"
-            raise RunError(
-                f"{what}: USB's class does not support it; the README's table of algorithms says more"
-            ) from e
-        about = {"config": resolved.name, **environment(algorithm, command)}
-        _save_environment(run_dir / "environment.json", about, bool(checkpoint))
-        with Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress) as recorder, progress:
+    first = distributed.rank() == 0
+    with contextlib.ExitStack() as stack:
+        logger = stack.enter_context(_log_file(run_dir)) if first else None
+        if distributed.world() > 1:  # one process of a machine makes the array files that its others map
+            _together(lambda: None if distributed.local_rank() else _warm_caches(resolved, logger))
+        algorithm = _together(lambda: _built(run_dir, resolved, checkpoint is not None, logger))
+        if checkpoint is not None:
+            content = _together(lambda: _said(lambda: algorithm.read_checkpoint(checkpoint)), only_first=True)
+            _together(lambda: _said(lambda: algorithm.go_to(content, checkpoint)))
+        if first:
+            about = {"config": resolved.name, **environment(algorithm, command)}
+            _save_environment(run_dir / "environment.json", about, bool(checkpoint))
+            recorder = stack.enter_context(Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress))
+            stack.enter_context(progress)
             progress.start(algorithm)
             algorithm.recorder = recorder
             recorder.write_result(algorithm)
-            with _signals(algorithm):
-                try:
-                    with _stdout_to(logger):
-                        algorithm.warmup()
-                        algorithm.train()
-                except Interrupted as e:
-                    raise Interrupted(f"{e}\nto go on: {_resume_command(command)}") from None
-                except CompileError as e:  # found at the first step
-                    raise RunError(str(e)) from e
-            result = recorder.write_result(algorithm)
-        progress.finish(result, run_dir)
-        return result
+        with _signals(algorithm):
+            try:
+                with _stdout_to(logger):
+                    algorithm.warmup()
+                    algorithm.train()
+            except Interrupted as e:
+                raise Interrupted(f"{e}\nto go on: {_resume_command(command)}") from None
+            except CompileError as e:  # found at the first step
+                raise RunError(str(e)) from e
+        result: dict[str, Any] = distributed.from_first(lambda: recorder.write_result(algorithm))
+    progress.finish(result, run_dir)
+    return result
+
+
+def _said(work: Callable[[], T]) -> T:
+    """What ``work`` returns; what is wrong with its input as a :class:`RunError`."""
+    try:
+        return work()
+    except (DataError, DeviceError, ValueError) as e:
+        raise RunError(str(e)) from e
+
+
+def _built(run_dir: Path, resolved: Resolved, resumed: bool, logger: Any) -> Any:
+    def make() -> Any:
+        algorithm = build(resolved, logger)
+        if distributed.rank() == 0:
+            _save_split(run_dir / SPLIT_FILE, algorithm, resumed)
+        return algorithm
+
+    try:
+        return _said(make)
+    except NotImplementedError as e:
+        settings = resolved.settings
+        what = f"{settings.algorithm} cannot be built over net {settings.net} on {settings.dataset}"
+        raise RunError(f"{what}: USB's class does not support it; the README's table of algorithms says more") from e
+
+
+def _warm_caches(resolved: Resolved, logger: Any) -> None:
+    args = Namespace(**resolved.as_dict())
+    with _stdout_to(logger):
+        _said(lambda: read_source(args))
 
 
 @contextlib.contextmanager
@@ -170,7 +246,15 @@ def _signals(algorithm: Any) -> Iterator[None]:
 
 def _resume_command(command: Sequence[str]) -> str:
     """The command line that continues a run: the same, with ``--resume`` in place of how it was begun."""
-    words: list[str] = ["python"] if command and command[0] == "train.py" else []
+    words: list[str] = []
+    if distributed.world() > 1:
+        here, machines = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get("GROUP_WORLD_SIZE", "1")
+        words = ["torchrun", "--standalone", f"--nproc_per_node={here}"] if machines == "1" else ["torchrun", "..."]
+        if command and command[0] != "train.py":
+            words += ["-m", "muscle_plugin.cli"]
+            command = command[1:]
+    elif command and command[0] == "train.py":
+        words = ["python"]
     of_dropped_flag = False
     for word in command:
         flag = word.partition("=")[0]
@@ -410,6 +494,7 @@ def environment(algorithm: Any, command: Sequence[str]) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "precision": algorithm.precision,
+        "processes": algorithm.args.world_size,
         "parameters": sum(p.numel() for p in algorithm.model.parameters()),
         "command": list(command),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muscle_plugin import distributed
 from muscle_plugin.algorithms.own import usb_arguments
 from muscle_plugin.usb import AlgorithmBase
 
@@ -16,7 +17,8 @@ class Contrastive(AlgorithmBase):
 
     Reads ``x_lb``, ``y_lb``, ``x_ulb_w`` and ``x_ulb_s``; returns USB's pair of dictionaries. NT-Xent (Chen et al. 2020,
     arXiv 2002.05709) is pytorch-metric-learning's, on the L2-normalised features: no projection head, as the paper names
-    none. ``muscle_contrastive`` has both losses. With ``--stage pretrain`` the labels are left out.
+    none; over the images of all processes. ``muscle_contrastive`` has both losses. With ``--stage pretrain`` the labels are
+    left out.
     """
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
@@ -34,8 +36,9 @@ class Contrastive(AlgorithmBase):
         with self.amp_cm():
             out = self.model(torch.cat([x_lb, x_ulb_w, x_ulb_s]))
         sup_loss = self.ce_loss(out["logits"][:j].float(), y_lb, reduction="mean")
-        image = torch.arange(i, device=x_lb.device).repeat(2)
-        contrastive = self.nt_xent(out["feat"][j:].float(), image)
+        image = torch.arange(i, device=x_lb.device).repeat(2) + i * distributed.rank()
+        features, image = distributed.gather(out["feat"][j:].float()), distributed.gather(image)
+        contrastive = self.nt_xent(features, image)
         sup_weight = 0.0 if self.args.stage == "pretrain" else 1.0
         loss = sup_weight * sup_loss + self.contrastive_weight * contrastive
         log = self.process_log_dict(

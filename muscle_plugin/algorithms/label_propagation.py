@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muscle_plugin import distributed
 from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
 from muscle_plugin.algorithms.own import stage_1_epochs, usb_arguments
 from muscle_plugin.usb import AlgorithmBase, Hook
@@ -76,7 +77,8 @@ class PseudoLabels:
         return 1 if self.it < self.stage_1_steps else 2
 
     def refresh_pseudo_labels(self) -> None:
-        """Pseudo-labels and weights from the student's present features (eval mode, weakly augmented images)."""
+        """Pseudo-labels and weights from the student's present features (eval mode, weakly augmented images). Of several
+        processes each takes the features of its part of the images, and the first propagates."""
         from muscle_plugin.propagation import propagate
 
         args, source, split = self.args, self.source, self.split  # type: ignore[attr-defined]
@@ -86,17 +88,22 @@ class PseudoLabels:
         points = torch.cat([split.labelled, split.unlabelled[~labelled[split.unlabelled]]])
         known = torch.full((len(points),), -1)
         known[: len(split.labelled)] = source.train_labels[split.labelled]
-        features = self.batches.features(self.model, source.train[points], self.it, args.eval_batch_size, self.amp_cm)  # type: ignore[attr-defined]
-        found = propagate(
-            features, known.to(device), self.num_classes, k=args.lp_k, gamma=args.lp_gamma, alpha=args.lp_alpha,  # type: ignore[attr-defined]
-            max_iter=args.lp_max_iter, tol=args.lp_tol,
-        )  # fmt: skip
+        part = points[len(points) * args.rank // args.world_size : len(points) * (args.rank + 1) // args.world_size]
+        features = self.batches.features(self.model, source.train[part], self.it, args.eval_batch_size, self.amp_cm)  # type: ignore[attr-defined]
+        features = distributed.gather_parts(features, to_first=True)
+
+        def pseudo_label() -> tuple[Tensor, Tensor, Tensor]:
+            found = propagate(
+                features, known.to(device), self.num_classes, k=args.lp_k, gamma=args.lp_gamma, alpha=args.lp_alpha,  # type: ignore[attr-defined]
+                max_iter=args.lp_max_iter, tol=args.lp_tol,
+            )  # fmt: skip
+            return found.labels.cpu(), found.weights.cpu(), found.class_weights.cpu()
+
+        labels, weights, self.class_weights = (t.to(device) for t in distributed.from_first(pseudo_label))
         place = torch.empty(len(source.train), dtype=torch.int64)
         place[points] = torch.arange(len(points))
         chosen = place[split.unlabelled].to(device)
-        self.pseudo_labels = found.labels[chosen]
-        self.class_weights = found.class_weights
-        weights = found.weights[chosen]
+        self.pseudo_labels, weights = labels[chosen], weights[chosen]
         self.pseudo_weights = weights * self.class_weights[self.pseudo_labels]
         truth = source.train_labels[split.unlabelled].to(device)
         told = (truth >= 0) & (weights > 0)

@@ -68,7 +68,7 @@ class Muscle:
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
         super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
-        self.mi_loss = MutualInformationLoss(args.mi_weight)
+        self.mi_loss = MutualInformationLoss(args.mi_weight, global_batch=True)
         self.plan: Plan | None = None
 
     def prepare_steps(self) -> None:

@@ -104,9 +104,10 @@ class Batches:
             step; ``auto``: on the device if they fit.
         workers: processes that bring them.
         hard_ops: operations per hard view, where the augmentation draws some; None: as it does by itself.
+        rank, world: this process and their number: each makes its own part of the batch, J / world and I / world images.
 
     Raises:
-        DataError: a parameter or an augmentation is not known.
+        DataError: a parameter or an augmentation is not known, or the images cannot be shared equally by the processes.
     """
 
     def __init__(
@@ -125,16 +126,25 @@ class Batches:
         data_on: str = "device",
         workers: int = 0,
         hard_ops: int | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
+        if labelled % world or unlabelled % world:
+            raise DataError(
+                f"batch: {labelled} labelled and {unlabelled} unlabelled images a step cannot be shared equally by {world}"
+                f" processes; give a total_batch and ratio that make both multiples of {world}"
+            )
+        self._rank = rank
         self.device, self.seed, self.parameters, self.channels = device, seed, tuple(parameters), channels
         self._asked = views_of(parameters, usb_name)
         self.views: dict[str, View] = dict(self._asked)
         weakly = augmentation(weak)
         self._augment = {WEAK: weakly, HARD: augmentation(hard, weakly, hard_ops)}
         self._labels = source.train_labels[split.labelled].to(device)
-        self.size = {LABELLED: labelled, UNLABELLED: unlabelled}
+        self.size = {LABELLED: labelled // world, UNLABELLED: unlabelled // world}
+        whole = {LABELLED: labelled, UNLABELLED: unlabelled}
         members = {LABELLED: source.train[split.labelled], UNLABELLED: source.train[split.unlabelled]}
-        streams = {kind: IndexStream(len(m), self.size[kind], seed, kind) for kind, m in members.items()}
+        streams = {kind: IndexStream(len(m), whole[kind], seed, kind, rank, world) for kind, m in members.items()}
         self.resident = data_on == "device" or (data_on == "auto" and fits(source.images, device))
         self.images: ResidentImages | StreamedImages = (
             ResidentImages(source.images, members, streams, device)
@@ -178,7 +188,8 @@ class Batches:
 
     def _generator_for(self, name: str, step: int) -> torch.Generator:
         # on the CPU whatever the device: the same draws everywhere
-        return torch.Generator().manual_seed(derive(self.seed, "view", name, step))
+        path = (name, step, self._rank) if self._rank else (name, step)
+        return torch.Generator().manual_seed(derive(self.seed, "view", *path))
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Everything that the step's ``train_step`` asks for, on the device, images normalised."""
@@ -223,30 +234,32 @@ class LabelledPasses:
 
 
 class FixedImages:
-    """Images without augmentation, in order, ``batch`` at a time: what evaluation reads.
+    """Images without augmentation, in order, ``batch`` at a time: what evaluation reads. Its length is that of all.
 
     Args:
         images: (P, channels, H, W) uint8, anywhere.
         members: (n,) which of them.
         labels: (n,) their labels.
         device: where the batches go.
+        rank, world: iteration gives this process's part of them, in order.
     """
 
     sampler = None
 
     def __init__(
         self, images: Tensor, members: Tensor, labels: Tensor, normalise: Callable[[Tensor], Tensor], batch: int,
-        device: torch.device,
+        device: torch.device, rank: int = 0, world: int = 1,
     ) -> None:  # fmt: skip
         self._images, self._members, self._labels = images, members.to(images.device), labels
         self._normalise, self._batch, self._device = normalise, batch, device
+        self._part = range(rank * len(members) // world, (rank + 1) * len(members) // world)
 
     def __len__(self) -> int:
         return -(-len(self._members) // self._batch)
 
     def __iter__(self):  # type: ignore[no-untyped-def]
-        for start in range(0, len(self._members), self._batch):
-            part = slice(start, start + self._batch)
+        for start in range(self._part.start, self._part.stop, self._batch):
+            part = slice(start, min(start + self._batch, self._part.stop))
             images = self._images[self._members[part]].to(self._device, non_blocking=True)
             yield {"x_lb": self._normalise(images), "y_lb": self._labels[part].to(self._device, non_blocking=True)}
 

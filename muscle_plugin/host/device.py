@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+from muscle_plugin.distributed import launched, local_rank
+
 
 class DeviceError(RuntimeError):
     """The device or precision asked for is not there."""
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+    """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``; of several processes each takes a GPU of its own.
 
     Raises:
         DeviceError: no such GPU.
@@ -25,7 +27,17 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if count else "cpu"
     if name == "cpu":
         return torch.device("cpu")
-    index = int(name.partition(":")[2] or 0)
+    chosen = name.partition(":")[2]
+    if launched() > 1:
+        if chosen:
+            raise DeviceError(f"device: {name} is one GPU, but there are {launched()} processes; give --device cuda")
+        if local_rank() >= count:
+            raise DeviceError(
+                f"device: process {local_rank()} of this machine finds no GPU of its own: it has {count} usable GPU(s);"
+                " start as many processes (torchrun --nproc_per_node), or use --device cpu"
+            )
+        return torch.device("cuda", local_rank())
+    index = int(chosen or 0)
     if index >= count:
         raise DeviceError(
             f"device: {name} asked for, but this machine has {count} usable GPU(s); use --device cpu or auto"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muscle_plugin import distributed
 from muscle_plugin.host.ema import EMA
 from muscle_plugin.schedules import ema_momentum
 from muscle_plugin.usb import (
@@ -28,6 +29,7 @@ class HostParamUpdateHook(Hook):
     def after_train_step(self, algorithm: Any) -> None:
         scaler, optimizer = algorithm.loss_scaler, algorithm.optimizer
         scaler.scale(algorithm.out_dict["loss"]).backward()
+        algorithm.average_gradients()
         if algorithm.clip_grad > 0:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(algorithm.model.parameters(), algorithm.clip_grad)
@@ -105,10 +107,15 @@ class HostLoggingHook(Hook):
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.steps += 1
         if now or self.every_n_iters(algorithm, algorithm.num_log_iter) or self.is_last_iter(algorithm):
-            means = {k: v / self.steps for k, v in read(self.sums).items()}
+            sums = torch.tensor(list(read(self.sums).values()), dtype=torch.float64)
+            means = dict(zip(self.sums, (distributed.mean(sums) / self.steps).tolist(), strict=True))
             rate = algorithm.optimizer.param_groups[-1]["lr"]
             algorithm.record({"lr": float(rate), **means, **now})
             self.sums, self.steps = {}, 0
+
+    def on_cpu(self) -> dict[str, Any]:
+        """The sums since the last log line."""
+        return {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in self.sums.items()}
 
 
 def read(values: dict[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The host: a mixin that makes any USB algorithm class train on a CPU or one GPU, reproducibly and resumably.
+"""The host: a mixin that makes any USB algorithm class train on a CPU or on GPUs, reproducibly and resumably.
 
 ``class Hosted(Host, FixMatch)`` overrides what ``AlgorithmBase.__init__`` calls (data set, loaders, model, hooks), the
 training loop and the evaluation. ``semilearn.core`` and the class itself stay as they are.
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muscle_plugin import distributed
 from muscle_plugin.config import MuscleSettings, RunSettings
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS
@@ -27,6 +28,7 @@ from muscle_plugin.data.splits import Split, draw_split, read_split
 from muscle_plugin.data.views import Batches, FixedImages, LabelledPasses
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.host import state
+from muscle_plugin.host.batch_norm import synchronise_batch_norm
 from muscle_plugin.host.compiled import begin_step, check_compiler, compile_net
 from muscle_plugin.host.device import autocast_context, choose_device, choose_precision, usb_calls_on
 from muscle_plugin.host.ema import EMA
@@ -37,10 +39,12 @@ from muscle_plugin.host.nosync import no_waiting
 from muscle_plugin.host.optimiser import compute_update_on, keep_how
 from muscle_plugin.host.thresholds import TAKE_OVER
 from muscle_plugin.schedules import schedule
-from muscle_plugin.seeding import seed_everything
+from muscle_plugin.seeding import derive, seed_everything
 
 LATEST, BEST = "latest_model.pth", "model_best.pth"
 CHECKPOINT_FORMAT = 1
+#: Steps between two times at which several processes agree on whether to stop.
+AGREE_EVERY = 10
 
 
 class Interrupted(Exception):
@@ -77,9 +81,12 @@ def complete_settings(args: Any) -> None:
         setattr(args, name, value)
     args.batch_size = args.batch_size or 64
     args.uratio = args.uratio or 1
-    one_process = {"rank": 0, "world_size": 1, "distributed": False, "multiprocessing_distributed": False}
+    rank, world = distributed.rank(), distributed.world()
+    processes = {"rank": rank, "world_size": world, "distributed": world > 1, "multiprocessing_distributed": world > 1}
+    if rank:
+        args.use_wandb = args.use_aim = False
     balanced = {"imb_algorithm": None, "ulb_imb_ratio": 1, "ulb_num_labels": None}
-    for name, value in {**one_process, **balanced}.items():
+    for name, value in {**processes, **balanced}.items():
         setattr(args, name, value)
 
 
@@ -201,6 +208,8 @@ class Host:
         self._set_layout()
         for net in (self.model, self.ema_model):
             compile_net(net, args.compile)
+        if args.rank:  # the same initial weights everywhere, other dropout masks and mixtures
+            seed_everything(derive(args.seed, "process", args.rank) % 2**32)
         self.amp_cm = autocast_context(self.precision, self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
@@ -245,7 +254,7 @@ class Host:
         self.batches = Batches(
             self.source, self.split, *self.batch_sizes, self.step_parameters(), self.usb_name,
             args.weak_augment, args.hard_augment, self._channels(), args.seed, self.device,
-            args.data_on, args.num_workers, args.hard_ops,
+            args.data_on, args.num_workers, args.hard_ops, args.rank, args.world_size,
         )  # fmt: skip
         test = self._fixed(self.source.test)
         per_epoch = max(1, args.num_train_iter // args.epoch)
@@ -258,7 +267,7 @@ class Host:
             labels = labels.to(self.device)
         return FixedImages(
             self.batches.images.all_images(), members, labels, self.batches.normalise, self.args.eval_batch_size,
-            self.device,
+            self.device, self.args.rank, self.args.world_size,
         )  # fmt: skip
 
     def _channels(self) -> int:
@@ -267,10 +276,15 @@ class Host:
         return self.source.images.shape[1] if own else 3
 
     def set_model(self) -> Any:
-        return super().set_model().to(self.device)  # type: ignore[misc]
+        return self._placed(super().set_model())  # type: ignore[misc]
 
     def set_ema_model(self) -> Any:
-        return super().set_ema_model().to(self.device)  # type: ignore[misc]
+        return self._placed(super().set_ema_model())  # type: ignore[misc]
+
+    def _placed(self, net: Any) -> Any:
+        if self.args.world_size > 1 and self.args.sync_bn:
+            net = synchronise_batch_norm(net, self.device)
+        return net.to(self.device)
 
     def set_optimizer(self) -> Any:
         """USB's optimiser; its schedule, or the one asked for, begun anew where the algorithm has stages."""
@@ -325,6 +339,7 @@ class Host:
         stage = getattr(super(), "warmup", None)
         if stage is None or self.it > 0:
             return
+        self._begin_alike()
         loaders, test = self.loader_dict, self.loader_dict["eval"]
         loaders["eval"] = self._fixed(self.source.train[self.split.labelled])
         try:
@@ -332,6 +347,21 @@ class Host:
                 stage()
         finally:
             loaders["eval"] = test
+
+    def _begin_alike(self) -> None:
+        """Give every process the first one's nets."""
+        for net in (self.model, self.ema_model):
+            distributed.copy_from_first_([*net.parameters(), *net.buffers()])
+
+    def average_gradients(self) -> None:
+        """Replace the gradients, and running statistics that processes hold of their own images, by their means over
+        processes: with them every process takes the same step."""
+        if self.args.world_size == 1:
+            return
+        distributed.average_(p.grad for p in self.model.parameters() if p.grad is not None)
+        if not self.args.sync_bn:
+            own = not getattr(self, "ema_copies_buffers", True)  # of a teacher that is trained on images itself
+            distributed.average_([*self.model.buffers(), *(self.ema_model.buffers() if own else ())])
 
     def prepare_steps(self) -> None:
         """Called once before the first step of a run or of its continuation."""
@@ -343,6 +373,7 @@ class Host:
             Interrupted: a stop was requested (see :meth:`request_stop`); a checkpoint has been written.
         """
         self.model.train()
+        self._begin_alike()
         per_epoch = max(1, self.num_iter_per_epoch)
         with usb_calls_on(self.device):
             self.epoch = self._epoch_of(self.it)
@@ -404,13 +435,17 @@ class Host:
         net = self.ema_model if isinstance(self.ema, EMA) else self.model
         was_training = net.training
         net.eval()
-        logits, labels = [], []
+        device = self.device
+        logits, labels = (
+            [torch.empty(0, self.num_classes, device=device)],
+            [torch.empty(0, dtype=torch.int64, device=device)],
+        )
         for batch in self.loader_dict[eval_dest]:
             with self.amp_cm():
                 logits.append(net(batch["x_lb"])[out_key].float())
             labels.append(batch["y_lb"])
         net.train(was_training)
-        scores, truth = torch.cat(logits), torch.cat(labels)
+        scores, truth = (distributed.gather_parts(torch.cat(x)) for x in (logits, labels))
         groups = self.test_sequestered if eval_dest == "eval" else None
         out: dict[str, Any] = {f"{eval_dest}/{k}": v for k, v in prediction_metrics(scores, truth, groups).items()}
         if return_logits:
@@ -426,9 +461,18 @@ class Host:
 
     def save_model(self, save_name: str, save_path: str | Path) -> None:
         """Write a checkpoint, whole or not at all: USB's keys (``model``, ``ema_model``, ``it``, ...), and everything
-        else that an exact continuation needs."""
+        else that an exact continuation needs. With several processes the first one writes it.
+
+        Raises:
+            RuntimeError: the processes hold different weights.
+        """
         with self.not_training():
-            content = state.capture(self)
+            self._check_alike()
+            own = {"random": state.capture_random(), "logged": self.hooks_dict["LoggingHook"].on_cpu()}
+            processes = distributed.gather_objects(own)
+            if self.args.rank:
+                return
+            content = {**state.capture(self), "processes": processes}
             own = content["algorithm"]
             checkpoint = {
                 "format": CHECKPOINT_FORMAT,
@@ -445,6 +489,15 @@ class Host:
                 "state": content,
             }
             save_tensors(Path(save_path) / save_name, checkpoint)
+
+    def _check_alike(self) -> None:
+        sums = torch.stack(
+            [p.detach().double().abs().sum() for p in (*self.model.parameters(), *self.ema_model.parameters())]
+        )
+        if len(set(distributed.gather_objects(tuple(sums.tolist())))) > 1:
+            raise RuntimeError(
+                f"the processes hold different weights after step {self.it}; the last checkpoint is older"
+            )
 
     def _about_images(self) -> dict[str, Any]:
         """What a net must be told of the images it was trained on, to be used on others."""
@@ -465,13 +518,31 @@ class Host:
         Raises:
             ValueError: unreadable, or of another algorithm, net or number of classes.
         """
-        checkpoint = load_tensors(Path(load_path), self.device)
+        checkpoint = self.read_checkpoint(load_path)
+        self.go_to(checkpoint, load_path)
+        return checkpoint
+
+    def read_checkpoint(self, path: str | Path) -> dict[str, Any]:
+        """The content of a checkpoint of this algorithm, net and number of classes.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        checkpoint = load_tensors(Path(path), self.device)
         if checkpoint.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(f"{load_path}: not a checkpoint of this package (format {checkpoint.get('format')!r})")
+            raise ValueError(f"{path}: not a checkpoint of this package (format {checkpoint.get('format')!r})")
         ours = {"algorithm_name": self.args.algorithm, "net": self.args.net, "num_classes": self.num_classes}
         differing = [f"{k} {checkpoint[k]!r}, here {v!r}" for k, v in ours.items() if checkpoint[k] != v]
         if differing:
-            raise ValueError(f"{load_path}: a checkpoint of another run: {'; '.join(differing)}")
+            raise ValueError(f"{path}: a checkpoint of another run: {'; '.join(differing)}")
+        return checkpoint
+
+    def go_to(self, checkpoint: dict[str, Any], path: str | Path) -> None:
+        """Take over the state that :meth:`read_checkpoint` gave.
+
+        Raises:
+            ValueError: it does not fit.
+        """
         content = checkpoint["state"]
         for name in ("model", "ema_model"):
             content["algorithm"][name] = {"state": checkpoint[name]}
@@ -479,21 +550,42 @@ class Host:
             keep_how(content["algorithm"]["optimizer"]["state"], self.optimizer)
             with usb_calls_on(self.device):
                 state.restore(self, content)
+                self._restore_process(content.get("processes", []))
         except (KeyError, AttributeError, RuntimeError, TypeError) as e:
             reason = str(e).splitlines()[0]
-            raise ValueError(f"{load_path}: does not fit this run ({type(e).__name__}: {reason})") from e
+            raise ValueError(f"{path}: does not fit this run ({type(e).__name__}: {reason})") from e
         self.start_epoch = self.epoch
-        return checkpoint
+
+    def _restore_process(self, processes: list[dict[str, Any]]) -> None:
+        """What each process has for itself: its generators, and the sums since the last log line. If there were not as many
+        processes, generators begin anew from where the run is, and the sums are the mean ones."""
+        args = self.args
+        if len(processes) == args.world_size:
+            state.restore_random(processes[args.rank]["random"])
+            self.hooks_dict["LoggingHook"].sums = dict(processes[args.rank]["logged"])
+            return
+        if args.rank:
+            seed_everything(derive(args.seed, "process", args.rank, self.it) % 2**32)
+        sums = [p["logged"] for p in processes]
+        if sums:
+            self.hooks_dict["LoggingHook"].sums = {k: sum(s[k] for s in sums) / len(sums) for k in sums[0]}
+
+    def _stopping(self) -> bool:
+        """Whether to stop after this step; all processes at the same one."""
+        if self.args.world_size > 1 and self.it % AGREE_EVERY and self.it < self.num_train_iter:
+            return False
+        return distributed.any_process(self.stop_requested)
 
     def _save_if_due(self) -> None:
+        stopping = self._stopping()
         evaluated = self.it % self.args.num_eval_iter == 0 or self.it == self.num_train_iter
         if evaluated and self.evaluations and self.best_it == self.it - 1:
             self.save_model(BEST, self.run_dir)
-        if self.it % self.save_every == 0 or self.it == self.num_train_iter or self.stop_requested:
+        if self.it % self.save_every == 0 or self.it == self.num_train_iter or stopping:
             self.save_model(LATEST, self.run_dir)
-        if self.recorder is not None and (evaluated or self.stop_requested):
+        if self.recorder is not None and (evaluated or stopping):
             self.recorder.write_result(self)
-        if self.stop_requested and self.it < self.num_train_iter:
+        if stopping and self.it < self.num_train_iter:
             raise Interrupted(f"stopped after step {self.it} of {self.num_train_iter}; saved {self.run_dir / LATEST}")
 
     def request_stop(self) -> None:

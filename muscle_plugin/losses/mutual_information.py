@@ -14,6 +14,9 @@ H(z|z')        ``H(z) - I(z, z')`` in nats; near 0 when the views agree with cer
 
 Everything is computed in float32 (float64 stays float64), also under autocast: a sum over a batch of products of
 probabilities loses the small entries of P in half precision.
+
+With ``global_batch`` N counts the images of all processes: the mean that is Q is taken over them, with its gradient. The mean
+of N processes' values after the fact would be another quantity, since I is not linear in Q.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from muscle_plugin import distributed
 
 
 class MutualInformationTerms(NamedTuple):
@@ -40,12 +45,13 @@ def _check(p: Tensor, q: Tensor) -> None:
         raise ValueError(f"q: expected shape ({n}, {c}) or (V, {n}, {c}) to pair with p, received {tuple(q.shape)}")
 
 
-def joint_distribution(p: Tensor, q: Tensor) -> Tensor:
+def joint_distribution(p: Tensor, q: Tensor, global_batch: bool = False) -> Tensor:
     """The symmetrised joint distribution of two views' predictions (equation 6).
 
     Args:
         p: (N, C) probabilities.
         q: (N, C) probabilities of the paired views, or (V, N, C) of V views, each paired with ``p``.
+        global_batch: over the images of all processes, of which each has as many.
 
     Returns:
         (C, C) symmetric matrix whose entries sum to 1; float32, or float64 for float64 input.
@@ -60,6 +66,8 @@ def joint_distribution(p: Tensor, q: Tensor) -> Tensor:
         if q.dim() == 3:
             q = q.mean(0)  # the mean over views commutes with the product: no V copies of p are made
         joint = p.t() @ q / p.shape[0]
+        if global_batch:
+            joint = distributed.mean(joint)
         return (joint + joint.t()) / 2
 
 
@@ -68,12 +76,13 @@ def _x_log_x(x: Tensor) -> Tensor:
     return x * x.clamp_min(torch.finfo(x.dtype).tiny).log()
 
 
-def mutual_information_terms(p: Tensor, q: Tensor) -> MutualInformationTerms:
+def mutual_information_terms(p: Tensor, q: Tensor, global_batch: bool = False) -> MutualInformationTerms:
     """I(z, z'), H(z) and H(z|z') of paired predictions (equations 5, 6 and 9).
 
     Args:
         p: (N, C) probabilities.
         q: (N, C) or (V, N, C) probabilities of the paired view or views.
+        global_batch: see :func:`joint_distribution`.
 
     Returns:
         Three scalars in nats, differentiable in both arguments.
@@ -81,18 +90,19 @@ def mutual_information_terms(p: Tensor, q: Tensor) -> MutualInformationTerms:
     Raises:
         ValueError: the shapes do not pair.
     """
-    joint = joint_distribution(p, q)
+    joint = joint_distribution(p, q, global_batch)
     entropy = -_x_log_x(joint.sum(0)).sum()  # P is symmetric: both marginals are the same
     joint_entropy = -_x_log_x(joint).sum()
     return MutualInformationTerms(2 * entropy - joint_entropy, entropy, joint_entropy - entropy)
 
 
-def mutual_information(p: Tensor, q: Tensor) -> Tensor:
+def mutual_information(p: Tensor, q: Tensor, global_batch: bool = False) -> Tensor:
     """Mutual information I(z, z') of paired predictions (equation 5), in nats.
 
     Args:
         p: (N, C) probabilities.
         q: (N, C) or (V, N, C) probabilities of the paired view or views.
+        global_batch: see :func:`joint_distribution`.
 
     Returns:
         Scalar between 0 (independent) and ln C (certain, agreeing and balanced), up to rounding.
@@ -100,7 +110,7 @@ def mutual_information(p: Tensor, q: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not pair.
     """
-    return mutual_information_terms(p, q).information
+    return mutual_information_terms(p, q, global_batch).information
 
 
 class MutualInformationLoss(nn.Module):
@@ -108,16 +118,18 @@ class MutualInformationLoss(nn.Module):
 
     Args:
         weight: alpha of equation 7, at least 0.
+        global_batch: take the mutual information over the images of all processes, of which each has as many; after the
+            usual averaging of gradients over processes, theirs is that of one process with all images.
 
     Raises:
         ValueError: negative weight.
     """
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, global_batch: bool = False) -> None:
         super().__init__()
         if not weight >= 0:
             raise ValueError(f"weight: expected a number >= 0, received {weight}")
-        self.weight = weight
+        self.weight, self.global_batch = weight, global_batch
 
     def forward(self, weak_logits: Tensor, hard_logits: Tensor) -> tuple[Tensor, MutualInformationTerms]:
         """(loss, terms) from logits.
@@ -127,7 +139,8 @@ class MutualInformationLoss(nn.Module):
             hard_logits: (V, N, C), V hard views per image, or (N, C) for one.
         """
         with torch.autocast(weak_logits.device.type, enabled=False):
-            terms = mutual_information_terms(_probabilities(weak_logits), _probabilities(hard_logits))
+            weak, hard = _probabilities(weak_logits), _probabilities(hard_logits)
+            terms = mutual_information_terms(weak, hard, self.global_batch)
         return -self.weight * terms.information, terms
 
 

@@ -1,0 +1,97 @@
+"""Runs under ``torchrun``, or alone: trains short runs whose views draw nothing, and writes what they came to.
+
+    python processes_worker.py FOLDER [--same] ALGORITHM ...
+
+``FOLDER/<algorithm>.<processes>.pt`` holds the logged values of every step and the nets. With ``--same`` also whether all
+processes remember the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import SHORT
+
+from muscle_plugin import distributed
+from muscle_plugin.algorithms.catalogue import all_algorithms
+from muscle_plugin.config import load_settings
+from muscle_plugin.data.augment import AUGMENTATIONS
+from muscle_plugin.host import state
+from muscle_plugin.run import build
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "crmatch": {"net": "wrn_28_2", "img_size": 32, "total_batch": 8},
+    "dash": {"num_wu_iter": 2},
+}
+
+
+def run(name: str, folder: Path) -> tuple[Any, list[dict[str, float]]]:
+    """Train in float64 on unchanged images, without dropout: a step then depends on the global batch alone."""
+    rows: list[dict[str, float]] = []
+    special = SPECIAL.get(name.removeprefix("muscle_"), {"net_dropout": 0, "num_labels": 40})
+    if any(a.name == "p_cutoff" for a in all_algorithms()[name].arguments):
+        special = {**special, "p_cutoff": 0.2}  # pseudo-labels from the first steps on
+    settings = {**SHORT, "num_log_iter": 1, "weak_augment": "unchanged", "hard_augment": "inverted", **special}
+    algorithm = build(
+        load_settings(None, **{**settings, "algorithm": name, "save_dir": str(folder), "save_name": name})
+    )
+    normalise = algorithm.batches.normalise
+    algorithm.batches.normalise = lambda x: normalise(x).double()
+    algorithm.loader_dict["eval"]._normalise = algorithm.batches.normalise
+    algorithm.record = rows.append
+    algorithm.save_model = lambda *_: algorithm._check_alike()
+    algorithm.warmup()
+    algorithm.train()
+    return algorithm, rows
+
+
+def remembered(algorithm: Any) -> dict[str, Any]:
+    """What the algorithm and its hooks hold, but for times and what is logged of this process's images."""
+    found = state.capture(algorithm)
+    flat: dict[str, Any] = {}
+    for owner, content in {"": found["algorithm"], **found["hooks"]}.items():
+        for name, value in content.items():
+            if name not in ("train_seconds", "sums", "last_metrics"):
+                flat[f"{owner}.{name}"] = value
+    return flat
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(v, b[k]) for k, v in a.items())
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def main() -> None:
+    folder, *words = sys.argv[1:]
+    same = "--same" in words
+    names = [w for w in words if w != "--same"] or list(all_algorithms())
+    AUGMENTATIONS["unchanged"] = lambda images, _: images
+    AUGMENTATIONS["inverted"] = lambda images, _: 255 - images
+    torch.set_default_dtype(torch.float64)
+    with distributed.joined(torch.device("cpu"), 60):
+        for name in names:
+            algorithm, rows = run(name, Path(folder))
+            found: dict[str, Any] = {
+                "rows": rows,
+                "model": algorithm.model.state_dict(),
+                "ema": algorithm.ema_model.state_dict(),
+            }
+            if same:
+                states = distributed.gather_objects(remembered(algorithm))
+                found["differing"] = [k for k, v in states[0].items() if not all(equal(v, s.get(k)) for s in states)]
+            if distributed.rank() == 0:
+                torch.save(found, Path(folder) / f"{name}.{distributed.world()}.pt")
+                if same:
+                    print(name, found["differing"])
+
+
+if __name__ == "__main__":
+    main()
