@@ -232,6 +232,36 @@ def test_the_alignment_queue_is_usbs(target):
         same_state(ours, theirs)
 
 
+def _one_of_two(rank, folder):
+    """A process of two: its half of each batch; it writes what its hooks then hold."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save([vars(h) for h in _hooks_after_batches(rank, 2)], folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _hooks_after_batches(rank, world):
+    generator = torch.Generator().manual_seed(0)
+    hooks = [FlexMatchThresholds(20, 4), FreeMatchThresholds(4), SoftMatchWeights(4), AlignmentQueue(4, queue_length=3)]
+    one = algorithm(p_cutoff=0.5)
+    one.distributed, one.world_size = world > 1, world
+    for _ in range(6):
+        p, index = sharpened(generator, 8, 4), torch.randperm(20, generator=generator)[:8]
+        p, index = p.chunk(world)[rank], index.chunk(world)[rank]
+        for hook in hooks[:3]:
+            hook.masking(one, logits_x_ulb=p, idx_ulb=index, softmax_x_ulb=False)
+        hooks[3].dist_align(one, p)
+    return hooks
+
+
+def test_two_processes_hold_what_one_would(tmp_path):
+    torch.multiprocessing.spawn(_one_of_two, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        there = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for held, hook in zip(there, _hooks_after_batches(0, 1), strict=True):
+            for name, value in vars(hook).items():
+                torch.testing.assert_close(held[name], value)
+
+
 @pytest.mark.parametrize("usb", list(TAKE_OVER))
 def test_usbs_instance_is_taken_over_with_what_it_holds(build_short, usb):
     name = {"Flex": "flexmatch", "Free": "freematch", "Soft": "softmatch", "Dist": "comatch"}[usb.__name__[:4]]

@@ -64,9 +64,11 @@ class FlexMatchThresholds(FlexMatchThresholdingHook):
         return mask
 
     def remember(self, algorithm: Any, idx_ulb: Tensor, select: Tensor, labels: Tensor) -> None:
-        """Keep the labels of the images ``idx_ulb`` that ``select`` marks; all are (I,)."""
+        """Keep the labels of the images ``idx_ulb`` that ``select`` marks, of all processes (USB: of each for itself, so that
+        their thresholds part); all are (I,)."""
         n = len(self.selected_label)
         place = torch.where(select, idx_ulb, n)  # one place more, for those that are not kept
+        place, labels = across_processes(algorithm, place, labels)
         self.selected_label = torch.cat([self.selected_label, labels[:1]]).index_put_((place,), labels)[:n]
 
     @torch.no_grad()
