@@ -168,6 +168,9 @@ class RunSettings(BaseModel):
         "fp32", description="auto: bf16 where the GPU has it, else fp16 on a GPU, fp32 on a CPU"
     )
     amp: bool | None = Field(None, description="USB's name: true is precision fp16")
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = Field(
+        "no", description="torch.compile of the net's forward; reduce-overhead uses CUDA graphs. Changes the last bits"
+    )
     num_threads: int | None = Field(None, ge=1, description="CPU threads; default: PyTorch's. Changes the last bits")
     sync_bn: bool = Field(
         True, description="with several processes: batch norm's statistics are those of all their images"

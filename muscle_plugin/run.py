@@ -39,6 +39,7 @@ from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS, TIMM
 from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.files import write_json, write_text
+from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
 from muscle_plugin.host.host import LATEST, Interrupted, read_source, split_seed
 from muscle_plugin.progress import Progress
@@ -178,6 +179,8 @@ def _train_in(
                     algorithm.train()
             except Interrupted as e:
                 raise Interrupted(f"{e}\nto go on: {_resume_command(command)}") from None
+            except CompileError as e:  # found at the first step
+                raise RunError(str(e)) from e
         result: dict[str, Any] = distributed.from_first(lambda: recorder.write_result(algorithm))
     progress.finish(result, run_dir)
     return result

@@ -22,7 +22,11 @@ with warnings.catch_warnings(), absent_packages_stood_in("semilearn"):
     sys.modules.setdefault("timm.models.layers.helpers", timm.layers.helpers)
     import semilearn.algorithms
     import semilearn.nets as nets
-    from semilearn.algorithms.utils import SSL_Argument, str2bool
+    from semilearn.algorithms.flexmatch import FlexMatchThresholdingHook
+    from semilearn.algorithms.freematch import FreeMatchThresholdingHook
+    from semilearn.algorithms.hooks import DistAlignQueueHook
+    from semilearn.algorithms.softmatch import SoftMatchWeightingHook
+    from semilearn.algorithms.utils import SSL_Argument, concat_all_gather, str2bool
     from semilearn.core import AlgorithmBase
     from semilearn.core.hooks import (
         CheckpointHook,
@@ -44,14 +48,19 @@ __all__ = [
     "ALGORITHMS",
     "AlgorithmBase",
     "CheckpointHook",
+    "DistAlignQueueHook",
     "DistSamplerSeedHook",
     "EMAHook",
     "EvaluationHook",
+    "FlexMatchThresholdingHook",
+    "FreeMatchThresholdingHook",
     "Hook",
     "LoggingHook",
     "ParamUpdateHook",
     "SSL_Argument",
+    "SoftMatchWeightingHook",
     "TimerHook",
+    "concat_all_gather",
     "nets",
     "str2bool",
 ]

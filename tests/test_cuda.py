@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_nosync import KNOWN, SPECIAL, of_base
 
+from muscle_plugin.algorithms.catalogue import all_algorithms
 from muscle_plugin.data.augment import AUGMENTATIONS
 from muscle_plugin.data.sources import SourceOptions, digits
 from muscle_plugin.data.splits import draw_split
@@ -55,6 +57,67 @@ def test_making_a_batch_never_waits_for_the_device(hard, where):
 def test_batches_are_those_of_the_cpu():
     there, here = batches(CUDA).batch(3), batches(CPU).batch(3)
     assert all(torch.allclose(there[k].cpu().float(), here[k].float(), atol=1e-5) for k in here)
+
+
+NEVER = sorted(n for n in all_algorithms() if of_base(KNOWN, n) is None)
+HALF = ["fixmatch", "flexmatch", "softmatch", "comatch", "meanteacher", "meanteacher_original", "supervised", "muscle"]
+HALF += ["muscle_fixmatch", "muscle_meanteacher"]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [(n, "fp32") for n in NEVER] + [(n, p) for n in HALF for p in ("bf16", "fp16")]
+)
+def test_a_steady_step_never_waits_for_the_device(build_short, name, precision):
+    never = dict.fromkeys(("num_log_iter", "num_eval_iter", "num_save_iter"), 1000)
+    special = of_base(SPECIAL, name) or {}
+    algorithm = build_short(algorithm=name, device="cuda", precision=precision, num_train_iter=8, **never, **special)
+    algorithm.warmup()
+    batch, passed = algorithm.batches.batch, []
+
+    def make(step):
+        if step == 5:  # in the second epoch, past what is done once in it
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+        if step == 7:  # the last one logs and saves
+            torch.cuda.set_sync_debug_mode("default")
+        passed.append(step)
+        return batch(step)
+
+    algorithm.batches.batch = make
+    try:
+        algorithm.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert passed[-3:] == [5, 6, 7]
+
+
+@pytest.mark.parametrize("optim", ["SGD", "AdamW"])
+@pytest.mark.parametrize("clip_grad", [0.0, 1.0])
+def test_the_loss_scaler_does_not_ask_for_its_flag(build_short, optim, clip_grad):
+    algorithm = build_short(algorithm="fixmatch", device="cuda", precision="fp16", optim=optim, clip_grad=clip_grad)
+    algorithm.call_hook("before_run")
+    for step in range(4):
+        algorithm.it = step
+        with algorithm.in_step():
+            algorithm.out_dict, algorithm.log_dict = algorithm.train_step(
+                **algorithm.process_batch(**algorithm.batches.batch(step))
+            )
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            algorithm.call_hook("after_train_step", "ParamUpdateHook")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("algorithm", ["fixmatch", "meanteacher", "muscle_fixmatch", "muscle_meanteacher"])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_net_trains_as_one_that_is_not(short_run, tmp_path, algorithm, mode):
+    for name in ("no", mode):
+        short_run(algorithm=algorithm, device="cuda", compile=name, save_name=name)
+    plain, compiled = (torch.load(tmp_path / n / "latest_model.pth", weights_only=True)["model"] for n in ("no", mode))
+    for k, v in plain.items():
+        torch.testing.assert_close(compiled[k], v, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("algorithm", ["fixmatch", "muscle_fixmatch", "muscle_meanteacher", "muscle_remixmatch"])

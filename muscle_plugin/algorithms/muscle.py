@@ -62,6 +62,7 @@ class Muscle:
     batches: Any
     amp_cm: Any
     bn_controller: Any
+    in_step: Any
     usb_name: str
     it: int
 
@@ -79,7 +80,7 @@ class Muscle:
         self.batches.add_views({})
         before = state.capture(self)
         batch = self.batches.batch(self.it)
-        with ForwardTap(self.model, self._live) as tap:
+        with self.in_step(), ForwardTap(self.model, self._live) as tap:
             super().train_step(**self.process_batch(**batch))  # type: ignore[misc, attr-defined]
         state.restore(self, before)
         self.model.zero_grad(set_to_none=True)

@@ -107,7 +107,7 @@ class HostLoggingHook(Hook):
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.steps += 1
         if now or self.every_n_iters(algorithm, algorithm.num_log_iter) or self.is_last_iter(algorithm):
-            sums = torch.tensor([float(v) for v in self.on_cpu().values()], dtype=torch.float64)
+            sums = torch.tensor(list(read(self.sums).values()), dtype=torch.float64)
             means = dict(zip(self.sums, (distributed.mean(sums) / self.steps).tolist(), strict=True))
             rate = algorithm.optimizer.param_groups[-1]["lr"]
             algorithm.record({"lr": float(rate), **means, **now})
@@ -116,6 +116,14 @@ class HostLoggingHook(Hook):
     def on_cpu(self) -> dict[str, Any]:
         """The sums since the last log line."""
         return {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in self.sums.items()}
+
+
+def read(values: dict[str, Any]) -> dict[str, float]:
+    """Numbers and scalar tensors as numbers, the latter in one transfer."""
+    tensors = [k for k, v in values.items() if isinstance(v, Tensor)]
+    numbers = torch.stack([values[k].double().reshape(()) for k in tensors]).tolist() if tensors else []
+    on_device = dict(zip(tensors, numbers, strict=True))
+    return {k: on_device[k] if k in on_device else float(v) for k, v in values.items()}
 
 
 #: USB's hook -> the host's. None: the host's loop does that work itself.

@@ -29,11 +29,15 @@ from muscle_plugin.data.views import Batches, FixedImages, LabelledPasses
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.host import state
 from muscle_plugin.host.batch_norm import synchronise_batch_norm
+from muscle_plugin.host.compiled import begin_step, check_compiler, compile_net
 from muscle_plugin.host.device import autocast_context, choose_device, choose_precision, usb_calls_on
 from muscle_plugin.host.ema import EMA
 from muscle_plugin.host.hooks import REPLACEMENTS
 from muscle_plugin.host.initial import load_weights
 from muscle_plugin.host.metrics import prediction_metrics
+from muscle_plugin.host.nosync import no_waiting
+from muscle_plugin.host.optimiser import compute_update_on, keep_how
+from muscle_plugin.host.thresholds import TAKE_OVER
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import derive, seed_everything
 
@@ -138,7 +142,7 @@ class Host:
     ``args`` is completed in place. After construction the object trains with :meth:`train`.
 
     Raises:
-        DataError, DeviceError: the data or the device asked for cannot be had.
+        DataError, DeviceError, CompileError: the data, the device or the compiler asked for cannot be had.
     """
 
     usb_name: str = ""
@@ -148,6 +152,7 @@ class Host:
     model: Any
     ema_model: Any
     ema: Any
+    optimizer: Any
     loader_dict: dict[str, Any]
     hooks_dict: dict[str, Any]
     call_hook: Any
@@ -166,6 +171,7 @@ class Host:
         seed_everything(args.seed)
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
+        check_compiler(args.compile, self.device)
         args.gpu = self.device.index
         args.amp = self.precision != "fp32"
         self.source: Source = read_source(args)
@@ -200,6 +206,8 @@ class Host:
             count = load_weights(self.model, start / LATEST if start.is_dir() else start, args.init_head)
             self.notes.append(f"{count} of the net's {len(self.model.state_dict())} tensors are from {args.init_from}")
         self._set_layout()
+        for net in (self.model, self.ema_model):
+            compile_net(net, args.compile)
         if args.rank:  # the same initial weights everywhere, other dropout masks and mixtures
             seed_everything(derive(args.seed, "process", args.rank) % 2**32)
         self.amp_cm = autocast_context(self.precision, self.device)
@@ -281,6 +289,7 @@ class Host:
     def set_optimizer(self) -> Any:
         """USB's optimiser; its schedule, or the one asked for, begun anew where the algorithm has stages."""
         optimizer, scheduler = super().set_optimizer()  # type: ignore[misc]
+        compute_update_on(optimizer, self.device)
         restarts: tuple[int, ...] = getattr(super(), "schedule_restarts", tuple)()  # of an algorithm that has stages
         args, starts = self.args, [0, *restarts]
         if args.decay_all:
@@ -308,6 +317,8 @@ class Host:
         replacement = REPLACEMENTS.get(type(hook), type(hook))
         if replacement is None:
             return
+        if type(hook) in TAKE_OVER:
+            hook.__class__ = replacement = TAKE_OVER[type(hook)]  # its attributes stay
         hook_name = name if name is not None else type(hook).__name__
         super().register_hook(hook if replacement is type(hook) else replacement(), hook_name, priority)  # type: ignore[misc]
 
@@ -375,13 +386,19 @@ class Host:
                     self.call_hook("before_train_epoch")
                 self.call_hook("before_train_step")
                 batch = self.batches.batch(self.it)
-                self.out_dict, self.log_dict = self.train_step(**self.process_batch(**batch))
+                with self.in_step():
+                    self.out_dict, self.log_dict = self.train_step(**self.process_batch(**batch))
                 self.call_hook("after_train_step")
                 self.it += 1
                 if self._epoch_of(self.it) != self.epoch or self.it == self.num_train_iter:
                     self.call_hook("after_train_epoch")
                 self._save_if_due()
             self.call_hook("after_run")
+
+    def in_step(self) -> contextlib.AbstractContextManager[None]:
+        """What surrounds every call of ``train_step``."""
+        begin_step(self.args.compile)
+        return no_waiting(self.device)
 
     def _epoch_of(self, step: int) -> int:
         return min(step // max(1, self.num_iter_per_epoch), self.epochs - 1)
@@ -533,6 +550,7 @@ class Host:
         for name in ("model", "ema_model"):
             content["algorithm"][name] = {"state": checkpoint[name]}
         try:
+            keep_how(content["algorithm"]["optimizer"]["state"], self.optimizer)
             with usb_calls_on(self.device):
                 state.restore(self, content)
                 self._restore_process(content.get("processes", []))
