@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at a time
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "benchmark_configs"
 

@@ -68,9 +68,9 @@ def test_a_command_and_what_it_starts_end_with_their_time(device, tmp_path, monk
 @pytest.mark.parametrize(
     ("minutes", "only", "seconds"),
     [
-        (25, "tests,views,propagation,step,training", [240, 60, 60, 60, 180, 180, 360, 360]),
+        (25, "tests,views,propagation,step,training", [240, 60, 60, 60, 150, 150, 390, 390]),
         (25, "tests,views,propagation,step", [240, 60, 60, 60, 540, 540]),  # the last part has all that is left
-        (11 / 2, "tests,views,step", [120, 30, 90, 90]),
+        (11 / 2, "tests,views,step", [132, 33, 82.5, 82.5]),
         (10, "training", [300, 300]),
     ],
 )
