@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import logging
 import os
 import platform
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 from muscle_plugin.bench.clock import StepClock
 from muscle_plugin.config import load_settings
 from muscle_plugin.files import write_json
+from muscle_plugin.host.memory import keep_freed_memory
 from muscle_plugin.run import build, net_builder
 from muscle_plugin.version import __version__
 
@@ -56,6 +58,12 @@ def add_common_options(add: Callable[..., Any]) -> None:
     """Options of every benchmark."""
     add("--threads", type=int, default=1, help="CPU threads [%(default)s]")
     add("--json", metavar="FILE", help="write the figures there")
+
+
+def as_train_does(options: argparse.Namespace) -> None:
+    """What ``train.py`` sets for its process, for all that are compared here: threads, and memory that is kept."""
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
 
 
 def need_cifar(options: argparse.Namespace) -> None:
@@ -226,13 +234,18 @@ class Timeline:
 
 
 def bare(
-    net: str, images: tuple[int, int], options: argparse.Namespace, timeline: Timeline | None = None
+    net: str,
+    images: tuple[int, int],
+    options: argparse.Namespace,
+    timeline: Timeline | None = None,
+    batches: Any = None,
 ) -> Callable[[float], float]:
     """A plain loop; the function trains for some seconds and returns seconds per step.
 
     Args:
         images: of a step, with gradient and without.
         timeline: told of forward, backward and optimiser.
+        batches: makes a batch of views in each step, which is not used.
     """
     device = torch.device(options.device)
     last = {"device": device, "memory_format": torch.channels_last}
@@ -248,7 +261,11 @@ def bare(
     )
     watch = timeline or Timeline(device)
 
+    numbers = itertools.count()
+
     def step() -> None:
+        if batches is not None:
+            batches.batch(next(numbers))
         watch.enter(FORWARD)
         with cast:
             if len(without):

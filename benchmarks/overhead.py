@@ -37,6 +37,7 @@ from common import (
     PARTS,
     Timeline,
     add_step_options,
+    as_train_does,
     bare,
     hosted,
     images_forwarded,
@@ -140,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_step_options(add)
     options = parser.parse_args(arguments)
     need_cifar(options)
-    torch.set_num_threads(options.threads)
+    as_train_does(options)
     console = Console(width=170, highlight=False)
     figures: list[dict[str, Any]] = []
     for net in options.nets:

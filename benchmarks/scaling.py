@@ -39,7 +39,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import add_common_options, exponent, hosted, images_forwarded, spread, wait_for, write_figures
+from common import (
+    add_common_options,
+    as_train_does,
+    exponent,
+    hosted,
+    images_forwarded,
+    spread,
+    wait_for,
+    write_figures,
+)
 from process_memory import forget_peak, memory
 from rich.console import Console
 from rich.table import Table
@@ -451,7 +460,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--measure", nargs=3, help=argparse.SUPPRESS)
     add_common_options(add)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    as_train_does(options)
     if options.measure:
         what, a, b = options.measure
         measure_memory(what, int(a), int(b), torch.device(options.device))

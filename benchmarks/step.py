@@ -11,7 +11,7 @@ a round, shown are their medians (lowest to highest). What the host does besides
   for unlabelled ones) come on top of its own: they take cores that the others do not use. Where there is no GPU USB refuses to
   run; the shim replaces ``.cuda()``, CUDA events and ``synchronize`` by nothing (``muscle_plugin.host.device``). No MUSCLE.
 - bare: forward, cross-entropy, backward and SGD over tensors of as many images as the step forwards (with and without
-  gradient), all that a step must do; no views, no averaged weights, no log.
+  gradient), all that a step must do; no views, no averaged weights, no log. "views too": it makes the host's views besides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import add_step_options, bare, hosted, images_forwarded, need_cifar, ratios, spread, stock, write_figures
+from common import (
+    add_step_options,
+    as_train_does,
+    bare,
+    hosted,
+    images_forwarded,
+    need_cifar,
+    ratios,
+    spread,
+    stock,
+    write_figures,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -47,6 +58,7 @@ def measure(algorithm: str, net: str, options: argparse.Namespace) -> dict[str, 
             clock = StepClock(stock(algorithm, net, options, folder), device)
             contenders["stock"] = lambda seconds: clock.run(seconds, skip=3)
         contenders["bare"] = bare(net, images, options)
+        contenders["bare with views"] = bare(net, images, options, batches=ours.batches)
         found: dict[str, Any] = {name: [] for name in contenders}
         for _ in range(options.rounds):
             for name, run in contenders.items():
@@ -65,12 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_step_options(add)
     options = parser.parse_args(arguments)
     need_cifar(options)
-    torch.set_num_threads(options.threads)
+    as_train_does(options)
     b = options.batch
     sizes = f"{b} + {b} images, {options.workers} + {2 * options.workers} loader processes of stock"
     title = f"milliseconds a step, {sizes}, {options.device}, {options.precision}, {options.rounds} rounds"
     table = Table(title=title, title_justify="left")
-    for column in ("algorithm", "net", "images", "stock", "host", "bare", "host over stock", "bare over host"):
+    for column in (
+        "algorithm", "net", "images", "stock", "host", "bare", "host over stock", "bare over host", "views too"
+    ):  # fmt: skip
         table.add_column(column, justify="left" if column in ("algorithm", "net") else "right")
     found = [measure(algorithm, net, options) for net in options.nets for algorithm in options.algorithms]
     for t in found:
@@ -78,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table.add_row(
             t["algorithm"], t["net"], str(t["images"]), ms.get("stock", "-"), ms["host"], ms["bare"],
             spread(ratios(t["stock"], t["host"]), "x") if "stock" in t else "-", spread(ratios(t["bare"], t["host"])),
+            spread(ratios(t["bare with views"], t["host"])),
         )  # fmt: skip
     Console(width=140, highlight=False).print(table)
     fast, near = GOALS[options.device]

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import add_common_options, build_stock, write_figures
+from common import add_common_options, as_train_does, build_stock, write_figures
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--device", default="cpu", choices=["cpu", "cuda"])
     add_common_options(add)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    as_train_does(options)
     console = Console(width=130, highlight=False)
     aim = f"{options.labels} labels, to {100 * options.target:g} %, {options.steps} steps at most"
     table = Table(title=f"digits, {aim}, {options.device}", title_justify="left")

@@ -42,6 +42,7 @@ from muscle_plugin.files import write_json, write_text
 from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
 from muscle_plugin.host.host import LATEST, Interrupted, read_source, split_seed
+from muscle_plugin.host.memory import keep_freed_memory
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
 from muscle_plugin.version import __version__
@@ -157,6 +158,7 @@ def _train_in(
         logger = stack.enter_context(_log_file(run_dir)) if first else None
         if distributed.world() > 1:  # one process of a machine makes the array files that its others map
             _together(lambda: None if distributed.local_rank() else _warm_caches(resolved, logger))
+        keep_freed_memory()
         algorithm = _together(lambda: _built(run_dir, resolved, checkpoint is not None, logger))
         if checkpoint is not None:
             # the other machines need not see the first one's files
