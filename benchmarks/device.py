@@ -60,7 +60,7 @@ def parts(options: argparse.Namespace) -> dict[str, tuple[float, list[str]]]:
     propagation = f"benchmarks/propagation.py --device {device}"
     overhead = f"benchmarks/overhead.py --device {device} --data_dir {data}"
     accuracy = "benchmarks/time_to_accuracy.py"
-    tests = "-m pytest -q -p no:cacheprovider tests/test_cuda.py"
+    tests = "-m pytest -q -o addopts= -p no:cacheprovider tests/test_cuda.py"
     if device == "cpu":
         return {
             "tests": (4, [tests]),
