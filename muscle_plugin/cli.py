@@ -87,7 +87,8 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         return EXIT_BAD_INPUT
     except ExchangeError as e:
         print(
-            f"error: process {os.environ.get('RANK')}: {e}; --resume goes on from the last checkpoint", file=sys.stderr
+            f"error: process {os.environ.get('RANK')}: {e}; if there is a checkpoint, --resume goes on from it",
+            file=sys.stderr,
         )
         return EXIT_FAILED
     except Interrupted as e:

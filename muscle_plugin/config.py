@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from ruamel.yaml import YAML
@@ -699,14 +699,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
     shown: set[str] = set()
 
-    def add(group: Any, name: str, description: str | None, default: Any, is_bool: bool) -> None:
+    def add(group: Any, name: str, description: str | None, default: Any, kind: Any) -> None:
         if name in shown:
             return
         shown.add(name)
         flags = ([_SHORT_FLAGS[name]] if name in _SHORT_FLAGS else []) + [f"--{name}"]
         text = (description or "").replace("%", "%%")
+        if get_origin(kind) is Literal:
+            text += f" ({', '.join(get_args(kind))})"
         extra: dict[str, Any] = {}
-        if is_bool or name in _FLAGS_WITHOUT_VALUE:
+        if kind is bool or name in _FLAGS_WITHOUT_VALUE:
             extra = {"nargs": "?", "const": _FLAGS_WITHOUT_VALUE.get(name, True)}
         if default is not None and default != "":
             text += f" [{default}]"
@@ -714,10 +716,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("settings of every run")
     for name, info in RunSettings.model_fields.items():
-        add(group, name, info.description, info.default, "bool" in str(info.annotation))
+        add(group, name, info.description, info.default, bool if "bool" in str(info.annotation) else info.annotation)
     group = parser.add_argument_group("settings of muscle and muscle_<base>")
     for name, info in MuscleSettings.model_fields.items():
-        add(group, name, info.description, info.default, info.annotation is bool)
+        add(group, name, info.description, info.default, info.annotation)
     by_name: dict[str, list[str]] = {}
     defaults: dict[str, Any] = {}
     for algorithm in base_algorithms().values():
@@ -728,7 +730,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, owners in sorted(by_name.items()):
         argument = defaults[name]
         help_text = f"{argument.help} ({', '.join(owners)})" if argument.help else ", ".join(owners)
-        add(group, name, help_text, argument.default if len(owners) == 1 else None, argument.type is bool)
+        add(group, name, help_text, argument.default if len(owners) == 1 else None, argument.type)
 
 
 def parse_command_line(

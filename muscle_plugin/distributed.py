@@ -75,10 +75,7 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        reason = str(e).splitlines()[0]
-        raise ExchangeError(
-            f"another process has ended, or did not answer within dist_timeout seconds ({reason})"
-        ) from e
+        raise ExchangeError("another process has ended, or did not answer within dist_timeout seconds") from e
 
 
 # ------------------------------------------------------------------------------------------------------------- tensors

@@ -38,6 +38,7 @@ from muscle_plugin.config import ConfigError, Resolved, began_otherwise, differi
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS, TIMM
 from muscle_plugin.data.splits import read_split, write_split
+from muscle_plugin.data.views import check_shared_equally
 from muscle_plugin.files import write_json, write_text
 from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
@@ -112,7 +113,10 @@ def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: boo
     with contextlib.ExitStack() as stack:
 
         def prepare() -> Path | None:
-            _refuse_absent_loggers(resolved.settings)
+            settings = resolved.settings
+            _refuse_absent_loggers(settings)
+            unlabelled = settings.total_batch - settings.batch_size
+            _said(lambda: check_shared_equally(settings.batch_size, unlabelled, distributed.world()))
             stack.enter_context(_alone(run_dir))
             checkpoint = _prepare_directory(run_dir, resolved)
             (run_dir / FAILURE_FILE).unlink(missing_ok=True)

@@ -270,7 +270,9 @@ def test_bad_input_is_said_once(tmp_path):
     _, error = process.communicate(timeout=120)
     assert process.returncode != 0
     assert (
-        error.count("error: batch: 3 labelled and 3 unlabelled images a step cannot be shared equally by 2 processes")
+        error.count(
+            "error: batch: 3 labelled and 3 unlabelled images a step cannot be shared equally by 2 processes; 4 and 4 can"
+        )
         == 1
     )
     assert "[rank" not in error  # as PyTorch marks the lines of a process's traceback; torchrun adds one of its own

@@ -63,7 +63,7 @@ class ForwardTap:
 
     def __enter__(self) -> ForwardTap:
         self._handles = [
-            self._model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._model.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
             self._model.register_forward_hook(self._after),
         ]
         return self

@@ -130,11 +130,7 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if labelled % world or unlabelled % world:
-            raise DataError(
-                f"batch: {labelled} labelled and {unlabelled} unlabelled images a step cannot be shared equally by {world}"
-                f" processes; give a total_batch and ratio that make both multiples of {world}"
-            )
+        check_shared_equally(labelled, unlabelled, world)
         self._rank, self._world = rank, world
         self.device, self.seed, self.parameters, self.channels = device, seed, tuple(parameters), channels
         self._asked = views_of(parameters, usb_name)
@@ -230,6 +226,20 @@ class Batches:
             out["rot_v"] = turns.to(self.device, non_blocking=True)
         values = {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED], "y_lb": self._labels[index[LABELLED]]}
         return out | {k: v for k, v in values.items() if k in self.parameters}
+
+
+def check_shared_equally(labelled: int, unlabelled: int, world: int) -> None:
+    """That so many processes can have as many images each.
+
+    Raises:
+        DataError: they cannot; with the nearest numbers that can be shared.
+    """
+    if labelled % world or unlabelled % world:
+        j, i = (world * max(1, round(n / world)) for n in (labelled, unlabelled))
+        raise DataError(
+            f"batch: {labelled} labelled and {unlabelled} unlabelled images a step cannot be shared equally by {world}"
+            f" processes; {j} and {i} can: --batch_size {j} --uratio {i / j:g}"
+        )
 
 
 class LabelledPasses:

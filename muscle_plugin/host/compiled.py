@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from typing import Any
 
@@ -62,6 +63,7 @@ def check_compiler(mode: str, device: torch.device) -> None:
     """
     if mode == "no":
         return
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
 
     def line(x: Tensor) -> Tensor:
         return x.sin() + 1

@@ -65,6 +65,13 @@ class ImageSet:
         return len(self.targets)
 
 
+def _images_channels_last(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A hook before a net's forward. Its weights alone do not decide the layout where they are computed in the forward pass
+    (weight norm of ``cnn13``), and pooling in the other layout takes twelve times as long."""
+    images, *rest = args
+    return (images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images, *rest)
+
+
 def complete_settings(args: Any) -> None:
     """Give ``args`` what it lacks: settings of this package at their defaults, and what USB's base class reads.
 
@@ -214,8 +221,8 @@ class Host:
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def _set_layout(self) -> None:
-        """Keep the nets' weights channels last, which makes convolutions a sixth faster, on a CPU too; not those of a net
-        that cannot compute so (one that flattens feature maps by ``view``)."""
+        """Keep the nets' weights and images channels last, which makes convolutions a sixth faster, on a CPU too; not for a
+        net that cannot compute so (one that flattens feature maps by ``view``)."""
         size = self.args.img_size
         blank = torch.zeros(2, self.batches.channels, size, size, device=self.device)
         was_training = self.model.training
@@ -227,6 +234,8 @@ class Host:
             self.model.to(memory_format=torch.contiguous_format)
         else:
             self.ema_model.to(memory_format=torch.channels_last)
+            for net in (self.model, self.ema_model):
+                net.register_forward_pre_hook(_images_channels_last)
         self.model.train(was_training)
 
     # ------------------------------------------------------------------------------------- what AlgorithmBase builds
