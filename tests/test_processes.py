@@ -260,7 +260,7 @@ def test_a_process_that_dies_or_hangs_ends_the_run_with_an_error(tmp_path, numbe
             stopped.kill()
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "error: process" in error
+    assert "error: process" in error, error
     assert "another process has ended, or did not answer" in error
     assert load_tensors(checkpoint)["it"] % 20 == 0
 
