@@ -47,10 +47,13 @@ from muscle_plugin.host.hooks import HostParamUpdateHook
 from muscle_plugin.recorder import Recorder
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Both stages, refreshes, evaluations, and a checkpoint every few steps, in a few seconds.
+#: What runs if no words name a configuration: both stages, refreshes.
+DEFAULT = (
+    "--c", str(ROOT / "benchmark_configs/muscle_meanteacher_labelprop_digits_10.yaml"), "--lp_start", "0.5",
+)  # fmt: skip
+#: Evaluations and checkpoints every few steps, in a few seconds. What the words say wins.
 SMALL = (
-    "--c", str(ROOT / "benchmark_configs/muscle_meanteacher_labelprop_digits_10.yaml"), "--img_size", "16",
-    "--total_batch", "16", "--num_train_iter", "48", "--epoch", "6", "--lp_start", "0.5", "--num_eval_iter", "7",
+    "--img_size", "16", "--total_batch", "16", "--num_train_iter", "48", "--epoch", "6", "--num_eval_iter", "7",
     "--num_log_iter", "2", "--num_save_iter", "3", "--num_threads", "1", "--ema_m", "0.9",
 )  # fmt: skip
 ANYWHERE = "anywhere (by time)"
@@ -331,19 +334,21 @@ def chaos(words: Sequence[str], kills: int, seed: int, folder: Path) -> list[str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    own, _, words = " ".join(["", *(sys.argv[1:] if argv is None else argv)]).partition(" -- ")
+    given = list(sys.argv[1:] if argv is None else argv)
+    border = given.index("--") if "--" in given else len(given)
+    own, words = given[:border], given[border + 1 :]
     parser = argparse.ArgumentParser(
         description="Kill a run at random moments, resume it, compare it with one never killed."
     )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the runs, which then stay [a temporary one]")
-    options = parser.parse_args(own.split())
+    options = parser.parse_args(own)
     torch.set_num_threads(1)
     folder = options.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        found = chaos([*SMALL, *words.split()], options.kills, options.seed, folder)
+        found = chaos([*SMALL, *(() if "--c" in words else DEFAULT), *words], options.kills, options.seed, folder)
     finally:
         if options.keep is None:
             shutil.rmtree(folder)
