@@ -14,7 +14,16 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this
 
 def test_three_kills_change_nothing():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    short = "--c muscle_meanteacher_labelprop_digits_10 --lp_start 0.5 --num_train_iter 24 --epoch 4".split()
+    short = [
+        "--c",
+        "muscle_meanteacher_labelprop_digits_10",
+        "--lp_start",
+        "0.5",
+        "--num_train_iter",
+        "24",
+        "--epoch",
+        "4",
+    ]
     command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--kills", "3", "--seed", "5", "--", *short]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
     assert ended.returncode == 0, ended.stdout + ended.stderr
