@@ -178,6 +178,8 @@ def _train_in(
                 if logger is not None:
                     logger.warning(algorithm.notes[-1])
             del content
+        elif settings.resume == "auto" and (run_dir / "metrics.jsonl").exists():
+            algorithm.notes.append(f"{run_dir}: was begun, but has no checkpoint yet; it starts at step 0")
         if first:
             about = {"config": resolved.name, **environment(algorithm, command)}
             _save_environment(run_dir / "environment.json", about, bool(checkpoints))

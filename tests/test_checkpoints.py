@@ -135,6 +135,19 @@ def test_without_a_whole_checkpoint_nothing_starts_anew(short_run, tmp_path, res
     assert len(saved_checkpoints(tmp_path / "r")) == 2
 
 
+def test_a_run_that_died_before_its_first_checkpoint_says_that_it_starts_anew(short_run, tmp_path, capsys):
+    from muscle_plugin.config import load_settings
+    from muscle_plugin.run import train
+
+    short_run(**SAVING)
+    for path in saved_checkpoints(tmp_path / "r"):
+        path.unlink()
+    whole = steps(tmp_path / "r")
+    train(load_settings(None, **SHORT, **SAVING, save_dir=str(tmp_path), resume="auto"))
+    assert "note: " + str(tmp_path / "r") + ": was begun, but has no checkpoint yet" in capsys.readouterr().out
+    assert steps(tmp_path / "r") == whole
+
+
 def test_a_named_checkpoint_is_used_or_refused(short_run, tmp_path):
     short_run(**SAVING)
     newest, before = saved_checkpoints(tmp_path / "r")
