@@ -73,6 +73,13 @@ class RunSettings(BaseModel):
         json_schema_extra={"moves": True},
     )
 
+    keep_checkpoints: int = Field(
+        2,
+        ge=1,
+        description="checkpoints to keep: the newest and those before it, which serve if it is damaged",
+        json_schema_extra={"moves": True},
+    )
+
     # -- batch
     total_batch: int | None = Field(None, ge=2, description="B: images per step, labelled and unlabelled; default 128")
     ratio: float | None = Field(None, gt=0, description="r = I/J: unlabelled images per labelled one; default 1")

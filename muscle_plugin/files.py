@@ -3,39 +3,108 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+#: What a checkpoint's file ends with: these bytes, and the SHA-256 of all before them. PyTorch reads over it.
+_CHECKED = b"\nsha256 "
+_DIGEST = hashlib.sha256().digest_size
+#: The key by which a checkpoint says that its file ends so.
+_SAYS_CHECKED = "sha256_follows"
+
+
+class WriteError(OSError):
+    """A file cannot be written: no room, no permission, a broken disk. What was there is as it was."""
+
+
+class DamagedError(ValueError):
+    """A checkpoint's file is not what was once written."""
+
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of ``path`` when the block ends without an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+def writing(path: Path) -> Iterator[None]:
+    """Within it, what the system refuses is a :class:`WriteError` of ``path``."""
     try:
-        with os.fdopen(handle, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        as_shared_as_any(name)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        yield
+    except WriteError:
         raise
-    if os.name == "posix":  # the rename itself must reach the disk
-        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as e:
+        raise WriteError(e.errno, e.strerror or str(e), str(path)) from e
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of ``path`` when the block ends without an exception.
+
+    Args:
+        earlier: where the file that was there goes, where the one there goes, and so on; the last one is deleted.
+
+    Raises:
+        WriteError: it cannot be written; ``path`` and ``earlier`` are as they were.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with os.fdopen(handle, "wb") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            as_shared_as_any(name)
+            _take_place(Path(name), path, earlier)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        if os.name == "posix":  # the rename itself must reach the disk
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def _take_place(new: Path, path: Path, earlier: Sequence[Path]) -> None:
+    """Rename ``new`` to ``path``. Whenever the process dies, the names lead to whole and different files."""
+    if not earlier or not path.exists():
+        os.replace(new, path)
+        return
+    second_name = new.with_suffix(".old.part")
+    try:
+        os.link(path, second_name)
+    except OSError:  # a file system without hard links: for a moment there is no `path`, but there is earlier[0]
+        _shift(earlier)
+        os.replace(path, earlier[0])
+        os.replace(new, path)
+        return
+    try:
+        os.replace(new, path)
+        _shift(earlier)
+        os.replace(second_name, earlier[0])
+    except BaseException:
+        second_name.unlink(missing_ok=True)
+        raise
+
+
+def _shift(files: Sequence[Path]) -> None:
+    for older, newer in zip(files[:0:-1], files[-2::-1], strict=True):
+        if newer.exists():
+            os.replace(newer, older)
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote left in ``folder``; no other may be writing there."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
 
 
 def as_shared_as_any(name: str | Path) -> None:
@@ -56,10 +125,73 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Replace a checkpoint."""
-    with atomic_write(path) as f:
-        torch.save(content, f)
+class _Hashing:
+    """Passes bytes on to a file and takes their SHA-256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.hash = file, hashlib.sha256()
+        self.fault: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as e:
+            self.fault = self.fault or e
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def save_tensors(path: Path, content: dict[str, Any], earlier: Sequence[Path] = ()) -> None:
+    """Replace a checkpoint; the file ends with a checksum of what is before it.
+
+    Args:
+        earlier: see :func:`atomic_write`.
+
+    Raises:
+        WriteError: it cannot be written; the files are as they were.
+    """
+    with atomic_write(path, earlier) as f:
+        out = _Hashing(f)
+        try:
+            torch.save({**content, _SAYS_CHECKED: True}, out)
+        except RuntimeError as e:  # PyTorch's word for a write that failed
+            raise out.fault or e from e
+        f.write(_CHECKED + out.hash.digest())
+
+
+def _is_checked(path: Path, content: bytes) -> bool:
+    """Whether the file ends with a checksum.
+
+    Raises:
+        DamagedError: with a wrong one.
+    """
+    end = len(content) - len(_CHECKED) - _DIGEST
+    if end < 0 or not content.startswith(_CHECKED, end):
+        return False
+    if hashlib.sha256(memoryview(content)[:end]).digest() != content[-_DIGEST:]:
+        raise DamagedError(f"{path}: damaged: its content does not match its checksum")
+    return True
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a checkpoint's file, which is what was once written.
+
+    Raises:
+        DamagedError: it is not.
+        OSError: it is absent, or may not be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        if e.errno == errno.EIO:
+            raise DamagedError(f"{path}: damaged: the disk cannot read it") from None
+        raise
+    if not _is_checked(path, content):
+        load_tensors(path, "cpu", content)  # an older version's, or cut off
+    return content
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> dict[str, Any]:
@@ -70,7 +202,8 @@ def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes 
         content: of the file, if it has been read already.
 
     Raises:
-        ValueError: the file is absent, damaged, or holds more than plain data.
+        ValueError: the file is absent, or holds no checkpoint.
+        DamagedError: it is damaged, or holds more than plain data.
     """
     target = torch.device(device)
 
@@ -78,11 +211,19 @@ def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes 
         return storage if location == "cpu" or target.type == "cpu" else storage.cuda(target.index)
 
     try:
-        found = torch.load(path if content is None else io.BytesIO(content), map_location=place, weights_only=True)
+        content = path.read_bytes() if content is None else content
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read: {e.strerror}") from None
+    checked = _is_checked(path, content)
+    try:
+        found = torch.load(io.BytesIO(content), map_location=place, weights_only=True)
     except Exception as e:
-        raise ValueError(f"{path}: not a readable checkpoint ({str(e).splitlines()[0]})") from None
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise DamagedError(f"{path}: not a readable checkpoint ({reason})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: not a checkpoint, but a {type(found).__name__}")
+    if found.pop(_SAYS_CHECKED, False) and not checked:
+        raise DamagedError(f"{path}: damaged: its checksum is missing")
     return found

@@ -17,7 +17,7 @@ from muscle_plugin.data.images import decode_all, find_images
 from muscle_plugin.data.views import normaliser
 from muscle_plugin.files import load_tensors, write_text
 from muscle_plugin.host.device import choose_device, usb_calls_on
-from muscle_plugin.host.host import LATEST
+from muscle_plugin.host.host import LATEST, refuse_newer
 from muscle_plugin.run import net_builder
 
 _DECODED_AT_ONCE = 2048  # images held in memory
@@ -38,6 +38,7 @@ class Predictor:
     def __init__(self, checkpoint: Path, device: str = "auto") -> None:
         self.device = choose_device(device)
         content = load_tensors(checkpoint, "cpu")
+        refuse_newer(content, checkpoint)
         about = content.get("images")
         if not isinstance(about, dict):
             raise ValueError(f"{checkpoint}: does not say what images it was trained on; it is not a run's checkpoint")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.files import write_json, write_text
+from muscle_plugin.files import WriteError, write_json, write_text, writing
 from muscle_plugin.host.hooks import accuracies
 from muscle_plugin.progress import Progress
 
@@ -23,34 +27,66 @@ class Recorder:
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool, progress: Progress) -> None:
         self.run_dir, self._progress = run_dir, progress
-        path = run_dir / "metrics.jsonl"
-        if path.exists():
-            write_text(path, "".join(line for line in path.read_text().splitlines(True) if _step_of(line) <= step))
-        self._metrics = path.open("a")
+        self._path = run_dir / "metrics.jsonl"
+        if self._path.exists():
+            rows = self._path.read_text(errors="replace").splitlines()
+            write_text(self._path, "".join(f"{row}\n" for row in rows if _step_of(row) <= step))
+        self._metrics = self._path.open("ab", buffering=0)
         self._events: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+            folder = run_dir / "tensorboard"
+            continues = folder.is_dir() and any(folder.iterdir())
+            with writing(folder):
+                self._events = SummaryWriter(str(folder), purge_step=step + 1 if continues else None)
 
     def __enter__(self) -> Recorder:
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._thread_failed
         return self
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):  # a full disk has been reported by then
+                self._events.close()
+        threading.excepthook = self._excepthook
+
+    def _thread_failed(self, what: Any) -> None:
+        """TensorBoard writes in a thread: what the disk refuses there comes up at the next record."""
+        if not issubclass(what.exc_type, OSError):
+            self._excepthook(what)
 
     def record(self, algorithm: Any, values: dict[str, float]) -> None:
-        """One line of metrics; the step is counted from 1, seconds are training time."""
+        """One line of metrics; the step is counted from 1, seconds are training time.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
         step = algorithm.it + 1
         line = {"step": step, "epoch": algorithm.epoch, **values, "seconds": round(algorithm.seconds(), 3)}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        data = json.dumps(line).encode() + b"\n"
+        with writing(self._path):
+            if self._metrics.write(data) != len(data):  # the rest would be refused
+                raise WriteError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         if self._events is not None:
-            for key, value in values.items():
-                self._events.add_scalar(key, value, step)
+            with writing(self.run_dir / "tensorboard"):
+                for key, value in values.items():
+                    self._events.add_scalar(key, value, step)
         self._progress.update(algorithm, step, values)
+
+    def flush(self) -> None:
+        """Bring what has been recorded to the disk: a checkpoint that says so may come.
+
+        Raises:
+            WriteError: it cannot be.
+        """
+        with writing(self._path):
+            os.fsync(self._metrics.fileno())
+        if self._events is not None:
+            with writing(self.run_dir / "tensorboard"):
+                self._events.flush()
 
     def write_result(self, algorithm: Any) -> dict[str, Any]:
         """Replace ``result.json`` by the present state of the run, and return it."""

@@ -2,8 +2,9 @@
 
 ``<save_dir>/<save_name>/`` holds ``config.yaml`` (the resolved settings; ``--c`` reads it back), ``split.json`` (which
 images are labelled; ``--split_file`` reads it back), ``environment.json`` (versions, git revision, device, command),
-``log.txt``, ``metrics.jsonl``, ``result.json``, TensorBoard events, ``latest_model.pth`` and ``model_best.pth``; of a run
-that failed, ``failure.json`` says how, until it is begun or continued again.
+``log.txt``, ``metrics.jsonl``, ``result.json``, TensorBoard events, ``latest_model.pth``, the checkpoint before it as
+``previous_model.pth``, and ``model_best.pth``; of a run that failed, ``failure.json`` says how, until it is begun or
+continued again.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS, TIMM
 from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.data.views import check_shared_equally
-from muscle_plugin.files import write_json, write_text
+from muscle_plugin.files import DamagedError, WriteError, read_whole, remove_parts, write_json, write_text
 from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
-from muscle_plugin.host.host import LATEST, Interrupted, read_source, split_seed
+from muscle_plugin.host.host import LATEST, Interrupted, read_source, saved_checkpoints, split_seed
 from muscle_plugin.host.memory import keep_freed_memory
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
@@ -112,26 +113,34 @@ def _together(work: Callable[[], T], only_first: bool = False) -> T:
 def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: bool) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
 
-        def prepare() -> Path | None:
+        def prepare() -> list[Path]:
             settings = resolved.settings
             _refuse_absent_loggers(settings)
             unlabelled = settings.total_batch - settings.batch_size
             _said(lambda: check_shared_equally(settings.batch_size, unlabelled, distributed.world()))
             stack.enter_context(_alone(run_dir))
-            checkpoint = _prepare_directory(run_dir, resolved)
+            checkpoints = _prepare_directory(run_dir, resolved)
+            remove_parts(run_dir)
             (run_dir / FAILURE_FILE).unlink(missing_ok=True)
-            write_text(run_dir / CONFIG_FILE, resolved.to_yaml(leave_out=("resume", "overwrite", "load_path")))
-            return checkpoint
+            text = resolved.to_yaml(leave_out=("resume", "overwrite", "load_path"))
+            _said(lambda: write_text(run_dir / CONFIG_FILE, text))
+            return checkpoints
 
-        checkpoint = _together(prepare, only_first=True)
-        return _train_or_say_why(run_dir, resolved, checkpoint, command, quiet)
+        checkpoints = _together(prepare, only_first=True)
+        return _train_or_say_why(run_dir, resolved, checkpoints, command, quiet)
 
 
 def _train_or_say_why(
-    run_dir: Path, resolved: Resolved, checkpoint: Path | None, command: Sequence[str], quiet: bool
+    run_dir: Path, resolved: Resolved, checkpoints: Sequence[Path], command: Sequence[str], quiet: bool
 ) -> dict[str, Any]:
     try:
-        return _train_in(run_dir, resolved, checkpoint, command, quiet)
+        try:
+            return _train_in(run_dir, resolved, checkpoints, command, quiet)
+        except WriteError as e:
+            saved = (
+                "the checkpoints before it are whole" if saved_checkpoints(run_dir) else "there is no checkpoint yet"
+            )
+            raise RunError(f"{_refused(e)}; {saved}. To go on: {_resume_command(command)}") from e
     except Interrupted:
         raise
     except Exception as e:
@@ -146,7 +155,7 @@ def _train_or_say_why(
 
 
 def _train_in(
-    run_dir: Path, resolved: Resolved, checkpoint: Path | None, command: Sequence[str], quiet: bool
+    run_dir: Path, resolved: Resolved, checkpoints: Sequence[Path], command: Sequence[str], quiet: bool
 ) -> dict[str, Any]:
     settings = resolved.settings
     if settings.num_threads:
@@ -163,16 +172,21 @@ def _train_in(
         if distributed.world() > 1:  # one process of a machine makes the array files that its others map
             _together(lambda: None if distributed.local_rank() else _warm_caches(resolved, logger))
         keep_freed_memory()
-        algorithm = _together(lambda: _built(run_dir, resolved, checkpoint is not None, logger))
-        if checkpoint is not None:
-            # the other machines need not see the first one's files
-            content = _together(lambda: _bytes_of(checkpoint), only_first=True) if distributed.world() > 1 else None
-            _together(
-                lambda: _said(lambda: algorithm.go_to(algorithm.read_checkpoint(checkpoint, content), checkpoint))
-            )
+        algorithm = _together(lambda: _built(run_dir, resolved, bool(checkpoints), logger))
+        if checkpoints:
+            # the first process reads: the others go on from the same file, which their machines need not see
+            used, content, damaged = _together(lambda: _newest_whole(checkpoints), only_first=True)
+            _together(lambda: _said(lambda: algorithm.go_to(algorithm.read_checkpoint(used, content), used)))
+            if first and used != run_dir / LATEST and not settings.load_path:
+                algorithm.notes.append(_gone_back(run_dir, used, algorithm.it, damaged))
+                if logger is not None:
+                    logger.warning(algorithm.notes[-1])
+            del content
+        elif settings.resume == "auto" and (run_dir / "metrics.jsonl").exists():
+            algorithm.notes.append(f"{run_dir}: was begun, but has no checkpoint yet; it starts at step 0")
         if first:
             about = {"config": resolved.name, **environment(algorithm, command)}
-            _save_environment(run_dir / "environment.json", about, bool(checkpoint))
+            _save_environment(run_dir / "environment.json", about, bool(checkpoints))
             recorder = stack.enter_context(Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress))
             stack.enter_context(progress)
             progress.start(algorithm)
@@ -192,17 +206,40 @@ def _train_in(
     return result
 
 
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise RunError(f"{path}: cannot be read: {e.strerror}") from None
+def _newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, str]]:
+    """The first of ``checkpoints`` that is not damaged, its content, and what is wrong with those before it."""
+    damaged: dict[Path, str] = {}
+    for path in checkpoints:
+        try:
+            return path, read_whole(path), damaged
+        except DamagedError as e:
+            damaged[path] = str(e)
+        except OSError as e:
+            raise RunError(f"{path}: cannot be read: {e.strerror}") from None
+        except ValueError as e:
+            raise RunError(str(e)) from None
+    raise RunError(f"{'; '.join(damaged.values())}; no whole checkpoint is left, and --overwrite starts the run anew")
+
+
+def _gone_back(run_dir: Path, used: Path, step: int, damaged: dict[Path, str]) -> str:
+    """A line that says why a run does not go on from its newest checkpoint. Damaged ones are renamed, so that they do not
+    take the places of whole ones when the next is written."""
+    for path in damaged:
+        path.replace(path.with_suffix(".damaged"))
+    why = "; ".join(damaged.values()) or f"{run_dir / LATEST}: absent"
+    return f"{why}; going on from step {step}, of {used.name}"
+
+
+def _refused(e: OSError) -> str:
+    return f"{e.filename}: cannot be written: {e.strerror}"
 
 
 def _said(work: Callable[[], T]) -> T:
-    """What ``work`` returns; what is wrong with its input as a :class:`RunError`."""
+    """What ``work`` returns; what is wrong with its input, or with the disk, as a :class:`RunError`."""
     try:
         return work()
+    except WriteError as e:
+        raise RunError(_refused(e)) from e
     except (DataError, DeviceError, ValueError) as e:
         raise RunError(str(e)) from e
 
@@ -237,6 +274,20 @@ def _refuse_absent_loggers(settings: Any) -> None:
         raise RunError("\n".join(f"--use_{p}: {p} is not installed: pip install {p}" for p in absent))
 
 
+#: Locks that this process holds. A child that is forked (a loader's worker) must not keep them when this process is killed.
+_held: set[Any] = set()
+
+
+def _let_go() -> None:
+    for lock in _held:
+        lock.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 @contextlib.contextmanager
 def _alone(run_dir: Path) -> Iterator[None]:
     """Hold the run for this process: another one that wants it is refused. The lock ends with the process, however."""
@@ -257,7 +308,11 @@ def _alone(run_dir: Path) -> Iterator[None]:
             raise RunError(
                 f"{run_dir} is being written by another process; wait for it, or give another --save_name"
             ) from None
-        yield
+        _held.add(lock)
+        try:
+            yield
+        finally:
+            _held.discard(lock)
 
 
 @contextlib.contextmanager
@@ -421,14 +476,15 @@ def _save_split(path: Path, algorithm: Any, resumed: bool) -> None:
     write_split(path, split, source, dataset=args.dataset, seed=split_seed(args))
 
 
-def _prepare_directory(run_dir: Path, resolved: Resolved) -> Path | None:
-    """Create the run directory, or find the checkpoint to resume from. Deletes only with ``overwrite``."""
+def _prepare_directory(run_dir: Path, resolved: Resolved) -> list[Path]:
+    """Create the run directory, or find the checkpoints to resume from, the newest first. Deletes only with ``overwrite``."""
     settings = resolved.settings
     latest = Path(settings.load_path) if settings.load_path else run_dir / LATEST
-    if settings.resume != "no" and latest.is_file():
+    checkpoints = [p for p in [latest] if p.is_file()] if settings.load_path else saved_checkpoints(run_dir)
+    if settings.resume != "no" and checkpoints:
         _refuse_other_settings(run_dir / CONFIG_FILE, resolved)
         run_dir.mkdir(parents=True, exist_ok=True)
-        return latest
+        return checkpoints
     if settings.resume == "yes":
         raise RunError(f"{latest}: no checkpoint to resume from; leave out --resume to start this run")
     if run_dir.exists() and any(run_dir.iterdir()) and not _only_prepared(run_dir):
@@ -448,7 +504,7 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> Path | None:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
-    return None
+    return []
 
 
 def _only_prepared(run_dir: Path) -> bool:
@@ -483,12 +539,14 @@ def _log_file(run_dir: Path) -> Iterator[logging.Logger]:
     """A logger that writes to ``log.txt`` only."""
     logger = logging.Logger(str(run_dir))  # not in logging's tree: no handler of another library prints it
     handler = logging.FileHandler(run_dir / "log.txt")
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is reported of other files
     handler.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
     logger.addHandler(handler)
     try:
         yield logger
     finally:
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 @contextlib.contextmanager

@@ -225,8 +225,8 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(short_run, tmp_path):
     from muscle_plugin.run import RunError
 
     short_run(algorithm="supervised", save_name="r")
-    path = tmp_path / "r" / "latest_model.pth"
-    path.write_bytes(path.read_bytes()[:1000])
+    for path in (tmp_path / "r" / "latest_model.pth", tmp_path / "r" / "previous_model.pth"):
+        path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(RunError, match="latest_model.pth: not a readable checkpoint") as caught:
         short_run(algorithm="supervised", save_name="r", resume="yes")
     assert "\n" not in str(caught.value)

@@ -232,11 +232,14 @@ def test_stopped_and_resumed_exactly_and_by_another_number_of_processes(tmp_path
 
     (tmp_path / "one").mkdir()
     subprocess.run(["cp", "-r", tmp_path / "cut" / "r", tmp_path / "one"], check=True)
+    newest = tmp_path / "cut" / "r" / "latest_model.pth"  # damaged: all processes go on from the one before
+    newest.write_bytes(newest.read_bytes()[:-1000])
     again = start(2, tmp_path / "cut", "--resume")
     alone = start(1, tmp_path / "one", "--resume")
-    for process in (again, alone):
-        _, error = process.communicate(timeout=300)
+    for process, before in ((again, 1), (alone, 0)):
+        out, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
+        assert out.count("going on from step 20, of previous_model.pth") == before
     a, b = (load_tensors(tmp_path / n / "r" / "latest_model.pth") for n in ("whole", "cut"))
     for net in ("model", "ema_model"):
         assert all(torch.equal(v, b[net][k]) for k, v in a[net].items())

@@ -10,7 +10,7 @@ import contextlib
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from inspect import signature
 from pathlib import Path
@@ -43,8 +43,40 @@ from muscle_plugin.seeding import derive, seed_everything
 
 LATEST, BEST = "latest_model.pth", "model_best.pth"
 CHECKPOINT_FORMAT = 1
+#: Settings that say where a run is computed, rather than what.
+_OF_THE_MACHINE = {"device", "gpu", "amp", "num_threads", "compile", "deterministic"}
 #: Steps between two times at which several processes agree on whether to stop.
 AGREE_EVERY = 10
+
+
+def earlier_checkpoints(run_dir: Path, count: int) -> list[Path]:
+    """Where ``count`` checkpoints before the newest are kept, the last one first."""
+    return [run_dir / ("previous_model.pth" if i == 1 else f"previous_model_{i}.pth") for i in range(1, count + 1)]
+
+
+def saved_checkpoints(run_dir: Path) -> list[Path]:
+    """Those of a run that are there, the newest first."""
+    earlier = earlier_checkpoints(run_dir, len(list(run_dir.glob("previous_model_*.pth"))) + 1)
+    return [p for p in (run_dir / LATEST, *earlier) if p.is_file()]
+
+
+def refuse_newer(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Refuse a checkpoint that a newer version of this package wrote.
+
+    Raises:
+        ValueError: it is one.
+    """
+    found = checkpoint.get("format")
+    if isinstance(found, int) and found > CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"{path}: written by a newer version of this package (checkpoint format {found}; this version reads"
+            f" {CHECKPOINT_FORMAT})"
+        )
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What two descriptions differ in, as far as both say it."""
+    return [f"{k} {there[k]!r}, here {v!r}" for k, v in here.items() if k in there and there[k] != v]
 
 
 class Interrupted(Exception):
@@ -172,6 +204,7 @@ class Host:
     best_it: int
     best_eval_acc: float
     train_step: Any
+    get_argument: Any
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
         complete_settings(args)
@@ -206,6 +239,8 @@ class Host:
             super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
         #: What was asked of the net besides its name.
         self.net_options = dict(getattr(net_builder, "keywords", {}).get("options") or {})
+        #: What a result depends on, of the settings.
+        self.settings = self._settings()
         #: What a user should know before training.
         self.notes = list(self.source.notes)
         if args.init_from:
@@ -219,6 +254,15 @@ class Host:
             seed_everything(derive(args.seed, "process", args.rank) % 2**32)
         self.amp_cm = autocast_context(self.precision, self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def _settings(self) -> dict[str, Any]:
+        fields = {**RunSettings.model_fields, **MuscleSettings.model_fields}
+        moves = {n for n, f in fields.items() if isinstance(f.json_schema_extra, dict) and f.json_schema_extra["moves"]}
+        names = {*fields, *(a.name for a in self.get_argument())} - moves - _OF_THE_MACHINE
+        values = {n: getattr(self.args, n) for n in sorted(names) if hasattr(self.args, n)}
+        values["uratio"] = float(values["uratio"])
+        plain = (bool, int, float, str, type(None))
+        return {n: v if isinstance(v, plain) else repr(v) for n, v in values.items()}
 
     def _set_layout(self) -> None:
         """Keep the nets' weights and images channels last, which makes convolutions a sixth faster, on a CPU too; not for a
@@ -472,6 +516,7 @@ class Host:
 
         Raises:
             RuntimeError: the processes hold different weights.
+            WriteError: the disk is full, or refuses otherwise; earlier checkpoints are as they were.
         """
         with self.not_training():
             self._check_alike()
@@ -488,6 +533,7 @@ class Host:
                 "net": self.args.net,
                 "net_from_name": bool(self.args.net_from_name),
                 "images": self._about_images(),
+                "settings": self.settings,
                 "it": self.it,
                 "epoch": self.epoch,
                 "best_it": self.best_it,
@@ -495,7 +541,11 @@ class Host:
                 **{k: own.pop(k)["state"] for k in ("model", "ema_model")},
                 "state": content,
             }
-            save_tensors(Path(save_path) / save_name, checkpoint)
+            if self.recorder is not None:
+                self.recorder.flush()  # no step before the checkpoint's may be lost
+            folder = Path(save_path)
+            earlier = earlier_checkpoints(folder, self.args.keep_checkpoints - 1) if save_name == LATEST else ()
+            save_tensors(folder / save_name, checkpoint, earlier)
 
     def _check_alike(self) -> None:
         if self.args.world_size == 1:
@@ -541,13 +591,36 @@ class Host:
             ValueError: it is not that.
         """
         checkpoint = load_tensors(Path(path), self.device, content)
+        refuse_newer(checkpoint, path)
         if checkpoint.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"{path}: not a checkpoint of this package (format {checkpoint.get('format')!r})")
-        ours = {"algorithm_name": self.args.algorithm, "net": self.args.net, "num_classes": self.num_classes}
-        differing = [f"{k} {checkpoint[k]!r}, here {v!r}" for k, v in ours.items() if checkpoint[k] != v]
+        ours = {
+            "algorithm_name": self.args.algorithm,
+            "net": self.args.net,
+            "net_from_name": bool(self.args.net_from_name),
+            "num_classes": self.num_classes,
+        }
+        images = {k: v for k, v in self._about_images().items() if k not in ("mean", "std")}
+        known = {*ours, *images, "algorithm"}
+        differing = [
+            *_differences(checkpoint, ours),
+            *_differences(checkpoint["images"], images),
+            *_differences(checkpoint.get("settings", {}), {k: v for k, v in self.settings.items() if k not in known}),
+        ]
+        differing = differing or self._other_weights(checkpoint["model"])
         if differing:
             raise ValueError(f"{path}: a checkpoint of another run: {'; '.join(differing)}")
         return checkpoint
+
+    def _other_weights(self, weights: dict[str, Tensor], most: int = 3) -> list[str]:
+        """What differs in names and shapes; at most ``most`` of them, and the number of the others."""
+        there, here = ({k: tuple(t.shape) for k, t in w.items()} for w in (weights, self.model.state_dict()))
+        found = [
+            f"{k} {there.get(k, 'absent')}, here {here.get(k, 'absent')}"
+            for k in {**there, **here}
+            if there.get(k) != here.get(k)
+        ]
+        return found[:most] + ([f"{len(found) - most} more of the net's tensors"] if len(found) > most else [])
 
     def go_to(self, checkpoint: dict[str, Any], path: str | Path) -> None:
         """Take over the state that :meth:`read_checkpoint` gave.

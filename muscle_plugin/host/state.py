@@ -20,7 +20,8 @@ PLACE = frozenset([
     "args", "tb_log", "print_fn", "net_builder", "dataset_dict", "loader_dict", "batches", "hooks_dict", "_hooks",
     "out_dict", "log_dict", "save_dir", "save_name", "resume", "device", "gpu", "rank", "world_size", "distributed",
     "ngpus_per_node", "ema", "bn_controller", "amp_cm", "num_eval_iter", "num_log_iter", "recorder", "save_every",
-    "stop_requested", "_clock", "plan", "test_sequestered", "net_options", "notes",
+    "stop_requested", "_clock", "plan", "test_sequestered", "net_options", "notes", "settings",
+    "start_epoch",
 ])
 # fmt: on
 

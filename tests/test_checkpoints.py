@@ -1,0 +1,329 @@
+"""Checkpoints: damaged, older, newer and foreign ones; what is kept; disks that are full; TensorBoard after a kill."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, SHORT
+
+from muscle_plugin.files import DamagedError, WriteError, atomic_write, load_tensors, read_whole, save_tensors
+from muscle_plugin.host.host import CHECKPOINT_FORMAT, saved_checkpoints
+from muscle_plugin.run import RunError
+
+#: Checkpoints at steps 2, 4 and 6.
+SAVING = {"algorithm": "supervised", "save_name": "r", "num_save_iter": 2}
+
+
+def flip(path, place=None):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 4
+    path.write_bytes(content)
+
+
+def steps(run_dir):
+    return [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(a, b):
+    return all(torch.equal(v, b[net][k]) for net in ("model", "ema_model") for k, v in a[net].items())
+
+
+# ---------------------------------------------------------------------------------------------------------- the files
+
+
+def test_a_flipped_bit_anywhere_is_found(tmp_path):
+    path = tmp_path / "x.pth"
+    content = {"model": {"w": torch.randn(40, 50)}, "it": 3, "text": "a" * 100}
+    save_tensors(path, content)
+    whole = path.read_bytes()
+    assert load_tensors(path).keys() == content.keys()
+    assert torch.equal(torch.load(path, weights_only=True)["model"]["w"], content["model"]["w"])  # without us too
+    rng = random.Random(0)
+    places = [*range(-60, 0), *range(30), *(rng.randrange(len(whole)) for _ in range(200))]
+    for place in places:
+        path.write_bytes(whole)
+        flip(path, place)
+        with pytest.raises(DamagedError, match="damaged|not a readable"):
+            load_tensors(path)
+        with pytest.raises(DamagedError):
+            read_whole(path)
+    for length in [0, 1, 1000, *(len(whole) - n for n in (1, 39, 40, 41))]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedError):
+            read_whole(path)
+    path.write_bytes(whole)
+    path.rename(tmp_path / "moved.pth")
+    assert read_whole(tmp_path / "moved.pth") == whole
+
+
+def test_earlier_files_move_on(tmp_path):
+    path, earlier = tmp_path / "a", [tmp_path / "b", tmp_path / "c"]
+    for n in range(5):
+        with atomic_write(path, earlier) as f:
+            f.write(b"%d" % n)
+    assert [p.read_bytes() for p in (path, *earlier)] == [b"4", b"3", b"2"]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_earlier_files_move_on_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_earlier_files_move_on(tmp_path)
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
+    path, earlier = tmp_path / "a", [tmp_path / "b"]
+    save_tensors(path, {"it": 1}, earlier)
+    with pytest.raises(WriteError) as caught, atomic_write(path, earlier) as f:
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+    assert (caught.value.filename, caught.value.errno) == (str(path), 28)
+    assert load_tensors(path)["it"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+# ----------------------------------------------------------------------------------------------------------- resuming
+
+
+def test_the_newest_and_those_before_it_are_kept(short_run, tmp_path):
+    short_run(**SAVING)
+    kept = {p.name: load_tensors(p)["it"] for p in saved_checkpoints(tmp_path / "r")}
+    assert kept == {"latest_model.pth": 6, "previous_model.pth": 4}
+    short_run(**SAVING | {"save_name": "one"}, keep_checkpoints=1)
+    assert [p.name for p in saved_checkpoints(tmp_path / "one")] == ["latest_model.pth"]
+    short_run(**SAVING | {"save_name": "three"}, keep_checkpoints=3)
+    assert [load_tensors(p)["it"] for p in saved_checkpoints(tmp_path / "three")] == [6, 4, 2]
+
+
+@pytest.mark.parametrize("damage", [flip, lambda p: os.truncate(p, 5000), lambda p: os.truncate(p, 0), os.unlink])
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(short_run, tmp_path, capsys, damage):
+    from muscle_plugin.config import load_settings
+    from muscle_plugin.run import train
+
+    short_run(**SAVING)
+    run_dir = tmp_path / "r"
+    whole, logged = load_tensors(run_dir / "latest_model.pth"), (run_dir / "metrics.jsonl").read_text()
+    damage(run_dir / "latest_model.pth")
+    (run_dir / ".latest_model.pth.x.part").write_text("of a process that was killed")
+    train(load_settings(None, **SHORT, **SAVING, save_dir=str(tmp_path), resume="auto"))
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "latest_model.pth" in line]
+    assert note.startswith("note: ")
+    assert note.endswith("going on from step 4, of previous_model.pth")
+    assert "WARNING" in (run_dir / "log.txt").read_text()
+    assert same_weights(whole, load_tensors(run_dir / "latest_model.pth"))
+    assert steps(run_dir) == [json.loads(line)["step"] for line in logged.splitlines()]
+    assert load_tensors(run_dir / "previous_model.pth")["it"] == 4  # the damaged one has not taken its place
+    assert not list(run_dir.glob(".*"))
+
+
+@pytest.mark.parametrize("resume", ["yes", "auto"])
+def test_without_a_whole_checkpoint_nothing_starts_anew(short_run, tmp_path, resume):
+    short_run(**SAVING)
+    for path in saved_checkpoints(tmp_path / "r"):
+        flip(path)
+    kept = (tmp_path / "r" / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match="latest_model.pth: damaged.*previous_model.pth: damaged.*--overwrite") as caught:
+        short_run(**SAVING, resume=resume)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == kept
+    assert len(saved_checkpoints(tmp_path / "r")) == 2
+
+
+def test_a_run_that_died_before_its_first_checkpoint_says_that_it_starts_anew(short_run, tmp_path, capsys):
+    from muscle_plugin.config import load_settings
+    from muscle_plugin.run import train
+
+    short_run(**SAVING)
+    for path in saved_checkpoints(tmp_path / "r"):
+        path.unlink()
+    whole = steps(tmp_path / "r")
+    train(load_settings(None, **SHORT, **SAVING, save_dir=str(tmp_path), resume="auto"))
+    assert "note: " + str(tmp_path / "r") + ": was begun, but has no checkpoint yet" in capsys.readouterr().out
+    assert steps(tmp_path / "r") == whole
+
+
+def test_a_named_checkpoint_is_used_or_refused(short_run, tmp_path):
+    short_run(**SAVING)
+    newest, before = saved_checkpoints(tmp_path / "r")
+    flip(newest)
+    with pytest.raises(RunError, match="latest_model.pth: damaged"):
+        short_run(**SAVING, resume="yes", load_path=str(newest))
+    assert short_run(**SAVING, resume="yes", load_path=str(before))["complete"]
+
+
+def test_predict_on_a_damaged_checkpoint_is_one_line(short_run, tmp_path, capsys):
+    from muscle_plugin.cli import main
+
+    short_run(**SAVING)
+    flip(tmp_path / "r" / "latest_model.pth")
+    (tmp_path / "x").mkdir()
+    torch.save({}, tmp_path / "x" / "y.png")
+    words = f"predict --checkpoint {tmp_path / 'r'} --images {tmp_path / 'x'} --out {tmp_path / 'p.csv'}"
+    assert main(words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {tmp_path / 'r' / 'latest_model.pth'}: damaged: its content does not match its checksum"
+
+
+# ------------------------------------------------------------------------------------------- of other runs and versions
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"algorithm": "fixmatch"}, ["algorithm_name 'supervised', here 'fixmatch'"]),
+        ({"lr": 0.01, "seed": 4}, ["lr 0.05, here 0.01", "seed 0, here 4"]),
+        ({"img_size": 20}, ["img_size 16, here 20"]),
+        ({"net": "cnn13", "net_width": 0.25}, ["net 'small_cnn', here 'cnn13'", "net_width None, here 0.25"]),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_naming_the_differences(short_run, tmp_path, other, named):
+    short_run(**SAVING)
+    path = str(tmp_path / "r" / "latest_model.pth")
+    with pytest.raises(RunError, match="a checkpoint of another run") as caught:
+        short_run(**SAVING | {"save_name": "other"} | other, resume="yes", load_path=path)
+    assert all(n in str(caught.value) for n in named), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_other_weights_are_named(short_run, tmp_path):
+    short_run(**SAVING)
+    path = tmp_path / "r" / "latest_model.pth"
+    content = load_tensors(path)
+    name = next(iter(content["model"]))
+    content["model"] = {**content["model"], name: torch.zeros(2, 3), "extra": torch.zeros(1)}
+    save_tensors(path, content)
+    with pytest.raises(RunError, match=rf"{name} \(2, 3\), here \(.*extra \(1,\), here absent"):
+        short_run(**SAVING, resume="yes")
+
+
+def test_a_checkpoint_of_the_first_version_loads(short_run, tmp_path):
+    """Without checksum and settings, as they were written before there were these."""
+    whole = short_run(**SAVING)
+    newest, before = saved_checkpoints(tmp_path / "r")
+    after = load_tensors(newest)
+    content = load_tensors(before)
+    assert content["format"] == 1
+    del content["settings"]
+    content["state"]["algorithm"]["start_epoch"] = 0
+    before.unlink()
+    torch.save(content, newest)
+    again = short_run(**SAVING, resume="yes")
+    assert same_weights(after, load_tensors(newest))
+    assert (again["steps"], again["last_top1"]) == (6, whole["last_top1"])
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys):
+    from muscle_plugin.predict import Predictor
+
+    short_run(**SAVING)
+    path = tmp_path / "r" / "latest_model.pth"
+    save_tensors(path, {"format": CHECKPOINT_FORMAT + 1, "anything": 3})
+    with pytest.raises(RunError, match="written by a newer version of this package .checkpoint format 2; this version"):
+        short_run(**SAVING, resume="yes")
+    with pytest.raises(ValueError, match="written by a newer version"):
+        Predictor(path, "cpu")
+
+
+# ------------------------------------------------------------------------------------------------------- full disks
+
+
+LIMITED = """
+import resource, sys
+from muscle_plugin.cli import train_command
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+sys.exit(train_command(sys.argv[2:], "train.py"))
+"""
+
+
+def words(folder, *more):
+    settings = SHORT | SAVING | {"save_dir": folder}
+    return [str(w) for k, v in settings.items() for w in (f"--{k}", v)] + list(more)
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=200, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_a_file_that_cannot_grow_ends_the_run_in_one_line(short_run, tmp_path):
+    """A limit on the sizes of files stands for a disk without room: no root needed."""
+    short_run(**SAVING | {"save_name": "whole"})
+    size = (tmp_path / "whole" / "latest_model.pth").stat().st_size
+    ended = python("-c", LIMITED, size // 2, *words(tmp_path))
+    assert ended.returncode == 2, ended.stderr
+    (line,) = [x for x in ended.stderr.splitlines() if x]
+    assert line.startswith(f"error: {tmp_path / 'r' / 'latest_model.pth'}: cannot be written: File too large; ")
+    assert "there is no checkpoint yet" in line
+    assert not list((tmp_path / "r").glob(".*"))
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(short_run, tmp_path):
+    short_run(**SAVING | {"save_name": "whole"})
+    whole = tmp_path / "whole"
+    size = (whole / "latest_model.pth").stat().st_size
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={2 * size + size // 2}", "tmpfs", str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, text=True) if os.path.exists("/bin/mount") else None
+    if mounted is None or mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip() if mounted else 'no mount'}")
+    try:
+        again = words(disk, "--use_tensorboard", "true", "--keep_checkpoints", "3")
+        ended = python("train.py", *again)
+        assert ended.returncode == 2, ended.stderr
+        (line,) = [x for x in ended.stderr.splitlines() if x]
+        assert "cannot be written: No space left on device; the checkpoints before it are whole. To go on: " in line
+        assert line.endswith("--resume")
+        assert not list((disk / "r").glob(".*"))
+        assert all(read_whole(p) for p in saved_checkpoints(disk / "r"))
+        assert (disk / "r" / "latest_model.pth").exists()
+        with (disk / "fill").open("wb", buffering=0) as f:  # not a byte is left, for the log either
+            while f.write(b"0" * 4096) == 4096:
+                pass
+    except OSError:
+        ended = python("train.py", *again, "--resume")
+        assert ended.returncode == 2, ended.stderr
+        assert "Traceback" not in ended.stderr
+        (line,) = [x for x in ended.stderr.splitlines() if x]
+        assert "cannot be written: No space left on device" in line
+        (disk / "fill").unlink()
+        subprocess.run(["mount", "-o", f"remount,size={8 * size}", str(disk)], check=True)
+        ended = python("train.py", *again, "--resume")
+        assert ended.returncode == 0, ended.stderr
+        assert same_weights(*(load_tensors(d / "latest_model.pth") for d in (whole, disk / "r")))
+        assert steps(disk / "r") == steps(whole)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- children
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_does_not_hold_the_run(tmp_path):
+    """A loader's worker outlives a process that is killed for some seconds."""
+    from muscle_plugin.run import _alone
+
+    (heard, said), (ready, tell) = os.pipe(), os.pipe()
+    with _alone(tmp_path / "r"):
+        child = os.fork()
+        if child == 0:
+            os.write(tell, b".")
+            os.read(heard, 1)
+            os._exit(0)
+        os.read(ready, 1)
+    try:
+        with _alone(tmp_path / "r"):
+            pass
+    finally:
+        os.write(said, b".")
+        os.waitpid(child, 0)
