@@ -508,10 +508,20 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> list[Path]:
 
 
 def _only_prepared(run_dir: Path) -> bool:
-    """Whether a run of ours was set up here and failed before its first step: nothing in it is worth keeping."""
-    return {p.name for p in run_dir.iterdir()} <= {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE, "log.txt"} and (
-        run_dir / CONFIG_FILE
-    ).is_file()
+    """Whether a run of ours began here and ended before its first checkpoint: nothing in it is worth keeping."""
+    without_checkpoint = {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE, "log.txt", "environment.json", "metrics.jsonl"}
+    names = {p.name for p in run_dir.iterdir()} - {"result.json", "tensorboard"}
+    return names <= without_checkpoint and CONFIG_FILE in names and not _steps_of(run_dir)
+
+
+def _steps_of(run_dir: Path) -> int:
+    """Steps that a run's result counts; a run whose checkpoints were deleted still has them."""
+    try:
+        return int(json.loads((run_dir / "result.json").read_text())["steps"])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1  # not to be read: better kept
 
 
 def _describe(run_dir: Path) -> str:

@@ -187,6 +187,23 @@ def test_a_run_that_failed_before_its_first_step_can_be_started_again(short_run,
     assert short_run(save_name="r")["complete"]
 
 
+def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(short_run, tmp_path):
+    short_run(save_name="r")
+    for path in (tmp_path / "r").glob("*.pth"):
+        path.unlink()
+    from muscle_plugin.run import RunError
+
+    with pytest.raises(RunError, match="already holds a finished run"):  # its figures are worth keeping
+        short_run(save_name="r")
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    (tmp_path / "r" / "result.json").write_text(json.dumps(result | {"steps": 0, "complete": False}))
+    (tmp_path / "r" / "metrics.jsonl").write_text('{"step": 2, "lr": 1}\n')
+    assert short_run(save_name="r")["complete"]
+    assert [row["step"] for row in lines(tmp_path / "r")] == [2, 3, 4, 6]
+    assert "lr" in lines(tmp_path / "r")[0]
+    assert lines(tmp_path / "r")[0]["lr"] != 1
+
+
 def test_a_continuation_keeps_the_environment_it_began_in(short_run, tmp_path):
     short_run(save_name="r")
     short_run(save_name="r", resume="yes")
