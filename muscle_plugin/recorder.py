@@ -52,6 +52,10 @@ class Recorder:
                 self._events.add_scalar(key, value, step)
         self._progress.update(algorithm, step, values)
 
+    def warn(self, text: str) -> None:
+        """Show a warning."""
+        self._progress.warn(text)
+
     def write_result(self, algorithm: Any) -> dict[str, Any]:
         """Replace ``result.json`` by the present state of the run, and return it."""
         args, seconds = algorithm.args, algorithm.seconds()
@@ -73,6 +77,7 @@ class Recorder:
             "evaluations": len(algorithm.evaluations),
             "seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 1) if seconds else None,
+            "warnings": list(algorithm.health.warnings),
             "device": str(algorithm.device),
             "processes": args.world_size,
             "precision": algorithm.precision,

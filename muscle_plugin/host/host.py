@@ -32,6 +32,7 @@ from muscle_plugin.host.batch_norm import synchronise_batch_norm
 from muscle_plugin.host.compiled import begin_step, check_compiler, compile_net
 from muscle_plugin.host.device import autocast_context, choose_device, choose_precision, usb_calls_on
 from muscle_plugin.host.ema import EMA
+from muscle_plugin.host.health import FP16_STEPS, Health
 from muscle_plugin.host.hooks import REPLACEMENTS
 from muscle_plugin.host.initial import load_weights
 from muscle_plugin.host.metrics import prediction_metrics
@@ -212,6 +213,8 @@ class Host:
             seed_everything(derive(args.seed, "process", args.rank) % 2**32)
         self.amp_cm = autocast_context(self.precision, self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        allowed = FP16_STEPS if args.nonfinite_steps is None else args.nonfinite_steps
+        self.health = Health(self.device, allowed if self.precision == "fp16" else 0)
 
     def _set_layout(self) -> None:
         """Keep the nets' weights channels last, which makes convolutions a sixth faster, on a CPU too; not those of a net
@@ -462,15 +465,17 @@ class Host:
         else that an exact continuation needs. With several processes the first one writes it.
 
         Raises:
+            NotFinite: something in them is not finite; the file that is there stays.
             RuntimeError: the processes hold different weights.
         """
         with self.not_training():
+            self.health.check_now(self, self.it)
             self._check_alike()
             own = {"random": state.capture_random(), "logged": self.hooks_dict["LoggingHook"].on_cpu()}
             processes = distributed.gather_objects(own)
             if self.args.rank:
                 return
-            content = {**state.capture(self), "processes": processes}
+            content = {**state.capture(self), "processes": processes, "health": self.health.state_dict()}
             own = content["algorithm"]
             checkpoint = {
                 "format": CHECKPOINT_FORMAT,
@@ -487,6 +492,8 @@ class Host:
                 "state": content,
             }
             save_tensors(Path(save_path) / save_name, checkpoint)
+            if save_name == LATEST:
+                self.health.saved = self.it
 
     def _check_alike(self) -> None:
         if self.args.world_size == 1:
@@ -553,11 +560,14 @@ class Host:
             keep_how(content["algorithm"]["optimizer"]["state"], self.optimizer)
             with usb_calls_on(self.device):
                 state.restore(self, content)
+                if "health" in content:
+                    self.health.load_state_dict(content["health"])
                 self._restore_process(content.get("processes", []))
         except (KeyError, AttributeError, RuntimeError, TypeError) as e:
             reason = str(e).splitlines()[0]
             raise ValueError(f"{path}: does not fit this run ({type(e).__name__}: {reason})") from e
         self.start_epoch = self.epoch
+        self.health.saved = self.it
 
     def _restore_process(self, processes: list[dict[str, Any]]) -> None:
         """What each process has for itself: its generators, and the sums since the last log line. If there were not as many
