@@ -33,8 +33,11 @@ class NotFinite(RuntimeError):
     """
 
     def __init__(self, text: str, details: dict[str, Any]) -> None:
-        super().__init__(text)
+        super().__init__(text, details)  # both, so that it can be pickled
         self.details = details
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Health:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from muscle_plugin import distributed
 from muscle_plugin.config import MuscleSettings, RunSettings
+from muscle_plugin.data.checks import check_labels, find_oddities
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS
 from muscle_plugin.data.sources import Source, SourceOptions, load_source
@@ -110,6 +111,7 @@ def read_source(args: Any) -> Source:
     if args.num_classes not in (None, len(source.classes)):
         raise DataError(f"num_classes: {args.dataset} has {len(source.classes)} classes here, got {args.num_classes}")
     args.num_classes = len(source.classes)
+    check_labels(source, args.dataset)
     return source
 
 
@@ -202,6 +204,8 @@ class Host:
         self.net_options = dict(getattr(net_builder, "keywords", {}).get("options") or {})
         #: What a user should know before training.
         self.notes = list(self.source.notes)
+        if not args.rank:  # the others show none
+            self.notes += find_oddities(self.source, self.split)
         if args.init_from:
             start = Path(args.init_from)
             count = load_weights(self.model, start / LATEST if start.is_dir() else start, args.init_head)
