@@ -9,10 +9,11 @@ tenth of the run (linear fit). Linux only: it reads ``/proc``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from process_memory import memory
 
 from muscle_plugin import recorder
 from muscle_plugin.config import load_settings
-from muscle_plugin.run import train
+from muscle_plugin.run import Interrupted, train
 
 MB = 1e6
 LABELS = {
@@ -32,8 +33,9 @@ LABELS = {
 }  # fmt: skip
 
 
-def watch(every: float) -> list[dict[str, float]]:
-    """Sample this process at log steps, at least ``every`` seconds apart; the list grows while it trains."""
+@contextlib.contextmanager
+def watch(every: float) -> Iterator[list[dict[str, float]]]:
+    """Within it this process is sampled at log steps, at least ``every`` seconds apart; the list grows while it trains."""
     samples: list[dict[str, float]] = []
     inner = recorder.Recorder.record
     last = [0.0, 0]
@@ -53,7 +55,10 @@ def watch(every: float) -> list[dict[str, float]]:
         last[:] = [now, step]
 
     recorder.Recorder.record = record  # type: ignore[method-assign]
-    return samples
+    try:
+        yield samples
+    finally:
+        recorder.Recorder.record = inner  # type: ignore[method-assign]
 
 
 def _size(path: Path) -> float:
@@ -102,27 +107,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--plot", metavar="PNG", help="draw the samples there")
     add("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args(argv)
-    samples = watch(options.every)
     runs: dict[str, Any] = {}
+
+    def write() -> None:
+        if options.plot:
+            draw(runs, Path(options.plot))
+        found = {a: {"slopes_per_1000_steps": slopes(s, options.steps), "samples": s} for a, s in runs.items()}
+        write_figures(options, runs=found)
+
     for algorithm in options.algorithms:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, watch(options.every) as samples:
             settings = load_settings(
                 None, algorithm=algorithm, dataset="digits", num_labels=10, img_size=16, total_batch=options.batch,
                 num_train_iter=options.steps, epoch=20, num_eval_iter=200, num_log_iter=10, ema_m=0.99, save_dir=folder,
                 num_threads=options.threads, device=options.device, precision=options.precision,
             )  # fmt: skip
-            samples.clear()
-            train(settings, quiet=True)
+            try:
+                train(settings, quiet=True)
+            except Interrupted:
+                print(f"{algorithm}: stopped at step {samples[-1]['step'] if samples else 0}")
         runs[algorithm] = list(samples)
+        write()
         grown = slopes(samples, options.steps)
         print(f"{algorithm}: {options.steps} steps, {len(samples)} samples; per 1,000 steps after the first tenth:")
         for name, slope in grown.items():
             late = [s[name] for s in samples if name in s and s["step"] > options.steps / 10]
             print(f"  {LABELS[name]:24} {slope:+.4f}   ({min(late):.2f} to {max(late):.2f})", flush=True)
-    if options.plot:
-        draw(runs, Path(options.plot))
-    found = {a: {"slopes_per_1000_steps": slopes(s, options.steps), "samples": s} for a, s in runs.items()}
-    write_figures(options, runs=found)
 
 
 if __name__ == "__main__":

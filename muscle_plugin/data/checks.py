@@ -106,7 +106,7 @@ def equal_images(images: Tensor) -> Tensor:
     flat = images.numpy().reshape(len(images), -1)
     words = -(-flat.shape[1] // 8)
     factors = np.random.default_rng(0).integers(0, 2**64, words, np.uint64) | np.uint64(1)
-    keys = np.empty(len(flat), np.uint64)
+    keys: np.ndarray = np.empty(len(flat), np.uint64)
     for start in range(0, len(flat), _ROWS):
         part = flat[start : start + _ROWS]
         if part.shape[1] % 8:

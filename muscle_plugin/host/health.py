@@ -210,8 +210,8 @@ class Health:
         if self._low_entropy == LOW_ENTROPY_LINES:
             self.warn(
                 algorithm,
-                f"H(z) has collapsed: {entropy:.3f} nats at step {step}, of at most {most:.2f}: nearly all images get one class."
-                " What may help: a smaller --lr, a larger --mi_weight or batch, a smaller --ulb_loss_ratio; and look at"
+                f"H(z) has collapsed: {entropy:.3f} nats at step {step}, of at most {most:.2f}: nearly all images get one"
+                " class. What may help: a smaller --lr, a larger --mi_weight or batch, a smaller --ulb_loss_ratio; and look at"
                 " the views with `muscle-plugin data show`",
                 key="H(z) has collapsed",
             )

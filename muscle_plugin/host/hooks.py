@@ -39,7 +39,8 @@ class HostParamUpdateHook(Hook):
             skipped = torch.stack([*scaler._found_inf_per_device(optimizer).values()]).sum()
             gradient = torch.where(skipped > 0, float("inf"), 0.0)
         scaler.update()
-        algorithm.health.observe(algorithm.it + 1, loss, gradient, skipped, algorithm.log_dict)
+        log = getattr(algorithm, "log_dict", {})  # none yet in Dash's warm-up
+        algorithm.health.observe(algorithm.it + 1, loss, gradient, skipped, log)
         if algorithm.scheduler is not None:
             algorithm.scheduler.step()
         algorithm.model.zero_grad(set_to_none=True)

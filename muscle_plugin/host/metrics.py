@@ -50,8 +50,9 @@ def prediction_metrics(logits: Tensor, labels: Tensor, unlabelled_class: Tensor 
         unlabelled_class: (N,) bool, whether the image's class is sequestered: gives no label in training.
 
     Returns:
-        ``loss`` and ``entropy`` (means over images, nats), those of :func:`classification_metrics`,
-        ``top_class_share`` (of the images, those given the class most often given), ``top-5-acc`` where C > 5, and accuracy and entropy over either kind of class, if told apart.
+        ``loss`` and ``entropy`` (means over images, nats), those of :func:`classification_metrics`, ``top_class_share`` (of
+        the images, those given the class most often given), ``top-5-acc`` where C > 5, and accuracy and entropy over either
+        kind of class, if told apart.
     """
     c = logits.shape[1]
     predictions = logits.argmax(1)
