@@ -89,7 +89,7 @@ def draw(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     for axis, name in zip(axes[0], shown, strict=True):
         for algorithm, samples in runs.items():
             axis.plot([s["step"] for s in samples], [s[name] for s in samples], label=algorithm, linewidth=1)
-        axis.set(title=LABELS[name], xlabel="step", ylim=(0, None))
+        axis.set(title=LABELS[name], xlabel="step", ylim=(0, 1.1 * max(s[name] for r in runs.values() for s in r)))
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)
     figure.savefig(path, dpi=80)
