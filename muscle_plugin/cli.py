@@ -67,7 +67,7 @@ def _parser(prog: str, description: str, example: str) -> argparse.ArgumentParse
 def train_command(argv: Sequence[str], prog: str) -> int:
     """Resolve the settings and train.
 
-    Returns the exit status: 0 done, 1 another process failed, 2 bad input, 130 interrupted.
+    Returns the exit status: 0 done, 1 the loss is not finite or another process failed, 2 bad input, 130 interrupted.
     """
     description = "Train a USB algorithm, or MUSCLE composed with one."
     found = _configuration(_parser(prog, description, "--c benchmark_configs/muscle_fixmatch_digits_10.yaml"), argv)
@@ -76,7 +76,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     _, resolved = found
     try:
         from muscle_plugin.distributed import ExchangeError
-        from muscle_plugin.run import Interrupted, RunError, train
+        from muscle_plugin.run import Interrupted, NotFinite, RunError, train
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     try:
@@ -85,6 +85,10 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         for line in str(e).splitlines():  # in one process only, or of one that never met the others
             print(f"error: {line}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except NotFinite as e:
+        if _FIRST:
+            print(f"error: {e}", file=sys.stderr)
+        return EXIT_FAILED
     except ExchangeError as e:
         print(
             f"error: process {os.environ.get('RANK')}: {e}; if there is a checkpoint, --resume goes on from it",

@@ -116,6 +116,13 @@ class RunSettings(BaseModel):
     decay_all: bool = Field(False, description="weight decay on these too, as in Mean Teacher and label propagation")
     layer_decay: float = Field(1.0, gt=0, le=1, description="layer-wise learning-rate decay, for transformers")
     clip_grad: float = Field(0.0, ge=0, description="gradient norm to clip to; 0: no clipping")
+    nonfinite_steps: int | None = Field(
+        None,
+        ge=0,
+        description="of precision fp16: steps in a row whose loss or gradient may be not finite, and which are left out;"
+        " default 20. Otherwise the first such loss ends the run",
+        json_schema_extra={"moves": True},
+    )
     ema_m: float = Field(0.999, ge=0, lt=1, description="momentum of the averaged weights that are evaluated; 0: none")
     ulb_loss_ratio: float = Field(1.0, ge=0, description="weight of the base's unsupervised loss")
     use_cat: bool = Field(True, description="one forward for all views, where the algorithm has the choice")
@@ -588,6 +595,11 @@ def _cross_checks(settings: Any) -> list[str]:
         faults.append("lr_zero_at: only with --lr_schedule cosine")
     if settings.amp and settings.precision not in ("fp32", "auto", "fp16"):
         faults.append(f"amp: true is precision fp16, but precision is {settings.precision}; give one of the two")
+    if settings.nonfinite_steps and not settings.amp and settings.precision not in ("auto", "fp16"):
+        faults.append(
+            f"nonfinite_steps: only with --precision fp16, whose loss scaler leaves such steps out; with {settings.precision}"
+            " the weights are lost at the first"
+        )
     if settings.gpu is not None and settings.device not in ("auto", "cuda", f"cuda:{settings.gpu}"):
         faults.append(f"gpu: {settings.gpu} contradicts device {settings.device}; give one of the two")
     if settings.num_warmup_iter and settings.num_train_iter and settings.num_warmup_iter >= settings.num_train_iter:

@@ -111,6 +111,10 @@ class Progress:
                 )
             )
 
+    def warn(self, text: str) -> None:
+        """Show a line that stays."""
+        self._console.print(f"warning: {text}", markup=False)
+
     def update(self, algorithm: Any, step: int, values: dict[str, float]) -> None:
         """Show the state after ``step`` steps."""
         evaluated = "eval/top-1-acc" in values

@@ -88,6 +88,10 @@ class Recorder:
             with writing(self.run_dir / "tensorboard"):
                 self._events.flush()
 
+    def warn(self, text: str) -> None:
+        """Show a warning."""
+        self._progress.warn(text)
+
     def write_result(self, algorithm: Any) -> dict[str, Any]:
         """Replace ``result.json`` by the present state of the run, and return it."""
         args, seconds = algorithm.args, algorithm.seconds()
@@ -109,6 +113,7 @@ class Recorder:
             "evaluations": len(algorithm.evaluations),
             "seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 1) if seconds else None,
+            "warnings": list(algorithm.health.warnings),
             "device": str(algorithm.device),
             "processes": args.world_size,
             "precision": algorithm.precision,

@@ -14,6 +14,7 @@ import http.client
 import io
 import json
 import logging
+import logging.handlers
 import os
 import pickle
 import platform
@@ -43,6 +44,7 @@ from muscle_plugin.data.views import check_shared_equally
 from muscle_plugin.files import DamagedError, WriteError, read_whole, remove_parts, write_json, write_text
 from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
+from muscle_plugin.host.health import NotFinite
 from muscle_plugin.host.host import LATEST, Interrupted, read_source, saved_checkpoints, split_seed
 from muscle_plugin.host.memory import keep_freed_memory
 from muscle_plugin.progress import Progress
@@ -50,12 +52,16 @@ from muscle_plugin.recorder import Recorder
 from muscle_plugin.version import __version__
 
 T = TypeVar("T")
-__all__ = ["Interrupted", "RunError", "train"]
+__all__ = ["Interrupted", "NotFinite", "RunError", "train"]
 
 #: A directory with this file is a run of ours, and may be deleted by ``overwrite``.
 CONFIG_FILE = "config.yaml"
 SPLIT_FILE = "split.json"
 FAILURE_FILE = "failure.json"
+#: log.txt is begun anew at this size; the two before are kept.
+LOG_BYTES = 10_000_000
+#: Warnings of different words that log.txt takes from one call into USB's code.
+LOGGED_WARNINGS = 200
 
 
 class RunError(RuntimeError):
@@ -72,6 +78,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
 
     Raises:
         RunError: the directory, the data, the device or the checkpoint forbid it.
+        NotFinite: training came to a loss that is not finite; the last checkpoint is from before.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     settings = resolved.settings
@@ -150,7 +157,7 @@ def _train_or_say_why(
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             text = "".join(traceback.format_exception(e))
             failure = {"error": f"{type(e).__name__}: {e}", "at": now, "config": resolved.name, "traceback": text}
-            write_json(run_dir / FAILURE_FILE, failure)
+            write_json(run_dir / FAILURE_FILE, {**failure, **getattr(e, "details", {})})
         raise
 
 
@@ -546,9 +553,11 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
 
 @contextlib.contextmanager
 def _log_file(run_dir: Path) -> Iterator[logging.Logger]:
-    """A logger that writes to ``log.txt`` only."""
+    """A logger that writes to ``log.txt`` only; older lines go to ``log.txt.1``, then ``.2``, then nowhere."""
     logger = logging.Logger(str(run_dir))  # not in logging's tree: no handler of another library prints it
-    handler = logging.FileHandler(run_dir / "log.txt")
+    handler = logging.handlers.RotatingFileHandler(
+        run_dir / "log.txt", maxBytes=LOG_BYTES, backupCount=2, encoding="utf-8"
+    )
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is reported of other files
     handler.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
     logger.addHandler(handler)
@@ -561,7 +570,14 @@ def _log_file(run_dir: Path) -> Iterator[logging.Logger]:
 
 @contextlib.contextmanager
 def _stdout_to(logger: Any) -> Iterator[None]:
-    """USB prints from inside its classes; its words go to the log, as do warnings."""
+    """USB prints from inside its classes; its words go to the log, as do warnings, each once."""
+    seen: set[str] = set()
+
+    def warned(message: Any, *_: Any, **__: Any) -> None:
+        text = str(message)
+        if logger is not None and text not in seen and len(seen) < LOGGED_WARNINGS:
+            seen.add(text)
+            logger.warning(text)
 
     class Lines(io.TextIOBase):
         def write(self, text: str) -> int:
@@ -570,7 +586,7 @@ def _stdout_to(logger: Any) -> Iterator[None]:
             return len(text)
 
     with contextlib.redirect_stdout(Lines()), warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: logger.warning(str(message)) if logger is not None else None  # type: ignore[assignment]
+        warnings.showwarning = warned
         yield
 
 

@@ -145,3 +145,12 @@ def test_exponents_are_slopes_with_their_error(script):
     assert exponent([1, 2], [5, 10])[1] is None
     assert exponent([3], [5]) is None
     assert exponent([2, 2], [5, 6]) is None
+
+
+def test_long_run(figures, tmp_path):
+    words = ("--steps", 60, "--every", 0, "--algorithms", "muscle", "--plot", tmp_path / "long.png")
+    found = figures("long_run", *words)["runs"]["muscle"]
+    assert found["samples"][-1]["step"] == 60
+    assert {"rss", "files", "metrics.jsonl", "tensorboard", "log.txt"} <= set(found["samples"][-1])
+    assert found["slopes_per_1000_steps"]["metrics.jsonl"] > 0
+    assert (tmp_path / "long.png").stat().st_size > 1000

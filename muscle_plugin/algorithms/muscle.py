@@ -63,6 +63,7 @@ class Muscle:
     amp_cm: Any
     bn_controller: Any
     in_step: Any
+    health: Any
     usb_name: str
     it: int
 
@@ -140,6 +141,11 @@ class Muscle:
             out["loss"] = 0 * out["loss"]
         out["loss"] = out["loss"] + loss
         return out, log | self._logged(out["loss"], terms)
+
+    def record(self, values: dict[str, float]) -> None:
+        super().record(values)  # type: ignore[misc]
+        if "train/entropy" in values:
+            self.health.see_entropy(self, self.it + 1, values["train/entropy"])
 
     def _rider_logits(self, tap: ForwardTap, riders: Tensor | None) -> Tensor | None:
         """The logits of the riders: from the call that carried them, or from a forward of their own, with their own

@@ -66,7 +66,7 @@ def image_folder(options: SourceOptions) -> Source:
     test = torch.tensor([x.test for x in items])
     return Source(
         packed.images, labels, (good & ~test).nonzero().flatten(), (good & test).nonzero().flatten(), classes,
-        notes=(*warnings, *notes),
+        notes=(*warnings, *notes), names=[str(x.path.relative_to(root)) for x in items],
     )  # fmt: skip
 
 
@@ -211,6 +211,7 @@ def miniimagenet(
     return Source(
         packed.images, torch.tensor(labels), (good & ~is_test).nonzero().flatten(),
         (good & is_test).nonzero().flatten(), tuple(sorted(found)), notes=notes,
+        names=[str(f.relative_to(root)) for f in files],
     )  # fmt: skip
 
 
@@ -260,4 +261,5 @@ def eurosat(options: SourceOptions, num_classes: int = 10, training_share: float
     return Source(
         packed.images, torch.tensor(labels), (good & ~is_test).nonzero().flatten(),
         (good & is_test).nonzero().flatten(), tuple(classes), notes=notes,
+        names=[str(f.relative_to(root)) for f in files],
     )  # fmt: skip

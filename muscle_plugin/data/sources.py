@@ -36,6 +36,7 @@ class Source:
         subclasses: (P,) int64 finer labels, where the data set has them (CIFAR-20).
         subclass_names: their names.
         notes: what a user should know of how it was read.
+        names: (P,) names of the images, where they come from files of their own.
     """
 
     images: Tensor
@@ -46,6 +47,7 @@ class Source:
     subclasses: Tensor | None = None
     subclass_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    names: Sequence[str] = ()
 
     @property
     def train_labels(self) -> Tensor:
@@ -56,6 +58,16 @@ class Source:
     def test_labels(self) -> Tensor:
         """(M,) labels of the test images."""
         return self.labels[self.test]
+
+    def name_of(self, image: int) -> str:
+        """What to call an image in a message: its file, or its place among the training or test images."""
+        if self.names:
+            return self.names[image]
+        for kind, members in (("training", self.train), ("test", self.test)):
+            found = (members == image).nonzero()
+            if len(found):
+                return f"{kind} image {int(found[0])}"
+        return f"image {image}"
 
     def resized(self, size: int) -> Source:
         """The same with images of ``size`` x ``size`` pixels (bilinear, antialiased)."""

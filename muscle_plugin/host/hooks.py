@@ -28,13 +28,19 @@ class HostParamUpdateHook(Hook):
 
     def after_train_step(self, algorithm: Any) -> None:
         scaler, optimizer = algorithm.loss_scaler, algorithm.optimizer
-        scaler.scale(algorithm.out_dict["loss"]).backward()
+        loss, gradient, skipped = algorithm.out_dict["loss"], None, None
+        scaler.scale(loss).backward()
         algorithm.average_gradients()
         if algorithm.clip_grad > 0:
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(algorithm.model.parameters(), algorithm.clip_grad)
+            gradient = torch.nn.utils.clip_grad_norm_(algorithm.model.parameters(), algorithm.clip_grad)
         scaler.step(optimizer)
+        if scaler.is_enabled():  # its flags are public nowhere; after update() they are gone
+            skipped = torch.stack([*scaler._found_inf_per_device(optimizer).values()]).sum()
+            gradient = torch.where(skipped > 0, float("inf"), 0.0)
         scaler.update()
+        log = getattr(algorithm, "log_dict", {})  # none yet in Dash's warm-up
+        algorithm.health.observe(algorithm.it + 1, loss, gradient, skipped, log)
         if algorithm.scheduler is not None:
             algorithm.scheduler.step()
         algorithm.model.zero_grad(set_to_none=True)
@@ -65,12 +71,15 @@ class HostEvaluationHook(Hook):
         if not len(algorithm.loader_dict["eval"]):
             return
         with algorithm.not_training():
+            algorithm.health.check_now(algorithm, algorithm.it + 1)
             algorithm.last_metrics = algorithm.evaluate("eval")
         algorithm.log_dict.update(algorithm.last_metrics)
         top1 = algorithm.log_dict["eval/top-1-acc"]
         algorithm.evaluations.append(top1)
         if top1 > algorithm.best_eval_acc or len(algorithm.evaluations) == 1:
             algorithm.best_eval_acc, algorithm.best_it = top1, algorithm.it
+        share = algorithm.log_dict["eval/top_class_share"]
+        algorithm.health.see_evaluation(algorithm, algorithm.it + 1, share, self.is_last_iter(algorithm))
 
     def after_run(self, algorithm: Any) -> None:
         algorithm.results_dict = {
@@ -107,10 +116,18 @@ class HostLoggingHook(Hook):
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.steps += 1
         if now or self.every_n_iters(algorithm, algorithm.num_log_iter) or self.is_last_iter(algorithm):
-            sums = torch.tensor(list(read(self.sums).values()), dtype=torch.float64)
-            means = dict(zip(self.sums, (distributed.mean(sums) / self.steps).tolist(), strict=True))
+            health, step = algorithm.health, algorithm.it + 1
+            counts = health.counts()
+            found = list(read({**self.sums, **counts}).values())  # all in one transfer
+            found = distributed.mean(torch.tensor(found, dtype=torch.float64)).tolist()
+            counts = dict(zip(counts, found[len(self.sums) :], strict=True))
+            means = {k: v / self.steps for k, v in zip(self.sums, found, strict=False)}
+            health.check(algorithm, step, counts, {k: v for k, v in means.items() if isinstance(self.sums[k], Tensor)})
+            if algorithm.loss_scaler.is_enabled():
+                now["train/skipped_steps"] = int(counts["skipped"])
             rate = algorithm.optimizer.param_groups[-1]["lr"]
             algorithm.record({"lr": float(rate), **means, **now})
+            health.last_line = {"step": step, **means}
             self.sums, self.steps = {}, 0
 
     def on_cpu(self) -> dict[str, Any]:

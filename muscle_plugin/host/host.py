@@ -21,6 +21,7 @@ from torch import Tensor
 
 from muscle_plugin import distributed
 from muscle_plugin.config import MuscleSettings, RunSettings
+from muscle_plugin.data.checks import check_labels, find_oddities
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS
 from muscle_plugin.data.sources import Source, SourceOptions, load_source
@@ -32,6 +33,7 @@ from muscle_plugin.host.batch_norm import synchronise_batch_norm
 from muscle_plugin.host.compiled import begin_step, check_compiler, compile_net
 from muscle_plugin.host.device import autocast_context, choose_device, choose_precision, usb_calls_on
 from muscle_plugin.host.ema import EMA
+from muscle_plugin.host.health import FP16_STEPS, Health
 from muscle_plugin.host.hooks import REPLACEMENTS
 from muscle_plugin.host.initial import load_weights
 from muscle_plugin.host.metrics import prediction_metrics
@@ -148,6 +150,7 @@ def read_source(args: Any) -> Source:
     if args.num_classes not in (None, len(source.classes)):
         raise DataError(f"num_classes: {args.dataset} has {len(source.classes)} classes here, got {args.num_classes}")
     args.num_classes = len(source.classes)
+    check_labels(source, args.dataset)
     return source
 
 
@@ -243,6 +246,8 @@ class Host:
         self.settings = self._settings()
         #: What a user should know before training.
         self.notes = list(self.source.notes)
+        if not args.rank:  # the others show none
+            self.notes += find_oddities(self.source, self.split)
         if args.init_from:
             start = Path(args.init_from)
             count = load_weights(self.model, start / LATEST if start.is_dir() else start, args.init_head)
@@ -254,6 +259,8 @@ class Host:
             seed_everything(derive(args.seed, "process", args.rank) % 2**32)
         self.amp_cm = autocast_context(self.precision, self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        allowed = FP16_STEPS if args.nonfinite_steps is None else args.nonfinite_steps
+        self.health = Health(self.device, allowed if self.precision == "fp16" else 0)
 
     def _settings(self) -> dict[str, Any]:
         fields = {**RunSettings.model_fields, **MuscleSettings.model_fields}
@@ -515,16 +522,18 @@ class Host:
         else that an exact continuation needs. With several processes the first one writes it.
 
         Raises:
+            NotFinite: something in them is not finite; the file that is there stays.
             RuntimeError: the processes hold different weights.
             WriteError: the disk is full, or refuses otherwise; earlier checkpoints are as they were.
         """
         with self.not_training():
+            self.health.check_now(self, self.it)
             self._check_alike()
             own = {"random": state.capture_random(), "logged": self.hooks_dict["LoggingHook"].on_cpu()}
             processes = distributed.gather_objects(own)
             if self.args.rank:
                 return
-            content = {**state.capture(self), "processes": processes}
+            content = {**state.capture(self), "processes": processes, "health": self.health.state_dict()}
             own = content["algorithm"]
             checkpoint = {
                 "format": CHECKPOINT_FORMAT,
@@ -546,6 +555,8 @@ class Host:
             folder = Path(save_path)
             earlier = earlier_checkpoints(folder, self.args.keep_checkpoints - 1) if save_name == LATEST else ()
             save_tensors(folder / save_name, checkpoint, earlier)
+            if save_name == LATEST:
+                self.health.saved = self.it
 
     def _check_alike(self) -> None:
         if self.args.world_size == 1:
@@ -635,11 +646,14 @@ class Host:
             keep_how(content["algorithm"]["optimizer"]["state"], self.optimizer)
             with usb_calls_on(self.device):
                 state.restore(self, content)
+                if "health" in content:
+                    self.health.load_state_dict(content["health"])
                 self._restore_process(content.get("processes", []))
         except (KeyError, AttributeError, RuntimeError, TypeError) as e:
             reason = str(e).splitlines()[0]
             raise ValueError(f"{path}: does not fit this run ({type(e).__name__}: {reason})") from e
         self.start_epoch = self.epoch
+        self.health.saved = self.it
 
     def _restore_process(self, processes: list[dict[str, Any]]) -> None:
         """What each process has for itself: its generators, and the sums since the last log line. If there were not as many

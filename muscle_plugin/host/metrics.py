@@ -50,17 +50,20 @@ def prediction_metrics(logits: Tensor, labels: Tensor, unlabelled_class: Tensor 
         unlabelled_class: (N,) bool, whether the image's class is sequestered: gives no label in training.
 
     Returns:
-        ``loss`` and ``entropy`` (means over images, nats), those of :func:`classification_metrics`, ``top-5-acc`` where
-        C > 5, and accuracy and entropy over either kind of class, if told apart.
+        ``loss`` and ``entropy`` (means over images, nats), those of :func:`classification_metrics`, ``top_class_share`` (of
+        the images, those given the class most often given), ``top-5-acc`` where C > 5, and accuracy and entropy over either
+        kind of class, if told apart.
     """
     c = logits.shape[1]
     predictions = logits.argmax(1)
     log_p = F.log_softmax(logits, 1)
     entropy = -(log_p.exp() * log_p).sum(1)
+    confusion = confusion_matrix(labels, predictions, c)
     metrics = {
         "loss": float(F.nll_loss(log_p, labels)),
         "entropy": float(entropy.mean()),
-        **classification_metrics(confusion_matrix(labels, predictions, c)),
+        **classification_metrics(confusion),
+        "top_class_share": float(confusion.sum(0).max()) / max(1, len(labels)),
     }
     if c > 5:
         metrics["top-5-acc"] = int(in_top(logits, labels, 5).sum()) / max(1, len(labels))

@@ -1,0 +1,450 @@
+"""Numbers that went wrong: losses that are not finite, collapse, labels and images that cannot be right, logs that grow."""
+
+import json
+import logging
+import math
+import pickle
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muscle_plugin import run as run_module
+from muscle_plugin.algorithms.muscle import Muscle
+from muscle_plugin.cli import train_command
+from muscle_plugin.config import ConfigError, load_settings
+from muscle_plugin.data.checks import check_labels, equal_images, find_oddities
+from muscle_plugin.data.errors import DataError
+from muscle_plugin.data.sources import Source
+from muscle_plugin.data.splits import Split
+from muscle_plugin.files import load_tensors
+from muscle_plugin.host.health import LOW_ENTROPY_LINES, Health, NotFinite
+from muscle_plugin.run import Interrupted, RunError
+
+CPU = torch.device("cpu")
+NAN = float("nan")
+
+
+def spoil(monkeypatch, steps, value=NAN, term="train/mi"):
+    """Let MUSCLE's loss and one of its terms be ``value`` at these steps, counted from 1."""
+    inner = Muscle.train_step
+
+    def train_step(self, **batch):
+        out, log = inner(self, **batch)
+        if self.it + 1 in steps:
+            out["loss"] = out["loss"] * value
+            log[term] = log[term] * value
+        return out, log
+
+    monkeypatch.setattr(Muscle, "train_step", train_step)
+
+
+def failure(run_dir):
+    return json.loads((run_dir / "failure.json").read_text())
+
+
+# --------------------------------------------------------------------------------------------------------- not finite
+
+
+def test_a_learning_rate_far_too_high_is_one_line_with_status_1(tmp_path, capsys):
+    words = "--algorithm muscle_fixmatch --img_size 16 --total_batch 16 --num_train_iter 60 --num_eval_iter 50 --num_threads 1"
+    words += f" --lr 1e6 --use_tensorboard false --save_name r --save_dir {tmp_path}"
+    assert train_command(words.split(), "train.py") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: step ")
+    for part in ("the loss is not finite; noticed at step", "of the logged values first train/", "no checkpoint",
+                 "a smaller --lr (it is 1e+06), --clip_grad 1"):  # fmt: skip
+        assert part in line
+    found = failure(tmp_path / "r")
+    assert found["error"] == f"NotFinite: {line.removeprefix('error: ')}"
+    assert found["noticed_at_step"] % 10 == 0
+    assert 1 < found["not_finite_since_step"]["loss"] <= found["noticed_at_step"]
+
+
+def test_the_checkpoint_before_stays_and_says_where(short_run, tmp_path, monkeypatch):
+    """Checkpoint at 3, NaN at step 5: nothing after it is written, and the message has it all."""
+    plan = {
+        "algorithm": "muscle_fixmatch",
+        "num_log_iter": 2,
+        "num_eval_iter": 3,
+        "num_train_iter": 12,
+        "save_name": "r",
+    }
+    spoil(monkeypatch, {5})
+    with pytest.raises(NotFinite) as caught:
+        short_run(**plan)
+    text, found = str(caught.value), failure(tmp_path / "r")
+    assert text.startswith("step 5: the loss is not finite; noticed at step 6; of the logged values first train/mi;")
+    assert "last log line, step 4: train/sup_loss" in text
+    assert f"{tmp_path}/r/latest_model.pth of step 3, is from before and whole" in text
+    assert "\n" not in text
+    assert found["not_finite_since_step"]["train/mi"] == 5
+    assert found["not_finite_since_step"]["train/sup_loss"] == 6
+    assert (found["last_checkpoint_step"], found["last_finite"]["step"]) == (3, 4)
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").open()]
+    assert [r["step"] for r in rows] == [2, 3, 4]
+    for name in ("latest_model.pth", "model_best.pth"):
+        checkpoint = load_tensors(tmp_path / "r" / name)
+        assert checkpoint["it"] == 3
+        assert all(v.isfinite().all() for net in ("model", "ema_model") for v in checkpoint[net].values())
+    start = {"init_from": str(tmp_path / "r" / "latest_model.pth"), "init_head": True, "lr": 0.001}
+    monkeypatch.undo()  # what the message proposes
+    assert short_run(**{**plan, **start, "save_name": "new"})["complete"]
+    assert short_run(**plan, resume="yes")["complete"]
+    assert not (tmp_path / "r" / "failure.json").exists()
+
+
+def test_weights_lost_in_the_last_step_reach_no_checkpoint(short_run, tmp_path, monkeypatch):
+    """The loss of the step is finite: only the weights show it."""
+    inner = torch.optim.SGD.step
+
+    def step(self, *args, **kwargs):
+        out = inner(self, *args, **kwargs)
+        step.count += 1
+        if step.count == 6:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].mul_(math.inf)
+        return out
+
+    step.count = 0
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    with pytest.raises(NotFinite, match="step 6: .*weight of the net is not finite; noticed at step 6;"):
+        short_run(algorithm="fixmatch", save_name="r", num_save_iter=2)
+    assert load_tensors(tmp_path / "r" / "latest_model.pth")["it"] == 4
+
+
+def test_a_stop_saves_nothing_that_is_lost(short_run, tmp_path, monkeypatch):
+    from muscle_plugin.host.host import Host
+
+    spoil(monkeypatch, {3})
+    inner = Host._save_if_due
+
+    def stop(self):
+        if self.it == 3:
+            self.request_stop()
+        inner(self)
+
+    monkeypatch.setattr(Host, "_save_if_due", stop)
+    with pytest.raises(NotFinite):
+        short_run(algorithm="muscle", save_name="r", num_log_iter=50, num_eval_iter=50)
+    assert not (tmp_path / "r" / "latest_model.pth").exists()
+
+
+def test_a_gradient_that_is_not_finite_is_named_where_it_is_clipped(short_run, monkeypatch):
+    inner = Muscle.train_step
+
+    def train_step(self, **batch):
+        out, log = inner(self, **batch)
+        if self.it == 1:
+            zero = next(self.model.parameters()).sum() * 0
+            out["loss"] = out["loss"] + zero.sqrt()  # finite, with an infinite derivative
+        return out, log
+
+    monkeypatch.setattr(Muscle, "train_step", train_step)
+    with pytest.raises(NotFinite, match="step 2: the gradient is not finite; noticed at step 2"):
+        short_run(algorithm="muscle", save_name="r", clip_grad=1.0)
+
+
+def test_a_value_that_does_not_enter_the_loss_is_a_warning(short_run, tmp_path, monkeypatch):
+    inner = Muscle.train_step
+
+    def train_step(self, **batch):
+        out, log = inner(self, **batch)
+        return out, {**log, "train/of_interest": log["train/mi"] * NAN, "train/known_to_be_absent": NAN}
+
+    monkeypatch.setattr(Muscle, "train_step", train_step)
+    result = short_run(algorithm="muscle", save_name="r")
+    assert result["complete"]
+    found = [w for w in result["warnings"] if "finite" in w]
+    assert found == ["train/of_interest is not finite, but the loss is: training goes on"]
+    assert found[0] in (tmp_path / "r" / "log.txt").read_text()
+
+
+# --------------------------------------------------------------------------------------------------------------- fp16
+
+
+def rows(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").open()]
+
+
+def test_fp16_leaves_out_steps_and_counts_them(short_run, tmp_path, monkeypatch):
+    plan = {"algorithm": "muscle", "precision": "fp16", "num_train_iter": 12, "num_log_iter": 1, "num_eval_iter": 12}
+    short_run(**plan, save_name="before")
+    usual = rows(tmp_path / "before")[-1]["train/skipped_steps"]
+    spoil(monkeypatch, {6, 7})
+    result = short_run(**plan, save_name="r")
+    assert result["complete"]
+    assert rows(tmp_path / "r")[-1]["train/skipped_steps"] == usual + 2
+    assert not [w for w in result["warnings"] if "finite" in w]
+    checkpoint = load_tensors(tmp_path / "r" / "latest_model.pth")
+    assert all(v.isfinite().all() for v in checkpoint["model"].values())
+
+
+def test_fp16_ends_where_it_goes_on(short_run, tmp_path, monkeypatch):
+    plan = {"algorithm": "muscle", "precision": "fp16", "num_train_iter": 12, "num_log_iter": 2, "num_eval_iter": 6}
+    spoil(monkeypatch, range(7, 100))
+    with pytest.raises(
+        NotFinite, match=r"step 7: the loss and the gradient are not finite in more than 3 steps in a row"
+    ):
+        short_run(**plan, save_name="r", nonfinite_steps=3)
+    assert failure(tmp_path / "r")["noticed_at_step"] == 10
+    assert "--precision bf16 or fp32" in failure(tmp_path / "r")["error"]
+    assert load_tensors(tmp_path / "r" / "latest_model.pth")["it"] == 6
+    assert short_run(**plan, save_name="r", nonfinite_steps=10, resume="yes")["complete"]
+
+
+def test_the_count_of_skipped_steps_goes_on_after_a_stop(short_run, tmp_path, monkeypatch):
+    from muscle_plugin.host.host import Host
+
+    plan = {"algorithm": "muscle", "precision": "fp16", "num_train_iter": 8, "num_log_iter": 2}
+    spoil(monkeypatch, {3, 6})
+    short_run(**plan, save_name="whole")
+    inner = Host._save_if_due
+
+    def stop(self):
+        if self.it == 5:
+            self.request_stop()
+        inner(self)
+
+    monkeypatch.setattr(Host, "_save_if_due", stop)
+    with pytest.raises(Interrupted):
+        short_run(**plan, save_name="cut")
+    monkeypatch.setattr(Host, "_save_if_due", inner)
+    short_run(**plan, save_name="cut", resume="yes")
+    counts = [[r["train/skipped_steps"] for r in rows(tmp_path / n)] for n in ("whole", "cut")]
+    assert counts[0] == counts[1]
+    assert counts[0][-1] >= 2
+
+
+def test_steps_can_be_left_out_under_fp16_only():
+    with pytest.raises(ConfigError, match="nonfinite_steps: only with --precision fp16"):
+        load_settings(None, nonfinite_steps=3)
+    load_settings(None, nonfinite_steps=3, precision="fp16")
+    load_settings(None, nonfinite_steps=0)
+
+
+def test_the_first_step_of_each_value_is_kept():
+    health = Health(CPU, 0)
+    one = torch.tensor(1.0)
+    for step, (a, b) in enumerate([(one, one), (one, one / 0), (one * NAN, one), (one, one)], start=1):
+        health.observe(step, one if step < 4 else -one / 0, None, None, {"a": a, "b": b, "c": NAN, "d": torch.ones(3)})
+    (names,) = health._first
+    assert names == ("loss", "a", "b")
+    assert health._first[names].tolist() == [4, 3, 2]
+    assert (int(health.longest), int(health.losses), int(health.run)) == (1, 1, 1)
+
+
+def test_steps_left_out_long_ago_are_not_blamed():
+    health = Health(CPU, 2)
+    inf, one = torch.tensor(math.inf), torch.tensor(1.0)
+    for step in range(1, 20):
+        bad = step in (3, 4) or step >= 10
+        health.observe(step, one, inf if bad else one * 0, inf if bad else one * 0, {})
+    assert health._first["loss", "gradient"].tolist() == [math.inf, 10]
+    assert (int(health.skipped), int(health.longest)) == (12, 10)
+
+
+def test_the_error_passes_between_processes():
+    error = pickle.loads(pickle.dumps(NotFinite("words", {"a": 1})))
+    assert (str(error), error.details) == ("words", {"a": 1})
+
+
+def _lost_in_one(rank, folder):
+    """A process of two; the loss is lost in the second alone."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    health = Health(CPU, 0)
+    about = SimpleNamespace(
+        args=SimpleNamespace(lr=0.1, clip_grad=0.0), precision="fp32", run_dir=folder, model=torch.nn.Linear(1, 1),
+        ema_model=torch.nn.Linear(1, 1),
+    )  # fmt: skip
+    fine = torch.tensor(1.0)
+    health.observe(7, fine if rank == 0 else fine * NAN, None, None, {"train/x": fine})
+    with pytest.raises(NotFinite, match="step 7: the loss is not finite; noticed at step 9"):
+        health.check_now(about, 9)
+    with pytest.raises(NotFinite, match="step 7: the loss is not finite; noticed at step 9"):
+        health.check(about, 9, {"longest": 0.5, "losses": 0.5}, {})
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_end_together(tmp_path):
+    torch.multiprocessing.spawn(_lost_in_one, (tmp_path,), nprocs=2)
+
+
+# ----------------------------------------------------------------------------------------------------------- collapse
+
+
+def listener():
+    said = []
+    recorder = SimpleNamespace(warn=said.append)
+    source = SimpleNamespace(test_labels=torch.arange(100) % 10, test=torch.arange(100))
+    about = SimpleNamespace(num_classes=10, recorder=recorder, print_fn=lambda _: None, source=source)
+    return about, said
+
+
+def test_mutual_informations_collapse_is_said_once():
+    about, said = listener()
+    health = Health(CPU, 0)
+    low, high = 0.05 * math.log(10), 0.5 * math.log(10)
+    for step, h in enumerate([low] * (LOW_ENTROPY_LINES - 1) + [high] + [low] * 30):
+        health.see_entropy(about, step, h)
+    assert len(said) == 1
+    assert f"H(z) has collapsed: {low:.3f} nats at step {2 * LOW_ENTROPY_LINES - 1}, of at most 2.30" in said[0]
+    assert health.warnings == said
+
+
+def test_one_class_for_all_test_images():
+    about, said = listener()
+    health = Health(CPU, 0)
+    for share in (1.0, 1.0, 1.0, 1.0, 0.7, 0.4, 0.99, 0.99):  # at first it is no news
+        health.see_evaluation(about, 1, share, False)
+    assert not said
+    health.see_evaluation(about, 800, 0.99, False)
+    assert said == health.warnings
+    assert said[0].startswith("99.0 % of the test images are given one and the same class at step 800")
+    last = Health(CPU, 0)
+    last.see_evaluation(about, 9, 1.0, True)
+    assert len(last.warnings) == 1
+    about.source.test_labels = torch.zeros(100, dtype=torch.int64)  # there it is right
+    uneven = Health(CPU, 0)
+    uneven.see_evaluation(about, 9, 1.0, True)
+    assert not uneven.warnings
+
+
+def test_a_collapsed_run_says_so(short_run, tmp_path, monkeypatch):
+    inner = Muscle.train_step
+
+    def train_step(self, **batch):
+        out, log = inner(self, **batch)
+        return out, {**log, "train/entropy": log["train/entropy"] * 0.01}
+
+    monkeypatch.setattr(Muscle, "train_step", train_step)
+    result = short_run(algorithm="muscle", save_name="r", num_log_iter=1)
+    assert any(w.startswith("H(z) has collapsed") for w in result["warnings"])
+    assert "warning: H(z) has collapsed" in (tmp_path / "r" / "log.txt").read_text()
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def source(labels, train, test, classes=3, images=None):
+    labels = torch.tensor(labels)
+    if images is None:
+        images = torch.arange(len(labels) * 12).view(-1, 3, 2, 2).byte()
+    return Source(
+        images, labels, torch.tensor(train), torch.tensor(test, dtype=torch.int64), tuple("abcdefgh"[:classes])
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ([0, 1, 2, -1, 2], None),
+        ([0, 1, 3, 4, 2], r"x: 2 training image\(s\) have labels out of range, first training image 2: 3; there are 3"),
+        ([0, -2, 2, 1, 2], r"1 training image\(s\) .* first training image 1: -2"),
+        ([0, 1, 2, 1, -1], r"1 test image\(s\) .* first test image 0: -1"),
+    ],
+)
+def test_labels_out_of_range(labels, text):
+    made = source(labels, [0, 1, 2, 3], [4])
+    if text is None:
+        check_labels(made, "x")
+    else:
+        with pytest.raises(DataError, match=text):
+            check_labels(made, "x")
+
+
+def test_a_run_refuses_them(short_run, monkeypatch):
+    from muscle_plugin.data import sources
+
+    def wrong(options):
+        made = sources.digits(options)
+        labels = made.labels.clone()
+        labels[made.train[5]] = 10
+        return replace(made, labels=labels)
+
+    monkeypatch.setitem(sources.SOURCES, "digits", wrong)
+    with pytest.raises(
+        RunError, match=r"digits: 1 training image\(s\) have labels out of range, first training image 5: 10"
+    ):
+        short_run(save_name="r")
+
+
+def test_oddities_are_noted():
+    images = torch.randint(0, 256, (9, 3, 5, 5), dtype=torch.uint8)
+    images[8] = images[2]  # test = unlabelled
+    images[7] = images[2]
+    images[4] = images[1]  # unlabelled = labelled
+    images[5] = images[0]  # both labelled
+    made = replace(
+        source([0, 1, 0, 1, 1, 1, 0, 0, 0], range(7), [7, 8], 3, images), names=[f"{i}.png" for i in range(9)]
+    )
+    notes = find_oddities(made, Split(torch.tensor([0, 1, 5]), torch.tensor([0, 1, 2, 3, 4, 5, 6])))
+    assert notes == [
+        "no labelled image of class 'c'",
+        "no test image of class 'b', 'c'",
+        "2 test image(s) of 2 are, pixel by pixel, training images too (first: 7.png and 2.png); accuracy on these says"
+        " nothing of new images",
+        "1 unlabelled image(s) of 4 are, pixel by pixel, labelled images too (first: 4.png and 1.png)",
+        "1 pair(s) of labelled images are the same pixel by pixel, but have different labels (first: 0.png and 5.png, 'a'"
+        " and 'b')",
+    ]
+
+
+def test_a_large_set_is_not_compared(monkeypatch):
+    monkeypatch.setattr("muscle_plugin.data.checks.COMPARED_BYTES", 10)
+    made = source([0, 1, 2], [0, 1], [2])
+    assert (
+        "not looked for images that occur twice" in find_oddities(made, Split(torch.tensor([0]), torch.tensor([1])))[-1]
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 20), st.integers(1, 60), st.integers(1, 3))
+def test_equal_images_are_found_exactly(seed, size, count, values):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, values, (count, size), np.uint8) * 85
+    same = equal_images(torch.from_numpy(images)).numpy()
+    for i in range(count):
+        assert np.array_equal(same == same[i], (images == images[i]).all(1))
+
+
+def test_candidates_that_only_hash_alike_stay_apart(monkeypatch):
+    """With a projection to zero all images are candidates."""
+    generator = SimpleNamespace(integers=lambda *_: np.zeros(2, np.uint64))
+    monkeypatch.setattr("muscle_plugin.data.checks.np.random.default_rng", lambda _: generator)
+    images = torch.zeros(4, 16, dtype=torch.uint8)
+    images[1, 3] = images[2, 8] = images[3, 8] = 1
+    assert len(equal_images(images).unique()) == 3
+
+
+# --------------------------------------------------------------------------------------------------------------- logs
+
+
+def test_the_log_file_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "LOG_BYTES", 1000)
+    with run_module._log_file(tmp_path) as logger:
+        for i in range(1000):
+            logger.info("line %d", i)
+    sizes = {p.name: p.stat().st_size for p in tmp_path.iterdir()}
+    assert set(sizes) == {"log.txt", "log.txt.1", "log.txt.2"}
+    assert max(sizes.values()) <= 1000
+    assert "line 999" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_warning_in_every_step_fills_no_log(tmp_path):
+    seen = []
+    logger = logging.Logger("x")
+    logger.addHandler(handler := logging.Handler())
+    handler.emit = seen.append
+    with run_module._stdout_to(logger):
+        warnings.simplefilter("always")
+        for i in range(1000):
+            warnings.warn("the same", UserWarning, stacklevel=1)
+            warnings.warn(f"another {i}", UserWarning, stacklevel=1)
+    assert len(seen) == run_module.LOGGED_WARNINGS
