@@ -7,11 +7,14 @@ import io
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from muscle_plugin.text import first_line
 
 
 @contextlib.contextmanager
@@ -48,12 +51,29 @@ def as_shared_as_any(name: str | Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file."""
     with atomic_write(path) as f:
-        f.write(text.encode())
+        f.write(text.encode(errors="backslashreplace"))  # names of files need not be text
 
 
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path.name}: nested too deep") from None
+    except ValueError as e:
+        raise ValueError(f"{path.name}: {e}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name}: expected a mapping, found a {type(found).__name__}")
+    return found
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
@@ -70,7 +90,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes 
         content: of the file, if it has been read already.
 
     Raises:
-        ValueError: the file is absent, damaged, or holds more than plain data.
+        ValueError: the file is absent, damaged, holds more than plain data, or is compressed.
     """
     target = torch.device(device)
 
@@ -78,11 +98,16 @@ def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes 
         return storage if location == "cpu" or target.type == "cpu" else storage.cuda(target.index)
 
     try:
+        source = path if content is None else io.BytesIO(content)
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:  # torch never compresses, but would expand what another has packed
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("its content is compressed; torch.save writes it as it is")
         found = torch.load(path if content is None else io.BytesIO(content), map_location=place, weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as e:
-        raise ValueError(f"{path}: not a readable checkpoint ({str(e).splitlines()[0]})") from None
+        raise ValueError(f"{path}: not a readable checkpoint ({first_line(e)})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: not a checkpoint, but a {type(found).__name__}")
     return found
