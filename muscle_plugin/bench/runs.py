@@ -224,8 +224,12 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         if path.suffix == ".jsonl":
             runs |= {r.path: r for r in read_summaries(path)}
             continue
-        if not path.is_dir():
-            raise RunsError(f"{path}: no such folder; give folders of runs")
+        try:
+            there = path.is_dir()
+        except (OSError, ValueError):  # no name that a folder can have
+            there = False
+        if not there:
+            raise RunsError(f"{shown(path)}: no such folder; give folders of runs")
         places = sorted(p.parent for p in path.rglob("config.yaml"))
         if not places:
             raise RunsError(f"{path}: no run in it (a run's folder has a config.yaml)")
@@ -265,8 +269,8 @@ def read_summaries(path: Path) -> list[Run]:
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise RunsError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
+    except (OSError, ValueError) as e:
+        raise RunsError(f"{shown(path)}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
     runs = []
     for number, line in enumerate(lines, 1):
         if not line:
