@@ -219,7 +219,12 @@ def test_postscript_and_what_is_no_file_are_not_opened(tmp_path):
     (root / "device.png").symlink_to("/dev/zero")
     (root / "gone.png").symlink_to("nowhere.png")
     assert [p.name for p in find_images(root)] == ["device.png", "gone.png", "pipe.png", "x.png"]
-    refused = {"x.png": "not an image", "pipe.png": "not a file", "device.png": "not a file", "gone.png": "No such file"}
+    refused = {
+        "x.png": "not an image",
+        "pipe.png": "not a file",
+        "device.png": "not a file",
+        "gone.png": "No such file",
+    }
     for name, message in refused.items():
         with pytest.raises(DataError, match=message):
             decode(root / name, 8)
@@ -232,7 +237,9 @@ def test_links_out_of_the_folder_are_followed_only_when_allowed(kind, tmp_path):
     Image.new("RGB", (8, 8), "red").save(secret / "s.png")
     root = folder_of(tmp_path / "data", {})
     places = {
-        "file": ("labelled/cat/s.png", secret / "s.png"), "folder": ("labelled/eel", secret), "part": ("unlabelled", secret),
+        "file": ("labelled/cat/s.png", secret / "s.png"),
+        "folder": ("labelled/eel", secret),
+        "part": ("unlabelled", secret),
     }
     name, target = places[kind]
     (root / name).symlink_to(target)
@@ -240,7 +247,6 @@ def test_links_out_of_the_folder_are_followed_only_when_allowed(kind, tmp_path):
         image_folder(SourceOptions(root, 8, cache_dirs=[tmp_path / "cache"]))
     source = image_folder(SourceOptions(root, 8, cache_dirs=[tmp_path / "cache"], allow_outside=True))
     assert len(source.train) == 7
-    )
 
 
 @pytest.mark.parametrize("how", ["../home/s.png", "absolute"])
@@ -286,7 +292,7 @@ def test_spreadsheets_compute_no_name(tmp_path, monkeypatch):
     monkeypatch.setattr(
         predict,
         "label_images",
-        lambda _, files, *__: ((f, c, 0.5) for f, c in zip(files, ["=A1", "-1", "cat", "+", "@x"])),
+        lambda _, files, *__: ((f, c, 0.5) for f, c in zip(files, ["=A1", "-1", "cat", "+", "@x"], strict=True)),
     )
     predict.write_predictions(tmp_path / "c.pth", tmp_path / "in", tmp_path / "o.csv")
     lines = (tmp_path / "o.csv").read_text(encoding="utf-8").splitlines()[1:]
@@ -320,7 +326,8 @@ def test_files_of_runs_that_are_damaged_are_named_and_left_out(make_run, tmp_pat
     make_run("muscle_digits_10", 0)
     bad = make_run("muscle_digits_10", 1)
     for name, text in [("result.json", "[" * 100_000), ("result.json", '{"last_top1": "x"}'), ("metrics.jsonl", "3\n"),
-                       ("metrics.jsonl", '{"step": NaN}\n'), ("environment.json", "[]"), ("result.json", "\udcff")]:  # fmt: skip
+                       ("metrics.jsonl", '{"step": NaN}\n'), ("environment.json", "[]"),
+                       ("result.json", "\udcff")]:  # fmt: skip
         kept = (bad / name).read_bytes()
         (bad / name).write_bytes(text.encode(errors="surrogateescape"))
         assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
