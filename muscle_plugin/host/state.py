@@ -78,7 +78,8 @@ def _capture_object(obj: Any) -> dict[str, Any]:
 def _may_set(obj: Any, name: str, packed: Any) -> bool:
     """Whether a state may set an attribute: one that :func:`capture` would have taken, to a value of the same kind. A file
     must not put other paths, settings or methods in place."""
-    if name in PLACE or name.startswith("__") or callable(getattr(type(obj), name, None)):
+    of_class = getattr(type(obj), name, None)
+    if name in PLACE or name.startswith("__") or callable(of_class) or isinstance(of_class, property):
         return False
     now = _pack(vars(obj).get(name))
     if now is _SKIP:
