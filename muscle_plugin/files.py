@@ -83,7 +83,19 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> dict[str, Any]:
-    """Read a checkpoint without running any code in it.
+    """Read a checkpoint, a mapping, as :func:`load_plain` does.
+
+    Raises:
+        ValueError: it is none, or cannot be read.
+    """
+    found = load_plain(path, device, content)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a checkpoint, but a {type(found).__name__}")
+    return found
+
+
+def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> Any:
+    """Read a file that ``torch.save`` wrote, without running any code in it.
 
     Args:
         device: where the tensors go that were on a GPU.
@@ -108,6 +120,4 @@ def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes 
         raise ValueError(f"{path}: no such file") from None
     except Exception as e:
         raise ValueError(f"{path}: not a readable checkpoint ({first_line(e)})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: not a checkpoint, but a {type(found).__name__}")
     return found

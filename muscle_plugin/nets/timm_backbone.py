@@ -12,7 +12,7 @@ from torch import Tensor
 
 from muscle_plugin.closest import nearest
 from muscle_plugin.data.names import TIMM
-from muscle_plugin.files import load_tensors
+from muscle_plugin.files import load_plain
 from muscle_plugin.nets.base import USBNet, grouped, groups_in_order
 from muscle_plugin.nets.options import NetOptions
 
@@ -200,7 +200,7 @@ def _read(name: str, path: Path) -> dict[str, Tensor]:
 
             content = load_file(path)
         else:
-            content = load_tensors(path)
+            content = load_plain(path)
     except ImportError as e:
         raise ValueError(f"net: {path}: reading it needs the package safetensors") from e
     except Exception as e:  # safetensors' error derives from Exception alone; torch's are of five kinds
