@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from muscle_plugin.text import one_line
 from muscle_plugin.version import __version__
 
 EXIT_FAILED = 1
@@ -22,7 +24,7 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 def fail(lines: Sequence[str]) -> int:
     """Print each fault as a line on standard error; returns the exit status of bad input."""
     for line in lines if _FIRST else ():
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {one_line(line)}", file=sys.stderr)
     return EXIT_BAD_INPUT
 
 
@@ -47,7 +49,7 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
     except config.CatalogueError as e:
         return fail([str(e)])
     for notice in resolved.notices if _FIRST else ():
-        print(f"note: {notice}", file=sys.stderr)
+        print(f"note: {one_line(notice)}", file=sys.stderr)
     if options.print_config:
         print(resolved.to_yaml(), end="")
         return 0
@@ -83,7 +85,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
         train(resolved, command=[*prog.split(), *argv])
     except RunError as e:
         for line in str(e).splitlines():  # in one process only, or of one that never met the others
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {one_line(line)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except NotFinite as e:
         if _FIRST:
@@ -189,6 +191,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``muscle-plugin``."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if words and words[0] in COMMANDS:
         return COMMANDS[words[0]][0](words[1:], f"muscle-plugin {words[0]}")
     parser = argparse.ArgumentParser(prog="muscle-plugin", description="MUSCLE for USB (arXiv 2012.00150).")

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name most like ``name``, or None if none is like it by ``cutoff`` (difflib's ratio, 0 to 1)."""
+    if len(name) > 100:  # no name is; difflib's time grows with the square of the length
+        return None
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return near[0] if near else None
 

@@ -8,15 +8,20 @@ error answer at once.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import ScalarNode
 
 from muscle_plugin.algorithms.catalogue import (
     MUSCLE_PREFIX,
@@ -29,6 +34,16 @@ from muscle_plugin.algorithms.catalogue import (
 from muscle_plugin.algorithms.own import stage_1_epochs
 from muscle_plugin.closest import closest, did_you_mean
 from muscle_plugin.data.names import DATASETS, NETS, DatasetInfo
+from muscle_plugin.text import shown
+
+#: What a configuration file may be: its size, how deep its YAML nests, how many files ``extends`` may bring in.
+MOST_BYTES = 1 << 18
+MOST_DEPTH = 20
+MOST_FILES = 64
+#: No setting is a longer text (a path has 4,096 bytes at most) or a larger whole number.
+MOST_CHARACTERS = 4096
+MOST_WHOLE = 2**53
+MOST_IMAGES = 2**20  # of a step
 
 
 class ConfigError(ValueError):
@@ -43,7 +58,9 @@ class RunSettings(BaseModel):
     """Settings that every run has. ``json_schema_extra={"moves": True}`` marks those that
     may differ when a run is resumed, since they do not change what is computed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     # -- what to train
     algorithm: str = Field(
@@ -81,9 +98,11 @@ class RunSettings(BaseModel):
     )
 
     # -- batch
-    total_batch: int | None = Field(None, ge=2, description="B: images per step, labelled and unlabelled; default 128")
+    total_batch: int | None = Field(
+        None, ge=2, le=MOST_IMAGES, description="B: images per step, labelled and unlabelled; default 128"
+    )
     ratio: float | None = Field(None, gt=0, description="r = I/J: unlabelled images per labelled one; default 1")
-    batch_size: int | None = Field(None, ge=1, description="USB's name: J, labelled images per step")
+    batch_size: int | None = Field(None, ge=1, le=MOST_IMAGES, description="USB's name: J, labelled images per step")
     uratio: float | None = Field(None, gt=0, description="USB's name for ratio")
     eval_batch_size: int = Field(
         256, ge=1, description="images per evaluation batch", json_schema_extra={"moves": True}
@@ -129,7 +148,7 @@ class RunSettings(BaseModel):
 
     # -- data
     data_dir: str = Field("./data", description="folder of the data files", json_schema_extra={"moves": True})
-    num_classes: int | None = Field(None, ge=2, description="number of classes; default: the data set's")
+    num_classes: int | None = Field(None, ge=2, le=10**6, description="number of classes; default: the data set's")
     img_size: int | None = Field(None, ge=4, le=1024, description="images are resized to this; default: the data set's")
     split_seed: int | None = Field(None, ge=0, lt=2**32, description="draws the labelled images; default: seed")
     split_file: str | None = Field(
@@ -151,6 +170,9 @@ class RunSettings(BaseModel):
     )
     labels_csv: str | None = Field(None, description="of dataset folder: table of file,label[,split] over data_dir")
     skip_bad_images: bool = Field(False, description="leave out image files that cannot be read")
+    allow_outside: bool = Field(
+        False, description="links of an image folder, and names of labels_csv, may lead out of data_dir"
+    )
     cache_dir: str | None = Field(
         None,
         description="folder for the array files made of image files; default: .packed in data_dir or save_dir",
@@ -177,7 +199,7 @@ class RunSettings(BaseModel):
 
     # -- device
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    gpu: int | None = Field(None, ge=0, description="USB's name: the same as device cuda:N")
+    gpu: int | None = Field(None, ge=0, lt=128, description="USB's name: the same as device cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "fp32", description="auto: bf16 where the GPU has it, else fp16 on a GPU, fp32 on a CPU"
     )
@@ -185,13 +207,16 @@ class RunSettings(BaseModel):
     compile: Literal["no", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = Field(
         "no", description="torch.compile of the net's forward; reduce-overhead uses CUDA graphs. Changes the last bits"
     )
-    num_threads: int | None = Field(None, ge=1, description="CPU threads; default: PyTorch's. Changes the last bits")
+    num_threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads; default: PyTorch's. Changes the last bits"
+    )
     sync_bn: bool = Field(
         True, description="with several processes: batch norm's statistics are those of all their images"
     )
     dist_timeout: float = Field(
         1800,
         gt=0,
+        le=10**7,
         description="seconds that an exchange between processes may take before the run ends with an error",
         json_schema_extra={"moves": True},
     )
@@ -222,10 +247,13 @@ class RunSettings(BaseModel):
     use_aim: bool = Field(False, description="log to Aim by USB's hook", json_schema_extra={"moves": True})
 
 
+Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class MuscleSettings(BaseModel):
     """The settings that MUSCLE adds to whatever it is composed with."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     mi_weight: float = Field(1.0, ge=0, description="alpha of equation 7: weight of the mutual information")
     hard_views: int = Field(3, ge=1, le=64, description="V: hard views per weak view (paper: 3)")
@@ -307,14 +335,17 @@ def find_config(word: str | Path) -> Path:
     """
     path = Path(word)
     named = config_directory() / f"{str(word).removesuffix('.yaml')}.yaml"
-    if path.is_file():
-        return path
-    if named.is_file():
-        return named
+    try:
+        if path.is_file():
+            return path
+        if named.is_file():
+            return named
+    except (OSError, ValueError) as e:
+        raise ConfigError([f"{shown(word)}: not a file's name: {getattr(e, 'strerror', None) or e}"]) from None
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         return path  # reading it says what is wrong with it
     near = did_you_mean(str(word), config_names())
-    raise ConfigError([f"{word}: no such configuration in {config_directory()}{near}"])
+    raise ConfigError([f"{shown(word)}: no such configuration in {config_directory()}{near}"])
 
 
 def config_names() -> list[str]:
@@ -335,17 +366,65 @@ def config_name(path: Path) -> str | None:
         return None
 
 
-def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
-    """The layers of a YAML file, lowest precedence first; ``extends`` names one file or a list, relative to the file.
+class _BoundedComposer(Composer):
+    """Refuses what makes a short YAML text large or deep in memory: settings are single values, so that neither nesting
+    nor a reference to a list or a mapping has a use."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.parser.check_event(AliasEvent):
+            event = self.parser.peek_event()
+            if not isinstance(self.anchors.get(event.anchor), (ScalarNode, type(None))):
+                raise ComposerError(None, None, "a reference to a list or a mapping", event.start_mark)
+        if self._depth > MOST_DEPTH:
+            raise ComposerError(None, None, f"nested more than {MOST_DEPTH} deep", self.parser.peek_event().start_mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+def _load(path: Path) -> Any:
+    """The content of a YAML file, as plain values.
 
     Raises:
-        ConfigError: no such file, not YAML, not a mapping, or a circle of ``extends``.
+        OSError, ConfigError, Exception: ruamel raises what it meets.
     """
-    path = path.resolve()
+    with path.open("rb") as f:  # of a device or a pipe no more than this is read
+        raw = f.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise ConfigError([f"{path}: larger than {MOST_BYTES >> 10} KB; not a file of settings"])
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _BoundedComposer
+    return yaml.load(raw.decode("utf-8"))
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None = None) -> list[Layer]:
+    """The layers of a YAML file, lowest precedence first; ``extends`` names one file or a list, relative to the file.
+
+    Args:
+        seen: the files that led to this one.
+        read: all files read so far.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping, a circle of ``extends``, or too many files.
+    """
+    try:
+        path = path.resolve()
+    except (OSError, RuntimeError, ValueError) as e:  # a link to itself, a name that none can be
+        raise ConfigError([f"{shown(path)}: cannot be read: {e}"]) from None
     if path in seen:
         raise ConfigError([f"{path}: extends itself, by way of {' -> '.join(p.name for p in (*seen, path))}"])
+    read = [] if read is None else read
+    read.append(path)
+    if len(read) > MOST_FILES:
+        raise ConfigError([f"{path}: extends brings in more than {MOST_FILES} files"])
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content = _load(path)
+    except ConfigError:
+        raise
     except FileNotFoundError:
         near = closest(path.stem, (p.stem for p in path.parent.glob("*.yaml")))
         hint = f"; did you mean {near}.yaml?" if near else ""
@@ -355,7 +434,9 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     except YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError([f"{path}{where}: not valid YAML: {getattr(e, 'problem', None) or e}"]) from None
+        raise ConfigError([f"{path}{where}: not valid YAML: {shown(getattr(e, 'problem', None) or e)}"]) from None
+    except Exception as e:  # of values: a 13th month, a number of 5,000 digits
+        raise ConfigError([f"{path}: not valid YAML: {shown(e) or type(e).__name__}"]) from None
     if content is None:
         content = {}
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
@@ -363,8 +444,8 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     bases = content.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
-        raise ConfigError([f"{path}: extends must name a file or a list of files, got {bases!r}"])
-    layers = [layer for base in bases for layer in read_yaml(path.parent / base, (*seen, path))]
+        raise ConfigError([f"{path}: extends must name a file or a list of files, got {shown(bases)}"])
+    layers = [layer for base in bases for layer in read_yaml(path.parent / base, (*seen, path), read)]
     return [*layers, Layer(path.name, content)]
 
 
@@ -378,9 +459,12 @@ def _algorithm_entry(name: Any) -> Algorithm:
         raise ConfigError(
             [f"algorithm: {name!r} does not exist, since a step of {base!r} sees no unlabelled image; use 'muscle'"]
         )
-    raise ConfigError([f"algorithm: unknown {name!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}"])
+    raise ConfigError(
+        [f"algorithm: unknown {shown(repr(name))}{did_you_mean(str(name), known)}; known: {', '.join(known)}"]
+    )
 
 
+@cache
 def settings_model(algorithm: str) -> type[BaseModel]:
     """The pydantic model of all settings of one algorithm: every run's, MUSCLE's where it is composed in, and those
     that USB's class declares in ``get_argument``."""
@@ -446,7 +530,9 @@ def batch_composition(layers: Sequence[Layer]) -> tuple[int, int]:
     else:
         assert labelled is not None
         unlabelled = round(labelled * ratio)
-    if labelled < 1 or unlabelled < 1:
+    if labelled < 1 or unlabelled < 1 or labelled + unlabelled > MOST_IMAGES:
+        if labelled + unlabelled > MOST_IMAGES:
+            raise ConfigError([f"a step would hold more than {MOST_IMAGES:,} images; lower total_batch or ratio"])
         raise ConfigError(
             [f"a step would hold {labelled} labelled and {unlabelled} unlabelled images; both must be at least 1"]
         )
@@ -487,6 +573,7 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
     faults: list[str] = []
     notices: list[str] = []
     for layer in layers:
+        faults += _refused_values(layer)
         _from_usb_values(layer)
     merged: dict[str, Any] = {}
     where: dict[str, Layer] = {}
@@ -516,7 +603,7 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
             if not entry_faults:
                 faults.append(f"{spelled} is not a setting of {algorithm!r}, but of {', '.join(owners)}")
         else:
-            faults.append(f"{spelled} is not a setting{did_you_mean(key, known)}")
+            faults.append(f"{shown(spelled)} is not a setting{did_you_mean(key, known)}")
 
     settings: Any = None
     try:
@@ -524,16 +611,15 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
     except ValidationError as e:
         for error in e.errors():
             key = str(error["loc"][0])
-            shown = f"{_spelling(key, where[key])}: " if key in where else f"{key}: "
-            faults.append(shown + _readable(error))
+            place = _spelling(key, where[key]) if key in where else key
+            faults.append(f"{place}: {_readable(error)}")
             merged.pop(key, None)
             for layer in layers:
                 layer.values.pop(key, None)
         settings = model(**merged)  # what is left is valid, and may hold faults between settings
     if settings is not None:
         try:
-            checked = settings.model_dump(include={"total_batch", "ratio", "batch_size", "uratio"})
-            typed = [Layer(x.source, {k: _typed(k, v) for k, v in x.values.items() if k in checked}) for x in layers]
+            typed = [Layer(x.source, {k: _typed(x, k) for k in x.values if k in _BATCH_TYPES}) for x in layers]
             labelled, unlabelled = batch_composition(typed)
             settings = settings.model_copy(
                 update={
@@ -561,24 +647,64 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
     return Resolved(_finish(settings, name), {k: x.source for k, x in where.items()}, tuple(notices), name)
 
 
-def _typed(key: str, value: Any) -> Any:
-    """A layer's value in the type of the setting (a command line gives strings)."""
-    if value is None:
-        return None
-    return int(value) if key in ("total_batch", "batch_size") else float(value)
+_BATCH_TYPES: dict[str, TypeAdapter[Any]] = {
+    "total_batch": TypeAdapter(int | None), "batch_size": TypeAdapter(int | None),
+    "ratio": TypeAdapter(Ratio | None), "uratio": TypeAdapter(Ratio | None),
+}  # fmt: skip
+
+
+def _refused_values(layer: Layer) -> list[str]:
+    """Take out of a layer what no setting can be, and say so: lists and mappings, texts that no path or name can be, whole
+    numbers beyond all bounds."""
+    faults = []
+    for key, value in list(layer.values.items()):
+        reason = ""
+        if not isinstance(value, (str, int, float, bool, type(None))):
+            reason = f"a single value is expected, got a {type(value).__name__}"
+        elif isinstance(value, str) and len(value) > MOST_CHARACTERS:
+            reason = f"a text of {len(value):,} characters is too long"
+        elif isinstance(value, str) and not _can_be_name(value):
+            reason = f"holds characters that no name can have, got {shown(repr(value))}"
+        elif type(value) is int and abs(value) > MOST_WHOLE:
+            reason = "a number out of all bounds"
+        if reason:
+            faults.append(f"{shown(_spelling(key, layer))}: {reason}")
+            del layer.values[key]
+    return faults
+
+
+def _can_be_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return not any(c < " " or c == "\x7f" for c in text)
+
+
+def _typed(layer: Layer, key: str) -> Any:
+    """A layer's value in the type of the setting (a command line gives strings).
+
+    Raises:
+        ConfigError: a later layer hides that it is none.
+    """
+    try:
+        return _BATCH_TYPES[key].validate_python(layer.values[key])
+    except ValidationError as e:
+        raise ConfigError([f"{_spelling(key, layer)}: {_readable(e.errors()[0])}"]) from None
 
 
 def _readable(error: Any) -> str:
     got = error.get("input")
-    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {got!r}"
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(repr(got))}"
 
 
 def _cross_checks(settings: Any) -> list[str]:
     """Faults that concern more than one setting, or names that must exist."""
-    faults = []
+    faults = [f"{k}: a number out of all bounds" for k, v in settings if type(v) is int and abs(v) > MOST_WHOLE]
     if settings.dataset not in DATASETS:
         faults.append(
-            f"dataset: unknown {settings.dataset!r}{did_you_mean(settings.dataset, DATASETS)}; known: {', '.join(DATASETS)}"
+            f"dataset: unknown {shown(repr(settings.dataset))}{did_you_mean(settings.dataset, DATASETS)}; known:"
+            f" {', '.join(DATASETS)}"
         )
     else:
         faults += _split_faults(settings, DATASETS[settings.dataset])
@@ -612,7 +738,7 @@ def _cross_checks(settings: Any) -> list[str]:
         Path(settings.save_name).name != settings.save_name or settings.save_name in ("", ".", "..")
     ):
         faults.append(
-            f"save_name: must be a plain directory name, got {settings.save_name!r}; the folder goes into save_dir"
+            f"save_name: must be a plain directory name, got {shown(repr(settings.save_name))}; the folder goes into save_dir"
         )
     return faults
 
@@ -640,7 +766,8 @@ def _split_faults(settings: Any, info: DatasetInfo) -> list[str]:
         )
     if settings.split_file and settings.lb_imb_ratio != 1:
         faults.append("lb_imb_ratio: split_file says which images are labelled; give one of the two")
-    of_files = {"labels_csv": ("folder",), "skip_bad_images": ("folder", "miniimagenet", "eurosat")}
+    files = ("folder", "miniimagenet", "eurosat")
+    of_files = {"labels_csv": ("folder",), "skip_bad_images": files, "allow_outside": files}
     for name, allowed in of_files.items():
         if getattr(settings, name) and settings.dataset not in allowed:
             faults.append(f"{name}: only for image files (dataset {', '.join(allowed)}), not for {settings.dataset}")
@@ -716,12 +843,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="YAML file of settings, or the name of one of benchmark_configs",
     )
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
-    shown: set[str] = set()
+    added: set[str] = set()
 
     def add(group: Any, name: str, description: str | None, default: Any, kind: Any) -> None:
-        if name in shown:
+        if name in added:
             return
-        shown.add(name)
+        added.add(name)
         flags = ([_SHORT_FLAGS[name]] if name in _SHORT_FLAGS else []) + [f"--{name}"]
         text = (description or "").replace("%", "%%")
         if get_origin(kind) is Literal:
@@ -766,9 +893,9 @@ def parse_command_line(
             if name.replace("-", "_") in WITHOUT_EFFECT:
                 layer.values[name.replace("-", "_")] = value
             else:
-                faults.append(f"{word.partition('=')[0]} is not a setting{did_you_mean(name, known)}")
+                faults.append(f"{shown(word.partition('=')[0])} is not a setting{did_you_mean(name, known)}")
         elif not faults and not set(layer.values) & set(WITHOUT_EFFECT):
-            faults.append(f"unexpected argument {word!r}; settings are given as --name value")
+            faults.append(f"unexpected argument {shown(repr(word))}; settings are given as --name value")
     return namespace, layer, faults
 
 

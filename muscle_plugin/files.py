@@ -9,11 +9,14 @@ import io
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from muscle_plugin.text import first_line
 
 #: What a checkpoint's file ends with: these bytes, and the SHA-256 of all before them. PyTorch reads over it.
 _CHECKED = b"\nsha256 "
@@ -117,12 +120,29 @@ def as_shared_as_any(name: str | Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file."""
     with atomic_write(path) as f:
-        f.write(text.encode())
+        f.write(text.encode(errors="backslashreplace"))  # names of files need not be text
 
 
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path.name}: nested too deep") from None
+    except ValueError as e:
+        raise ValueError(f"{path.name}: {e}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name}: expected a mapping, found a {type(found).__name__}")
+    return found
 
 
 class _Hashing:
@@ -195,15 +215,35 @@ def read_whole(path: Path) -> bytes:
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> dict[str, Any]:
-    """Read a checkpoint without running any code in it.
+    """Read a checkpoint, a mapping, as :func:`load_plain` does.
+
+    Raises:
+        ValueError: it is none, or cannot be read.
+    """
+    found = load_plain(path, device, content)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a checkpoint, but a {type(found).__name__}")
+    return found
+
+
+def _refuse_compressed(content: bytes) -> None:
+    """torch never compresses, but would expand what another has packed."""
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its content is compressed; torch.save writes it as it is")
+
+
+def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> Any:
+    """Read a file that ``torch.save`` wrote, without running any code in it.
 
     Args:
         device: where the tensors go that were on a GPU.
         content: of the file, if it has been read already.
 
     Raises:
-        ValueError: the file is absent, or holds no checkpoint.
-        DamagedError: it is damaged, or holds more than plain data.
+        ValueError: the file is absent, or may not be read.
+        DamagedError: it is damaged, holds more than plain data, or is compressed.
     """
     target = torch.device(device)
 
@@ -218,12 +258,10 @@ def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes 
         raise ValueError(f"{path}: cannot be read: {e.strerror}") from None
     checked = _is_checked(path, content)
     try:
+        _refuse_compressed(content)
         found = torch.load(io.BytesIO(content), map_location=place, weights_only=True)
     except Exception as e:
-        reason = (str(e) or type(e).__name__).splitlines()[0]
-        raise DamagedError(f"{path}: not a readable checkpoint ({reason})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: not a checkpoint, but a {type(found).__name__}")
-    if found.pop(_SAYS_CHECKED, False) and not checked:
+        raise DamagedError(f"{path}: not a readable checkpoint ({first_line(e)})") from None
+    if isinstance(found, dict) and found.pop(_SAYS_CHECKED, False) and not checked:
         raise DamagedError(f"{path}: damaged: its checksum is missing")
     return found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from muscle_plugin.files import load_tensors, write_text
 from muscle_plugin.host.device import choose_device, usb_calls_on
 from muscle_plugin.host.host import LATEST, refuse_newer
 from muscle_plugin.run import net_builder
+from muscle_plugin.text import first_line, one_line, shown
 
 _DECODED_AT_ONCE = 2048  # images held in memory
 
@@ -43,26 +46,33 @@ class Predictor:
         if not isinstance(about, dict):
             raise ValueError(f"{checkpoint}: does not say what images it was trained on; it is not a run's checkpoint")
         #: Training steps that the weights have seen.
+        if faults := _faults(content, about):
+            raise ValueError(
+                f"{checkpoint}: not a whole checkpoint: {', '.join(faults)} is missing, or not what it should be"
+            )
         self.step: int = content["it"]
         self.classes: list[str] = about["classes"]
         self.img_size: int = about["img_size"]
-        with usb_calls_on(self.device):
-            data_channels = len(about["mean"])
-            build = net_builder(
-                content["net"], content["net_from_name"], data_channels, self.img_size, about["net_options"]
-            )
-            net = build(num_classes=len(self.classes))
+        data_channels = len(about["mean"])
         try:
-            net.load_state_dict(content["ema_model"])
-        except RuntimeError:
+            with usb_calls_on(self.device):
+                build = net_builder(
+                    content["net"], content["net_from_name"], data_channels, self.img_size, about["net_options"]
+                )
+                net = build(num_classes=len(self.classes))
+        except (AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as e:
+            name = shown(content["net"])
+            raise ValueError(f"{checkpoint}: its net {name} cannot be built ({first_line(e)})") from None
+        weights = {k: v for k, v in content["ema_model"].items() if isinstance(k, str)}
+        try:
+            net.load_state_dict(weights)
+        except (RuntimeError, TypeError):
             # some algorithms wrap the net with heads of their own and keep it as `backbone`
-            inner = {
-                k.removeprefix("backbone."): v for k, v in content["ema_model"].items() if k.startswith("backbone.")
-            }
+            inner = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
             try:
                 net.load_state_dict(inner)
-            except RuntimeError as e:
-                reason = str(e).splitlines()[0]
+            except (RuntimeError, TypeError) as e:
+                reason = first_line(e)
                 raise ValueError(f"{checkpoint}: its weights do not fit net {content['net']} ({reason})") from None
         self._net = net.to(self.device).eval()
         self._grey = data_channels == 1
@@ -77,6 +87,35 @@ class Predictor:
             weights = torch.tensor([0.299, 0.587, 0.114], device=self.device).view(1, 3, 1, 1)
             x = (x * weights).sum(1, keepdim=True).round().to(torch.uint8)
         return self._net(self._normalise(x))["logits"].float().softmax(1).cpu()
+
+
+def _faults(content: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    """What a checkpoint lacks, or has of another kind, of all that is needed to use its net."""
+
+    def numbers(values: Any) -> bool:
+        return isinstance(values, list) and len(values) in (1, 3) and all(isinstance(x, (int, float)) for x in values)
+
+    classes, size, options = about.get("classes"), about.get("img_size"), about.get("net_options")
+    whole = {
+        "it": type(content.get("it")) is int,
+        "net": isinstance(content.get("net"), str),
+        "net_from_name": isinstance(content.get("net_from_name"), bool),
+        "ema_model": isinstance(content.get("ema_model"), dict),
+        "classes": isinstance(classes, list) and len(classes) > 1 and all(isinstance(c, str) for c in classes),
+        "img_size": type(size) is int and 4 <= size <= 1024,
+        "net_options": isinstance(options, dict) and all(isinstance(k, str) for k in options),
+        "mean, std": numbers(about.get("mean"))
+        and numbers(about.get("std"))
+        and len(about["mean"]) == len(about["std"]),
+        "channels": about.get("channels") in (1, 3),
+    }
+    return [name for name, good in whole.items() if not good]
+
+
+def _no_formula(text: str, before: str) -> str:
+    """The text of a cell, with ``before`` in front where a spreadsheet would take it for a formula and compute it."""
+    risky = text[:1] in ("=", "@", "\t", "\r") or (text[:1] in ("+", "-") and not re.fullmatch(r"[+-]?[\d.]*", text))
+    return before + text if risky else text
 
 
 def label_images(
@@ -94,7 +133,7 @@ def label_images(
         for reason in bad.values():
             if not skip_bad_images:
                 raise DataError(f"{reason}. --skip-bad-images leaves such files out")
-            print(f"note: left out {reason}", file=sys.stderr)
+            print(f"note: left out {one_line(reason)}", file=sys.stderr)
         good = [i for i in range(len(part)) if i not in bad]
         for start in range(0, len(good), batch):
             chosen = good[start : start + batch]
@@ -134,7 +173,9 @@ def write_predictions(
     table.writerow(("file", "class", "probability"))
     rows = 0
     for path, label, probability in label_images(predictor, files, skip_bad_images, batch):
-        table.writerow((path.relative_to(root).as_posix(), label, f"{probability:.6f}"))
+        table.writerow(
+            (_no_formula(path.relative_to(root).as_posix(), "./"), _no_formula(label, "'"), f"{probability:.6f}")
+        )
         rows += 1
     write_text(out, text.getvalue())
     return f"{rows} images labelled by {used} (averaged weights, step {predictor.step}): {out}"

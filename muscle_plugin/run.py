@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
-import json
 import logging
 import logging.handlers
 import os
@@ -41,7 +40,16 @@ from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS, TIMM
 from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.data.views import check_shared_equally
-from muscle_plugin.files import DamagedError, WriteError, read_whole, remove_parts, write_json, write_text
+from muscle_plugin.files import (
+    DamagedError,
+    WriteError,
+    load_tensors,
+    read_json,
+    read_whole,
+    remove_parts,
+    write_json,
+    write_text,
+)
 from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
 from muscle_plugin.host.health import NotFinite
@@ -49,6 +57,7 @@ from muscle_plugin.host.host import LATEST, Interrupted, read_source, saved_chec
 from muscle_plugin.host.memory import keep_freed_memory
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
+from muscle_plugin.text import first_line, shown
 from muscle_plugin.version import __version__
 
 T = TypeVar("T")
@@ -249,6 +258,8 @@ def _said(work: Callable[[], T]) -> T:
         raise RunError(_refused(e)) from e
     except (DataError, DeviceError, ValueError) as e:
         raise RunError(str(e)) from e
+    except OSError as e:  # a name that no file can have, a folder that may not be read
+        raise RunError(f"{e.filename}: {e.strerror}" if e.filename else str(e)) from e
 
 
 def _built(run_dir: Path, resolved: Resolved, resumed: bool, logger: Any) -> Any:
@@ -429,9 +440,10 @@ def net_builder(net: str, from_torchvision: bool, channels: int, img_size: int, 
         return partial(_torchvision_net, net)
     from muscle_plugin.usb import nets
 
-    if not hasattr(nets, net) or net.startswith("_"):
-        usb = sorted(n for n in vars(nets) if n[-1].isdigit() and not n.startswith("_") and n not in NETS)
-        raise ValueError(f"net: unknown {net!r}; known: {', '.join((*NETS, *usb))}, {TIMM}<name>")
+    # those of text and sound have no number at the end, and would fetch their weights
+    if not callable(getattr(nets, net, None)) or net.startswith("_") or not net[-1:].isdigit():
+        usb = sorted(n for n, x in vars(nets).items() if n[-1].isdigit() and callable(x) and n not in NETS)
+        raise ValueError(f"net: unknown {shown(repr(net))}; known: {', '.join((*NETS, *usb))}, {TIMM}<name>")
     return partial(_usb_net, getattr(nets, net), net)
 
 
@@ -450,13 +462,30 @@ def _usb_net(builder: Any, name: str, num_classes: int, pretrained: bool = False
             f"net: {where or 'pretrain_path'}: no such file of weights for {name}; --pretrain_path names it"
         )
     try:
-        return builder(num_classes=num_classes, pretrained=True, pretrained_path=where)
+        if not from_url:
+            load_tensors(Path(where))
+        with _weights_only():
+            return builder(num_classes=num_classes, pretrained=True, pretrained_path=where)
     except (OSError, http.client.HTTPException) as e:
         instead = "without a network give a copy of it as --pretrain_path FILE, or --use_pretrain false"
         raise ValueError(f"net: {where}: cannot be downloaded ({e}); {instead}") from e
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise ValueError(f"net: {where}: not weights of {name} as USB publishes them ({reason})") from e
+        raise ValueError(f"net: {where}: not weights of {name} as USB publishes them ({first_line(e)})") from e
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """USB's ``torch.load`` says nothing of ``weights_only``, which is off where torch is older than 2.6, and off in its hub."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
 
 
 def _torchvision_net(name: str, num_classes: int, pretrained: bool = False, pretrained_path: Any = None) -> Any:
@@ -524,7 +553,7 @@ def _only_prepared(run_dir: Path) -> bool:
 def _steps_of(run_dir: Path) -> int:
     """Steps that a run's result counts; a run whose checkpoints were deleted still has them."""
     try:
-        return int(json.loads((run_dir / "result.json").read_text())["steps"])
+        return int(read_json(run_dir / "result.json")["steps"])
     except FileNotFoundError:
         return 0
     except (OSError, ValueError, KeyError, TypeError):
@@ -533,7 +562,7 @@ def _steps_of(run_dir: Path) -> int:
 
 def _describe(run_dir: Path) -> str:
     try:
-        result = json.loads((run_dir / "result.json").read_text())
+        result = read_json(run_dir / "result.json")
         return f"a {'finished' if result['complete'] else 'cut-off'} run (step {result['steps']} of {result['num_train_iter']})"
     except (OSError, ValueError, KeyError):
         return "files"
@@ -616,9 +645,9 @@ def _save_environment(path: Path, now: dict[str, Any], resumed: bool) -> None:
     """Write a run's environment; that of a continuation is added to the first one's list."""
     first = now
     if resumed:
-        with contextlib.suppress(OSError, ValueError):
-            first = json.loads(path.read_text())
-            first["continuations"] = [*first.get("continuations", []), now]
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            before = read_json(path)
+            first = {**before, "continuations": [*(before.get("continuations") or []), now]}
     write_json(path, first)
 
 

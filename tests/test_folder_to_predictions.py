@@ -111,7 +111,16 @@ def test_a_folder_without_test_images_trains_and_predicts(folder, tmp_path, caps
     for part in ("labelled", "unlabelled"):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / part).symlink_to(folder / part)
-    where = ["--data_dir", str(tmp_path / "data"), "--save_dir", str(tmp_path), "--save_name", "r"]
+    where = [
+        "--data_dir",
+        str(tmp_path / "data"),
+        "--save_dir",
+        str(tmp_path),
+        "--save_name",
+        "r",
+        "--allow_outside",
+        "true",
+    ]
     assert main(["train", *SETTINGS, *where, "--num_train_iter", "4", "--num_eval_iter", "2"]) == 0
     assert "no test images, so no accuracy" in capsys.readouterr().out
     result = json.loads((tmp_path / "r" / "result.json").read_text())

@@ -21,6 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 plt.rcParams["svg.hashsalt"] = "muscle"  # the same picture is the same file
+plt.rcParams["text.parse_math"] = False  # names of runs are no formulas
 
 #: Curves of the right-hand picture: key, label, line style.
 INFORMATION = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import re
 import shlex
 import sys
 from collections import Counter
@@ -22,6 +23,7 @@ from muscle_plugin.bench.runs import ACCURACY, Run, RunsError, find_runs, write_
 from muscle_plugin.bench.studies import StudyFigure, StudyTable, figures, tables
 from muscle_plugin.cli import fail
 from muscle_plugin.files import write_text
+from muscle_plugin.text import one_line
 from muscle_plugin.version import __version__
 
 
@@ -212,13 +214,14 @@ def _templates() -> Environment:
         loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         autoescape=lambda name: bool(name and name.endswith(".html")),
     )  # fmt: skip
-    env.filters |= {"percent": lambda x: "" if x is None else f"{100 * x:.2f}", "cell": _cell}
+    env.filters |= {"percent": lambda x: "" if x is None else f"{100 * x:.2f}", "cell": _cell, "oneline": one_line}
     return env
 
 
 def _cell(text: Any) -> str:
-    """Text that is safe within a cell of a Markdown table."""
-    return str(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    """Text that is text within a cell of a Markdown table or a line: neither HTML, nor a link, nor a picture, nor code."""
+    words = one_line(str(text).replace("\n", " ")).replace("\\", "\\\\").replace("<", "&lt;")
+    return re.sub(r"([|\[\]`])", r"\\\1", words)
 
 
 def render(report: Report, kind: str) -> str:
@@ -260,7 +263,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin report") -> int:
     except OSError as e:
         return fail([f"{e.filename}: cannot be written: {e.strerror}"])
     for line in unread:
-        print(f"note: left out: {line}", file=sys.stderr)
+        print(f"note: left out: {one_line(line)}", file=sys.stderr)
     states = ", ".join(f"{n} {state}" for state, n in report.states.most_common())
     print(f"{len(runs)} runs ({states}). Written: {options.out / 'report.html'}, report.md, runs.jsonl")
     return 0

@@ -11,8 +11,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.config import ConfigError, Resolved, config_directory, differing_settings, load_settings
-from muscle_plugin.files import write_text
+from muscle_plugin.config import ConfigError, Resolved, config_names, differing_settings, load_settings
+from muscle_plugin.files import read_json, write_text
+from muscle_plugin.text import one_line, shown
 
 #: Settings that may differ from the configuration's without making it another experiment.
 _INDIFFERENT = ("seed", "split_seed", "num_threads", "device", "deterministic")
@@ -118,15 +119,68 @@ def read_run(path: Path) -> Run:
 
     def content(name: str, needed: bool = False) -> dict[str, Any]:
         file = path / name
-        return dict(json.loads(file.read_text())) if needed or file.exists() else {}
+        return read_json(file) if needed or file.exists() else {}
 
     failed = content("failure.json")
-    failure = failed.get("error")
+    failure = None if failed.get("error") is None else str(failed["error"])
     result = content("result.json", needed=failure is None)
     environment = content("environment.json")
     lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
+    try:
+        metrics = [json.loads(line) for line in lines]
+    except RecursionError:
+        raise ValueError("metrics.jsonl: nested too deep") from None
+    _refuse_other_kinds(result, metrics, environment)
     config, changed = _compare(path, environment.get("config", failed.get("config")))
-    return Run(path, result, [json.loads(line) for line in lines], environment, config, changed, failure)
+    return Run(path, result, metrics, environment, config, changed, failure)
+
+
+#: Of ``result.json``: what a report computes with, and what it prints.
+_NUMBERS = ("steps", "num_train_iter", "best_top1", "last_top1", "median20_top1", "best_step", "evaluations", "seconds",
+            "images_per_second", "num_labels")  # fmt: skip
+_TEXTS = ("algorithm", "dataset", "net", "stage", "device", "precision")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e300  # neither infinite nor no number
+
+
+def _refuse_other_kinds(result: Any, metrics: Any, environment: Any) -> None:
+    """Raises ValueError if a run's files hold values of other kinds than a run writes: a report would fail in its middle."""
+
+    def refuse(name: str, key: str, value: Any) -> None:
+        raise ValueError(f"{name}: {shown(key)}: not expected to be {shown(repr(value))}")
+
+    if not isinstance(result, dict) or not isinstance(environment, dict) or not isinstance(metrics, list):
+        raise ValueError("result, environment or metrics are not what a run writes")
+    if result and not all(k in result for k in ("algorithm", "dataset", "complete", "seed")):
+        raise ValueError("result.json: lacks algorithm, dataset, complete or seed")
+    for key, value in result.items():
+        of_kind = {
+            **dict.fromkeys(_NUMBERS, value is None or _is_number(value)),
+            **dict.fromkeys(_TEXTS, isinstance(value, str)),
+            "complete": isinstance(value, bool), "seed": type(value) is int, "last_evaluation": isinstance(value, dict),
+        }  # fmt: skip
+        if not of_kind.get(key, True):
+            refuse("result.json", key, value)
+    for key, value in (result.get("last_evaluation") or {}).items():
+        if value is not None and not _is_number(value):
+            refuse("result.json", key, value)
+    for line in metrics:
+        if not isinstance(line, dict) or not _is_number(line.get("step")):
+            refuse("metrics.jsonl", "step", line)
+        for key, value in line.items():  # a loss may be infinite
+            if not isinstance(value, (int, float, type(None))) or (key == ACCURACY and not _is_number(value)):
+                refuse("metrics.jsonl", key, value)
+    for key, value in environment.items():
+        parts = value if key == "command" and isinstance(value, list) else [value]
+        if key != "continuations" and not all(isinstance(x, (str, int, float, type(None))) for x in parts):
+            refuse("environment.json", key, value)
+
+
+@cache
+def _known_configurations() -> frozenset[str]:
+    return frozenset(config_names())
 
 
 @cache
@@ -136,7 +190,7 @@ def _configuration(name: str) -> Resolved:
 
 def _compare(path: Path, config: str | None) -> tuple[str | None, dict[str, tuple[Any, Any]]]:
     """The configuration of a run, and what of it was changed."""
-    if config is None or not (config_directory() / f"{config}.yaml").is_file():
+    if config not in _known_configurations():
         return None, {}
     try:
         differing = differing_settings(path / "config.yaml", _configuration(config))
@@ -170,8 +224,12 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         if path.suffix == ".jsonl":
             runs |= {r.path: r for r in read_summaries(path)}
             continue
-        if not path.is_dir():
-            raise RunsError(f"{path}: no such folder; give folders of runs")
+        try:
+            there = path.is_dir()
+        except (OSError, ValueError):  # no name that a folder can have
+            there = False
+        if not there:
+            raise RunsError(f"{shown(path)}: no such folder; give folders of runs")
         places = sorted(p.parent for p in path.rglob("config.yaml"))
         if not places:
             raise RunsError(f"{path}: no run in it (a run's folder has a config.yaml)")
@@ -179,8 +237,14 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
             try:
                 runs[place.resolve()] = read_run(place)
             except (OSError, ValueError, KeyError, TypeError) as e:
-                unread.append(f"{place}: {e}")
+                unread.append(one_line(f"{place}: {e}"))
     return sorted(runs.values(), key=lambda r: (r.title, r.result.get("seed", -1), str(r.path))), unread
+
+
+def _refuse_other_changes(changed: dict[str, tuple[Any, Any]]) -> None:
+    lengths = [v for k, pair in changed.items() if k in ("epoch", "num_train_iter") for v in pair]
+    if any(v is not None and not _is_number(v) for v in lengths):
+        raise ValueError("a length that is no number")
 
 
 def write_summaries(runs: Iterable[Run], path: Path) -> None:
@@ -204,18 +268,24 @@ def read_summaries(path: Path) -> list[Run]:
         RunsError: no such file, or not one of these.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as e:
-        raise RunsError(f"{path}: cannot be read: {e.strerror}") from None
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as e:
+        raise RunsError(f"{shown(path)}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
     runs = []
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             c = json.loads(line)
             metrics = [{"step": s, ACCURACY: v} for s, v in c["evaluations"]]
             changed = {k: (a, b) for k, (a, b) in c["changed"].items()}
             where = path.parent / c["path"]
-            runs.append(Run(where, c["result"], metrics, c["environment"], c["config"], changed, c["failure"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            _refuse_other_kinds(c["result"], metrics, c["environment"])
+            _refuse_other_changes(changed)
+            failure = None if c["failure"] is None else str(c["failure"])
+            config = c["config"] if c["config"] in _known_configurations() else None
+            runs.append(Run(where, c["result"], metrics, c["environment"], config, changed, failure))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise RunsError(f"{path} line {number}: not a summary of a run, as `report` writes them") from None
     return runs
 

@@ -60,7 +60,7 @@ class Job:
         """The content of its ``result.json``; empty if there is none that can be read."""
         try:
             return dict(json.loads((self.run_dir / "result.json").read_text()))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return {}
 
     def _differing(self) -> dict[str, tuple[Any, Any]]:
@@ -106,7 +106,12 @@ def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
             faults += [f if f.startswith("--") else f"{path.stem}: {f}" for f in e.faults]
             continue
         # the same places from wherever it is run
-        places[path] = {k: str(Path(getattr(settings, k)).expanduser().absolute()) for k in ("save_dir", "data_dir")}
+        try:
+            places[path] = {
+                k: str(Path(getattr(settings, k)).expanduser().absolute()) for k in ("save_dir", "data_dir")
+            }
+        except RuntimeError as e:  # ~name of a user who is not
+            faults.append(f"--save_dir, --data_dir: {e}")
     jobs = []
     for seed in range(seeds):
         for path, place in places.items():

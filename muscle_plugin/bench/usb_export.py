@@ -110,7 +110,16 @@ def _unfit(run: Run) -> str:
         return run.state
     if run.shortened:
         return f"shortened ({run.deviation})"
+    if not isinstance(run.result.get("best_top1"), float) or _began(run) is None:
+        return "without accuracy or time"
     return f"not as configured ({run.deviation})" if run.changed else ""
+
+
+def _began(run: Run) -> datetime | None:
+    try:
+        return datetime.fromisoformat(run.environment["started"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def results_csv(protocol: str, rows: Sequence[Row], existing: bytes | None = None) -> bytes:
@@ -123,7 +132,10 @@ def results_csv(protocol: str, rows: Sequence[Row], existing: bytes | None = Non
     head = ["", *columns(protocol)]
     lines = [head]
     if existing is not None:
-        lines = list(csv.reader(io.StringIO(existing.decode("utf-8-sig"), newline="")))
+        try:
+            lines = list(csv.reader(io.StringIO(existing.decode("utf-8-sig"), newline="")))
+        except (UnicodeDecodeError, csv.Error) as e:
+            raise RunsError(f"USB's {protocol}.csv cannot be read: {e}") from None
         if not lines or lines[0] != head:
             found = ", ".join(lines[0]) if lines else "nothing"
             raise RunsError(f"expected USB's {protocol}.csv with columns {', '.join(head[1:])}, found {found}")
@@ -178,7 +190,8 @@ def _yaml(content: Mapping[str, Any]) -> str:
 
 def log_text(run: Run) -> str:
     """The run's evaluations as lines of ``log.txt``, in the form that USB's ``scripts/average_log.py`` reads."""
-    began = datetime.fromisoformat(run.environment["started"])
+    began = _began(run)
+    assert began is not None
     uses_ema = load_settings(run.config).settings.ema_m != 0
     best, best_step, lines = -1.0, 0, []
     for line in run.metrics:
@@ -188,7 +201,7 @@ def log_text(run: Run) -> str:
         if line[ACCURACY] > best:
             best, best_step = line[ACCURACY], step
         values = {k: round(v, 4) for k, v in line.items() if k == "lr" or "/" in k}
-        at = (began + timedelta(seconds=line.get("seconds", 0))).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
+        at = (began + timedelta(seconds=line.get("seconds") or 0)).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
         lines.append(
             f"[{at} INFO] {step} iteration, USE_EMA: {uses_ema}, {values},BEST_EVAL_ACC: {best:.4f}, at {best_step} iters\n"
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,13 @@ from torch import Tensor
 
 from muscle_plugin.closest import closest
 from muscle_plugin.data.errors import DataError
-from muscle_plugin.data.images import Pack, find_images, pack
+from muscle_plugin.data.images import Pack, find_images, leads_out, pack
 from muscle_plugin.data.sources import Source, SourceOptions
 from muscle_plugin.seeding import derive
+from muscle_plugin.text import shown
 
 _SHOWN = 5  # names in a message
+_MOST_BYTES = 1 << 28  # of a table of labels
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ def image_folder(options: SourceOptions) -> Source:
     Classes are in alphabetical order. An image that no row of the table names, or whose label is empty, is unlabelled.
 
     Raises:
-        DataError: the layout is another, a class is empty or unknown, or an image cannot be read.
+        DataError: the layout is another, a class is empty or unknown, an image cannot be read, or lies outside ``data_dir``
+            and that is not allowed.
     """
     root = options.data_dir
     if not root.is_dir():
@@ -44,7 +49,8 @@ def image_folder(options: SourceOptions) -> Source:
     table = options.labels_csv
     if table is not None and not table.exists() and (root / table).exists():
         table = root / table
-    items = _from_csv(root, table) if table is not None else _from_folders(root)
+    items = _from_csv(root, table, options.allow_outside) if table is not None else _from_folders(root)
+    _refuse_outside(root, [x.path for x in items], options)
     classes = tuple(sorted({x.label for x in items if x.label is not None and not x.test}))
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
@@ -68,6 +74,12 @@ def image_folder(options: SourceOptions) -> Source:
         packed.images, labels, (good & ~test).nonzero().flatten(), (good & test).nonzero().flatten(), classes,
         notes=(*warnings, *notes), names=[str(x.path.relative_to(root)) for x in items],
     )  # fmt: skip
+
+
+def _refuse_outside(root: Path, files: Iterable[Path], options: SourceOptions) -> None:
+    """Raises DataError if a link leads out of ``root`` and that is not allowed."""
+    if not options.allow_outside and (path := leads_out(root, files)):
+        raise DataError(f"{path}: a link out of {root}; --allow_outside true follows such links")
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -124,7 +136,12 @@ def _from_folders(root: Path) -> list[_Item]:
     return items
 
 
-def _from_csv(root: Path, table: Path) -> list[_Item]:
+def _from_csv(root: Path, table: Path, allow_outside: bool = False) -> list[_Item]:
+    """The items of a table, and the images that it does not name.
+
+    Args:
+        allow_outside: it may name files that are not below ``root``.
+    """
     labels: dict[Path, tuple[str | None, bool]] = {}
     images = find_images(root)
     known = set(images)
@@ -132,31 +149,47 @@ def _from_csv(root: Path, table: Path) -> list[_Item]:
         where = f"{table} line {line}"
         name, label, split = ([c.strip() for c in row] + ["", "", ""])[:3]
         relative = Path(os.path.normpath(name)) if name else Path()
-        if not name or relative.is_absolute() or relative.parts[:1] == ("..",):
-            raise DataError(f"{where}: {name!r} is not the path of a file in {root}")
+        outside = relative.is_absolute() or relative.parts[:1] == ("..",)
+        if not name or (outside and not allow_outside):
+            hint = "; --allow_outside true permits others" if name else ""
+            raise DataError(f"{where}: {shown(repr(name))} is not the path of a file in {root}{hint}")
         path = root / relative
+        if outside and path not in known and _is_file(path):
+            images.append(path)
+            known.add(path)
         if path not in known:
-            raise DataError(f"{where}: {path}: no such image")
+            raise DataError(f"{where}: {shown(path)}: no such image")
         if split.lower() not in ("", "train", "test"):
-            raise DataError(f"{where}: split must be train or test, got {split!r}")
+            raise DataError(f"{where}: split must be train or test, got {shown(repr(split))}")
         entry = (label or None, split.lower() == "test")
         if entry == (None, True):
             raise DataError(f"{where}: a test image needs a label")
         if labels.get(path, entry) != entry:
-            raise DataError(f"{where}: {name} has another label in an earlier line")
+            raise DataError(f"{where}: {shown(name)} has another label in an earlier line")
         labels[path] = entry
     return [_Item(p, *labels.get(p, (None, False))) for p in images]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def _rows(table: Path) -> list[tuple[int, Sequence[str]]]:
     """Lines of a table with their numbers, without its head; separated by comma, semicolon or tab."""
     try:
-        text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
+        with table.open("rb") as f:  # of a device no more than this is read
+            raw = f.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise DataError(f"{table}: larger than {_MOST_BYTES >> 20} MB; not a table of labels")
+        text = raw.decode("utf-8-sig")
+    except (OSError, ValueError) as e:
         raise DataError(f"{table}: cannot be read: {e}") from None
-    first = text.splitlines()[0] if text.strip() else ""
+    first = re.split("[\r\n]", text.strip(), maxsplit=1)[0]
     separator = max(",;\t", key=first.count)
-    reader = csv.reader(text.splitlines(), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[tuple[int, Sequence[str]]] = []
     try:
         for row in reader:
@@ -202,6 +235,7 @@ def miniimagenet(
             raise DataError(f"{folder}: Mini-ImageNet has {per_class} images of class {name}, found {len(members)}")
         files += members
         labels += [number] * len(members)
+    _refuse_outside(root, files, options)
     packed = pack("miniimagenet", root, files, options.img_size, options.cache_dirs)
     good, notes = _readable(packed, options.skip_bad_images)
     generator = torch.Generator().manual_seed(derive(options.seed, "division"))
@@ -255,6 +289,7 @@ def eurosat(options: SourceOptions, num_classes: int = 10, training_share: float
         files += members
         labels += [number] * len(members)
         test += [i >= training for i in range(len(members))]
+    _refuse_outside(root, files, options)
     packed = pack("eurosat", root, files, options.img_size, options.cache_dirs)
     good, notes = _readable(packed, options.skip_bad_images)
     is_test = torch.tensor(test)

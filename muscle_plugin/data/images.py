@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import stat
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
@@ -23,20 +25,32 @@ from torch import Tensor
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.files import as_shared_as_any, write_json
 from muscle_plugin.progress import counted
+from muscle_plugin.text import shown
 
 PACK_FORMAT = 1
 _CHECKED_BYTES = 64 << 20  # bytes per checksum
 
 
+#: Formats that Pillow reads and we do not: PostScript is a program, which Ghostscript would run; Windows metafiles are lists
+#: of calls to Windows.
+REFUSED_FORMATS = frozenset(["EPS", "WMF"])
+
+
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read."""
+    Image.init()
+    return tuple(kind for kind in Image.OPEN if kind not in REFUSED_FORMATS)
+
+
 def image_suffixes() -> frozenset[str]:
-    """Lower-case file endings of the formats that Pillow reads."""
-    readable = Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in readable.items() if kind in Image.OPEN)
+    """Lower-case file endings of the formats that are read."""
+    formats = set(image_formats())
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats)
 
 
 def find_images(folder: Path, deep: bool = True) -> list[Path]:
     """Image files at any depth under ``folder`` (or directly in it), by their endings, in the order of their paths; hidden
-    ones are left out."""
+    ones are left out, and links to folders are not followed."""
     suffixes = image_suffixes()
     found = []
     for parent, folders, files in os.walk(folder):
@@ -52,31 +66,49 @@ def decode(path: Path, size: int) -> np.ndarray:
     reduced to 8, then resized (bilinear, antialiased; not cropped, so other shapes are stretched).
 
     Raises:
-        DataError: it cannot be read, or has more pixels than Pillow takes for harmless.
+        DataError: it cannot be read, is no file (but a pipe, a device), or has more pixels than Pillow takes for harmless.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.draft("RGB", (2 * size, 2 * size))  # JPEG: decode no more than is needed
-                if image.mode.startswith("I;16") or image.mode == "I":
-                    image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-                elif image.mode == "F":
-                    raise ValueError("floating-point pixels have no known range")
-                image = ImageOps.exif_transpose(image)
-                if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-                image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-                return np.asarray(image).transpose(2, 0, 1)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("not a file")
+        with Image.open(path, formats=image_formats()) as image:
+            # Pillow warns where a size is beyond its limit, and refuses only twice that
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise Image.DecompressionBombError
+            image.draft("RGB", (2 * size, 2 * size))  # JPEG: decode no more than is needed
+            if image.mode.startswith("I;16") or image.mode == "I":
+                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+            elif image.mode == "F":
+                raise ValueError("floating-point pixels have no known range")
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+            image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(image).transpose(2, 0, 1)
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image that Pillow can read") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise DataError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; shrink it") from None
-    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, MemoryError, zlib.error) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+    except Exception as e:  # of a damaged file, Pillow's readers raise what they meet
+        reason = shown(getattr(e, "strerror", None) or e) or type(e).__name__
         raise DataError(f"{path}: cannot be read: {reason}") from None
+
+
+def leads_out(root: Path, files: Iterable[Path]) -> Path | None:
+    """The first of these files that lies outside ``root`` once links are followed; None if none does."""
+    top = os.path.realpath(root)
+    folders: dict[str, str] = {}
+    for path in files:
+        parent, name = os.path.split(path)
+        if parent not in folders:
+            folders[parent] = os.path.realpath(parent)
+        real = os.path.join(folders[parent], name)
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        if os.path.commonpath([top, real]) != top:
+            return path
+    return None
 
 
 def decode_all(paths: Sequence[Path], size: int, out: np.ndarray) -> dict[int, str]:
@@ -94,7 +126,9 @@ def decode_all(paths: Sequence[Path], size: int, out: np.ndarray) -> dict[int, s
             out[i] = 0
             bad[i] = str(e)
 
-    with ThreadPoolExecutor(_cores()) as pool:
+    # here and not in `decode`: what is warned of belongs to all threads together
+    with warnings.catch_warnings(), ThreadPoolExecutor(_cores()) as pool:
+        warnings.simplefilter("ignore")
         for _ in counted(pool.map(one, range(len(paths))), "reading images", len(paths)):
             pass
     return dict(sorted(bad.items()))
@@ -148,9 +182,12 @@ def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterab
 def _listing(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        status = path.stat()
-        digest.update(os.fsencode(path.relative_to(root)))
-        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path.relative_to(root) if path.is_relative_to(root) else path))
+        try:
+            status = path.stat()
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        except OSError:  # a link to nothing; decoding says so
+            digest.update(b"\0absent\n")
     return digest.hexdigest()
 
 
@@ -177,7 +214,7 @@ def _open_pack(path: Path, key: dict[str, Any]) -> Pack | None:
         if header["checksums"] != _checksums(images):
             return None
         return Pack(images, {int(i): str(reason) for i, reason in header["bad"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, MemoryError):
         return None
 
 
@@ -214,7 +251,7 @@ def _remove_older(path: Path, header: dict[str, Any]) -> None:
     for other in path.parent.glob("*.json"):
         if other == path.with_suffix(".json"):
             continue
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             content = json.loads(other.read_text())
             if content["root"] == header["root"] and content["key"]["size"] == header["key"]["size"]:
                 other.unlink()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS
+from muscle_plugin.text import shown
 
 __all__ = ["SOURCES", "DataError", "Source", "SourceOptions", "load_source"]
 
@@ -99,6 +100,7 @@ class SourceOptions:
         labels_csv: table of labels of an image folder.
         skip_bad_images: leave out image files that cannot be read, instead of refusing.
         cache_dirs: folders for array files, by preference.
+        allow_outside: image files may be links out of ``data_dir``, and ``labels_csv`` may name others than those in it.
     """
 
     data_dir: Path
@@ -107,6 +109,7 @@ class SourceOptions:
     labels_csv: Path | None = None
     skip_bad_images: bool = False
     cache_dirs: Sequence[Path] = ()
+    allow_outside: bool = False
 
 
 def _division(train: int, test: int) -> tuple[Tensor, Tensor]:
@@ -185,6 +188,10 @@ class _CifarStream:
         return data
 
 
+def _are_labels(found: Any, count: int) -> bool:
+    return isinstance(found, list) and len(found) == count and all(type(x) is int and 0 <= x < 100 for x in found)
+
+
 @dataclass(frozen=True)
 class _CifarFiles:
     """Where a CIFAR keeps what: files of training images, of test images, of names; keys within them."""
@@ -215,12 +222,15 @@ class _CifarFiles:
             return content
         except FileNotFoundError:
             raise DataError(f"{root / file}: missing; the other files of {self.name} are there") from None
-        except (OSError, pickle.UnpicklingError, EOFError, ValueError, ImportError, AttributeError, TypeError) as e:
-            raise DataError(f"{root / file}: not a file of {self.name} ({e}); fetch it again") from None
+        except Exception as e:  # a pickle can make its reader raise anything
+            raise DataError(f"{root / file}: not a file of {self.name} ({shown(e)}); fetch it again") from None
 
     def names(self, root: Path, key: str) -> tuple[str, ...]:
         names = self.read(root, self.meta, np.empty(0, np.uint8)).get(key, [])
-        return tuple(n.decode() if isinstance(n, bytes) else n for n in names)
+        try:
+            return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
+        except (TypeError, UnicodeDecodeError):
+            raise DataError(f"{root / self.meta}: not a file of {self.name}; fetch it again") from None
 
     def load(self, options: SourceOptions) -> Source:
         root = _find_or_download(self.name, options.data_dir, self.folder, self.test)
@@ -230,7 +240,8 @@ class _CifarFiles:
         images: np.ndarray = np.empty((60_000, 3, 32, 32), np.uint8)
         for file in (*self.train, self.test):
             content = self.read(root, file, images[sum(counts) :].reshape(-1))
-            if "data" not in content or any(len(content.get(k, ())) != content["data"] for k in keys):
+            lists = [content.get(k) for k in keys]
+            if "data" not in content or any(not _are_labels(x, content["data"]) for x in lists):
                 raise DataError(f"{root / file}: not a file of {self.name} (it lacks data or {self.labels})")
             counts.append(content["data"])
             for key in keys:
@@ -308,8 +319,8 @@ def stl10(options: SourceOptions) -> Source:
         labels[begin : begin + len(y)] = y
     try:
         names = tuple((root / "class_names.txt").read_text().split())
-    except OSError as e:
-        raise DataError(f"{root / 'class_names.txt'}: cannot be read ({e.strerror})") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{root / 'class_names.txt'}: cannot be read ({shown(e)})") from None
     return Source(images, labels, *_division(counts[0] + counts[1], counts[2]), names)
 
 

@@ -16,6 +16,7 @@ from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.sources import Source
 from muscle_plugin.files import write_text
 from muscle_plugin.seeding import derive
+from muscle_plugin.text import shown
 
 SPLIT_FORMAT = 1
 
@@ -166,7 +167,14 @@ def read_split(path: Path, source: Source, include_labelled: bool) -> Split:
     hidden: tuple[int, ...] = ()
     try:
         if path.suffix == ".npy":
-            indices = np.load(path, allow_pickle=False).ravel().tolist()
+            array = np.load(
+                path, mmap_mode="r", allow_pickle=False
+            )  # mapped, so that a head cannot claim more than there is
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+                raise ValueError("no array of whole numbers")
+            if array.size > len(source.train):
+                raise ValueError(f"{array.size} indices of {len(source.train)} images")
+            indices = array.ravel().tolist()
         else:
             content = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict) or content.get("format") != SPLIT_FORMAT:
@@ -180,13 +188,16 @@ def read_split(path: Path, source: Source, include_labelled: bool) -> Split:
             indices = content["labelled"]
             number = {n: i for i, n in enumerate(source.subclass_names)}
             hidden = tuple(number[n] for n in content["sequestered"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise DataError(f"{path}: cannot be read as a split: {type(e).__name__}: {e}") from None
+    except DataError:
+        raise
+    except Exception as e:  # NumPy parses the head of its files as Python
+        raise DataError(f"{path}: cannot be read as a split: {type(e).__name__}: {shown(e)}") from None
     if not isinstance(indices, list) or not indices or not all(type(i) is int for i in indices):
         raise DataError(f"{path}: expected a list of indices of labelled images")
-    labelled = torch.tensor(sorted(set(indices)))
-    if len(labelled) != len(indices) or labelled[0] < 0 or labelled[-1] >= len(source.train):
+    chosen = sorted(set(indices))
+    if len(chosen) != len(indices) or chosen[0] < 0 or chosen[-1] >= len(source.train):
         raise DataError(f"{path}: indices must differ and lie between 0 and {len(source.train) - 1}")
+    labelled = torch.tensor(chosen)
     if (source.train_labels[labelled] < 0).any():
         raise DataError(f"{path}: names an image that has no label in this data set")
     counts = class_counts(source, labelled)

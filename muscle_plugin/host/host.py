@@ -42,6 +42,7 @@ from muscle_plugin.host.optimiser import compute_update_on, keep_how
 from muscle_plugin.host.thresholds import TAKE_OVER
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import derive, seed_everything
+from muscle_plugin.text import first_line, shown
 
 LATEST, BEST = "latest_model.pth", "model_best.pth"
 CHECKPOINT_FORMAT = 1
@@ -137,14 +138,17 @@ def read_source(args: Any) -> Source:
     Raises:
         DataError: it cannot be had, or has another number of classes than the settings say.
     """
-    data_dir = Path(args.data_dir).expanduser()
+    try:
+        data_dir = Path(args.data_dir).expanduser()
+    except RuntimeError as e:
+        raise DataError(f"data_dir: {args.data_dir}: {e}") from None
     # beside the data if that can be written, else beside the runs
     caches = [Path(args.cache_dir)] if args.cache_dir else [data_dir / ".packed", Path(args.save_dir) / ".packed"]
     source = load_source(
         args.dataset,
         SourceOptions(
             data_dir, args.img_size, split_seed(args), Path(args.labels_csv) if args.labels_csv else None,
-            args.skip_bad_images, caches,
+            args.skip_bad_images, caches, args.allow_outside,
         ),
     )  # fmt: skip
     if args.num_classes not in (None, len(source.classes)):
@@ -604,13 +608,20 @@ class Host:
         checkpoint = load_tensors(Path(path), self.device, content)
         refuse_newer(checkpoint, path)
         if checkpoint.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(f"{path}: not a checkpoint of this package (format {checkpoint.get('format')!r})")
+            raise ValueError(
+                f"{path}: not a checkpoint of this package (format {shown(repr(checkpoint.get('format')))})"
+            )
         ours = {
             "algorithm_name": self.args.algorithm,
             "net": self.args.net,
             "net_from_name": bool(self.args.net_from_name),
             "num_classes": self.num_classes,
         }
+        needed = dict.fromkeys(("state", "model", "ema_model", "images"), dict)
+        if absent := [k for k in (*ours, *needed) if not isinstance(checkpoint.get(k), needed.get(k, (str, int)))]:
+            raise ValueError(
+                f"{path}: not a whole checkpoint: {', '.join(absent)} is missing, or not what it should be"
+            )
         images = {k: v for k, v in self._about_images().items() if k not in ("mean", "std")}
         known = {*ours, *images, "algorithm"}
         differing = [
@@ -640,18 +651,28 @@ class Host:
             ValueError: it does not fit.
         """
         content = checkpoint["state"]
-        for name in ("model", "ema_model"):
-            content["algorithm"][name] = {"state": checkpoint[name]}
         try:
+            for name in ("model", "ema_model"):
+                content["algorithm"][name] = {"state": checkpoint[name]}
             keep_how(content["algorithm"]["optimizer"]["state"], self.optimizer)
             with usb_calls_on(self.device):
                 state.restore(self, content)
                 if "health" in content:
                     self.health.load_state_dict(content["health"])
                 self._restore_process(content.get("processes", []))
-        except (KeyError, AttributeError, RuntimeError, TypeError) as e:
-            reason = str(e).splitlines()[0]
-            raise ValueError(f"{path}: does not fit this run ({type(e).__name__}: {reason})") from e
+            if not 0 <= self.it <= self.num_train_iter or not 0 <= self.epoch <= self.epochs:
+                raise ValueError(f"step {self.it} of {self.num_train_iter}, epoch {self.epoch} of {self.epochs}")
+        except (
+            KeyError,
+            AttributeError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            IndexError,
+            OverflowError,
+            MemoryError,
+        ) as e:
+            raise ValueError(f"{path}: does not fit this run ({type(e).__name__}: {first_line(e)})") from e
         self.start_epoch = self.epoch
         self.health.saved = self.it
 

@@ -76,8 +76,26 @@ def _capture_object(obj: Any) -> dict[str, Any]:
     return {k: v for k, v in packed.items() if v is not _SKIP}
 
 
+def _may_set(obj: Any, name: str, packed: Any) -> bool:
+    """Whether a state may set an attribute: one that :func:`capture` would have taken, to a value of the same kind. A file
+    must not put other paths, settings or methods in place."""
+    of_class = getattr(type(obj), name, None)
+    if name in PLACE or name.startswith("__") or callable(of_class) or isinstance(of_class, property):
+        return False
+    now = _pack(vars(obj).get(name))
+    if now is _SKIP:
+        return False
+    if now is None or packed is None:
+        return True
+    if isinstance(now, (bool, int, float)):
+        return isinstance(packed, (bool, int, float))
+    return type(now) is type(packed)
+
+
 def _restore_object(obj: Any, state: dict[str, Any]) -> None:
     for name, packed in state.items():
+        if not _may_set(obj, name, packed):
+            raise ValueError(f"it would set {type(obj).__name__}.{name}")
         if isinstance(packed, dict) and "state" in packed:
             getattr(obj, name).load_state_dict(packed["state"])
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from muscle_plugin.closest import nearest
 from muscle_plugin.data.names import TIMM
+from muscle_plugin.files import load_plain
 from muscle_plugin.nets.base import USBNet, grouped, groups_in_order
 from muscle_plugin.nets.options import NetOptions
 
@@ -200,13 +200,11 @@ def _read(name: str, path: Path) -> dict[str, Tensor]:
 
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_plain(path)
     except ImportError as e:
         raise ValueError(f"net: {path}: reading it needs the package safetensors") from e
     except Exception as e:  # safetensors' error derives from Exception alone; torch's are of five kinds
-        refused = (
-            "it is damaged or holds more than tensors" if isinstance(e, pickle.UnpicklingError) else type(e).__name__
-        )
+        refused = "it is damaged or holds more than tensors" if isinstance(e, ValueError) else type(e).__name__
         raise ValueError(f"net: {path}: cannot be read as a state dict ({refused})") from e
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

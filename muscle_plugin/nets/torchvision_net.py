@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from muscle_plugin.files import load_tensors
 from muscle_plugin.nets.base import USBNet, grouped, groups_in_order
+from muscle_plugin.text import first_line
 
 
 class TorchvisionNet(USBNet):
@@ -34,7 +36,10 @@ class TorchvisionNet(USBNet):
             raise ValueError(f"net: torchvision has no {name!r}; known: {', '.join(known)}")
         net = models.get_model(name, weights=None)
         if weights:
-            net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            try:
+                net.load_state_dict(load_tensors(Path(weights)))
+            except (RuntimeError, TypeError, AttributeError) as e:
+                raise ValueError(f"net: {weights}: not weights of torchvision's {name} ({first_line(e)})") from e
         path = next((n for n, m in reversed(list(net.named_modules())) if isinstance(m, nn.Linear)), None)
         if path is None:
             raise ValueError(f"net: torchvision's {name} does not end in a linear layer")
