@@ -69,6 +69,12 @@ def test_the_parts_of_several_processes_are_the_batch_of_one(n, batch, world, st
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.parametrize(("n", "batch", "rank", "world"), [(0, 1, 0, 1), (1, 0, 0, 1), (4, 2, 2, 2), (4, 2, -1, 2)])
+def test_a_stream_of_nothing_or_for_nobody_is_refused(n, batch, rank, world):
+    with pytest.raises(ValueError, match="expected (at least one image|a rank from 0 to)"):
+        IndexStream(n, batch, 0, "x", rank, world)
+
+
 def test_processes_see_disjoint_images_within_a_pass():
     parts = [torch.cat([IndexStream(64, 16, 0, "x", rank, 2).batch(t) for t in range(4)]) for rank in range(2)]
     assert sorted(torch.cat(parts).tolist()) == list(range(64))
