@@ -36,18 +36,18 @@ class StandIn(ModuleType):
 
 @contextmanager
 def absent_packages_stood_in(importer: str, packages: tuple[str, ...] = NOT_NEEDED) -> Iterator[None]:
-    """Within it, what the modules of ``importer`` import of ``packages`` that are not installed, or whose libraries cannot be
-    loaded (a torchaudio made for another torch), is a :class:`StandIn`."""
+    """Within it, what the modules of ``importer`` import of ``packages`` that are not installed, or cannot be loaded (a
+    torchaudio made for another torch, an aim for another protobuf), is a :class:`StandIn`."""
     real = builtins.__import__
 
     def import_(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> ModuleType:
         try:
             return real(name, globals, locals, fromlist, level)
-        except (ModuleNotFoundError, OSError) as e:
+        except Exception as e:  # whatever stops it; it is said when it is used
             package, asking = name.partition(".")[0], str((globals or {}).get("__name__")).partition(".")[0]
             if level or asking != importer or package not in packages:
                 raise
-            if isinstance(e, OSError):
+            if not isinstance(e, ModuleNotFoundError):
                 reason = f"which cannot be loaded: {e}"
             elif e.name == package:
                 reason = f"which is not installed: pip install {package}"
