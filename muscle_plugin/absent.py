@@ -19,30 +19,41 @@ NOT_NEEDED = ("aim", "progress", "skimage", "torchaudio", "transformers", "wandb
 class StandIn(ModuleType):
     """Any of its names is a class that can be imported or inherited from; making an object of it is an ImportError."""
 
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name)
+        self.__dict__["__reason"] = reason
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        package = self.__name__.partition(".")[0]
+        package, reason = self.__name__.partition(".")[0], self.__dict__["__reason"]
 
         def refuse(*_: Any, **__: Any) -> None:
-            raise ImportError(f"{package}.{name} needs {package}, which is not installed: pip install {package}")
+            raise ImportError(f"{package}.{name} needs {package}, {reason}")
 
         return type(name, (), {"__init__": refuse, "__module__": self.__name__})
 
 
 @contextmanager
 def absent_packages_stood_in(importer: str, packages: tuple[str, ...] = NOT_NEEDED) -> Iterator[None]:
-    """Within it, what the modules of ``importer`` import of ``packages`` that are not installed is a :class:`StandIn`."""
+    """Within it, what the modules of ``importer`` import of ``packages`` that are not installed, or cannot be loaded (a
+    torchaudio made for another torch, an aim for another protobuf), is a :class:`StandIn`."""
     real = builtins.__import__
 
     def import_(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> ModuleType:
         try:
             return real(name, globals, locals, fromlist, level)
-        except ModuleNotFoundError as e:
+        except Exception as e:  # whatever stops it; it is said when it is used
             package, asking = name.partition(".")[0], str((globals or {}).get("__name__")).partition(".")[0]
-            if level or asking != importer or package not in packages or e.name != package:
+            if level or asking != importer or package not in packages:
                 raise
-            return StandIn(name if fromlist else package)
+            if not isinstance(e, ModuleNotFoundError):
+                reason = f"which cannot be loaded: {e}"
+            elif e.name == package:
+                reason = f"which is not installed: pip install {package}"
+            else:
+                raise
+            return StandIn(name if fromlist else package, reason)
 
     builtins.__import__ = import_
     try:

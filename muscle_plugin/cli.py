@@ -188,8 +188,18 @@ COMMANDS = {
 }
 
 
+def in_utf8() -> None:
+    """Start this command anew in Python's UTF-8 mode if the locale would have names of files in anything else (``LANG=C``
+    with ``PYTHONUTF8=0``, Latin-1): those that a configuration names would not be found, those found not be written down."""
+    if sys.getfilesystemencoding() != "utf-8":
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``muscle-plugin``."""
+    if argv is None:
+        in_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # names of files need not be text
         if isinstance(stream, io.TextIOWrapper):

@@ -25,6 +25,7 @@ from ruamel.yaml.nodes import ScalarNode
 
 from muscle_plugin.algorithms.catalogue import (
     MUSCLE_PREFIX,
+    NOT_HOSTED,
     Algorithm,
     CatalogueError,
     all_algorithms,
@@ -459,6 +460,8 @@ def _algorithm_entry(name: Any) -> Algorithm:
         raise ConfigError(
             [f"algorithm: {name!r} does not exist, since a step of {base!r} sees no unlabelled image; use 'muscle'"]
         )
+    if reason := NOT_HOSTED.get(str(name).removeprefix(MUSCLE_PREFIX)):
+        raise ConfigError([f"algorithm: {reason}"])
     raise ConfigError(
         [f"algorithm: unknown {shown(repr(name))}{did_you_mean(str(name), known)}; known: {', '.join(known)}"]
     )

@@ -16,7 +16,7 @@ import torch
 def derive(seed: int, *path: int | str) -> int:
     """A 63-bit seed for the stream named by ``path``, independent of those with other names."""
     words = [zlib.crc32(p.encode()) if isinstance(p, str) else p for p in path]
-    return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0]) >> 1  # NumPy 1 shifts no uint64
 
 
 def seed_everything(seed: int) -> None:

@@ -23,7 +23,6 @@ with warnings.catch_warnings(), absent_packages_stood_in("semilearn"):
     import semilearn.algorithms
     import semilearn.nets as nets
     from semilearn.algorithms.flexmatch import FlexMatchThresholdingHook
-    from semilearn.algorithms.freematch import FreeMatchThresholdingHook
     from semilearn.algorithms.hooks import DistAlignQueueHook
     from semilearn.algorithms.softmatch import SoftMatchWeightingHook
     from semilearn.algorithms.utils import SSL_Argument, concat_all_gather, str2bool
@@ -43,6 +42,15 @@ with warnings.catch_warnings(), absent_packages_stood_in("semilearn"):
     # git main's own list of modules leaves one of its algorithms out
     for _module in pkgutil.iter_modules(semilearn.algorithms.__path__):
         importlib.import_module(f"semilearn.algorithms.{_module.name}")
+
+    # git main misspells the name
+    _freematch = semilearn.algorithms.freematch
+    FreeMatchThresholdingHook = (
+        getattr(_freematch, "FreeMatchThresholdingHook", None) or _freematch.FreeMatchThresholingHook
+    )
+    # git main's SequenceMatch returns, for imbalanced learning alone, features under a name that it never sets
+    if "sequencematch" in ALGORITHMS:
+        vars(semilearn.algorithms.sequencematch.sequencematch).setdefault("feat_dict", None)
 
 __all__ = [
     "ALGORITHMS",

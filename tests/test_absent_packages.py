@@ -106,7 +106,7 @@ def package(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
     yield write
-    for name in ("asks", "other"):
+    for name in ("asks", "broken", "other"):
         sys.modules.pop(name, None)
 
 
@@ -124,6 +124,15 @@ def test_only_the_importer_finds_stand_ins(package):
     for use in (asks.Own, asks.Base, asks.nowhere.call):
         with pytest.raises(ImportError, match="needs nowhere, which is not installed: pip install nowhere"):
             use(1, two=2)
+
+
+def test_a_package_whose_library_cannot_be_loaded_is_stood_in_for(package):
+    package("broken", "raise OSError('undefined symbol: x')")
+    package("asks", "import broken")
+    with absent_packages_stood_in("asks", ("broken",)):
+        import asks
+    with pytest.raises(ImportError, match="call needs broken, which cannot be loaded: undefined symbol: x"):
+        asks.broken.call()
 
 
 def test_what_is_installed_or_broken_or_not_listed_is_left_alone(package):

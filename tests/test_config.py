@@ -7,7 +7,7 @@ import time
 import pytest
 from conftest import CONFIGS, ROOT
 
-from muscle_plugin.algorithms.catalogue import all_algorithms, muscle_algorithms, usb_algorithms
+from muscle_plugin.algorithms.catalogue import NOT_HOSTED, all_algorithms, muscle_algorithms, usb_algorithms
 from muscle_plugin.config import (
     ConfigError,
     Layer,
@@ -81,6 +81,14 @@ def test_a_setting_of_another_algorithm_is_refused_with_its_owners():
     assert "muscle" in fault
 
 
+@pytest.mark.parametrize("name", NOT_HOSTED)
+def test_an_algorithm_that_is_not_hosted_says_why(name):
+    for algorithm in (name, f"muscle_{name}"):
+        with pytest.raises(ConfigError) as e:
+            load_settings(None, algorithm=algorithm)
+        assert str(e.value) == f"--algorithm: {NOT_HOSTED[name]}"
+
+
 def test_unknown_algorithm_names_the_nearest():
     (fault,) = faults(algorithm="muscle_fixmach")
     assert "did you mean 'muscle_fixmatch'?" in fault
@@ -150,7 +158,7 @@ def test_the_catalogue_is_what_usb_registers():
 
     import muscle_plugin.register  # noqa: F401
 
-    assert set(all_algorithms()) == set(ALGORITHMS.keys())
+    assert set(all_algorithms()) == set(ALGORITHMS.keys()) - set(NOT_HOSTED)
     for name, entry in (usb_algorithms() | muscle_algorithms()).items():
         live = {a.name.lstrip("-"): a.default for a in ALGORITHMS[name].get_argument()}
         ours = {a.name: a.default for a in entry.arguments}

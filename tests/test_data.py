@@ -16,6 +16,7 @@ from muscle_plugin.data.sources import Source, SourceOptions, digits
 from muscle_plugin.data.splits import draw_split, read_split, write_split
 from muscle_plugin.data.views import (
     HARD,
+    MEDIUM,
     UNLABELLED,
     WEAK,
     Batches,
@@ -66,6 +67,12 @@ def test_the_parts_of_several_processes_are_the_batch_of_one(n, batch, world, st
     parts = [IndexStream(n, batch, 3, "x", rank, world).batch(step) for rank in range(world)]
     assert torch.equal(torch.cat(parts), IndexStream(n, batch, 3, "x").batch(step))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(("n", "batch", "rank", "world"), [(0, 1, 0, 1), (1, 0, 0, 1), (4, 2, 2, 2), (4, 2, -1, 2)])
+def test_a_stream_of_nothing_or_for_nobody_is_refused(n, batch, rank, world):
+    with pytest.raises(ValueError, match="expected (at least one image|a rank from 0 to)"):
+        IndexStream(n, batch, 0, "x", rank, world)
 
 
 def test_processes_see_disjoint_images_within_a_pass():
@@ -240,6 +247,24 @@ def test_views_are_read_off_the_parameters():
     assert views_of(["x_lb", "y_lb", "x_ulb_w", "x_ulb_s"], "meanteacher")["x_ulb_s"] == View(UNLABELLED, WEAK)
     with pytest.raises(DataError, match="asks for 'x_ulb_new'"):
         views_of(["x_lb", "x_ulb_new"], "mine")
+
+
+def test_the_medium_view_is_one_operation_of_randaugment():
+    images = torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8)
+    source = toy([0, 1] * 100, images=images)
+    split = draw_split(source, 4, 0)
+    names = ("x_ulb_w", "x_ulb_m", "x_ulb_s")
+
+    def of(ops, hard="randaugment_usb"):
+        return Batches(source, split, 2, 64, names, "x", "crop_flip", hard, 3, 0, CPU, hard_ops=ops).batch(0)
+
+    assert views_of(names, "sequencematch")["x_ulb_m"] == View(UNLABELLED, MEDIUM)
+    one, three = of(1), of(None)
+    assert torch.equal(one["x_ulb_m"], three["x_ulb_m"])
+    assert not torch.equal(one["x_ulb_s"], three["x_ulb_s"])
+    plain = of(None, "iic")  # draws no operations
+    assert not torch.equal(plain["x_ulb_m"], plain["x_ulb_w"])
+    assert not torch.equal(plain["x_ulb_m"], plain["x_ulb_s"])
 
 
 def test_a_view_does_not_depend_on_which_others_are_made():

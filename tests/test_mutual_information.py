@@ -147,5 +147,40 @@ def test_wrong_shapes_are_named():
         mutual_information(torch.rand(4), torch.rand(4))
     with pytest.raises(ValueError, match=r"p: .*received \(0, 3\)"):
         mutual_information(torch.rand(0, 3), torch.rand(0, 3))
+    with pytest.raises(ValueError, match=r"p: .*received \(4, 0\)"):
+        mutual_information(torch.rand(4, 0), torch.rand(4, 0))
+    with pytest.raises(ValueError, match=r"q: .*received \(0, 4, 3\)"):
+        mutual_information(p, torch.rand(0, 4, 3))
     with pytest.raises(ValueError, match="weight: expected a number >= 0, received -1"):
         MutualInformationLoss(-1)
+
+
+def test_one_image_one_class_and_no_weight_are_allowed():
+    for n, c in ((1, 3), (4, 1), (1, 1)):
+        p = torch.full((n, c), 1 / c)
+        assert mutual_information(p, p).item() == pytest.approx(0, abs=1e-6)
+    loss, terms = MutualInformationLoss(0)(torch.eye(3) * 9, torch.eye(3) * 9)
+    assert loss.item() == 0
+    assert terms.information > 0
+
+
+@pytest.mark.parametrize("views", [None, 2])
+def test_the_loss_is_the_weighted_information_of_soft_max_predictions(views):
+    generator = torch.Generator().manual_seed(0)
+    weak = torch.randn(6, 4, generator=generator)
+    hard = torch.randn(*([6, 4] if views is None else [views, 6, 4]), generator=generator)
+    exact = mutual_information(weak.softmax(-1), hard.softmax(-1))
+    assert MutualInformationLoss()(weak, hard)[0].item() == pytest.approx(-exact.item(), rel=1e-6)
+    assert MutualInformationLoss(3)(weak, hard)[0].item() == pytest.approx(-3 * exact.item(), rel=1e-6)
+
+
+def test_other_processes_are_asked_only_for_the_global_batch(monkeypatch):
+    monkeypatch.setattr("muscle_plugin.distributed.mean", lambda joint: torch.full_like(joint, 1 / 9))
+    p = torch.eye(3)
+    assert joint_distribution(p, p)[0, 0] == pytest.approx(1 / 3)
+    assert joint_distribution(p, p, global_batch=True)[0, 0] == pytest.approx(1 / 9)
+    for of in (mutual_information, lambda *a: mutual_information_terms(*a).information):
+        assert of(p, p).item() == pytest.approx(math.log(3))
+        assert of(p, p, True).item() == pytest.approx(0, abs=1e-6)
+    assert MutualInformationLoss()(99 * p, 99 * p)[1].information.item() == pytest.approx(math.log(3))
+    assert MutualInformationLoss(1, True)(99 * p, 99 * p)[1].information.item() == pytest.approx(0, abs=1e-6)

@@ -18,6 +18,7 @@ from muscle_plugin.propagation import (
     affinity_graph,
     class_weights,
     conjugate_gradients,
+    diffusion,
     nearest_neighbours,
     normalise_rows,
     propagate,
@@ -242,7 +243,8 @@ def test_equals_the_procedure_as_loops(backend, iterations):
     np.testing.assert_allclose(result.distributions.numpy(), p, atol=1e-4)
 
 
-def test_more_classes_than_are_solved_at_once():
+def test_more_classes_than_are_solved_at_once(monkeypatch):
+    monkeypatch.setitem(diffusion.COLUMNS, "cpu", 16)
     x, y, _ = clusters(300, c=40, labelled=1)
     labels, weights, _, p = oracle(x.numpy(), y.numpy(), 40, 8, 3, 0.8, None)
     result = propagate(x, y, 40, k=8, alpha=0.8, max_iter=500)

@@ -22,6 +22,8 @@ MUSCLE_PREFIX = "muscle_"
 MUSCLE_BASE = "fullysupervised"
 #: A base must forward (or at least receive) this view for ``muscle_<base>`` to exist.
 WEAK_UNLABELLED_VIEW = "x_ulb_w"
+#: Algorithms of USB (git main) that are not hosted, with the reason.
+NOT_HOSTED = {"multimatch": "multimatch trains nets of several heads, which USB has for text alone"}
 
 
 class CatalogueError(RuntimeError):
@@ -84,7 +86,7 @@ def _registered_names(tree: ast.Module) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def usb_algorithms() -> dict[str, Algorithm]:
-    """Every algorithm that the installed USB registers, by name.
+    """Every algorithm that the installed USB registers, by name; without those of ``NOT_HOSTED``.
 
     Raises:
         CatalogueError: USB is not installed.
@@ -106,6 +108,8 @@ def usb_algorithms() -> dict[str, Algorithm]:
 
     catalogue = {}
     for name, class_name in names.items():
+        if name in NOT_HOSTED:
+            continue
         step, arguments = method(class_name, "train_step"), method(class_name, "get_argument")
         views = tuple(a.arg for a in step.args.args if a.arg != "self") if step else ()
         catalogue[name] = Algorithm(name, class_name, views, _arguments(arguments) if arguments else ())
@@ -135,6 +139,7 @@ def all_algorithms() -> dict[str, Algorithm]:
 
 
 __all__ = [
+    "NOT_HOSTED",
     "Algorithm",
     "Argument",
     "CatalogueError",

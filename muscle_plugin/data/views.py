@@ -25,7 +25,7 @@ from muscle_plugin.data.splits import Split
 from muscle_plugin.seeding import derive
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
-WEAK, HARD = "weak", "hard"
+WEAK, MEDIUM, HARD = "weak", "medium", "hard"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ VIEWS: dict[str, View] = {
     "x_lb_s": View(LABELLED, HARD),
     "x_ulb_w": View(UNLABELLED, WEAK),
     "x_ulb_w2": View(UNLABELLED, WEAK),
+    "x_ulb_m": View(UNLABELLED, MEDIUM),
     "x_ulb_s": View(UNLABELLED, HARD),
     "x_ulb_s_0": View(UNLABELLED, HARD),
     "x_ulb_s_1": View(UNLABELLED, HARD),
@@ -136,7 +137,13 @@ class Batches:
         self._asked = views_of(parameters, usb_name)
         self.views: dict[str, View] = dict(self._asked)
         weakly = augmentation(weak)
-        self._augment = {WEAK: weakly, HARD: augmentation(hard, weakly, hard_ops)}
+        # USB's medium view is one operation of RandAugment; of an augmentation that draws none it is a hard view
+        medium = 1 if hard in AFTER_WEAK else None
+        self._augment = {
+            WEAK: weakly,
+            MEDIUM: augmentation(hard, weakly, medium),
+            HARD: augmentation(hard, weakly, hard_ops),
+        }
         self._labels = source.train_labels[split.labelled].to(device)
         self.size = {LABELLED: labelled // world, UNLABELLED: unlabelled // world}
         whole = {LABELLED: labelled, UNLABELLED: unlabelled}

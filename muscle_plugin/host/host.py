@@ -130,6 +130,8 @@ def complete_settings(args: Any) -> None:
     balanced = {"imb_algorithm": None, "ulb_imb_ratio": 1, "ulb_num_labels": None}
     for name, value in {**processes, **balanced}.items():
         setattr(args, name, value)
+    # git main's CoMatch and SimMatch read it without naming it among their arguments
+    args.use_epass = getattr(args, "use_epass", False)
 
 
 def read_source(args: Any) -> Source:
