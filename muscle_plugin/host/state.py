@@ -25,6 +25,8 @@ PLACE = frozenset([
 ])
 # fmt: on
 
+#: What checkpoints of earlier versions hold.
+_NO_LONGER_KEPT = frozenset(["start_epoch"])
 _SKIP = object()
 
 
@@ -94,6 +96,8 @@ def _may_set(obj: Any, name: str, packed: Any) -> bool:
 
 def _restore_object(obj: Any, state: dict[str, Any]) -> None:
     for name, packed in state.items():
+        if name in _NO_LONGER_KEPT:
+            continue
         if not _may_set(obj, name, packed):
             raise ValueError(f"it would set {type(obj).__name__}.{name}")
         if isinstance(packed, dict) and "state" in packed:
