@@ -72,7 +72,8 @@ def image_folder(options: SourceOptions) -> Source:
     test = torch.tensor([x.test for x in items])
     return Source(
         packed.images, labels, (good & ~test).nonzero().flatten(), (good & test).nonzero().flatten(), classes,
-        notes=(*warnings, *notes), names=[str(x.path.relative_to(root) if x.path.is_relative_to(root) else x.path) for x in items],
+        notes=(*warnings, *notes),
+        names=[str(x.path.relative_to(root) if x.path.is_relative_to(root) else x.path) for x in items],
     )  # fmt: skip
 
 
