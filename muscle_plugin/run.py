@@ -53,7 +53,7 @@ from muscle_plugin.files import (
 from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
 from muscle_plugin.host.health import NotFinite
-from muscle_plugin.host.host import LATEST, Interrupted, read_source, saved_checkpoints, split_seed
+from muscle_plugin.host.host import BEST, LATEST, Interrupted, read_source, saved_checkpoints, split_seed
 from muscle_plugin.host.memory import keep_freed_memory
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
@@ -234,7 +234,11 @@ def _newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, 
             raise RunError(f"{path}: cannot be read: {e.strerror}") from None
         except ValueError as e:
             raise RunError(str(e)) from None
-    raise RunError(f"{'; '.join(damaged.values())}; no whole checkpoint is left, and --overwrite starts the run anew")
+    best = next(iter(damaged)).parent / BEST
+    kept = f" ({best}, which --init_from can begin another run with, would be deleted)" if best.is_file() else ""
+    raise RunError(
+        f"{'; '.join(damaged.values())}: no checkpoint to go on from is left; --overwrite starts the run anew{kept}"
+    )
 
 
 def _gone_back(run_dir: Path, used: Path, step: int, damaged: dict[Path, str]) -> str:
@@ -522,13 +526,17 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> list[Path]:
         run_dir.mkdir(parents=True, exist_ok=True)
         return checkpoints
     if settings.resume == "yes":
-        raise RunError(f"{latest}: no checkpoint to resume from; leave out --resume to start this run")
+        begun = not settings.load_path and run_dir.is_dir() and any(run_dir.iterdir()) and not _only_prepared(run_dir)
+        start = (
+            f"--overwrite in place of --resume deletes {run_dir} and starts" if begun else "leave out --resume to start"
+        )
+        raise RunError(f"{latest}: no checkpoint to resume from; {start} this run")
     if run_dir.exists() and any(run_dir.iterdir()) and not _only_prepared(run_dir):
         if not settings.overwrite and settings.resume != "auto":
             state = _describe(run_dir)
             raise RunError(
-                f"{run_dir} already holds {state}; --resume goes on with it, --overwrite deletes it, another --save_name"
-                " keeps both"
+                f"{run_dir} already holds {state}; {'--resume goes on with it, ' if checkpoints else ''}--overwrite deletes it,"
+                " another --save_name keeps both"
             )
         if settings.overwrite:
             if not (run_dir / CONFIG_FILE).is_file():
