@@ -11,7 +11,6 @@ import logging
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -31,7 +30,7 @@ from muscle_plugin.bench.clock import StepClock
 from muscle_plugin.config import load_settings
 from muscle_plugin.files import write_json
 from muscle_plugin.host.memory import keep_freed_memory
-from muscle_plugin.run import build, net_builder
+from muscle_plugin.run import build, git_revision, net_builder
 from muscle_plugin.version import __version__
 
 FOREVER = 10**5  # steps; stock's sampler draws the indices of all of them beforehand
@@ -329,18 +328,9 @@ def write_figures(options: argparse.Namespace, **figures: Any) -> None:
     about = {
         "benchmark": Path(sys.argv[0]).name,
         "options": {k: v for k, v in vars(options).items() if k != "json"},
-        "muscle_plugin": __version__, "git_revision": _revision(), "torch": torch.__version__,
+        "muscle_plugin": __version__, "git_revision": git_revision(), "torch": torch.__version__,
         "python": platform.python_version(), "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(), "gpu": gpu, "load_average": os.getloadavg()[0],
         "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     write_json(Path(options.json), about | figures)
-
-
-def _revision() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

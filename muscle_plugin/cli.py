@@ -21,9 +21,13 @@ EXIT_INTERRUPTED = 130
 _FIRST = os.environ.get("RANK", "0") == "0"
 
 
-def fail(lines: Sequence[str]) -> int:
-    """Print each fault as a line on standard error; returns the exit status of bad input."""
-    for line in lines if _FIRST else ():
+def fail(lines: Sequence[str], everywhere: bool = False) -> int:
+    """Print each fault as a line on standard error; returns the exit status of bad input.
+
+    Args:
+        everywhere: not in the first of several processes alone: the fault is this one's own.
+    """
+    for line in lines if _FIRST or everywhere else ():
         print(f"error: {one_line(line)}", file=sys.stderr)
     return EXIT_BAD_INPUT
 
@@ -84,9 +88,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     try:
         train(resolved, command=[*prog.split(), *argv])
     except RunError as e:
-        for line in str(e).splitlines():  # in one process only, or of one that never met the others
-            print(f"error: {one_line(line)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return fail(str(e).splitlines(), everywhere=True)  # raised with words in one process, or before they had met
     except NotFinite as e:
         if _FIRST:
             print(f"error: {e}", file=sys.stderr)

@@ -814,6 +814,12 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Resolve
     return resolve([*layers, Layer("command line", overrides)], config_name(path) if path else None)
 
 
+def moving_settings() -> set[str]:
+    """The settings that may differ when a run is resumed."""
+    extra: dict[str, Any] = {n: f.json_schema_extra or {} for n, f in RunSettings.model_fields.items()}
+    return {n for n, e in extra.items() if e.get("moves")}
+
+
 def differing_settings(saved: str | Path, resolved: Resolved) -> dict[str, tuple[Any, Any]]:
     """What a run's ``config.yaml`` and a configuration differ in, of the settings that a result depends on: name ->
     (there, here).
@@ -822,8 +828,7 @@ def differing_settings(saved: str | Path, resolved: Resolved) -> dict[str, tuple
         ConfigError: the file cannot be read, or holds what is no setting.
     """
     there, here = resolve(read_yaml(Path(saved))).as_dict(), resolved.as_dict()
-    extra: dict[str, Any] = {n: f.json_schema_extra or {} for n, f in RunSettings.model_fields.items()}
-    moves = {n for n, e in extra.items() if e.get("moves")}
+    moves = moving_settings()
     return {k: (there.get(k), here.get(k)) for k in {**there, **here} if k not in moves and there.get(k) != here.get(k)}
 
 

@@ -634,7 +634,7 @@ def environment(algorithm: Any, command: Sequence[str]) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(algorithm.device) if algorithm.device.type == "cuda" else None
     return {
         "muscle_plugin": __version__,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "python": platform.python_version(),
         **versions,
         "device": str(algorithm.device),
@@ -666,7 +666,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """The revision of this package's checkout, ``-dirty`` if changed; None when installed from a wheel."""
     here = Path(__file__).resolve().parent
     if not (here.parent / ".git").exists():

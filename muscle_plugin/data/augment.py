@@ -9,13 +9,12 @@ operations of RandAugment are in ``randaugment.py``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muscle_plugin.data.draws import Draws
+from muscle_plugin.data.draws import Draws, Random
 from muscle_plugin.data.randaugment import (
     OPERATIONS,
     Plan,
@@ -27,7 +26,6 @@ from muscle_plugin.data.randaugment import (
     to_uint8,
 )
 
-Random: TypeAlias = torch.Generator | Draws
 Augmentation = Callable[[Tensor, Random], Tensor]
 
 

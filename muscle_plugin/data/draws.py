@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Draws:
         self._parts = tuple(parts)
 
     @classmethod
-    def of(cls, generator: torch.Generator | Draws, n: int) -> Draws:
+    def of(cls, generator: Random, n: int) -> Draws:
         """Draws for ``n`` images from one generator; of draws, these themselves."""
         return generator if isinstance(generator, Draws) else cls([Part(generator, 1, n, 0, n)])
 
@@ -74,3 +75,7 @@ class Draws:
             torch.randn(p.drawn, *shape, generator=p.generator, dtype=torch.float32).movedim(0, -1) for p in self._parts
         ]
         return torch.cat([p.last(x) for p, x in zip(self._parts, rows, strict=True)], -1).movedim(-1, 0)
+
+
+#: What an augmentation draws from.
+Random: TypeAlias = torch.Generator | Draws

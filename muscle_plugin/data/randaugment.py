@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muscle_plugin.data.draws import Draws
+from muscle_plugin.data.draws import Draws, Random
 
 GREY = 128
 Fill = int | tuple[int, int, int]
@@ -371,7 +371,7 @@ def _translations_in_pixels(operations: Tensor, values: Tensor, per_x: float, pe
     return values * factor[operations]
 
 
-def draw_randaugment(n: int, generator: torch.Generator | Draws, height: int, width: int, ops: int = 2) -> Plan:
+def draw_randaugment(n: int, generator: Random, height: int, width: int, ops: int = 2) -> Plan:
     """FixMatch's RandAugment for n images.
 
     ``ops`` of its 14 operations with replacement, each applied with p = 0.5 at a uniform level 1..9 of 10, geometric
@@ -396,7 +396,7 @@ def draw_randaugment(n: int, generator: torch.Generator | Draws, height: int, wi
     return Plan(operations, values, GREY, hole, GREY)
 
 
-def draw_randaugment_usb(n: int, generator: torch.Generator | Draws, height: int, width: int, ops: int = 3) -> Plan:
+def draw_randaugment_usb(n: int, generator: Random, height: int, width: int, ops: int = 3) -> Plan:
     """USB's RandAugment for n images.
 
     ``ops`` of the 14 operations with replacement, all applied, each at a uniform strength of its range (negative ones
@@ -420,13 +420,13 @@ def draw_randaugment_usb(n: int, generator: torch.Generator | Draws, height: int
     return Plan(operations, values, 0, hole, (125, 123, 114))
 
 
-def randaugment(images: Tensor, generator: torch.Generator | Draws, ops: int = 2) -> Tensor:
+def randaugment(images: Tensor, generator: Random, ops: int = 2) -> Tensor:
     """Images under ``draw_randaugment``: (N, C, H, W) uint8, on top of the weak augmentation."""
     n, _, h, w = images.shape
     return apply(images, draw_randaugment(n, generator, h, w, ops))
 
 
-def randaugment_usb(images: Tensor, generator: torch.Generator | Draws, ops: int = 3) -> Tensor:
+def randaugment_usb(images: Tensor, generator: Random, ops: int = 3) -> Tensor:
     """Images under ``draw_randaugment_usb``: (N, C, H, W) uint8, on top of the weak augmentation."""
     n, _, h, w = images.shape
     return apply(images, draw_randaugment_usb(n, generator, h, w, ops))

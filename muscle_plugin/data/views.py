@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin.data.augment import AFTER_WEAK, AUGMENTATIONS, Augmentation
-from muscle_plugin.data.draws import Draws, Part
+from muscle_plugin.data.draws import Draws, Part, Random
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
 from muscle_plugin.data.sampler import IndexStream
@@ -355,7 +355,7 @@ def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = 
     if weak is None or name not in AFTER_WEAK:
         return chosen
 
-    def after_weak(images: Tensor, generator: torch.Generator | Draws) -> Tensor:
+    def after_weak(images: Tensor, generator: Random) -> Tensor:
         x = weak(images, generator)
         return chosen(x if x.dtype == torch.uint8 else (x * 255).round_().clamp_(0, 255).byte(), generator)
 

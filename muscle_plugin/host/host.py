@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
-from muscle_plugin.config import MuscleSettings, RunSettings
+from muscle_plugin.config import MuscleSettings, RunSettings, moving_settings
 from muscle_plugin.data.checks import check_labels, find_oddities
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS
@@ -269,9 +269,8 @@ class Host:
         self.health = Health(self.device, allowed if self.precision == "fp16" else 0)
 
     def _settings(self) -> dict[str, Any]:
-        fields = {**RunSettings.model_fields, **MuscleSettings.model_fields}
-        moves = {n for n, f in fields.items() if isinstance(f.json_schema_extra, dict) and f.json_schema_extra["moves"]}
-        names = {*fields, *(a.name for a in self.get_argument())} - moves - _OF_THE_MACHINE
+        fields = {*RunSettings.model_fields, *MuscleSettings.model_fields}
+        names = {*fields, *(a.name for a in self.get_argument())} - moving_settings() - _OF_THE_MACHINE
         values = {n: getattr(self.args, n) for n in sorted(names) if hasattr(self.args, n)}
         values["uratio"] = float(values["uratio"])
         plain = (bool, int, float, str, type(None))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muscle_plugin import distributed
 from muscle_plugin.usb import (
     DistAlignQueueHook,
     FlexMatchThresholdingHook,
@@ -27,13 +28,6 @@ def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     return torch.zeros(num_classes, dtype=torch.int64, device=labels.device).scatter_add_(
         0, labels, torch.ones_like(labels)
     )
-
-
-def across_processes(algorithm: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The rows of all processes, as USB gathers them."""
-    if algorithm.distributed and algorithm.world_size > 1:
-        return tuple(concat_all_gather(t) for t in tensors)
-    return tensors
 
 
 class FlexMatchThresholds(FlexMatchThresholdingHook):
@@ -68,7 +62,7 @@ class FlexMatchThresholds(FlexMatchThresholdingHook):
         their thresholds part); all are (I,)."""
         n = len(self.selected_label)
         place = torch.where(select, idx_ulb, n)  # one place more, for those that are not kept
-        place, labels = across_processes(algorithm, place, labels)
+        place, labels = distributed.gather(place), distributed.gather(labels)
         self.selected_label = torch.cat([self.selected_label, labels[:1]]).index_put_((place,), labels)[:n]
 
     @torch.no_grad()
@@ -92,7 +86,7 @@ class FreeMatchThresholds(FreeMatchThresholdingHook):
 
     @torch.no_grad()
     def update(self, algorithm: Any, probs_x_ulb: Tensor) -> None:
-        (p,) = across_processes(algorithm, probs_x_ulb)
+        p = distributed.gather(probs_x_ulb)
         confidence, predicted = p.max(dim=-1, keepdim=True)
         now = torch.quantile(confidence, 0.8) if algorithm.use_quantile else confidence.mean()
         counts = class_counts(predicted.flatten(), self.num_classes).to(self.p_model.dtype)
@@ -120,7 +114,7 @@ class SoftMatchWeights(SoftMatchWeightingHook):
     def update(self, algorithm: Any, probs_x_ulb: Tensor) -> tuple[Tensor, Tensor]:
         if self.per_class:
             return super().update(algorithm, probs_x_ulb)
-        (p,) = across_processes(algorithm, probs_x_ulb)
+        p = distributed.gather(probs_x_ulb)
         confidence, predicted = p.max(dim=-1)
         self.prob_max_mu_t = self._average(self.prob_max_mu_t, confidence.mean())
         self.prob_max_var_t = self._average(self.prob_max_var_t, confidence.var(unbiased=True))
@@ -145,11 +139,11 @@ class AlignmentQueue(DistAlignQueueHook):
         device = probs_x_ulb.device
         self.p_model, self.p_model_ptr = self.p_model.to(device), self.p_model_ptr.to(device)
         self.p_target = self.p_target.to(device)
-        (unlabelled,) = across_processes(algorithm, probs_x_ulb.detach())
+        unlabelled = distributed.gather(probs_x_ulb.detach())
         self.p_model_ptr = self._write(self.p_model, self.p_model_ptr, unlabelled)
         if self.p_target_ptr is not None:
             assert probs_x_lb is not None
-            (labelled,) = across_processes(algorithm, probs_x_lb)
+            labelled = distributed.gather(probs_x_lb)
             self.p_target_ptr = self._write(self.p_target, self.p_target_ptr.to(device), labelled)
 
     def _write(self, queue: Tensor, place: Tensor, probabilities: Tensor) -> Tensor:
