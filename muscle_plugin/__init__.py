@@ -16,9 +16,19 @@ _LAZY = {
     "Host": "muscle_plugin.host",
     "train": "muscle_plugin.run",
     "load_settings": "muscle_plugin.config",
+    "usb_calls_on": "muscle_plugin.host.device",
 }
 
-__all__ = ["Host", "Muscle", "MutualInformationLoss", "__version__", "load_settings", "mutual_information", "train"]
+__all__ = [
+    "Host",
+    "Muscle",
+    "MutualInformationLoss",
+    "__version__",
+    "load_settings",
+    "mutual_information",
+    "train",
+    "usb_calls_on",
+]
 
 
 def __getattr__(name: str) -> Any:
