@@ -23,11 +23,16 @@ def as_markdown(text: str) -> str:
             rules = (rules + 1) % 3
             lines += ["|" + "---|" * len(columns)] if rules == 2 else [""] * (rules == 1)
         elif rules:
-            cells = [line[a:b].strip().replace("|", r"\|") for a, b in columns]
+            cells = [_cell(line[a:b].strip()) for a, b in columns]
             lines.append(f"| {' | '.join(cells)} |")
         else:
             lines.append(line)
     return ROLE.sub(lambda m: f"`{m[1].rpartition('.')[2]}`", "\n".join(lines))
+
+
+def _cell(text: str) -> str:
+    """A cell's text, in which a bar does not end the cell."""
+    return "".join(p if i % 2 else p.replace("|", r"\|") for i, p in enumerate(re.split(r"(``.*?``)", text)))
 
 
 class MarkdownDocstrings(griffe.Extension):

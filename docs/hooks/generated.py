@@ -76,8 +76,8 @@ def groups() -> dict[str, list[str]]:
 
 def _cell(text: str) -> str:
     """Text in a cell of a table: what is not code has no HTML."""
-    parts = re.split(r"(`[^`]*`)", text.replace("|", r"\|").replace("\n", " "))
-    return "".join(p if i % 2 else p.replace("<", "&lt;") for i, p in enumerate(parts))
+    parts = re.split(r"(`[^`]*`)", text.replace("\n", " "))
+    return "".join(p if i % 2 else p.replace("<", "&lt;").replace("|", r"\|") for i, p in enumerate(parts))
 
 
 def _kind(annotation: Any) -> str:
@@ -192,10 +192,12 @@ def names(package: str) -> str:
     lazy = getattr(import_module(package), "_LAZY", {}) if package == "muscle_plugin" else {}
     blocks, links = [], []
     for name in public:
-        home = lazy.get(name, package)
-        if package == "muscle_plugin" and elsewhere.get(name) == home:
+        if name == "__version__":
+            continue
+        home = _home(lazy.get(name, package), name)
+        if package == "muscle_plugin" and elsewhere.get(name) == lazy.get(name):
             links.append(f"[`{name}`][{home}.{name}]")
-        elif name != "__version__":
+        else:
             members = MEMBERS.get(name)
             blocks.append(f"::: {home}.{name}" + (f"\n    options:\n      members: {members}" if members is not None else ""))
     below = [f"Further down: {', '.join(links)}."] if links else []
@@ -206,19 +208,36 @@ def _marked() -> list[str]:
     return re.findall(r"^<!-- names: ([\w.]+) -->$", API.read_text(encoding="utf-8"), re.MULTILINE)
 
 
+def about(module: str) -> str:
+    """The docstring of a module."""
+    options = ["show_root_heading: false", "show_root_toc_entry: false", "members: false"]
+    return "\n".join([f"::: {module}", "    options:", *(f"      {o}" for o in options)])
+
+
 @cache
-def _public(module: str) -> tuple[str, ...]:
-    """The ``__all__`` of a module; without one, the functions and classes that it defines, in its order."""
+def _body(module: str) -> list[ast.stmt]:
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ValueError(f"{API.name}: no module {module}")
-    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
-    for node in body:
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+
+
+def _public(module: str) -> tuple[str, ...]:
+    """The ``__all__`` of a module; without one, the functions and classes that it defines, in its order."""
+    for node in _body(module):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return tuple(ast.literal_eval(node.value))
     kinds = (ast.FunctionDef, ast.ClassDef)
-    return tuple(n.name for n in body if isinstance(n, kinds) and not n.name.startswith("_"))
+    return tuple(n.name for n in _body(module) if isinstance(n, kinds) and not n.name.startswith("_"))
+
+
+def _home(module: str, name: str) -> str:
+    """The module that defines a name which another one imports: a package may have a module and a function of one name."""
+    for node in _body(module):
+        if isinstance(node, ast.ImportFrom) and node.module and name in [a.asname or a.name for a in node.names]:
+            return _home(node.module, name)
+    return module
 
 
 #: What ``<!-- NAME -->`` or ``<!-- NAME: ARGUMENT -->`` on a line of its own becomes.
-MARKS = {f.__name__: f for f in (settings, muscle_settings, algorithms, datasets, without_effect, names)}
+MARKS = {f.__name__: f for f in (settings, muscle_settings, algorithms, datasets, without_effect, names, about)}
