@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -60,7 +59,8 @@ MEMBERS = {"Host": ["train", "evaluate", "save_model", "load_model", "request_st
 #: Headings of the groups that comments of the form ``# -- NAME`` begin in ``config.RunSettings``.
 GROUP = re.compile(r"^    # -- (.+)$|^    (\w+): ", re.MULTILINE)
 MOVES = "May change on resume."
-API = Path(__file__).resolve().parents[1] / "api.md"
+ROOT = Path(__file__).resolve().parents[2]
+API = ROOT / "docs" / "api.md"
 
 
 def groups() -> dict[str, list[str]]:
@@ -199,7 +199,9 @@ def names(package: str) -> str:
             links.append(f"[`{name}`][{home}.{name}]")
         else:
             members = MEMBERS.get(name)
-            blocks.append(f"::: {home}.{name}" + (f"\n    options:\n      members: {members}" if members is not None else ""))
+            blocks.append(
+                f"::: {home}.{name}" + (f"\n    options:\n      members: {members}" if members is not None else "")
+            )
     below = [f"Further down: {', '.join(links)}."] if links else []
     return "\n\n".join([*below, *blocks])
 
@@ -216,10 +218,9 @@ def about(module: str) -> str:
 
 @cache
 def _body(module: str) -> list[ast.stmt]:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"{API.name}: no module {module}")
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    place = ROOT.joinpath(*module.split("."))  # importlib would import its packages, and so PyTorch
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    return ast.parse(path.read_text(encoding="utf-8")).body
 
 
 def _public(module: str) -> tuple[str, ...]:
@@ -234,8 +235,8 @@ def _public(module: str) -> tuple[str, ...]:
 def _home(module: str, name: str) -> str:
     """The module that defines a name which another one imports: a package may have a module and a function of one name."""
     for node in _body(module):
-        if isinstance(node, ast.ImportFrom) and node.module and name in [a.asname or a.name for a in node.names]:
-            return _home(node.module, name)
+        if isinstance(node, ast.ImportFrom) and name in [a.asname or a.name for a in node.names]:
+            return _home(str(node.module), name)
     return module
 
 
