@@ -149,7 +149,7 @@ def commands_of(text):
     found = []
     for block in blocks:
         lines = [line.strip() for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-        for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        for line, below in zip(lines, [*lines[1:], ""], strict=False):
             try:
                 words = shlex.split(line.removeprefix("$ "), comments=True)
             except ValueError:  # prose with an apostrophe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -66,11 +66,12 @@ API = ROOT / "docs" / "api.md"
 def groups() -> dict[str, list[str]]:
     """The settings of every run by the comment under which ``config.py`` has them."""
     found: dict[str, list[str]] = {}
+    before: list[str] = []  # settings above the first comment belong to its group
     for group, name in GROUP.findall(inspect.getsource(config.RunSettings)):
         if group:
-            found[group] = []
+            found[group] = [] if found else before
         elif name in config.RunSettings.model_fields:
-            found.setdefault(next(reversed(found)), []).append(name)
+            (found[next(reversed(found))] if found else before).append(name)
     return found
 
 
@@ -84,10 +85,12 @@ def _kind(annotation: Any) -> str:
     """The values of a setting, in words: ``int``, ``float or nothing``, ``yes, no, auto``."""
     if get_origin(annotation) is Literal:
         return " ".join(f"`{v}`" for v in get_args(annotation))
+    if get_origin(annotation) in (tuple, list):
+        return "list, or texts with commas between"
     if parts := [a for a in get_args(annotation) if a is not type(None)]:
         return " or ".join(_kind(p) for p in parts)
     names = {int: "whole number", float: "number", bool: "`true` `false`", str: "text"}
-    return names[annotation]
+    return names.get(annotation) or f"`{annotation}`"
 
 
 def _bounds(metadata: Iterable[Any]) -> str:
@@ -241,4 +244,6 @@ def _home(module: str, name: str) -> str:
 
 
 #: What ``<!-- NAME -->`` or ``<!-- NAME: ARGUMENT -->`` on a line of its own becomes.
-MARKS = {f.__name__: f for f in (settings, muscle_settings, algorithms, datasets, without_effect, names, about)}
+MARKS: dict[str, Callable[..., str]] = {
+    f.__name__: f for f in (settings, muscle_settings, algorithms, datasets, without_effect, names, about)
+}

@@ -112,12 +112,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     path = _place_in_repository(here)
 
     def filled(match: re.Match[str]) -> str:
-        try:
-            return str(generated.MARKS[match[1]](*[match[2]] if match[2] else []))
-        except KeyError:
-            raise PluginError(
-                f"{path}: <!-- {match[1]} --> is not known; known: {', '.join(generated.MARKS)}"
-            ) from None
+        if match[1] not in generated.MARKS:
+            raise PluginError(f"{path}: <!-- {match[1]} --> is not known; known: {', '.join(generated.MARKS)}")
+        return generated.MARKS[match[1]](*[match[2]] if match[2] else [])
 
     def led(match: re.Match[str]) -> str:
         to = posixpath.normpath(posixpath.join(posixpath.dirname(path), match[2]))
