@@ -108,7 +108,7 @@ def _number(value: Any) -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None or value == "" or value is PydanticUndefined:
+    if value in (None, "", (), PydanticUndefined):
         return "—"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 

@@ -4,7 +4,8 @@
   itself says, so that they cannot grow old.
 - Links that lead out of ``docs/`` (``../results/sizes.png``, ``../SECURITY.md``), which are right in the repository: what they
   lead to becomes part of the site.
-- Pages that ``nav`` does not name follow under their folder's name, or under "More".
+- An entry of ``nav`` that is a folder holds its pages. Pages that ``nav`` does not name follow under their folder's name, or
+  under "More".
 """
 
 from __future__ import annotations
@@ -81,8 +82,18 @@ def _named(item: Any) -> list[str]:
     return _named(list(item.values())) if isinstance(item, dict) else [item]
 
 
+def _filled(item: Any, files: Files) -> Any:
+    """An entry of ``nav`` whose value is a folder, with the pages in it; none if there are none."""
+    if not isinstance(item, dict) or not all(isinstance(v, str) and v.endswith("/") for v in item.values()):
+        return item
+    ((name, folder),) = item.items()
+    pages = sorted(f.src_uri for f in files.documentation_pages() if f.src_uri.startswith(folder))
+    return {name: pages} if pages else None
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Adds what pages link to outside ``docs/``, and names in ``nav`` what is not named there."""
+    config.nav = [i for i in (_filled(item, files) for item in config.nav) if i]
     named = _named(config.nav)
     pages = [f"docs/{f.src_uri}" for f in files.documentation_pages()]
     waiting = pages + [_place_in_repository(n) for n in named]
