@@ -186,7 +186,7 @@ def split_seed(args: Any) -> int:
 
 
 class Host:
-    """Mixin in front of a USB algorithm class. Takes the arguments of ``AlgorithmBase``; see the module's text.
+    """Mixin in front of a USB algorithm class. Takes the arguments of ``AlgorithmBase``.
 
     ``args`` is completed in place. After construction the object trains with :meth:`train`.
 

@@ -44,7 +44,8 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         converged_: whether every class reached ``tol``.
         residuals_: (C,) relative residuals.
         neighbours_: "exact" or "approximate".
-        n_isolated_, n_unreached_: points without an affinity to any other; points that the diffusion did not reach.
+        n_isolated_: points without an affinity to any other.
+        n_unreached_: points that the diffusion did not reach.
         timings_: seconds of "knn", "graph" and "diffusion".
         n_features_in_: d.
     """
