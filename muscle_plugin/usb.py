@@ -12,12 +12,12 @@ import pkgutil
 import sys
 import warnings
 
-import timm.layers.helpers
-
 from muscle_plugin.absent import absent_packages_stood_in
 
 with warnings.catch_warnings(), absent_packages_stood_in("semilearn"):
     warnings.simplefilter("ignore")
+    import timm.layers.helpers
+
     # USB's git main imports this name, which timm 1.0 moved
     sys.modules.setdefault("timm.models.layers.helpers", timm.layers.helpers)
     import semilearn.algorithms
