@@ -16,9 +16,25 @@ _LAZY = {
     "Host": "muscle_plugin.host",
     "train": "muscle_plugin.run",
     "load_settings": "muscle_plugin.config",
+    "Predictor": "muscle_plugin.predict",
+    "export_model": "muscle_plugin.export",
+    "load_exported": "muscle_plugin.export",
+    "DiffusionLabelPropagation": "muscle_plugin.propagation",
 }
 
-__all__ = ["Host", "Muscle", "MutualInformationLoss", "__version__", "load_settings", "mutual_information", "train"]
+__all__ = [
+    "DiffusionLabelPropagation",
+    "Host",
+    "Muscle",
+    "MutualInformationLoss",
+    "Predictor",
+    "__version__",
+    "export_model",
+    "load_exported",
+    "load_settings",
+    "mutual_information",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -183,6 +183,7 @@ COMMANDS = {
         "runs of USB's protocols as USB's results, configurations and logs",
     ),
     "predict": (predict_command, "label a folder of images with a trained net"),
+    "export": (_main_of("muscle_plugin.export"), "write a trained net for timm (safetensors) and for ONNX"),
     "data": (data_command, "data show: images per class, and a picture of the views"),
     "demo": (
         _main_of("muscle_plugin.demo"),
