@@ -37,6 +37,8 @@ from muscle_plugin.closest import closest, did_you_mean
 from muscle_plugin.data.names import DATASETS, NETS, DatasetInfo
 from muscle_plugin.text import shown
 
+__all__ = ["ConfigError", "Resolved", "config_directory", "config_names", "load_settings"]
+
 #: What a configuration file may be: its size, how deep its YAML nests, how many files ``extends`` may bring in.
 MOST_BYTES = 1 << 18
 MOST_DEPTH = 20
@@ -444,7 +446,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None =
     except Exception as e:  # of values: a 13th month, a number of 5,000 digits
         raise ConfigError([f"{path}: not valid YAML: {shown(e) or type(e).__name__}"]) from None
     if content is None:
-        content = {}
+        raise ConfigError([f"{path}: holds no settings; expected lines of `name: value`"])
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
         raise ConfigError([f"{path}: expected lines of `name: value`, found {type(content).__name__}"])
     bases = content.pop("extends", [])

@@ -37,6 +37,8 @@ from muscle_plugin.predict import Classifier, Predictor, Trained, build_trained,
 from muscle_plugin.text import first_line, one_line
 from muscle_plugin.version import __version__
 
+__all__ = ["ExportError", "export_model", "load_exported"]
+
 FORMATS = ("safetensors", "onnx", "both")
 WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "model.onnx"
 #: The key of ``config.json`` under which this package's part stands, and the version of its form.
@@ -297,7 +299,7 @@ def _write_onnx(trained: Trained, path: Path, pixels: Tensor, checks: _Checks) -
     except OSError:
         raise
     except Exception as e:  # torch's exporters, onnx and its runtime raise what they meet
-        raise ExportError(f"torch {torch.__version__} cannot write this net as ONNX: {first_line(e)}") from e
+        raise ExportError(f"torch {torch.__version__} cannot write this net as ONNX: {first_line(e.__cause__ or e)}") from e
     run: Callable[[Tensor], Any] = lambda x: session.run(["logits", "probabilities"], {"images": x.numpy()})  # noqa: E731
     try:
         logits, probabilities = (torch.from_numpy(np.array(v)) for v in run(pixels))

@@ -279,8 +279,16 @@ def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | 
     try:
         _refuse_compressed(content)
         found = torch.load(io.BytesIO(content), map_location=place, weights_only=True)
-    except Exception as e:
+    except ValueError as e:  # our own
         raise DamagedError(f"{path}: not a readable checkpoint ({first_line(e)})") from None
+    except Exception as e:  # whatever torch's readers meet; their texts advise to run what the file holds
+        if not content.startswith(b"PK"):
+            what = "another kind of file" if content else "it is empty"
+        elif "GLOBAL" in str(e):
+            what = "it holds more than plain data, which is not loaded since it could run code"
+        else:
+            what = "cut off or damaged"
+        raise DamagedError(f"{path}: not a readable checkpoint ({what})") from None
     if isinstance(found, dict) and found.pop(_SAYS_CHECKED, False) and not checked:
         raise DamagedError(f"{path}: damaged: its checksum is missing")
     return found

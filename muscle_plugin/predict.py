@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import decode_all, find_images
 from muscle_plugin.data.views import normaliser
-from muscle_plugin.files import load_tensors, write_text
+from muscle_plugin.files import DamagedError, load_tensors, write_text
 from muscle_plugin.host.device import choose_device, usb_calls_on
-from muscle_plugin.host.host import LATEST, refuse_newer
+from muscle_plugin.host.host import BEST, LATEST, refuse_newer, saved_checkpoints
 from muscle_plugin.run import net_builder
 from muscle_plugin.text import first_line, one_line, shown
+
+__all__ = ["Predictor", "write_predictions"]
 
 _DECODED_AT_ONCE = 2048  # images held in memory
 
@@ -224,7 +226,11 @@ def write_predictions(
     if not files:
         raise DataError(f"{images}: no image in it")
     used = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
-    predictor = Predictor(used, device)
+    try:
+        predictor = Predictor(used, device)
+    except DamagedError as e:
+        others = [str(p) for p in (*saved_checkpoints(used.parent), used.parent / BEST) if p != used and p.is_file()]
+        raise ValueError(f"{e}{'; the run has also ' if others else ''}{', '.join(others)}") from None
     root = images.parent if images.is_file() else images
     text = io.StringIO()
     table = csv.writer(text)

@@ -167,7 +167,10 @@ def test_predict_on_a_damaged_checkpoint_is_one_line(short_run, tmp_path, capsys
     words = f"predict --checkpoint {tmp_path / 'r'} --images {tmp_path / 'x'} --out {tmp_path / 'p.csv'}"
     assert main(words.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: {tmp_path / 'r' / 'latest_model.pth'}: damaged: its content does not match its checksum"
+    newest, before = saved_checkpoints(tmp_path / "r")
+    best = tmp_path / "r" / "model_best.pth"
+    fault = f"error: {newest}: damaged: its content does not match its checksum"
+    assert line == f"{fault}; the run has also {before}, {best}"
 
 
 # ------------------------------------------------------------------------------------------- of other runs and versions

@@ -101,6 +101,7 @@ def test_unknown_algorithm_names_the_nearest():
     [
         ("a: [1", "not valid YAML"),
         ("- 1\n- 2", "expected lines of `name: value`"),
+        ("# lr: 1\n", "holds no settings"),
         ("lr: 1\nlr: 2", "not valid YAML: found duplicate key"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("extends: [1]", "extends must name a file"),

@@ -107,6 +107,13 @@ def test_no_checkpoint_runs_code(where, tmp_path, mark, build_short):
         calls[where]()
 
 
+def test_nobody_is_advised_to_load_what_could_run_code(tmp_path, mark):
+    torch.save({"x": Runs(mark)}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="more than plain data, which is not loaded") as caught:
+        load_tensors(tmp_path / "evil.pth")
+    assert "weights_only" not in str(caught.value)
+
+
 def test_weights_that_usb_fetches_are_read_without_code_too(monkeypatch, mark, tmp_path):
     from muscle_plugin.run import net_builder
     from muscle_plugin.usb import nets

@@ -129,9 +129,14 @@ class Muscle:
     def train_step(self, **batch: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """One step on the views of ``batch``, keyed as in ``Batches.views``; returns USB's pair of dictionaries."""
         base = {k: v for k, v in batch.items() if k in self.batches.parameters}
-        if self.plan is None:
+        if self.mi_loss.weight == 0:
             return super().train_step(**base)  # type: ignore[misc]
         plan = self.plan
+        if plan is None or not {*plan.weak.values(), *plan.riders} <= batch.keys():
+            raise RuntimeError(
+                "MUSCLE's step lacks its hard views: train by algorithm.train(), or give semilearn's Trainer this"
+                " algorithm's own loaders, trainer.fit(*algorithm.loaders())"
+            )
         riders = torch.cat([batch[n] for n in plan.riders]) if plan.riders else None
         with ForwardTap(self.model, self._live, riders, plan.ride, plan.rows if plan.ride is not None else ()) as tap:
             out, log = super().train_step(**base)  # type: ignore[misc]

@@ -78,11 +78,13 @@ class _NoEvent:
 
 
 @contextlib.contextmanager
-def usb_calls_on(device: torch.device) -> Iterator[None]:
-    """Within it, ``.cuda()``, ``torch.cuda.synchronize`` and CUDA events do nothing if the device is a CPU.
+def usb_calls_on(device: torch.device | str) -> Iterator[None]:
+    """Within it, ``.cuda()``, ``torch.cuda.synchronize``, ``torch.cuda.set_device`` and CUDA events do nothing if the device
+    is a CPU.
 
-    USB's classes call these inside ``__init__``, ``train_step`` and ``load_model``.
+    USB's classes call these inside ``__init__``, ``train_step`` and ``load_model``, its ``Trainer`` everywhere.
     """
+    device = torch.device(device)
     if device.type == "cuda":
         with torch.cuda.device(device):
             yield
@@ -93,6 +95,7 @@ def usb_calls_on(device: torch.device) -> Iterator[None]:
         (torch.nn.Module, "cuda", here),
         (torch.cuda, "Event", _NoEvent),
         (torch.cuda, "synchronize", lambda *_, **__: None),
+        (torch.cuda, "set_device", lambda *_, **__: None),
     ]
     kept = [(owner, name, vars(owner).get(name)) for owner, name, _ in stand_ins]
     for owner, name, stand_in in stand_ins:

@@ -44,6 +44,7 @@ class HostParamUpdateHook(Hook):
         if algorithm.scheduler is not None:
             algorithm.scheduler.step()
         algorithm.model.zero_grad(set_to_none=True)
+        algorithm.updates += 1
 
 
 class HostEMAHook(Hook):

@@ -36,6 +36,7 @@ from muscle_plugin.host.ema import EMA
 from muscle_plugin.host.health import FP16_STEPS, Health
 from muscle_plugin.host.hooks import REPLACEMENTS
 from muscle_plugin.host.initial import load_weights
+from muscle_plugin.host.loaders import step_loaders
 from muscle_plugin.host.metrics import prediction_metrics
 from muscle_plugin.host.nosync import no_waiting
 from muscle_plugin.host.optimiser import compute_update_on, keep_how
@@ -240,6 +241,7 @@ class Host:
         self.last_metrics: dict[str, float] = {}
         self.train_seconds = 0.0
         self._clock: float | None = None
+        self.updates = 0  # of the weights, by this object
         self.recorder: Any = None
         self.save_every = getattr(args, "num_save_iter", None) or args.num_eval_iter
         self.stop_requested = False
@@ -430,6 +432,16 @@ class Host:
 
     def prepare_steps(self) -> None:
         """Called once before the first step of a run or of its continuation."""
+
+    def loaders(self) -> tuple[Any, Any, Any]:
+        """Labelled, unlabelled and test loaders for USB's ``Trainer``: ``trainer.fit(*algorithm.loaders())``.
+
+        The batches are those of :meth:`train`. Where there is no GPU, call ``Trainer`` within ``usb_calls_on("cpu")``.
+        """
+        self._begin_alike()
+        with usb_calls_on(self.device):
+            self.prepare_steps()
+        return (*step_loaders(self), self.loader_dict["eval"])
 
     def train(self) -> None:
         """Train from the present step to ``num_train_iter``; USB's hooks are called as USB calls them.
