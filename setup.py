@@ -1,6 +1,6 @@
 """What pyproject.toml cannot say: the wheel holds ``benchmark_configs/``, which lies at the repository's top, as
-``muscle_plugin/benchmark_configs/``. (A ``package-dir`` mapping would do it too, but would turn the editable installation,
-now one line of path, into an import hook that type checkers do not follow.)"""
+``muscle_plugin/benchmark_configs/``, and its description is README.md without what leads into the repository. (A
+``package-dir`` mapping would do the first too, but only with every package listed by hand.)"""
 
 from __future__ import annotations
 

@@ -299,7 +299,9 @@ def _write_onnx(trained: Trained, path: Path, pixels: Tensor, checks: _Checks) -
     except OSError:
         raise
     except Exception as e:  # torch's exporters, onnx and its runtime raise what they meet
-        raise ExportError(f"torch {torch.__version__} cannot write this net as ONNX: {first_line(e.__cause__ or e)}") from e
+        raise ExportError(
+            f"torch {torch.__version__} cannot write this net as ONNX: {first_line(e.__cause__ or e)}"
+        ) from e
     run: Callable[[Tensor], Any] = lambda x: session.run(["logits", "probabilities"], {"images": x.numpy()})  # noqa: E731
     try:
         logits, probabilities = (torch.from_numpy(np.array(v)) for v in run(pixels))
