@@ -37,7 +37,7 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
     from muscle_plugin import config
 
     if not argv:
-        example = "--c benchmark_configs/muscle_fixmatch_digits_10.yaml"
+        example = "muscle_fixmatch_digits_10"
         return fail([f"give a configuration ({parser.prog} {example}) or settings; --help lists them"])
     try:
         config.add_arguments(parser)
@@ -63,6 +63,7 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
 def _parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=prog,
+        usage="%(prog)s [NAME or FILE of a configuration] [--setting value ...]",
         allow_abbrev=False,
         description=description,
         epilog=f"Command line over YAML over defaults. Example: {example}",
@@ -76,7 +77,7 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     Returns the exit status: 0 done, 1 the loss is not finite or another process failed, 2 bad input, 130 interrupted.
     """
     description = "Train a USB algorithm, or MUSCLE composed with one."
-    found = _configuration(_parser(prog, description, "--c benchmark_configs/muscle_fixmatch_digits_10.yaml"), argv)
+    found = _configuration(_parser(prog, description, "muscle_fixmatch_digits_10 --seed 1"), argv)
     if isinstance(found, int):
         return found
     _, resolved = found
@@ -182,6 +183,7 @@ COMMANDS = {
         "runs of USB's protocols as USB's results, configurations and logs",
     ),
     "predict": (predict_command, "label a folder of images with a trained net"),
+    "export": (_main_of("muscle_plugin.export"), "write a trained net for timm (safetensors) and for ONNX"),
     "data": (data_command, "data show: images per class, and a picture of the views"),
     "demo": (
         _main_of("muscle_plugin.demo"),

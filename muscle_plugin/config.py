@@ -37,6 +37,8 @@ from muscle_plugin.closest import closest, did_you_mean
 from muscle_plugin.data.names import DATASETS, NETS, DatasetInfo
 from muscle_plugin.text import shown
 
+__all__ = ["ConfigError", "Resolved", "config_directory", "config_names", "load_settings"]
+
 #: What a configuration file may be: its size, how deep its YAML nests, how many files ``extends`` may bring in.
 MOST_BYTES = 1 << 18
 MOST_DEPTH = 20
@@ -324,8 +326,11 @@ class Resolved:
 
 
 def config_directory() -> Path:
-    """The folder of configurations that come with this package."""
-    return Path(__file__).resolve().parent.parent / "benchmark_configs"
+    """The folder of configurations that come with this package: in it when it is installed from a wheel, beside it in
+    the repository."""
+    here = Path(__file__).resolve().parent
+    inside = here / "benchmark_configs"
+    return inside if inside.is_dir() else here.parent / "benchmark_configs"
 
 
 def find_config(word: str | Path) -> Path:
@@ -341,11 +346,13 @@ def find_config(word: str | Path) -> Path:
             return path
         if named.is_file():
             return named
+        is_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+        here = [p.stem for p in path.parent.glob("*.yaml")] if is_path else []
     except (OSError, ValueError) as e:
         raise ConfigError([f"{shown(word)}: not a file's name: {getattr(e, 'strerror', None) or e}"]) from None
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    near = did_you_mean(str(word).removesuffix(".yaml"), [n for n in config_names() if n not in here])
+    if is_path and (not near or closest(path.stem, here)):
         return path  # reading it says what is wrong with it
-    near = did_you_mean(str(word), config_names())
     raise ConfigError([f"{shown(word)}: no such configuration in {config_directory()}{near}"])
 
 
@@ -848,7 +855,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         dest="c",
         metavar="FILE",
-        help="YAML file of settings, or the name of one of benchmark_configs",
+        help="YAML file of settings, or the name of one of benchmark_configs; the word alone, without --c, will do",
     )
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
     added: set[str] = set()
@@ -902,7 +909,13 @@ def parse_command_line(
                 layer.values[name.replace("-", "_")] = value
             else:
                 faults.append(f"{shown(word.partition('=')[0])} is not a setting{did_you_mean(name, known)}")
-        elif not faults and not set(layer.values) & set(WITHOUT_EFFECT):
+        elif faults or set(layer.values) & set(WITHOUT_EFFECT):
+            continue  # the value of such a flag, most likely
+        elif not (namespace.c or _is_number(word)):
+            namespace.c = word
+        elif not _is_number(word):
+            faults.append(f"give one configuration: {shown(namespace.c)} or {shown(word)}")
+        else:
             faults.append(f"unexpected argument {shown(repr(word))}; settings are given as --name value")
     return namespace, layer, faults
 

@@ -234,6 +234,25 @@ def _refuse_compressed(content: bytes) -> None:
                 raise ValueError("its content is compressed; torch.save writes it as it is")
 
 
+def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file, by name, on the CPU.
+
+    Raises:
+        ValueError: the file is absent, or the package safetensors is.
+        DamagedError: it is no such file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError(f"{path}: reading it needs the package safetensors: pip install safetensors") from None
+    try:
+        return load_file(path)
+    except Exception as e:  # safetensors' error derives from Exception alone
+        raise DamagedError(f"{path}: cannot be read as safetensors ({first_line(e)})") from None
+
+
 def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> Any:
     """Read a file that ``torch.save`` wrote, without running any code in it.
 

@@ -7,12 +7,13 @@ import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import decode_all, find_images
@@ -23,70 +24,129 @@ from muscle_plugin.host.host import BEST, LATEST, refuse_newer, saved_checkpoint
 from muscle_plugin.run import net_builder
 from muscle_plugin.text import first_line, one_line, shown
 
+__all__ = ["Predictor", "write_predictions"]
+
 _DECODED_AT_ONCE = 2048  # images held in memory
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained net and what must be known to use it.
+
+    Attributes:
+        net: with its weights, in evaluation mode, on the CPU.
+        about: ``classes``, ``img_size``, ``channels``, ``mean``, ``std``, ``net_options``: of the images and the net.
+        content: of the checkpoint.
+    """
+
+    net: nn.Module
+    about: dict[str, Any]
+    content: dict[str, Any]
+
+
+def read_trained(checkpoint: Path) -> Trained:
+    """The averaged net of a checkpoint.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    content = load_tensors(checkpoint, "cpu")
+    refuse_newer(content, checkpoint)
+    return build_trained(content, checkpoint)
+
+
+def build_trained(content: dict[str, Any], source: Path) -> Trained:
+    """The averaged net of a checkpoint's content.
+
+    Args:
+        source: where it is from, for messages.
+
+    Raises:
+        ValueError: something is missing in it, or its weights do not fit the net that it names.
+    """
+    about = content.get("images")
+    if not isinstance(about, dict):
+        raise ValueError(f"{source}: does not say what images it was trained on; it is not a run's checkpoint")
+    if faults := _faults(content, about):
+        raise ValueError(f"{source}: not a whole checkpoint: {', '.join(faults)} is missing, or not what it should be")
+    try:
+        with usb_calls_on(torch.device("cpu")):
+            build = net_builder(
+                content["net"], content["net_from_name"], len(about["mean"]), about["img_size"], about["net_options"]
+            )
+            net = build(num_classes=len(about["classes"]))
+    except (AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as e:
+        name = shown(content["net"])
+        raise ValueError(f"{source}: its net {name} cannot be built ({first_line(e)})") from None
+    weights = {k: v for k, v in content["ema_model"].items() if isinstance(k, str)}
+    try:
+        net.load_state_dict(weights)
+    except (RuntimeError, TypeError):
+        # some algorithms wrap the net with heads of their own and keep it as `backbone`
+        inner = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+        try:
+            net.load_state_dict(inner)
+        except (RuntimeError, TypeError) as e:
+            raise ValueError(f"{source}: its weights do not fit net {content['net']} ({first_line(e)})") from None
+    return Trained(net.eval(), about, content)
+
+
+class Classifier(nn.Module):
+    """A trained net that takes images as they are: (N, 3, img_size, img_size) uint8 RGB to (N, C) logits.
+
+    The net's normalisation is inside, and for nets of grey images the conversion (ITU-R 601 luma, as Pillow's).
+
+    Raises:
+        DataError: the net takes another number of channels than the images have.
+    """
+
+    def __init__(self, trained: Trained, device: torch.device) -> None:
+        super().__init__()
+        self.net = trained.net.to(device)
+        mean, std = torch.tensor(trained.about["mean"]), torch.tensor(trained.about["std"])
+        self._luma = torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1) if len(mean) == 1 else None
+        self._normalise = normaliser(mean, std, trained.about["channels"], device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self._luma is not None:
+            images = (images * self._luma).sum(1, keepdim=True).round().to(torch.uint8)
+        return self.net(self._normalise(images))["logits"].float()
 
 
 class Predictor:
     """The averaged net of a checkpoint, with the image size, statistics and class names that it was trained with.
 
     Args:
-        checkpoint: ``latest_model.pth`` or ``model_best.pth`` of a run.
+        checkpoint: ``latest_model.pth`` or ``model_best.pth`` of a run, or what :func:`read_trained` made of one.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Attributes:
+        step: training steps that the weights have seen.
+        classes: names, in the order of the probabilities.
+        img_size: side of the images, in pixels.
+        classifier: uint8 images to logits, on ``device``.
 
     Raises:
         ValueError: not such a file.
         DeviceError: no such device.
     """
 
-    def __init__(self, checkpoint: Path, device: str = "auto") -> None:
+    def __init__(self, checkpoint: Path | Trained, device: str = "auto") -> None:
         self.device = choose_device(device)
-        content = load_tensors(checkpoint, "cpu")
-        refuse_newer(content, checkpoint)
-        about = content.get("images")
-        if not isinstance(about, dict):
-            raise ValueError(f"{checkpoint}: does not say what images it was trained on; it is not a run's checkpoint")
-        #: Training steps that the weights have seen.
-        if faults := _faults(content, about):
-            raise ValueError(
-                f"{checkpoint}: not a whole checkpoint: {', '.join(faults)} is missing, or not what it should be"
-            )
-        self.step: int = content["it"]
-        self.classes: list[str] = about["classes"]
-        self.img_size: int = about["img_size"]
-        data_channels = len(about["mean"])
-        try:
-            with usb_calls_on(self.device):
-                build = net_builder(
-                    content["net"], content["net_from_name"], data_channels, self.img_size, about["net_options"]
-                )
-                net = build(num_classes=len(self.classes))
-        except (AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as e:
-            name = shown(content["net"])
-            raise ValueError(f"{checkpoint}: its net {name} cannot be built ({first_line(e)})") from None
-        weights = {k: v for k, v in content["ema_model"].items() if isinstance(k, str)}
-        try:
-            net.load_state_dict(weights)
-        except (RuntimeError, TypeError):
-            # some algorithms wrap the net with heads of their own and keep it as `backbone`
-            inner = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-            try:
-                net.load_state_dict(inner)
-            except (RuntimeError, TypeError) as e:
-                reason = first_line(e)
-                raise ValueError(f"{checkpoint}: its weights do not fit net {content['net']} ({reason})") from None
-        self._net = net.to(self.device).eval()
-        self._grey = data_channels == 1
-        mean, std = torch.tensor(about["mean"]), torch.tensor(about["std"])
-        self._normalise = normaliser(mean, std, about["channels"], self.device)
+        trained = checkpoint if isinstance(checkpoint, Trained) else read_trained(checkpoint)
+        self.step: int = trained.content["it"]
+        self.classes: list[str] = trained.about["classes"]
+        self.img_size: int = trained.about["img_size"]
+        self.classifier = Classifier(trained, self.device)
 
     @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, C) float32 logits, on the CPU, of (N, 3, img_size, img_size) uint8 RGB images."""
+        return self.classifier(images.to(self.device)).cpu()
+
     def probabilities(self, images: Tensor) -> Tensor:
         """(N, C) float32 class probabilities, on the CPU, of (N, 3, img_size, img_size) uint8 RGB images."""
-        x = images.to(self.device)
-        if self._grey:
-            weights = torch.tensor([0.299, 0.587, 0.114], device=self.device).view(1, 3, 1, 1)
-            x = (x * weights).sum(1, keepdim=True).round().to(torch.uint8)
-        return self._net(self._normalise(x))["logits"].float().softmax(1).cpu()
+        return self.logits(images).softmax(1)
 
 
 def _faults(content: dict[str, Any], about: dict[str, Any]) -> list[str]:

@@ -14,6 +14,19 @@ from typing import Any
 
 from muscle_plugin.closest import nearest
 
+__all__ = [
+    "Schedule",
+    "constant",
+    "cosine",
+    "ema_momentum",
+    "gaussian_rampdown",
+    "linear",
+    "linear_rampup",
+    "schedule",
+    "sigmoid_rampup",
+    "usb_cosine",
+]
+
 #: From a step to what the learning rate is multiplied by.
 Schedule = Callable[[float], float]
 

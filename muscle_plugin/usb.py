@@ -1,3 +1,4 @@
+# ruff: noqa: F401  what other modules take from here
 """The names of USB (``semilearn``) that this package uses, imported in one place.
 
 Importing USB takes seconds and prints deprecation warnings of libraries that it uses; they are silenced here, and here
@@ -51,24 +52,3 @@ with warnings.catch_warnings(), absent_packages_stood_in("semilearn"):
     # git main's SequenceMatch returns, for imbalanced learning alone, features under a name that it never sets
     if "sequencematch" in ALGORITHMS:
         vars(semilearn.algorithms.sequencematch.sequencematch).setdefault("feat_dict", None)
-
-__all__ = [
-    "ALGORITHMS",
-    "AlgorithmBase",
-    "CheckpointHook",
-    "DistAlignQueueHook",
-    "DistSamplerSeedHook",
-    "EMAHook",
-    "EvaluationHook",
-    "FlexMatchThresholdingHook",
-    "FreeMatchThresholdingHook",
-    "Hook",
-    "LoggingHook",
-    "ParamUpdateHook",
-    "SSL_Argument",
-    "SoftMatchWeightingHook",
-    "TimerHook",
-    "concat_all_gather",
-    "nets",
-    "str2bool",
-]

@@ -216,7 +216,7 @@ def test_notices_for_what_was_not_taken_as_given():
 def test_no_arguments_ask_for_some():
     done = command()
     assert done.returncode == 2
-    assert "--c benchmark_configs/" in done.stderr
+    assert "train.py muscle_fixmatch_digits_10" in done.stderr
 
 
 def test_values_from_a_namespace_with_none_are_kept():

@@ -1,4 +1,4 @@
-"""Initial weights from a checkpoint: of this package, of USB, of timm, or a plain state dict."""
+"""Initial weights from a checkpoint: of this package, of USB, of timm, or a plain state dict, .safetensors too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from muscle_plugin.files import load_tensors
+from muscle_plugin.files import load_safetensors, load_tensors
 
 #: Last parts of a net's parameter names that make up its classifier.
 HEADS = ("classifier", "classifier2", "fc", "head")
@@ -22,7 +22,7 @@ def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
     Raises:
         ValueError: unreadable, or less than half of the net's weights (without its classifier) are in the file.
     """
-    found = _state_dict(load_tensors(path, "cpu"))
+    found = load_safetensors(path) if path.suffix == ".safetensors" else _state_dict(load_tensors(path, "cpu"))
     own = net.state_dict()
     wanted = {n: t for n, t in own.items() if with_head or not _of_head(n)}
     best: dict[str, Tensor] = {}
