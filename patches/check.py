@@ -34,6 +34,7 @@ import time
 import traceback
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,11 +184,30 @@ def missing(case: Path, tree: Path, data: str | None) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Sends standard error nowhere; the file descriptor, since packages keep the `sys.stderr` that they find."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def symptom(text: str) -> str:
-    """The line of a log that names the exception, else its last line (messages may have several lines)."""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
-    return (named or lines or [""])[-1].strip()
+    """The line of a log that names the exception (with the next one, if its message begins there), else the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
+    if not named:
+        return lines[-1] if lines else ""
+    return " ".join(lines[named[-1] :][: 2 if lines[named[-1]].endswith(":") else 1])
 
 
 class Runner:
@@ -195,12 +215,11 @@ class Runner:
 
     def __init__(self, tree: Path, data: str | None, fresh: bool):
         self.tree, self.data = tree, data
+        # One core is enough for a case, and threads do not survive a fork.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         self.fork = hasattr(os, "fork") and not fresh
         if self.fork:
-            # Threads do not survive a fork, and one core is enough for a case.
-            os.environ.setdefault("OMP_NUM_THREADS", "1")
-            with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-                warnings.simplefilter("ignore")
+            with quiet():
                 for name in IMPORTED:
                     with contextlib.suppress(Exception):
                         importlib.import_module(name)
@@ -216,7 +235,6 @@ class Runner:
             "USB_TREE": str(self.tree),
             "WANDB_MODE": "disabled",
         }
-        environment.setdefault("OMP_NUM_THREADS", "1")
         if self.data:
             environment["USB_DATA"] = self.data
         return environment
