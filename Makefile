@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-patches lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/muscle-plugin demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+# The patches to USB, each proven by its case: USB=<folder of a checkout>; without it, on the release.
+test-patches: $(VENV)/.installed-dev
+	$(BIN)/python patches/check.py $(USB)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
