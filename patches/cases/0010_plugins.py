@@ -1,4 +1,5 @@
 """A package that names a module under the entry point group `semilearn.plugins` is known without being imported by anyone."""
+# ruff: noqa: B905, E402, PT017, PT018, SIM118
 
 import os
 import sys
@@ -46,10 +47,12 @@ def installed(name, module):
 broken = installed("broken", "import a_package_that_is_not_there\n")
 sys.path += [installed("made_up", MODULE), broken]
 
-from semilearn import get_algorithm, get_config, get_dataset, get_net_builder  # noqa: E402
-from semilearn.core.utils import ALGORITHMS  # noqa: E402
+from semilearn import get_algorithm, get_config, get_dataset, get_net_builder
+from semilearn.core.utils import ALGORITHMS
 
 assert not Path("times_loaded").exists(), "a plugin was loaded while semilearn itself was"
+assert "fixmatch" in ALGORITHMS and ALGORITHMS["fixmatch"].__name__ == "FixMatch"
+assert callable(get_net_builder("wrn_28_2", False)), "a broken plugin stops what needs no plugin"
 try:
     get_net_builder("made_up_net", False)
 except ImportError as e:

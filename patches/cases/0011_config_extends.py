@@ -1,4 +1,5 @@
 """A configuration file builds on others by `extends`."""
+# ruff: noqa: B905, E402, PT017, PT018, SIM118
 
 import os
 from argparse import Namespace

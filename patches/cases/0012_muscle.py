@@ -1,4 +1,5 @@
 """MUSCLE+FixMatch: its mutual information is right and has a gradient, its views are its own, and training raises it."""
+# ruff: noqa: B905, E402, PT017, PT018, SIM118
 
 import math
 
@@ -11,7 +12,9 @@ from semilearn.algorithms.muscle.utils import mutual_information
 certain = 100 * torch.eye(4)
 assert math.isclose(mutual_information(certain, certain[None]).item(), math.log(4), rel_tol=1e-5)
 assert abs(mutual_information(certain, torch.zeros(2, 4, 4)).item()) < 1e-6
-assert abs(mutual_information(certain[:1].expand(8, 4), certain[:1].expand(1, 8, 4)).item()) < 1e-6, "one class for all: none"
+assert abs(mutual_information(certain[:1].expand(8, 4), certain[:1].expand(1, 8, 4)).item()) < 1e-6, (
+    "one class for all: none"
+)
 half = torch.tensor([[0.75, 0.25], [0.25, 0.75]]).log()  # joint: 5/16 on the diagonal, 3/16 beside it
 by_hand = 2 * (5 / 16 * math.log(5 / 4) + 3 / 16 * math.log(3 / 4))
 assert math.isclose(mutual_information(half, half[None]).item(), by_hand, rel_tol=1e-5)
@@ -27,8 +30,9 @@ def images(seed, unlabelled=False):
     data[np.arange(COUNT), :, :, targets] += 100
 
     def view(noise):
-        return lambda image: torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255) + noise * torch.randn(
-            3, 32, 32
+        return lambda image: (
+            torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255)
+            + noise * torch.randn(3, 32, 32)
         )
 
     return BasicDataset("musclefixmatch", data, targets, CLASSES, view(0.02), unlabelled, view(0.1), view(0.3))
