@@ -43,8 +43,9 @@ def given(config):
 @pytest.fixture(scope="module")
 def usb_config():
     """USB's settings for a run: its parser's defaults, overwritten by what is given."""
-    import muscle_plugin.register  # noqa: F401
     from semilearn.lighting import config
+
+    import muscle_plugin.register  # noqa: F401
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "get_port", lambda: 12345)  # USB asks netstat

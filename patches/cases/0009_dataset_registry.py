@@ -1,5 +1,5 @@
 """get_dataset builds a data set that is registered under its name, and its images are loaded as those of USB's own are."""
-# ruff: noqa: B905, E402, PT017, PT018, SIM118
+# ruff: noqa: PT017
 
 import numpy as np
 from semilearn import BasicDataset, get_config, get_data_loader, get_dataset

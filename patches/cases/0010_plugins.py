@@ -1,5 +1,5 @@
 """A package that names a module under the entry point group `semilearn.plugins` is known without being imported by anyone."""
-# ruff: noqa: B905, E402, PT017, PT018, SIM118
+# ruff: noqa: E402, PT017, PT018, SIM118
 
 import os
 import sys

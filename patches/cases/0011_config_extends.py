@@ -1,5 +1,5 @@
 """A configuration file builds on others by `extends`."""
-# ruff: noqa: B905, E402, PT017, PT018, SIM118
+# ruff: noqa: PT017
 
 import os
 from argparse import Namespace

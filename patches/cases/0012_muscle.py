@@ -1,5 +1,5 @@
 """MUSCLE+FixMatch: its mutual information is right and has a gradient, its views are its own, and training raises it."""
-# ruff: noqa: B905, E402, PT017, PT018, SIM118
+# ruff: noqa: B905
 
 import math
 
