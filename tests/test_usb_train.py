@@ -54,9 +54,9 @@ def usb_config():
 
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory):
-    """The tree of USB with the whole series of patches: that of the variable USB, or the installed release."""
+    """The tree of USB with the whole series of patches: that of the variable USB_TREE, or the installed release."""
     tree = tmp_path_factory.mktemp("usb")
-    usb = os.environ.get("USB")
+    usb = os.environ.get("USB_TREE")
     source = Path(usb) if usb else Path(next(iter(find_spec("semilearn").submodule_search_locations))).parent
     shutil.copytree(source / "semilearn", tree / "semilearn", ignore=shutil.ignore_patterns("__pycache__"))
     if usb:
@@ -251,7 +251,7 @@ def test_patched_usb_finds_this_package_by_its_entry_point(patched, installed, t
     lines = {"num_train_iter": 4, "epoch": 2, "num_eval_iter": 4, "total_batch": 16, "ratio": 3, "num_threads": 1}
     extends = {"extends": str(find_config("muscle_fixmatch_digits_10")), **lines, "save_name": "usb", "save_dir": "."}
     (tmp_path / "run.yaml").write_text(json.dumps(extends))
-    arguments = [patched / "train.py", "--c", "run.yaml"] if "USB" in os.environ else ["-c", RUN]
+    arguments = [patched / "train.py", "--c", "run.yaml"] if "USB_TREE" in os.environ else ["-c", RUN]
     done = python(arguments, tmp_path, patched, installed)
     assert done.returncode == 0, done.stderr[-2000:]
     short = load_settings("muscle_fixmatch_digits_10", **lines, seed=1, save_name="ours", save_dir=str(tmp_path))
