@@ -81,7 +81,7 @@ class RunSettings(BaseModel):
     # -- length
     epoch: int = Field(1, ge=1, description="epochs; one is a pass over the unlabelled images")
     num_train_iter: int | None = Field(
-        None, ge=1, description="training steps in all, as in USB; default: epoch x the steps of one pass"
+        None, ge=1, description="training steps in all, as in USB; default, and 0: epoch x the steps of one pass"
     )
     num_warmup_iter: int = Field(0, ge=0, description="steps of linear learning-rate warm-up")
     num_eval_iter: int = Field(100, ge=1, description="steps between two evaluations")
@@ -561,9 +561,10 @@ def _spelling(key: str, layer: Layer) -> str:
 
 
 def _from_usb_values(layer: Layer) -> None:
-    """Values that USB spells differently: a boolean for ``resume``, the word None for nothing."""
+    """Values that USB spells differently: a boolean for ``resume``, the word None for nothing, and a number of steps where
+    its train.py takes no other value (0 holds any number of whole epochs)."""
     for key, value in list(layer.values.items()):
-        if value == "None":
+        if value == "None" or (key == "num_train_iter" and str(value) == "0"):
             layer.values[key] = None
     asked = str(layer.values.get("resume")).lower()
     if asked in ("true", "false"):  # USB's files set it in every run, the first one too
@@ -588,6 +589,9 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
     merged: dict[str, Any] = {}
     where: dict[str, Layer] = {}
     for layer in layers:
+        if layer.values.get("dataset", merged.get("dataset")) != merged.get("dataset"):
+            merged.pop("num_classes", None)  # it was another data set's
+            where.pop("num_classes", None)
         for key, value in layer.values.items():
             merged[key], where[key] = value, layer
 
@@ -784,14 +788,25 @@ def _split_faults(settings: Any, info: DatasetInfo) -> list[str]:
     return faults
 
 
-def _finish(settings: Any, name: str | None) -> Any:
-    """Fill in what follows from other settings, and from the name of the configuration."""
+def following(settings: Any) -> dict[str, Any]:
+    """The settings that follow from others and are left open: the data set's, the device and precision by USB's names, the
+    fields of ``init_from``."""
     info = DATASETS[settings.dataset]
     update: dict[str, Any] = {"num_classes": settings.num_classes or info.num_classes, **info.defaults(settings)}
-    if settings.amp:
+    if settings.amp and settings.precision != "bf16":
         update["precision"] = "fp16"
     if settings.gpu is not None:
         update["device"] = f"cuda:{settings.gpu}"
+    if settings.init_from is not None:
+        fields = {"{save_dir}": settings.save_dir, "{seed}": str(settings.seed)}
+        for field_name, value in fields.items():
+            update["init_from"] = update.get("init_from", settings.init_from).replace(field_name, value)
+    return update
+
+
+def _finish(settings: Any, name: str | None) -> Any:
+    """Fill in what follows from other settings, and from the name of the configuration."""
+    update = following(settings)
     if settings.resume != "no":
         update["overwrite"] = False  # as in USB, whose files set both
     if settings.save_name is None:
@@ -802,10 +817,6 @@ def _finish(settings: Any, name: str | None) -> Any:
         if name is not None and Path(name).name.startswith(stem):  # it says more: another setting, USB's protocol
             stem = name.replace("/", "-")
         update["save_name"] = f"{stem}_{settings.seed}"
-    if settings.init_from is not None:
-        fields = {"{save_dir}": settings.save_dir, "{seed}": str(settings.seed)}
-        for field_name, value in fields.items():
-            update["init_from"] = update.get("init_from", settings.init_from).replace(field_name, value)
     return settings.model_copy(update=update | {"amp": None, "gpu": None})
 
 

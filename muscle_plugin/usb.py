@@ -50,5 +50,6 @@ with warnings.catch_warnings(), absent_packages_stood_in("semilearn"):
         getattr(_freematch, "FreeMatchThresholdingHook", None) or _freematch.FreeMatchThresholingHook
     )
     # git main's SequenceMatch returns, for imbalanced learning alone, features under a name that it never sets
-    if "sequencematch" in ALGORITHMS:
+    # (asking the registry would load plugins, this package among them, in the middle of its own import)
+    if hasattr(semilearn.algorithms, "sequencematch"):
         vars(semilearn.algorithms.sequencematch.sequencematch).setdefault("feat_dict", None)

@@ -22,6 +22,8 @@ MUSCLE_PREFIX = "muscle_"
 MUSCLE_BASE = "fullysupervised"
 #: A base must forward (or at least receive) this view for ``muscle_<base>`` to exist.
 WEAK_UNLABELLED_VIEW = "x_ulb_w"
+#: The MUSCLE that this package's patches add to USB itself: hosted like any algorithm of USB, but there is nothing to add.
+HAVE_MUSCLE = ("musclefixmatch",)
 #: Algorithms of USB (git main) that are not hosted, with the reason.
 NOT_HOSTED = {"multimatch": "multimatch trains nets of several heads, which USB has for text alone"}
 
@@ -127,10 +129,11 @@ def base_algorithms() -> dict[str, Algorithm]:
 
 def muscle_algorithms() -> dict[str, Algorithm]:
     """Every MUSCLE composition by name: ``muscle``, and ``muscle_<name>`` for each algorithm with a weak view of
-    unlabelled images. The value is the entry of its base.
+    unlabelled images that has no MUSCLE of its own. The value is the entry of its base.
     """
     composed = {MUSCLE: usb_algorithms()[MUSCLE_BASE]}
-    return composed | {MUSCLE_PREFIX + n: a for n, a in base_algorithms().items() if WEAK_UNLABELLED_VIEW in a.views}
+    bases = {n: a for n, a in base_algorithms().items() if n not in HAVE_MUSCLE}
+    return composed | {MUSCLE_PREFIX + n: a for n, a in bases.items() if WEAK_UNLABELLED_VIEW in a.views}
 
 
 def all_algorithms() -> dict[str, Algorithm]:

@@ -27,13 +27,18 @@ OWN: dict[str, Any] = {
 assert OWN.keys() == OWN_ALGORITHMS.keys()
 
 
-@cache
 def algorithm_class(name: str) -> Any:
     """The trainable class of an algorithm: any of USB's registry or this package's, ``muscle``, or ``muscle_<name>``.
 
     Raises:
         KeyError: there is no such algorithm.
     """
+    ALGORITHMS.keys()  # a USB that loads plugins does so now: it asks for these classes itself
+    return _made(name)
+
+
+@cache
+def _made(name: str) -> Any:
     with_muscle = name == MUSCLE or (name.startswith(MUSCLE_PREFIX) and name not in _stock())
     usb_name = MUSCLE_BASE if name == MUSCLE else name.removeprefix(MUSCLE_PREFIX) if with_muscle else name
     if usb_name not in ALGORITHMS and usb_name not in OWN:

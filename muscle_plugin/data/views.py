@@ -48,6 +48,7 @@ VIEWS: dict[str, View] = {
     "x_ulb_s": View(UNLABELLED, HARD),
     "x_ulb_s_0": View(UNLABELLED, HARD),
     "x_ulb_s_1": View(UNLABELLED, HARD),
+    "x_ulb_s_2": View(UNLABELLED, HARD),
 }
 #: USB classes whose ``x_ulb_s`` is a second weak view.
 SECOND_WEAK_VIEW = frozenset({"pimodel", "meanteacher", "mixmatch"})

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
-from muscle_plugin.config import MuscleSettings, RunSettings, moving_settings
+from muscle_plugin.config import (
+    ConfigError,
+    Layer,
+    MuscleSettings,
+    RunSettings,
+    batch_composition,
+    following,
+    moving_settings,
+)
 from muscle_plugin.data.checks import check_labels, find_oddities
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS
@@ -31,7 +39,7 @@ from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.host import state
 from muscle_plugin.host.batch_norm import synchronise_batch_norm
 from muscle_plugin.host.compiled import begin_step, check_compiler, compile_net
-from muscle_plugin.host.device import autocast_context, choose_device, choose_precision, usb_calls_on
+from muscle_plugin.host.device import DeviceError, autocast_context, choose_device, choose_precision, usb_calls_on
 from muscle_plugin.host.ema import EMA
 from muscle_plugin.host.health import FP16_STEPS, Health
 from muscle_plugin.host.hooks import REPLACEMENTS
@@ -44,6 +52,7 @@ from muscle_plugin.host.thresholds import TAKE_OVER
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.text import first_line, shown
+from muscle_plugin.usb import nets
 
 LATEST, BEST = "latest_model.pth", "model_best.pth"
 CHECKPOINT_FORMAT = 1
@@ -111,7 +120,11 @@ def _images_channels_last(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 def complete_settings(args: Any) -> None:
     """Give ``args`` what it lacks: settings of this package at their defaults, and what USB's base class reads.
 
-    ``args`` from ``train.py`` is complete already; one from USB's own command line or a notebook is not.
+    ``args`` from ``train.py`` is complete already; one from USB's own command line or a notebook is not. The former always
+    has ``batch_size`` and ``uratio``, at USB's defaults if nobody gave them: ``total_batch`` and ``ratio`` come first.
+
+    Raises:
+        DataError: no such data set, or batch sizes that contradict each other.
     """
     for model in (RunSettings, MuscleSettings):
         for name, field in model.model_fields.items():
@@ -119,11 +132,11 @@ def complete_settings(args: Any) -> None:
                 setattr(args, name, field.default)
     if args.dataset not in DATASETS:
         raise DataError(f"dataset: unknown {args.dataset!r}; known: {', '.join(DATASETS)}")
-    info = DATASETS[args.dataset]
-    for name, value in info.defaults(args).items():
+    for name, value in following(args).items():
         setattr(args, name, value)
-    args.batch_size = args.batch_size or 64
-    args.uratio = args.uratio or 1
+    labelled, unlabelled = _batch_of(args)
+    args.batch_size, args.total_batch = labelled, labelled + unlabelled
+    args.uratio = args.ratio = unlabelled / labelled
     rank, world = distributed.rank(), distributed.world()
     processes = {"rank": rank, "world_size": world, "distributed": world > 1, "multiprocessing_distributed": world > 1}
     if rank:
@@ -133,6 +146,69 @@ def complete_settings(args: Any) -> None:
         setattr(args, name, value)
     # git main's CoMatch and SimMatch read it without naming it among their arguments
     args.use_epass = getattr(args, "use_epass", False)
+
+
+#: What USB's train.py gives where nobody gave anything.
+USB_BATCH_SIZE, USB_URATIO = 8, 1
+
+
+def _batch_of(args: Any) -> tuple[int, int]:
+    """(J, I) of settings that may name them twice.
+
+    Raises:
+        DataError: the names contradict each other.
+    """
+    given = {"total_batch": args.total_batch, "ratio": args.ratio, "batch_size": args.batch_size, "uratio": args.uratio}
+    if args.total_batch is None and args.ratio is None:  # USB's names alone
+        labelled = args.batch_size or 64
+        return labelled, round(labelled * (args.uratio or 1))
+    if args.total_batch is not None and args.batch_size == USB_BATCH_SIZE:
+        del given["batch_size"]
+    if args.ratio is not None and args.uratio == USB_URATIO:
+        del given["uratio"]
+    try:
+        return batch_composition([Layer("settings", given)])
+    except ConfigError as e:
+        raise DataError(f"{e}; a file that extends another takes its setting away by `total_batch: null`") from None
+
+
+def _refuse_other_launchers(args: Any) -> None:
+    """Raises :class:`DeviceError` where several processes are to train that this package does not bring together."""
+    by_usb = getattr(args, "distributed", False) or getattr(args, "multiprocessing_distributed", False)
+    if distributed.launched() == 1 and by_usb:
+        started = "USB's multiprocessing_distributed and world_size do not"
+    elif distributed.launched() > 1 and distributed.world() == 1:
+        started = f"this program, of which torchrun started {distributed.launched()}, does not"
+    else:
+        return
+    raise DeviceError(
+        f"{started} start several processes for this package's algorithms: give `torchrun --standalone --nproc_per_node N"
+        " -m muscle_plugin.cli train --c FILE`"
+    )
+
+
+def _builder_with_options(args: Any, net_builder: Any) -> Any:
+    """USB's ``get_net_builder`` knows a net by its name alone: what it gives for ``args.net`` is replaced by a builder that
+    also minds the images' channels, the options (``net_dropout``, ...) and pretrained weights. Any other builder stays.
+
+    Raises:
+        ValueError: options of a net that has none.
+    """
+    from muscle_plugin import run  # which imports this module
+
+    if net_builder is None or net_builder is not _by_name(args.net, args.net_from_name):
+        return net_builder
+    channels = DATASETS[args.dataset].channels
+    return run.net_builder(args.net, args.net_from_name, channels, args.img_size, run.net_options(args))
+
+
+def _by_name(net: str, from_torchvision: bool) -> Any:
+    """What USB's ``get_net_builder`` gives."""
+    if not from_torchvision:
+        return getattr(nets, net, None)
+    import torchvision
+
+    return getattr(torchvision.models, net, None)
 
 
 def read_source(args: Any) -> Source:
@@ -205,6 +281,7 @@ class Host:
     loader_dict: dict[str, Any]
     hooks_dict: dict[str, Any]
     call_hook: Any
+    tb_log: Any
     it: int
     epoch: int
     epochs: int
@@ -217,6 +294,9 @@ class Host:
     get_argument: Any
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
+        if getattr(args, "imb_algorithm", None):
+            raise DataError(f"imb_algorithm: {args.imb_algorithm} is not hosted; use USB's own class of the algorithm")
+        _refuse_other_launchers(args)
         complete_settings(args)
         seed_everything(args.seed)
         self.device = choose_device(args.device)
@@ -235,7 +315,7 @@ class Host:
         # an exact ratio: USB computes sizes such as int(queue * (uratio + 1) * batch_size), where a float falls short
         args.uratio = unlabelled // labelled if unlabelled % labelled == 0 else Fraction(unlabelled, labelled)
         self.batch_sizes = (labelled, unlabelled)
-        if args.num_train_iter is None:
+        if not args.num_train_iter:  # USB's train.py takes no None
             args.num_train_iter = max(1, round(args.epoch * len(self.split.unlabelled) / unlabelled))
         self.evaluations: list[float] = []
         self.last_metrics: dict[str, float] = {}
@@ -245,6 +325,8 @@ class Host:
         self.recorder: Any = None
         self.save_every = getattr(args, "num_save_iter", None) or args.num_eval_iter
         self.stop_requested = False
+        self.logger = logger
+        net_builder = _builder_with_options(args, net_builder)
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
@@ -269,6 +351,16 @@ class Host:
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         allowed = FP16_STEPS if args.nonfinite_steps is None else args.nonfinite_steps
         self.health = Health(self.device, allowed if self.precision == "fp16" else 0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the nets and the batches are."""
+        return self._device
+
+    @device.setter
+    def device(self, device: torch.device) -> None:
+        if not hasattr(self, "_device"):  # a USB that trains on CPUs too chooses one by ``args.gpu`` alone
+            self._device = device
 
     def _settings(self) -> dict[str, Any]:
         fields = {*RunSettings.model_fields, *MuscleSettings.model_fields}
@@ -452,6 +544,9 @@ class Host:
         self.model.train()
         self._begin_alike()
         per_epoch = max(1, self.num_iter_per_epoch)
+        if self.recorder is None and self.logger is not None:  # USB's train.py knows of no notes
+            for note in self.notes:
+                self.logger.info(note)
         with usb_calls_on(self.device):
             self.epoch = self._epoch_of(self.it)
             self.call_hook("before_run")
@@ -494,9 +589,16 @@ class Host:
         return self.train_seconds + running
 
     def record(self, values: dict[str, float]) -> None:
-        """Log the values of the step that is ending, by the run's recorder if it has one."""
+        """Log the values of the step that is ending: by the run's recorder if it has one, else as USB's train.py expects, to
+        the logger and the TensorBoard log that it gave."""
         if self.recorder is not None:
             self.recorder.record(self, values)
+            return
+        if self.logger is not None and not self.args.rank:
+            shown_values = ", ".join(f"{k.removeprefix('train/')} {v:.4g}" for k, v in values.items())
+            self.logger.info(f"{self.it + 1}/{self.num_train_iter} iterations: {shown_values}")
+        if self.tb_log is not None:
+            self.tb_log.update(values, self.it)
 
     # --------------------------------------------------------------------------------------------------- evaluation
 
