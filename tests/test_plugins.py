@@ -110,7 +110,9 @@ def test_its_arguments_are_settings(tmp_path, capsys):
     assert "error: --strength: input should be a valid number" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["train", "--plugins", plugin, "--help"])
-    assert re.search(r"--strength X +its weight \(own\)", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"--strength X +its weight \(own\)", said)
+    assert "--plugins" in said
     (tmp_path / "c.yaml").write_text("algorithm: own\nplugins: [own.py]\nstrength: 3\n")
     settings = load_settings(tmp_path / "c.yaml", plugins=True).settings
     assert (settings.strength, settings.plugins) == (3.0, (plugin,))
@@ -446,6 +448,21 @@ def test_a_plain_classifier_gets_usbs_calling_convention():
     assert out["feat"].shape == (5, whole.num_features) == (5, 20)
     assert torch.equal(whole(whole(images, only_feat=True), only_fc=True), expected)
     assert len(list(whole.parameters())) == 4
+
+
+def test_a_wrapped_net_has_layer_decay_and_batch_norm_without_weight_decay():
+    from semilearn.core.utils import get_optimizer
+
+    whole = built(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(784, 9), nn.Linear(9, 3))
+    )
+    groups = get_optimizer(whole, "SGD", 0.1, 0.9, 1e-3, 0.5).param_groups
+    scale = {id(p): g["lr_scale"] if "lr_scale" in g else g["lr"] / 0.1 for g in groups for p in g["params"]}
+    assert (
+        scale[id(whole.backbone[0].weight)] < scale[id(whole.backbone[3].weight)] < scale[id(whole.classifier.weight)]
+    )
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    assert decay[id(whole.backbone[1].weight)] == 0 < decay[id(whole.classifier.weight)]
 
 
 def test_a_net_of_usbs_form_is_taken_as_it_is():
