@@ -284,6 +284,7 @@ def test_a_run_folder_runs_no_code(short_run, tmp_path, mark, capsys):
     words = ["--checkpoint", run, "--images", tmp_path / "a.png", "--out", tmp_path / "o.csv"]
     assert main(["predict", *map(str, words)]) == 0
     assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
     short_run(save_name="r", algorithm="supervised", resume="yes")
     short_run(save_name="s", algorithm="supervised", init_from=str(run))
     resolve(read_yaml(run / "config.yaml"))
