@@ -40,6 +40,7 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
         example = "muscle_fixmatch_digits_10"
         return fail([f"give a configuration ({parser.prog} {example}) or settings; --help lists them"])
     try:
+        config.load_named_plugins(argv, lambda options, _: [options.c] if options.c else [])
         config.add_arguments(parser)
         options, layer, faults = config.parse_command_line(parser, argv)
         try:
@@ -152,13 +153,22 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--batch", type=int, default=256, help="images at a time [%(default)s]")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out files that cannot be read")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    options = parser.parse_args(list(argv))
+    parser.add_argument(
+        "--plugins", metavar="FILE", help="of a net of your own: the Python file, or module, that adds it"
+    )
+    options = vars(parser.parse_args(list(argv)))
+    from muscle_plugin import config
+
+    try:  # before torch, which a name mistyped need not wait for; what the run's own files name is not loaded
+        config.load_plugins([], options.pop("plugins"))
+    except config.ConfigError as e:
+        return fail(e.faults)
     from muscle_plugin.data.errors import DataError
     from muscle_plugin.host.device import DeviceError
     from muscle_plugin.predict import write_predictions
 
     try:
-        print(write_predictions(**vars(options)))
+        print(write_predictions(**options))
     except (DataError, DeviceError, ValueError) as e:
         return fail([str(e).splitlines()[0]])
     except OSError as e:

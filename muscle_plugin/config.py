@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -35,6 +35,8 @@ from muscle_plugin.algorithms.catalogue import (
 from muscle_plugin.algorithms.own import stage_1_epochs
 from muscle_plugin.closest import closest, did_you_mean
 from muscle_plugin.data.names import DATASETS, NETS, DatasetInfo
+from muscle_plugin.extend import PluginError
+from muscle_plugin.plugins import load_all, located
 from muscle_plugin.text import shown
 
 __all__ = ["ConfigError", "Resolved", "config_directory", "config_names", "load_settings"]
@@ -47,6 +49,8 @@ MOST_FILES = 64
 MOST_CHARACTERS = 4096
 MOST_WHOLE = 2**53
 MOST_IMAGES = 2**20  # of a step
+#: What a message about an unknown name adds.
+OF_ONES_OWN = " (one of your own: --plugins FILE)"
 
 
 class ConfigError(ValueError):
@@ -63,6 +67,13 @@ class RunSettings(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    plugins: tuple[str, ...] = Field(
+        (),
+        description="Python files or modules, separated by commas, that add algorithms, data sets and nets of your own; they"
+        " are run. Alone, --plugins stands for those that the configuration names, which are not run without it",
+        json_schema_extra={"moves": True},
     )
 
     # -- what to train
@@ -285,7 +296,7 @@ _SHORT_FLAGS = {
     "save_name": "-sn", "num_labels": "-nl", "batch_size": "-bsz", "algorithm": "-alg", "dataset": "-ds",
     "num_classes": "-nc", "overwrite": "-o",
 }  # fmt: skip
-_FLAGS_WITHOUT_VALUE = {"resume": "yes"}
+_FLAGS_WITHOUT_VALUE: dict[str, Any] = {"resume": "yes", "plugins": True}
 
 
 @dataclass
@@ -449,6 +460,11 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None =
         raise ConfigError([f"{path}: holds no settings; expected lines of `name: value`"])
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
         raise ConfigError([f"{path}: expected lines of `name: value`, found {type(content).__name__}"])
+    if "plugins" in content:
+        try:
+            content["plugins"] = located(content["plugins"], path.parent)
+        except PluginError as e:
+            raise ConfigError([f"{path}: plugins: {e}"]) from None
     bases = content.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
@@ -470,7 +486,10 @@ def _algorithm_entry(name: Any) -> Algorithm:
     if reason := NOT_HOSTED.get(str(name).removeprefix(MUSCLE_PREFIX)):
         raise ConfigError([f"algorithm: {reason}"])
     raise ConfigError(
-        [f"algorithm: unknown {shown(repr(name))}{did_you_mean(str(name), known)}; known: {', '.join(known)}"]
+        [
+            f"algorithm: unknown {shown(repr(name))}{did_you_mean(str(name), known)}{OF_ONES_OWN}; known:"
+            f" {', '.join(known)}"
+        ]
     )
 
 
@@ -584,6 +603,7 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
     faults: list[str] = []
     notices: list[str] = []
     for layer in layers:
+        faults += _plugin_faults(layer)
         faults += _refused_values(layer)
         _from_usb_values(layer)
     merged: dict[str, Any] = {}
@@ -673,6 +693,8 @@ def _refused_values(layer: Layer) -> list[str]:
     faults = []
     for key, value in list(layer.values.items()):
         reason = ""
+        if key == "plugins":
+            continue
         if not isinstance(value, (str, int, float, bool, type(None))):
             reason = f"a single value is expected, got a {type(value).__name__}"
         elif isinstance(value, str) and len(value) > MOST_CHARACTERS:
@@ -685,6 +707,18 @@ def _refused_values(layer: Layer) -> list[str]:
             faults.append(f"{shown(_spelling(key, layer))}: {reason}")
             del layer.values[key]
     return faults
+
+
+def _plugin_faults(layer: Layer) -> list[str]:
+    """Put absolute names into a layer; of ``--plugins`` alone nothing, so that those of the files below it hold."""
+    value = layer.values.pop("plugins", None)
+    if value is None or value is True:
+        return []
+    try:
+        layer.values["plugins"] = located(value, "")
+    except PluginError as e:
+        return [f"{shown(_spelling('plugins', layer))}: {e}"]
+    return []
 
 
 def _can_be_name(text: str) -> bool:
@@ -717,8 +751,8 @@ def _cross_checks(settings: Any) -> list[str]:
     faults = [f"{k}: a number out of all bounds" for k, v in settings if type(v) is int and abs(v) > MOST_WHOLE]
     if settings.dataset not in DATASETS:
         faults.append(
-            f"dataset: unknown {shown(repr(settings.dataset))}{did_you_mean(settings.dataset, DATASETS)}; known:"
-            f" {', '.join(DATASETS)}"
+            f"dataset: unknown {shown(repr(settings.dataset))}{did_you_mean(settings.dataset, DATASETS)}{OF_ONES_OWN};"
+            f" known: {', '.join(DATASETS)}"
         )
     else:
         faults += _split_faults(settings, DATASETS[settings.dataset])
@@ -824,12 +858,64 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Resolve
     """The settings of a run from a YAML file, or the name of one of ``benchmark_configs``, and keyword arguments (which
     win), as ``train.py`` would resolve them.
 
+    The argument ``plugins`` imports plugins, and so runs their code: a list of files and modules, or True for those that
+    the file names. Without it a file that names some is refused.
+
     Raises:
         ConfigError: with every fault found.
     """
     path = find_config(config) if config else None
     layers = read_yaml(path) if path else []
+    load_plugins(layers, overrides.get("plugins"))
     return resolve([*layers, Layer("command line", overrides)], config_name(path) if path else None)
+
+
+def load_plugins(layers: Sequence[Layer], given: Any) -> None:
+    """Import the plugins of a run.
+
+    Args:
+        layers: of its files.
+        given: the setting on the command line: names; True: those of the files; None: not given.
+
+    Raises:
+        ConfigError: a plugin cannot be had, or the files name some and none was given.
+    """
+    named = next((x for x in reversed(layers) if x.values.get("plugins") is not None), None)
+    of_files = named.values["plugins"] if named else ()
+    if given is None and named and of_files:
+        raise ConfigError(
+            [
+                f"{named.source}: plugins: {', '.join(map(shown, of_files))}: is code, which a configuration cannot have run:"
+                " add --plugins if you trust it"
+            ]
+        )
+    try:
+        load_all(of_files if given is True else located(given, ""))
+    except PluginError as e:
+        place = f"{named.source}: plugins" if given is True and named else "--plugins"
+        raise ConfigError([f"{place}: {e}"]) from None
+
+
+def load_named_plugins(argv: Sequence[str], files_of: Callable[[argparse.Namespace, list[str]], Sequence[str]]) -> None:
+    """Import the plugins that a command line names, before it is parsed: their settings are flags of it.
+
+    Args:
+        files_of: the configurations that it names, given ``c`` and the words that are no such flag.
+
+    Raises:
+        ConfigError: one cannot be had, or a configuration cannot be read.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--c", "--config", dest="c", nargs="?")
+    parser.add_argument("--plugins", nargs="?", const=True)
+    options, rest = parser.parse_known_args(list(argv))
+    if options.plugins is None:
+        return
+    if options.plugins is not True:
+        load_plugins([], options.plugins)
+        return
+    for word in files_of(options, rest):
+        load_plugins(read_yaml(find_config(word)), True)
 
 
 def moving_settings() -> set[str]:
@@ -882,7 +968,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         extra: dict[str, Any] = {}
         if kind is bool or name in _FLAGS_WITHOUT_VALUE:
             extra = {"nargs": "?", "const": _FLAGS_WITHOUT_VALUE.get(name, True)}
-        if default is not None and default != "":
+        if default not in (None, "", ()):
             text += f" [{default}]"
         group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, metavar="X", help=text, **extra)
 

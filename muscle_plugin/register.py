@@ -17,7 +17,8 @@ from muscle_plugin.nets import OWN_NETS
 from muscle_plugin.usb import ALGORITHMS, nets
 
 
-def _register() -> None:
+def register_all() -> None:
+    """Register what is not yet; called again when a plugin was loaded."""
     for name in (*OWN_ALGORITHMS, *muscle_algorithms()):
         cls = algorithm_class(name)
         if name not in ALGORITHMS:
@@ -33,4 +34,4 @@ def _register() -> None:
         setattr(nets, name, builder)
 
 
-_register()
+register_all()

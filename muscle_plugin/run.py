@@ -35,11 +35,12 @@ from typing import Any, TypeVar
 import torch
 
 from muscle_plugin import distributed
-from muscle_plugin.config import ConfigError, Resolved, began_otherwise, differing_settings
+from muscle_plugin.config import OF_ONES_OWN, ConfigError, Resolved, began_otherwise, differing_settings
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS, TIMM
 from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.data.views import check_shared_equally
+from muscle_plugin.extend import PLUGIN_NETS
 from muscle_plugin.files import (
     DamagedError,
     WriteError,
@@ -55,6 +56,7 @@ from muscle_plugin.host.device import DeviceError, choose_device
 from muscle_plugin.host.health import NotFinite
 from muscle_plugin.host.host import BEST, LATEST, Interrupted, read_source, saved_checkpoints, split_seed
 from muscle_plugin.host.memory import keep_freed_memory
+from muscle_plugin.plugins import fingerprints
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
 from muscle_plugin.text import first_line, shown
@@ -201,7 +203,13 @@ def _train_in(
         elif settings.resume == "auto" and (run_dir / "metrics.jsonl").exists():
             algorithm.notes.append(f"{run_dir}: was begun, but has no checkpoint yet; it starts at step 0")
         if first:
-            about = {"config": resolved.name, **environment(algorithm, command)}
+            about = {
+                "config": resolved.name,
+                **environment(algorithm, command),
+                "plugins": fingerprints(settings.plugins),
+            }
+            if checkpoints:
+                algorithm.notes += _changed_plugins(run_dir / "environment.json", about["plugins"])
             _save_environment(run_dir / "environment.json", about, bool(checkpoints))
             recorder = stack.enter_context(Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress))
             stack.enter_context(progress)
@@ -442,12 +450,17 @@ def net_builder(net: str, from_torchvision: bool, channels: int, img_size: int, 
         raise ValueError(f"net: {net} has no option {', '.join(options)}; this package's and timm's nets have")
     if from_torchvision:
         return partial(_torchvision_net, net)
+    if net in PLUGIN_NETS:
+        from muscle_plugin.nets.plugged import plugged_net
+
+        return partial(plugged_net, net, in_channels=channels, img_size=img_size)
     from muscle_plugin.usb import nets
 
     # those of text and sound have no number at the end, and would fetch their weights
     if not callable(getattr(nets, net, None)) or net.startswith("_") or not net[-1:].isdigit():
         usb = sorted(n for n, x in vars(nets).items() if n[-1].isdigit() and callable(x) and n not in NETS)
-        raise ValueError(f"net: unknown {shown(repr(net))}; known: {', '.join((*NETS, *usb))}, {TIMM}<name>")
+        known = ", ".join((*NETS, *PLUGIN_NETS, *usb))
+        raise ValueError(f"net: unknown {shown(repr(net))}{OF_ONES_OWN}; known: {known}, {TIMM}<name>")
     return partial(_usb_net, getattr(nets, net), net)
 
 
@@ -647,6 +660,16 @@ def environment(algorithm: Any, command: Sequence[str]) -> dict[str, Any]:
         "command": list(command),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _changed_plugins(path: Path, now: dict[str, str | None]) -> list[str]:
+    """Notes on plugins whose file is another than when the run began, or when it was last continued."""
+    before: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        saved = read_json(path)
+        for part in (saved, *(saved.get("continuations") or [])):
+            before |= part.get("plugins") or {}
+    return [f"plugin {p} has changed since the run began" for p, x in now.items() if before.get(p, x) != x]
 
 
 def _save_environment(path: Path, now: dict[str, Any], resumed: bool) -> None:

@@ -27,6 +27,9 @@ HAVE_MUSCLE = ("musclefixmatch",)
 #: Algorithms of USB (git main) that are not hosted, with the reason.
 NOT_HOSTED = {"multimatch": "multimatch trains nets of several heads, which USB has for text alone"}
 
+#: What plugins have registered (see :mod:`muscle_plugin.extend`), by name.
+PLUGIN_ALGORITHMS: dict[str, Algorithm] = {}
+
 
 class CatalogueError(RuntimeError):
     """USB's source could not be found or read."""
@@ -119,12 +122,12 @@ def usb_algorithms() -> dict[str, Algorithm]:
 
 
 def base_algorithms() -> dict[str, Algorithm]:
-    """USB's algorithms and this package's own, by name, before MUSCLE is added to them.
+    """USB's algorithms, this package's own and those of plugins, by name, before MUSCLE is added to them.
 
     Raises:
         CatalogueError: USB is not installed.
     """
-    return usb_algorithms() | OWN_ALGORITHMS
+    return usb_algorithms() | OWN_ALGORITHMS | PLUGIN_ALGORITHMS
 
 
 def muscle_algorithms() -> dict[str, Algorithm]:
@@ -143,6 +146,7 @@ def all_algorithms() -> dict[str, Algorithm]:
 
 __all__ = [
     "NOT_HOSTED",
+    "PLUGIN_ALGORITHMS",
     "Algorithm",
     "Argument",
     "CatalogueError",

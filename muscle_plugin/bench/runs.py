@@ -174,6 +174,8 @@ def _refuse_other_kinds(result: Any, metrics: Any, environment: Any) -> None:
                 refuse("metrics.jsonl", key, value)
     for key, value in environment.items():
         parts = value if key == "command" and isinstance(value, list) else [value]
+        if key == "plugins" and isinstance(value, dict):
+            parts = list(value.values())
         if key != "continuations" and not all(isinstance(x, (str, int, float, type(None))) for x in parts):
             refuse("environment.json", key, value)
 

@@ -99,12 +99,14 @@ def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
         faults += e.faults
     shared = {"num_threads": 1, **layer.values}
     places: dict[Path, dict[str, str]] = {}
+    plugins: dict[Path, tuple[str, ...]] = {}
     for path in paths:
         try:
             settings = config.load_settings(path, **shared).settings
         except ConfigError as e:
             faults += [f if f.startswith("--") else f"{path.stem}: {f}" for f in e.faults]
             continue
+        plugins[path] = settings.plugins
         # the same places from wherever it is run
         try:
             places[path] = {
@@ -117,6 +119,8 @@ def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
         for path, place in places.items():
             name = (config.config_name(path) or path.stem).replace("/", "-")
             overrides = {**shared, **place, "seed": seed, "resume": "auto", "save_name": f"{name}_{seed}"}
+            if "plugins" in shared:  # for processes that may be elsewhere
+                overrides["plugins"] = plugins[path]
             jobs.append(Job(name, seed, Work(str(path.resolve()), overrides), config.load_settings(path, **overrides)))
     directories = Counter(job.run_dir for job in jobs)
     faults += [f"{d.name}: two configurations have this name" for d, n in directories.items() if n > 1]
@@ -258,6 +262,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     faults: list[str] = []
     jobs: list[Job] = []
     try:
+        config.load_named_plugins(argv, lambda _, rest: [w for w in rest if w.endswith((".yaml", ".yml"))])
         config.add_arguments(parser)
         options, layer, faults = config.parse_command_line(parser, argv)
         counts = {"seeds": options.seeds, "jobs": options.jobs}

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS
+from muscle_plugin.extend import PLUGIN_DATASETS
 from muscle_plugin.text import shown
 
 __all__ = ["SOURCES", "DataError", "Source", "SourceOptions", "load_source"]
@@ -424,7 +425,7 @@ SOURCES: dict[str, Callable[[SourceOptions], Source]] = {
     "folder": _folder,
 }
 
-assert SOURCES.keys() == DATASETS.keys()
+assert SOURCES.keys() | PLUGIN_DATASETS.keys() == DATASETS.keys()
 
 
 def load_source(dataset: str, options: SourceOptions) -> Source:
@@ -433,4 +434,9 @@ def load_source(dataset: str, options: SourceOptions) -> Source:
     Raises:
         DataError: its files are absent, damaged, and cannot be downloaded.
     """
-    return SOURCES[dataset](replace(options, data_dir=options.data_dir.expanduser())).resized(options.img_size)
+    options = replace(options, data_dir=options.data_dir.expanduser())
+    if dataset in SOURCES:
+        return SOURCES[dataset](options).resized(options.img_size)
+    from muscle_plugin.data.plugged import read_plugged
+
+    return read_plugged(dataset, options).resized(options.img_size)

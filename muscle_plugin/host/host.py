@@ -35,6 +35,7 @@ from muscle_plugin.data.names import DATASETS, NETS
 from muscle_plugin.data.sources import Source, SourceOptions, load_source
 from muscle_plugin.data.splits import Split, draw_split, read_split
 from muscle_plugin.data.views import Batches, FixedImages, LabelledPasses
+from muscle_plugin.extend import PLUGIN_NETS
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.host import state
 from muscle_plugin.host.batch_norm import synchronise_batch_norm
@@ -430,8 +431,8 @@ class Host:
         )  # fmt: skip
 
     def _channels(self) -> int:
-        """Own nets take the data's channels; USB's and torchvision's want three."""
-        own = self.args.net in NETS and not self.args.net_from_name
+        """Own nets and those of plugins take the data's channels; USB's and torchvision's want three."""
+        own = self.args.net in (*NETS, *PLUGIN_NETS) and not self.args.net_from_name
         return self.source.images.shape[1] if own else 3
 
     def set_model(self) -> Any:

@@ -1,0 +1,544 @@
+"""Algorithms, data sets and nets of one's own: what they may be, how faults are said, and when their code runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SHORT
+from PIL import Image
+from plugin_fixture import plugins_forgotten  # noqa: F401
+from torch import nn
+
+from muscle_plugin.cli import main
+from muscle_plugin.config import ConfigError, load_settings, read_yaml, resolve
+from muscle_plugin.data.errors import DataError
+from muscle_plugin.data.sources import SourceOptions, load_source
+from muscle_plugin.extend import Images, PluginError, USBNet, dataset, load, net
+from muscle_plugin.files import load_tensors
+from muscle_plugin.nets.plugged import plugged_net
+from muscle_plugin.plugins import located
+
+pytestmark = pytest.mark.usefixtures("plugins_forgotten")
+
+ALGORITHM = """
+import torch
+from semilearn.algorithms.utils import SSL_Argument, str2bool
+from semilearn.core import AlgorithmBase
+from semilearn.core.utils import ALGORITHMS
+
+
+@ALGORITHMS.register("{name}")
+class Own(AlgorithmBase):
+    def __init__(self, args, net_builder, tb_log=None, logger=None):
+        super().__init__(args, net_builder, tb_log, logger)
+        self.strength = args.strength
+        self.seen = torch.zeros(3)  # state of its own
+        self.losses = []
+
+    def train_step(self, {views}):
+        out = self.model(torch.cat([x_lb, x_ulb_s]))
+        sup = self.ce_loss(out["logits"][: len(y_lb)], y_lb, reduction="mean")
+        hard = out["logits"][len(y_lb) :]
+        loss = sup + self.strength * (hard.softmax(1) ** 2).sum(1).mean() * self.seen.mean()
+        self.seen = 0.9 * self.seen + sup.detach()
+        self.losses = [*self.losses, float(sup)][-2:]
+        feat = {{"x_lb": out["feat"][: len(y_lb)]}}
+        log = self.process_log_dict(sup_loss=sum(self.losses), total_loss=loss.item())
+        return self.process_out_dict(loss=loss, feat=feat), log
+
+    @staticmethod
+    def get_argument():
+        return [{argument}]
+"""
+VIEWS, ARGUMENT = "x_lb, y_lb, x_ulb_w, x_ulb_s", 'SSL_Argument("--strength", float, 1, "its weight")'
+
+
+def own_algorithm(path, name="own", views=VIEWS, argument=ARGUMENT, more=""):
+    path.write_text(ALGORITHM.format(name=name, views=views, argument=argument) + more)
+    return str(path)
+
+
+def fault(call):
+    """The one line of the error that a call raises."""
+    with pytest.raises((PluginError, ConfigError, DataError, ValueError)) as e:
+        call()
+    (line,) = str(e.value).splitlines()
+    assert line.isprintable()
+    return line
+
+
+# ------------------------------------------------------------------------------------------------------------ algorithms
+
+
+@pytest.mark.parametrize("name", ["own", "muscle_own"])
+def test_an_algorithm_with_state_of_its_own_resumes_bit_for_bit(short_run, tmp_path, monkeypatch, name):
+    from muscle_plugin.host.host import Host, Interrupted
+
+    plugin = own_algorithm(tmp_path / "own.py")
+    settings = {"algorithm": name, "plugins": plugin, "num_train_iter": 4, "num_eval_iter": 2, "strength": 0.5}
+    short_run(save_name="whole", **settings)
+    original = Host._save_if_due
+    monkeypatch.setattr(Host, "_save_if_due", lambda self: (self.it == 3 and self.request_stop(), original(self)))
+    with pytest.raises(Interrupted):
+        short_run(save_name="cut", **settings)
+    monkeypatch.setattr(Host, "_save_if_due", original)
+    short_run(save_name="cut", resume="yes", **settings)
+    whole, cut = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("whole", "cut"))
+    for key in ("model", "ema_model"):
+        assert all(torch.equal(v, cut[key][k]) for k, v in whole[key].items())
+    saved = whole["state"]["algorithm"]
+    assert saved["seen"].sum() > 0
+    assert saved["losses"] == cut["state"]["algorithm"]["losses"]
+    about = json.loads((tmp_path / "cut" / "environment.json").read_text())
+    assert list(about["plugins"]) == [plugin]
+
+
+def test_its_arguments_are_settings(tmp_path, capsys):
+    plugin = own_algorithm(tmp_path / "own.py")
+    words = ["train", "--plugins", plugin, "--algorithm", "muscle_own", "--print-config"]
+    assert main([*words, "--strength", "0.25"]) == 0
+    assert "strength: 0.25" in capsys.readouterr().out
+    assert main([*words, "--strenght", "2"]) == 2
+    assert "did you mean 'strength'?" in capsys.readouterr().err
+    assert main([*words, "--strength", "much"]) == 2
+    assert "error: --strength: input should be a valid number" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--plugins", plugin, "--help"])
+    said = capsys.readouterr().out
+    assert re.search(r"--strength X +its weight \(own\)", said)
+    assert "--plugins" in said
+    (tmp_path / "c.yaml").write_text("algorithm: own\nplugins: [own.py]\nstrength: 3\n")
+    settings = load_settings(tmp_path / "c.yaml", plugins=True).settings
+    assert (settings.strength, settings.plugins) == (3.0, (plugin,))
+
+
+def test_usb_itself_knows_both_forms(tmp_path):
+    from muscle_plugin.usb import ALGORITHMS
+
+    load(own_algorithm(tmp_path / "own.py"))
+    assert issubclass(ALGORITHMS["muscle_own"], ALGORITHMS["own"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"name": "fixmatch"}, "algorithm 'fixmatch': USB or this package has one of this name; take another"),
+     ({"name": "labelprop"}, "algorithm 'labelprop': USB or this package has one of this name"),
+     ({"name": "muscle_own"}, "'muscle_own': muscle_<name> is made of every algorithm by itself"),
+     ({"name": "my own"}, "'my own': a name has letters, digits and _, and begins with a letter"),
+     ({"views": "x_lb, y_lb, x_ulb_s, x_wild"}, "'own': its train_step asks for 'x_wild', a view this package does not make"),
+     ({"views": "x_lb, y_lb, x_ulb_s, **kw"}, "must name the views that it takes one by one, but has **kw"),
+     ({"argument": 'SSL_Argument("--mi_weight", float, 1.0)'}, "--mi_weight is a setting of MUSCLE; take another name"),
+     ({"argument": 'SSL_Argument("--strength", list, [])'}, "the type must be int, float, str or str2bool"),
+     ({"argument": 'SSL_Argument("--strength", int, 0.5)'}, "--strength: the default must be int, got 0.5"),
+     ({"argument": '"--strength"'}, "get_argument returns a list of SSL_Argument, got '--strength' in it"),
+     ({"more": "\nALGORITHMS['thing'] = print\n"}, "'thing': a class that inherits from semilearn's AlgorithmBase"),
+     ({"more": "\n@ALGORITHMS.register('bare')\nclass Bare(AlgorithmBase):\n    pass\n"}, "'bare': Bare has no train_step")],
+)  # fmt: skip
+def test_an_algorithm_that_cannot_be_hosted_is_one_line(tmp_path, given, message):
+    from muscle_plugin.usb import ALGORITHMS
+
+    stock = ALGORITHMS["fixmatch"]
+    line = fault(lambda: load(own_algorithm(tmp_path / "own.py", **given)))
+    assert message in line
+    assert "own.py" in line or "print" in line
+    assert ALGORITHMS["fixmatch"] is stock
+    load_settings(algorithm="muscle_fixmatch")
+
+
+# --------------------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("import no_such_thing", r"p\.py line 1: ModuleNotFoundError: No module named 'no_such_thing'"),
+     ("x = 1\nraise RuntimeError('two\\nlines')", r"p\.py line 2: RuntimeError: two$"),
+     ("x = (\n", r"p\.py line 1: SyntaxError: '\(' was never closed"),
+     ("import sys\nsys.exit(3)", r"p\.py line 2: SystemExit: 3")],
+)  # fmt: skip
+def test_a_plugin_that_fails_is_one_line_with_its_place(tmp_path, capsys, text, message):
+    (tmp_path / "p.py").write_text(text)
+    assert main(["train", "--plugins", str(tmp_path / "p.py"), "--algorithm", "fixmatch"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+
+
+def test_what_a_failing_plugin_registered_is_forgotten_and_may_come_again(tmp_path):
+    text = own_dataset("twice")
+    (tmp_path / "p.py").write_text(text + "\n1 / 0\n")
+    assert "ZeroDivisionError" in fault(lambda: load(tmp_path / "p.py"))
+    assert "unknown 'twice'" in fault(lambda: load_settings(dataset="twice"))
+    (tmp_path / "p.py").write_text(text)
+    load(tmp_path / "p.py")
+    assert load_settings(dataset="twice").settings.img_size == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--plugins", "none.py"], "--plugins: {}/none.py: no such file"),
+     (["--plugins", "no_such_module"], "--plugins: no_such_module: no module of this name can be imported"),
+     (["--plugins", "no_such.module"], "--plugins: no_such.module: no module of this name can be imported"),
+     (["--plugins", "here"], "--plugins: here: no module of this name can be imported; to name the file give here.py"),
+     (["--plugins", "a-b"], "--plugins: a-b is neither a Python file (its name ends in .py) nor a module's name"),
+     (["--plugins", "c.txt/"], "no such file"),
+     (["--algorithm", "mine"], "--algorithm: unknown 'mine' (one of your own: --plugins FILE); known: "),
+     (["--dataset", "xyz"], "--dataset: unknown 'xyz' (one of your own: --plugins FILE); known: ")],
+)  # fmt: skip
+def test_a_plugin_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.py").write_text("")
+    assert main(["train", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message.format(tmp_path) in line
+
+
+def test_a_module_that_can_be_imported_will_do(tmp_path, monkeypatch):
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").write_text(own_dataset("packaged"))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_settings(plugins="own_package", dataset="packaged").settings.plugins == ("own_package",)
+
+
+def test_where_names_are_looked_up(tmp_path):
+    assert located("a.py, b.c ,", "/x") == ("/x/a.py", "b.c")
+    assert located(["a,b.py", "/y/a.py", "/y/../y/a.py"], "/x") == ("/x/a,b.py", "/y/a.py")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "base.yaml").write_text("plugins: p.py\n")
+    (tmp_path / "c.yaml").write_text("extends: below/base.yaml\n")
+    assert read_yaml(tmp_path / "c.yaml")[0].values["plugins"] == (str(tmp_path / "below" / "p.py"),)
+    (tmp_path / "d.yaml").write_text("plugins: {a: b}\n")
+    assert "d.yaml: plugins: names of files or modules are expected" in fault(
+        lambda: load_settings(tmp_path / "d.yaml")
+    )
+
+
+def test_a_plugin_that_changed_is_said_on_resuming(short_run, tmp_path, capsys):
+    from muscle_plugin.run import _changed_plugins
+
+    (tmp_path / "p.py").write_text(own_dataset("changing"))
+    settings = {"save_name": "r", "plugins": str(tmp_path / "p.py"), "num_train_iter": 4, "algorithm": "supervised"}
+    short_run(**settings)
+    path = tmp_path / "r" / "environment.json"
+    (known,) = json.loads(path.read_text())["plugins"].items()
+    assert _changed_plugins(path, dict([known])) == []
+    assert _changed_plugins(path, {known[0]: "0"}) == [f"plugin {known[0]} has changed since the run began"]
+
+
+# -------------------------------------------------------------------------------------------------------------- security
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """A plugin whose import leaves a file; the test says whether it may."""
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n")
+    return tmp_path / "evil.ran"
+
+
+def test_a_configuration_runs_no_code_by_itself(tmp_path, mark, capsys):
+    (tmp_path / "stranger.yaml").write_text("plugins: evil.py\nnum_train_iter: 1\n")
+    (tmp_path / "more.yaml").write_text("extends: stranger.yaml\n")
+    for command in (["train", "--c"], ["data", "show", "--c"], ["sweep"]):
+        for file in ("stranger.yaml", "more.yaml"):
+            for more in (
+                [],
+                ["--print-config"] if command[0] == "train" else [],
+                ["--c", str(tmp_path / file), "--help"],
+            ):
+                if more[-1:] == ["--help"]:
+                    with pytest.raises(SystemExit):
+                        main([*command, str(tmp_path / file), *more])
+                    continue
+                assert main([*command, str(tmp_path / file), *more]) == 2
+                assert (
+                    "is code, which a configuration cannot have run: add --plugins if you trust it"
+                    in capsys.readouterr().err
+                )
+    assert not mark.exists()
+    assert main(["train", "--c", str(tmp_path / "stranger.yaml"), "--print-config", "--plugins"]) == 0
+    assert mark.exists()
+
+
+def test_only_what_the_command_line_names_is_run(tmp_path, mark):
+    (tmp_path / "good.py").write_text(own_dataset("good"))
+    (tmp_path / "stranger.yaml").write_text("plugins: evil.py\n")
+    settings = load_settings(tmp_path / "stranger.yaml", plugins=str(tmp_path / "good.py")).settings
+    assert settings.plugins == (str(tmp_path / "good.py"),)
+    assert not mark.exists()
+
+
+def test_a_run_folder_runs_no_code(short_run, tmp_path, mark, capsys):
+    """``predict``, ``report``, ``--resume``, ``--init_from`` and a sweep's look at what is there."""
+    short_run(save_name="r", algorithm="supervised")
+    run = tmp_path / "r"
+    text = (run / "config.yaml").read_text()
+    assert "plugins: []" in text
+    (run / "config.yaml").write_text(text.replace("plugins: []", f"plugins: [{tmp_path}/evil.py]"))
+    environment = json.loads((run / "environment.json").read_text()) | {"plugins": {f"{tmp_path}/evil.py": "0"}}
+    (run / "environment.json").write_text(json.dumps(environment))
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    words = ["--checkpoint", run, "--images", tmp_path / "a.png", "--out", tmp_path / "o.csv"]
+    assert main(["predict", *map(str, words)]) == 0
+    assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
+    assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
+    short_run(save_name="r", algorithm="supervised", resume="yes")
+    short_run(save_name="s", algorithm="supervised", init_from=str(run))
+    resolve(read_yaml(run / "config.yaml"))
+    assert not mark.exists()
+    capsys.readouterr()
+    (run / "config.yaml").write_text(text.replace("plugins: []", f"plugins: [{tmp_path}/evil.py]"))
+    assert main(["train", "--c", str(run / "config.yaml"), "--resume"]) == 2
+    assert "config.yaml: plugins: " in capsys.readouterr().err
+    assert not mark.exists()
+
+
+def test_what_is_not_asked_for_costs_nothing():
+    code = (
+        "import sys, muscle_plugin.extend\n"
+        "from muscle_plugin.config import load_settings\n"
+        "load_settings('muscle_digits_10')\n"
+        "assert not {'torch', 'semilearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+# ------------------------------------------------------------------------------------------------------------- data sets
+
+
+def own_dataset(name, body="Images(np.zeros((40, 1, 8, 8), 'uint8'), [0, 1] * 20, range(20, 40), ['a', 'b'])"):
+    return (
+        "import numpy as np\nfrom muscle_plugin.extend import Images, dataset\n\n\n"
+        f"@dataset({name!r}, img_size=16, channels=1, num_labels=4)\ndef read(options):\n    return {body}\n"
+    )
+
+
+def returning(found, **settings):
+    """What is made of a data set whose function returns ``found``."""
+    dataset("mine", **{"img_size": 8, "channels": 1, **settings})(lambda options: found)
+    return load_source("mine", SourceOptions(Path("."), 8))
+
+
+IMAGES, LABELS, TEST, CLASSES = (
+    np.full((6, 1, 8, 8), 7, np.uint8),
+    [0, 1, 2, 0, -1, 1],
+    [False] * 4 + [False, True],
+    "abc",
+)
+
+
+def test_a_data_set_is_what_its_function_returned():
+    for images, test in ((IMAGES, TEST), (torch.from_numpy(IMAGES), [5]), (IMAGES[:, :, ::-1], torch.tensor(TEST))):
+        source = returning(Images(images, torch.tensor(LABELS), test, list(CLASSES)))
+        assert torch.equal(source.images, torch.from_numpy(IMAGES))
+        assert (source.labels.tolist(), source.train.tolist(), source.test.tolist()) == (LABELS, [0, 1, 2, 3, 4], [5])
+        assert source.classes == ("a", "b", "c")
+        from muscle_plugin.data.names import DATASETS
+        from muscle_plugin.extend import PLUGIN_DATASETS
+
+        del DATASETS["mine"], PLUGIN_DATASETS["mine"]
+
+
+def test_a_data_set_may_be_a_list_of_files(tmp_path):
+    for i in range(6):
+        Image.new("RGB", (9 + i, 12), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    files = [f"{i}.png" for i in range(5)] + [tmp_path / "5.png"]
+    dataset("files", img_size=8)(lambda options: Images(files, LABELS, TEST, list(CLASSES)))
+    options = SourceOptions(tmp_path, 8, cache_dirs=[tmp_path / "cache"])
+    source = load_source("files", options)
+    assert source.images[:, 0, 4, 4].tolist() == [0, 1, 2, 3, 4, 5]
+    assert source.name_of(5) == "5.png"
+    (tmp_path / "3.png").write_text("x")
+    (tmp_path / "4.png").unlink()
+    line = fault(lambda: load_source("files", options))
+    assert "data set 'files': 2 image file(s) cannot be used: " in line
+    assert "3.png: not an image" in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"images": IMAGES / 255.0}, "got float64 (6, 1, 8, 8): pixels from 0 to 1 become so by (255 * images).round()"),
+     ({"images": IMAGES[:, 0]}, "images must be uint8 of shape (N, 1, H, W), or a list of files; got uint8 (6, 8, 8)"),
+     ({"images": IMAGES.transpose(0, 2, 3, 1)}, "images.transpose(0, 3, 1, 2) has the channels second"),
+     ({"images": IMAGES.repeat(3, 1)}, "got uint8 (6, 3, 8, 8): register it with channels=3"),
+     ({"images": IMAGES.repeat(2, 1)}, "got uint8 (6, 2, 8, 8)"), ({"images": IMAGES.astype(int)}, "got int64"),
+     ({"images": 3}, "or a list of files; got int"), ({"images": ["a.png"]}, "register it with channels=3"),
+     ({"images": IMAGES[:0], "labels": [], "test": []}, "returns no image"),
+     ({"labels": [0, 1, 3, 0, -2, 7]}, "3 label(s) are not from 0 to 2, nor -1 for none; first: image 2, 3"),
+     ({"labels": LABELS[:5]}, "labels must be 6 whole numbers, one for each image, got int64 (5,)"),
+     ({"labels": [0.0, 1, 2, 0, 1, 1]}, "one for each image, got float64 (6,)"),
+     ({"labels": ["a"] * 6}, "labels must be 6 whole numbers"), ({"labels": [[0], [1, 2]]}, "labels must be a list of numbers"),
+     ({"labels": [-1, -1, -1, -1, -1, 1]}, "no image for training has a label"),
+     ({"test": [True] * 6, "labels": [0] * 6}, "no image for training has a label"),
+     ({"test": [4]}, "test image 4 has no label"), ({"test": [6]}, "got positions from 6 to 6 of 6 images"),
+     ({"test": [0, 0, 0, 0, 0, 1]}, "got a position twice (is it a mask of 0 and 1? give .astype(bool))"),
+     ({"test": [False] * 4}, "test must be 6 truth values (bool), or positions of images; got (4,) truth values"),
+     ({"test": [0.5]}, "got float64 (1,)"), ({"classes": "abc"}, "classes must be a list of names, got 'abc'"),
+     ({"classes": ["a", "a", "b"]}, "classes must be two or more different names"),
+     ({"classes": ["a", "b"]}, "1 label(s) are not from 0 to 1"), ({"classes": [0, 1, 2]}, "different names")],
+)  # fmt: skip
+def test_what_a_data_set_returns_wrongly_is_one_line_that_names_it(changed, message):
+    found = Images(**{"images": IMAGES, "labels": LABELS, "test": TEST, "classes": list(CLASSES), **changed})
+    line = fault(lambda: returning(found))
+    assert message in line
+    assert line.startswith(f"{__file__}: data set 'mine': ")
+
+
+def test_other_faults_of_a_data_set_are_one_line():
+    assert "returns dict, which has no images, labels, test, classes; return Images(...)" in fault(
+        lambda: returning({})
+    )
+
+    @dataset("fails", img_size=8, num_classes=2)
+    def fails(options):
+        return {}["x"]
+
+    line = fault(lambda: load_source("fails", SourceOptions(Path("."), 8)))
+    assert re.match(rf"{re.escape(__file__)}: data set 'fails' line \d+: KeyError: 'x'", line)
+    assert "cannot be shared equally by the 2 classes of fails" in fault(
+        lambda: load_settings(dataset="fails", num_labels=3)
+    )
+    for name, settings, message in (
+        ("digits", {}, "data set 'digits': this package has one of this name; take another"),
+        ("fails", {}, f"{__file__} has one of this name"), ("no-name", {}, "a name has letters, digits and _"),
+        ("x", {"img_size": 2}, "img_size must be a whole number from 4 to 1024, got 2"),
+        ("x", {"channels": 2}, "channels must be 1 or 3, got 2"), ("x", {"num_labels": "4"}, "num_labels must be a whole"),
+    ):  # fmt: skip
+        assert message in fault(lambda n=name, s=settings: dataset(n, **{"img_size": 8, **s})(lambda options: None))
+
+
+# ------------------------------------------------------------------------------------------------------------------ nets
+
+
+class Pair(nn.Module):
+    """What ``forward`` returns is up to the test."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.linear, self.out = nn.Linear(256, 3), out
+
+    def forward(self, x):
+        return self.out(self, x.flatten(1))
+
+
+def built(module, **settings):
+    from muscle_plugin.extend import PLUGIN_NETS
+
+    PLUGIN_NETS.pop("mine", None)
+    net("mine")(lambda num_classes: module)
+    return plugged_net("mine", **{"num_classes": 3, "in_channels": 1, "img_size": 16, **settings})
+
+
+def test_a_plain_classifier_gets_usbs_calling_convention():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(256, 20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 3))
+    images = torch.rand(5, 1, 16, 16)
+    plain.eval()
+    expected = plain(images)
+    plain.train()
+    before = torch.get_rng_state()
+    whole = built(plain)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert whole.training
+    whole.eval()
+    out = whole(images)
+    assert torch.equal(out["logits"], expected)
+    assert out["feat"].shape == (5, whole.num_features) == (5, 20)
+    assert torch.equal(whole(whole(images, only_feat=True), only_fc=True), expected)
+    assert len(list(whole.parameters())) == 4
+
+
+def test_a_wrapped_net_has_layer_decay_and_batch_norm_without_weight_decay():
+    from semilearn.core.utils import get_optimizer
+
+    whole = built(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(784, 9), nn.Linear(9, 3))
+    )
+    groups = get_optimizer(whole, "SGD", 0.1, 0.9, 1e-3, 0.5).param_groups
+    scale = {id(p): g["lr_scale"] if "lr_scale" in g else g["lr"] / 0.1 for g in groups for p in g["params"]}
+    assert (
+        scale[id(whole.backbone[0].weight)] < scale[id(whole.backbone[3].weight)] < scale[id(whole.classifier.weight)]
+    )
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    assert decay[id(whole.backbone[1].weight)] == 0 < decay[id(whole.classifier.weight)]
+
+
+def test_a_net_of_usbs_form_is_taken_as_it_is():
+    class Mine(USBNet):
+        def __init__(self):
+            super().__init__(1)
+            self.set_heads(256, 3)
+
+        def features(self, x):
+            return x.flatten(1)
+
+    net = Mine()
+    assert built(net) is net
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [(lambda m, x: {"logits": m.linear(x)}, "its forward gives no feat, but logits; expected {'logits': (N, 3)"),
+     (lambda m, x: {"feat": x}, "its forward gives no logits, but feat"), (lambda m, x: (x, x), "its forward gives tuple"),
+     (lambda m, x: {"logits": m.linear(x)[:, :2], "feat": x}, "its logits have shape (2, 2) for 2 images"),
+     (lambda m, x: {"logits": m.linear(x), "feat": x[None]}, "its feat has shape (1, 2, 256) for 2 images"),
+     (lambda m, x: {"logits": m.linear(x), "feat": x}, "its forward must take only_feat=True (images to feat) and only_fc"),
+     (lambda m, x: m.linear(x)[:, :2], "gives (2, 2) for 2 images; expected (2, 3), a number for each class"),
+     (lambda m, x: m.linear(x).softmax(1), "does not end in its last nn.Linear, linear: something comes after it (softmax?"),
+     (lambda m, x: x[:, :3], "does not end in its last nn.Linear"),
+     (lambda m, x: m.linear(x[:, :9]), "cannot take images of shape (2, 1, 16, 16) line")],
+)  # fmt: skip
+def test_a_net_that_cannot_be_used_is_one_line_that_names_it(out, message):
+    line = fault(lambda: built(Pair(out)))
+    assert message in line
+    assert line.startswith(f"{__file__}: net 'mine'")
+
+
+def test_other_faults_of_a_net_are_one_line(tmp_path, capsys):
+    assert "must return an nn.Module, got int" in fault(lambda: built(3))
+    flat = nn.Sequential(nn.Flatten(), nn.LazyLinear(7), nn.Conv1d(1, 1, 5))
+    assert "has no nn.Linear of 3 outputs at its end" in fault(
+        lambda: built(nn.Sequential(flat[0], nn.AdaptiveAvgPool1d(3)))
+    )
+    assert "no pretrained weights" in fault(lambda: built(Pair(None), pretrained=True))
+    for name, owner in (("small_cnn", "this package"), ("wrn_28_2", "USB"), ("mine", __file__)):
+        assert f"{owner} has one of this name; take another" in fault(lambda n=name: net(n)(lambda: None))
+    settings = [f"--{k}={v}" for k, v in SHORT.items()]
+    assert main(["train", *settings, "--net", "mine2", "--save_dir", str(tmp_path)]) == 2
+    assert "error: net: unknown 'mine2' (one of your own: --plugins FILE)" in capsys.readouterr().err
+
+
+FLAT = """
+from torch import nn
+from muscle_plugin.extend import net
+
+
+@net("flat")
+def flat(num_classes, channels, img_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * img_size**2, num_classes))
+"""
+
+
+def test_predict_wants_the_net_and_nothing_else(short_run, tmp_path, monkeypatch, capsys):
+    from muscle_plugin import plugins
+    from muscle_plugin.extend import PLUGIN_NETS
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flat.py").write_text(FLAT)
+    own_algorithm(tmp_path / "own.py")
+    short_run(save_name="r", net="flat", algorithm="own", plugins="flat.py,own.py")
+    (tmp_path / "own.py").unlink()
+    PLUGIN_NETS.clear()  # as in another process
+    plugins._loaded.clear()
+    Image.new("L", (9, 9)).save("a.png")
+    words = ["predict", "--checkpoint", "r", "--images", "a.png", "--out", "o.csv"]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "its net flat cannot be built (net: unknown 'flat' (one of your own: --plugins FILE); known: " in line
+    assert main([*words, "--plugins", "flatt.py"]) == 2
+    assert capsys.readouterr().err == f"error: --plugins: {tmp_path}/flatt.py: no such file\n"
+    assert main([*words, "--plugins", "flat.py"]) == 0
+    assert len((tmp_path / "o.csv").read_text().splitlines()) == 2
