@@ -40,7 +40,7 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
         example = "muscle_fixmatch_digits_10"
         return fail([f"give a configuration ({parser.prog} {example}) or settings; --help lists them"])
     try:
-        config.load_named_plugins(argv, lambda options, _: [options.c] if options.c else [])
+        config.load_named_plugins(argv, lambda options, rest: [options.c] if options.c else config.named_in(rest))
         config.add_arguments(parser)
         options, layer, faults = config.parse_command_line(parser, argv)
         try:

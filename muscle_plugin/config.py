@@ -918,6 +918,11 @@ def load_named_plugins(argv: Sequence[str], files_of: Callable[[argparse.Namespa
         load_plugins(read_yaml(find_config(word)), True)
 
 
+def named_in(words: Sequence[str]) -> list[str]:
+    """Those of the words of a command line that are a configuration's name or file."""
+    return [w for w in words if w.endswith((".yaml", ".yml")) or (not w.startswith("-") and w in config_names())]
+
+
 def moving_settings() -> set[str]:
     """The settings that may differ when a run is resumed."""
     extra: dict[str, Any] = {n: f.json_schema_extra or {} for n, f in RunSettings.model_fields.items()}

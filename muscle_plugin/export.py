@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from muscle_plugin.config import ConfigError, read_yaml, resolve
+from muscle_plugin.config import ConfigError, load_plugins, read_yaml, resolve
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import decode, find_images
 from muscle_plugin.data.names import TIMM
@@ -438,8 +438,13 @@ def main(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--format", choices=FORMATS, default="both", help="[%(default)s]")
     parser.add_argument("--images", help="images to compare on [the run's own test images]")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="of a logit, relative [%(default)s]")
-    try:
-        for line in export_model(**vars(parser.parse_args(list(argv)))):
+    parser.add_argument(
+        "--plugins", metavar="FILE", help="of a net of your own: the Python file, or module, that adds it"
+    )
+    options = vars(parser.parse_args(list(argv)))
+    try:  # what the run's own files name is not loaded
+        load_plugins([], options.pop("plugins"))
+        for line in export_model(**options):
             print(line)
     except ExportError as e:
         print(f"error: {one_line(str(e))}", file=sys.stderr)

@@ -34,8 +34,6 @@ from muscle_plugin.data.names import DATASETS
 from muscle_plugin.extend import NAME, PLUGIN_DATASETS, PLUGIN_NETS, PluginError, place_of
 from muscle_plugin.text import first_line, shown
 
-__all__ = ["fault_in", "fingerprints", "load_all", "located"]
-
 MOST_PLUGINS = 64
 _MOST_CHARACTERS = 4096  # of a path
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

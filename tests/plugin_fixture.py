@@ -10,7 +10,7 @@ def plugins_forgotten():
     import muscle_plugin.register  # noqa: F401
     from muscle_plugin import plugins
     from muscle_plugin.algorithms.catalogue import PLUGIN_ALGORITHMS
-    from muscle_plugin.algorithms.compose import algorithm_class
+    from muscle_plugin.algorithms.compose import _made, algorithm_class
     from muscle_plugin.config import settings_model
     from muscle_plugin.data.names import DATASETS
     from muscle_plugin.extend import PLUGIN_DATASETS, PLUGIN_NETS
@@ -29,7 +29,7 @@ def plugins_forgotten():
         if name.startswith("_muscle_plugin_of_"):
             del sys.modules[name]
     settings_model.cache_clear()
-    algorithm_class.cache_clear()  # anew, the classes would not be those that USB's registry holds
+    _made.cache_clear()  # anew, the classes would not be those that USB's registry holds
     for name in ALGORITHMS._dict:
         if hasattr(ALGORITHMS[name], "usb_name"):
             ALGORITHMS._dict[name] = algorithm_class(name)

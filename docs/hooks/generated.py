@@ -236,8 +236,11 @@ def _public(module: str) -> tuple[str, ...]:
 
 
 def _home(module: str, name: str) -> str:
-    """The module that defines a name which another one imports: a package may have a module and a function of one name."""
-    for node in _body(module):
+    """The module that defines a name which another one imports, perhaps only when asked for it: a package may have a module
+    and a function of one name."""
+    if any(getattr(node, "name", None) == name for node in _body(module)):
+        return module
+    for node in (inner for outer in _body(module) for inner in ast.walk(outer)):
         if isinstance(node, ast.ImportFrom) and name in [a.asname or a.name for a in node.names]:
             return _home(str(node.module), name)
     return module

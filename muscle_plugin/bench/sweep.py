@@ -262,7 +262,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     faults: list[str] = []
     jobs: list[Job] = []
     try:
-        config.load_named_plugins(argv, lambda _, rest: [w for w in rest if w.endswith((".yaml", ".yml"))])
+        config.load_named_plugins(argv, lambda _, rest: config.named_in(rest))
         config.add_arguments(parser)
         options, layer, faults = config.parse_command_line(parser, argv)
         counts = {"seeds": options.seeds, "jobs": options.jobs}
