@@ -2,10 +2,14 @@
 
     python benchmarks/mutation.py                                  # loss, order of images, label propagation
     python benchmarks/mutation.py propagation/graph --share 0.2    # a fifth of that file's mutants, drawn with --seed
-    python benchmarks/mutation.py losses/mutual_information --only 12 40
+    python benchmarks/mutation.py losses/mutual_information --only 12 40 --verbose
 
-Each mutant runs the tests of its own file, in a process forked once the libraries are imported. Messages, annotations and doc
-strings are not mutated. A mutant that takes many times the tests' time is killed by them too.
+First the file's own tests run once, and coverage.py notes which of them execute which lines. A mutant then runs those that
+execute its statement, the quickest first, up to the first failure, in a process forked once the libraries are imported; one
+that they let live is run against all tests of the file before it counts as a survivor. What is executed while the module is
+imported concerns all tests. A statement that no test executes is "not covered": its mutants survive. Messages, annotations
+and doc strings are not mutated. A mutant that takes many times the tests' time, or never ends, is killed by them too, and
+counted apart.
 """
 
 from __future__ import annotations
@@ -16,13 +20,17 @@ import copy
 import importlib.abc
 import importlib.util
 import os
+import pickle
 import random
 import resource
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 #: File of muscle_plugin -> the tests that are its own.
@@ -37,6 +45,25 @@ TESTS = {
     "propagation/diffusion": ["tests/test_propagation.py"],
     "propagation/estimator": ["tests/test_propagation.py", "-k", "estimator"],
 }
+#: What the tests import, or have imported by what they call (``torch.testing.assert_close`` takes 0.5 s the first time).
+IMPORTED = (
+    "torch", "torch.distributed.tensor", "sklearn.datasets", "sklearn.neighbors", "scipy.sparse.linalg", "hypothesis", "pytest",
+    "faiss",
+)  # fmt: skip
+#: Options of pytest: of its plugins Hypothesis's alone, to begin sooner.
+PYTEST = [
+    "-o",
+    "addopts=",
+    "-x",
+    "-q",
+    "--tb=no",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "_hypothesis_pytestplugin",
+    "--hypothesis-seed",
+    "0",
+]
 SWAPS: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
     ast.Pow: ast.Mult, ast.MatMult: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And,
@@ -99,8 +126,33 @@ def mutate(node: ast.AST) -> None:
         node.value = ast.Constant(None)
 
 
-def mutants(source: str) -> list[tuple[int, str, str, ast.Module]]:
-    """Line, statement before, statement after, and tree of every mutant."""
+@dataclass(frozen=True)
+class Mutant:
+    """A changed file: lines of the statement, the line before and after, and the tree."""
+
+    lines: range
+    before: str
+    after: str
+    tree: ast.Module
+
+
+def lines_of(statement: ast.stmt) -> range:
+    """Lines of a statement, without those of the statements in it."""
+    body = getattr(statement, "body", None)
+    last = max(statement.lineno, body[0].lineno - 1) if body else statement.end_lineno or statement.lineno
+    return range(statement.lineno, last + 1)
+
+
+def excerpts(before: str, after: str, most: int = 100, around: int = 40) -> tuple[str, str]:
+    """Two lines of code; where they are long, what differs and some of what surrounds it."""
+    if len(before) <= most:
+        return before, after
+    same = next(i for i, (x, y) in enumerate(zip(before, after, strict=False)) if x != y)
+    return tuple(f"... {x[max(0, same - around) : same + around]} ..." for x in (before, after))  # type: ignore[return-value]
+
+
+def mutants(source: str) -> list[Mutant]:
+    """Every mutant of a file."""
     tree, found = ast.parse(source), []
     for number, (node, statement) in enumerate(places(tree)):
         if not can_change(node):
@@ -111,7 +163,7 @@ def mutants(source: str) -> list[tuple[int, str, str, ast.Module]]:
         ast.fix_missing_locations(other)
         before, after = (ast.unparse(s).splitlines() for s in (statement, its_statement))
         line = next((pair for pair in zip(before, after, strict=False) if pair[0] != pair[1]), (before[0], after[0]))
-        found.append((statement.lineno, line[0].strip(), line[1].strip(), other))
+        found.append(Mutant(lines_of(statement), *excerpts(line[0].strip(), line[1].strip()), other))
     return found
 
 
@@ -128,22 +180,123 @@ class Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
 
 
-def survives(file: str, tree: ast.Module, seconds: int) -> tuple[bool, float]:
-    """Whether the tests pass, and their CPU seconds."""
-    child = os.fork()
-    if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 2))
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)
-        os.dup2(nothing, 2)
-        import pytest
+class Chosen:
+    """Pytest plugin: runs the given tests in the given order (all if None), notes seconds of each and the first that fails."""
 
-        path = ROOT / "muscle_plugin" / f"{file}.py"
-        sys.meta_path.insert(0, Mutated("muscle_plugin." + file.replace("/", "."), tree, path))
-        common = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:timeout", "--hypothesis-seed", "0"]
-        os._exit(int(pytest.main([*TESTS[file], *common])))
-    _, status, usage = os.wait4(child, 0)
-    return status == 0, usage.ru_utime + usage.ru_stime
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self.names, self.seconds, self.failed = names, dict[str, float](), ""
+        self.cover: Any = None
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        if self.names is not None:
+            place = {name: i for i, name in enumerate(self.names)}
+            items[:] = sorted((i for i in items if i.nodeid in place), key=lambda i: place[i.nodeid])
+            if len(items) != len(place):
+                os._exit(MISSING)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if self.cover is not None:
+            self.cover.switch_context(nodeid)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the tests of a process ended: exit status, or minus a signal; what :class:`Chosen` noted; CPU seconds."""
+
+    status: int
+    note: dict[str, Any]
+    seconds: float
+
+
+#: Exit status if a test that was asked for is not there.
+MISSING = 77
+
+
+def run_tests(file: str, tree: ast.Module, names: Sequence[str] | None, seconds: int, cover: bool = False) -> Outcome:
+    """Run tests on a module of the given tree in a process of its own, for at most so many CPU seconds."""
+    path = ROOT / "muscle_plugin" / f"{file}.py"
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder) / "note"
+        child = os.fork()
+        if child == 0:
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 2))
+            signal.alarm(10 * seconds)  # one that waits for ever uses no CPU
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, 1)
+            os.dup2(nothing, 2)
+            import pytest
+
+            plugin = Chosen(names)
+            if cover:
+                import coverage
+
+                plugin.cover = coverage.Coverage(data_file=None, include=[str(path)], config_file=False)
+                plugin.cover.start()
+            sys.meta_path.insert(0, Mutated("muscle_plugin." + file.replace("/", "."), tree, path))
+            status = int(pytest.main([*TESTS[file], *PYTEST], plugins=[plugin]))
+            found: dict[str, Any] = {"seconds": plugin.seconds, "failed": plugin.failed}
+            if cover:
+                plugin.cover.stop()
+                found["contexts"] = plugin.cover.get_data().contexts_by_lineno(str(path))
+            note.write_bytes(pickle.dumps(found))
+            os._exit(status)
+        _, ended, usage = os.wait4(child, 0)
+        status = os.waitstatus_to_exitcode(ended)
+        if status == MISSING or status in (3, 4, 5):  # pytest: internal error, usage, no tests
+            sys.exit(f"error: {file}: pytest ended with {status}; nothing can be said of this mutant")
+        found = pickle.loads(note.read_bytes()) if note.exists() else {}
+        return Outcome(status, found, usage.ru_utime + usage.ru_stime)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The tests on the file as it is: seconds of each, lines that each executes, those of the import, seconds besides."""
+
+    seconds: dict[str, float]
+    executed: dict[str, set[int]]
+    at_import: set[int]
+    start: float
+
+    def tests_of(self, lines: range) -> list[str]:
+        """Tests that execute one of the lines, the quickest first."""
+        all_of_them = not self.at_import.isdisjoint(lines)
+        names = [n for n in self.seconds if all_of_them or not self.executed.get(n, set()).isdisjoint(lines)]
+        return sorted(names, key=self.seconds.__getitem__)
+
+    def limit(self, names: Sequence[str]) -> int:
+        """CPU seconds after which a mutant is taken not to end."""
+        return round(5 * (self.start + sum(self.seconds[n] for n in names)) + 5)
+
+
+def baseline(file: str, source: str) -> Baseline:
+    """Run all tests of a file once."""
+    done = run_tests(file, ast.parse(source), None, 600, cover=True)
+    if done.status:
+        sys.exit(f"error: {file}: its tests fail as it is ({done.note.get('failed') or done.status})")
+    seconds = done.note["seconds"]
+    executed: dict[str, set[int]] = {}
+    for line, contexts in done.note["contexts"].items():
+        for context in contexts:
+            executed.setdefault(context, set()).add(line)
+    return Baseline(seconds, executed, executed.pop("", set()), max(done.seconds - sum(seconds.values()), 1.0))
+
+
+def verdict(file: str, mutant: Mutant, base: Baseline) -> tuple[str, str]:
+    """ "killed", "no end", "survives" or "not covered", and the test that killed it."""
+    names = base.tests_of(mutant.lines)
+    if not names:
+        return "not covered", ""
+    for chosen in (names, list(base.seconds))[: 1 if len(names) == len(base.seconds) else 2]:
+        done = run_tests(file, mutant.tree, chosen, base.limit(chosen))
+        if done.status:
+            ended = done.status < 0 and -done.status in (signal.SIGXCPU, signal.SIGKILL, signal.SIGALRM)
+            return "no end" if ended else "killed", done.note.get("failed", "") or "import"
+    return "survives", ""
 
 
 def main() -> None:
@@ -152,31 +305,42 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="+", help="mutants by number")
+    parser.add_argument("--verbose", action="store_true", help="print those that are killed, too, and by which test")
     options = parser.parse_args()
+    unknown = [f for f in options.files if f not in TESTS]
+    if unknown:
+        parser.error(f"{unknown[0]}: expected one of {', '.join(TESTS)}")
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    for name in ("torch", "sklearn.datasets", "scipy.sparse.linalg", "hypothesis", "pytest", "faiss"):
+    for name in IMPORTED:
         __import__(name)
+    import hypothesis
+
+    # what one mutant fails on is not kept for the next, and not made smaller
+    phases = [p for p in hypothesis.Phase if p not in (hypothesis.Phase.shrink, hypothesis.Phase.explain)]
+    hypothesis.settings.register_profile("mutation", database=None, phases=phases)
+    hypothesis.settings.load_profile("mutation")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for file in options.files or TESTS:
         source = (ROOT / "muscle_plugin" / f"{file}.py").read_text(encoding="utf-8")
-        passed, baseline = survives(file, ast.parse(source), 600)
-        if not passed:
-            sys.exit(f"error: {file}: its tests fail as it is")
+        base = baseline(file, source)
         everything = list(enumerate(mutants(source)))
-        chosen = [m for m in everything if options.only is None or m[0] in options.only]
-        chosen = sorted(
-            random.Random(options.seed).sample(chosen, round(len(chosen) * options.share)), key=lambda m: m[0]
-        )
-        start, left = time.perf_counter(), []
-        for number, (line, before, after, tree) in chosen:
-            if survives(file, tree, round(5 * baseline + 10))[0]:
-                left.append(number)
-                print(f"  {number:4d} {file}.py:{line}: {before}  ->  {after}", flush=True)
+        drawn = [m for m in everything if options.only is None or m[0] in options.only]
+        drawn = sorted(random.Random(options.seed).sample(drawn, round(len(drawn) * options.share)), key=lambda m: m[0])
+        start, counts = time.perf_counter(), dict.fromkeys(("killed", "no end", "survives", "not covered"), 0)
+        for number, mutant in drawn:
+            how, by = verdict(file, mutant, base)
+            counts[how] += 1
+            if options.verbose or how in ("survives", "not covered"):
+                by = f"   by {by.rpartition('::')[2]}" if by else ""
+                place = f"{file}.py:{mutant.lines.start}"
+                print(f"  {number:4d} {how}: {place}: {mutant.before}  ->  {mutant.after}{by}", flush=True)
         took = time.perf_counter() - start
         print(
-            f"{file}: {len(chosen)} of {len(everything)} mutants, {len(chosen) - len(left)} killed, {len(left)} survive"
-            f" ({baseline:.1f} s of tests each, {took:.0f} s)",
+            f"{file}: {len(drawn)} of {len(everything)} mutants: {counts['killed']} killed, {counts['no end']} without end,"
+            f" {counts['survives']} survive, {counts['not covered']} not covered"
+            f" ({len(base.seconds)} tests of {sum(base.seconds.values()):.1f} s, {took:.0f} s)",
             flush=True,
         )
 
