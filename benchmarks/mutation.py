@@ -5,7 +5,7 @@
     python benchmarks/mutation.py losses/mutual_information --only 12 40 --verbose
 
 First the file's own tests run once, and coverage.py notes which of them execute which lines. A mutant then runs those that
-execute its statement, the quickest first, up to the first failure, in a process forked once the libraries are imported; one
+execute its statement, the quickest first, up to the first failure, in a process forked once the tests are collected; one
 that they let live is run against all tests of the file before it counts as a survivor. What is executed while the module is
 imported concerns all tests. A statement that no test executes is "not covered": its mutants survive. Messages, annotations
 and doc strings are not mutated. A mutant that takes many times the tests' time, or never ends, is killed by them too, and
@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
-import importlib.abc
-import importlib.util
 import os
 import pickle
 import random
@@ -27,10 +25,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import coverage
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 #: File of muscle_plugin -> the tests that are its own.
@@ -167,100 +169,116 @@ def mutants(source: str) -> list[Mutant]:
     return found
 
 
-class Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from a tree."""
-
-    def __init__(self, name: str, tree: ast.Module, path: Path) -> None:
-        self.name, self.tree, self.path = name, tree, path
-
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
-        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
-
-    def exec_module(self, module):  # type: ignore[no-untyped-def]
-        exec(compile(self.tree, str(self.path), "exec"), module.__dict__)
-
-
-class Chosen:
-    """Pytest plugin: runs the given tests in the given order (all if None), notes seconds of each and the first that fails."""
-
-    def __init__(self, names: Sequence[str] | None) -> None:
-        self.names, self.seconds, self.failed = names, dict[str, float](), ""
-        self.cover: Any = None
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        if self.names is not None:
-            place = {name: i for i, name in enumerate(self.names)}
-            items[:] = sorted((i for i in items if i.nodeid in place), key=lambda i: place[i.nodeid])
-            if len(items) != len(place):
-                os._exit(MISSING)
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        if self.cover is not None:
-            self.cover.switch_context(nodeid)
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
-        if report.failed and not self.failed:
-            self.failed = report.nodeid
+def install(name: str, tree: ast.Module, path: Path) -> None:
+    """Execute a changed file in its module, and give what it defines to all that imported it from there."""
+    module = sys.modules[name]
+    before = dict(module.__dict__)
+    exec(compile(tree, str(path), "exec"), module.__dict__)
+    changed = {n: (old, module.__dict__[n]) for n, old in before.items() if module.__dict__[n] is not old}
+    for other in list(sys.modules.values()):
+        for n, value in list(vars(other).items()) if isinstance(other, ModuleType) else ():
+            if n in changed and value is changed[n][0]:
+                setattr(other, n, changed[n][1])
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the tests of a process ended: exit status, or minus a signal; what :class:`Chosen` noted; CPU seconds."""
+    """How the tests of a process ended: exit status, or minus a signal; the first that failed; what else it has to say."""
 
     status: int
-    note: dict[str, Any]
-    seconds: float
+    failed: str
+    said: dict[str, Any]
 
 
-#: Exit status if a test that was asked for is not there.
-MISSING = 77
+#: Exit status where the changed file cannot be executed.
+NOT_IMPORTED = 9
 
 
-def run_tests(file: str, tree: ast.Module, names: Sequence[str] | None, seconds: int, cover: bool = False) -> Outcome:
-    """Run tests on a module of the given tree in a process of its own, for at most so many CPU seconds."""
-    path = ROOT / "muscle_plugin" / f"{file}.py"
-    with tempfile.TemporaryDirectory() as folder:
-        note = Path(folder) / "note"
-        child = os.fork()
-        if child == 0:
-            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 2))
-            signal.alarm(10 * seconds)  # one that waits for ever uses no CPU
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, 1)
-            os.dup2(nothing, 2)
-            import pytest
+class Session:
+    """Pytest plugin: in place of running the tests, calls ``work(self)``, which runs some of them, each time in a fork."""
 
-            plugin = Chosen(names)
-            if cover:
-                import coverage
+    def __init__(self, file: str, work: Callable[[Session], None]) -> None:
+        self.path = ROOT / "muscle_plugin" / f"{file}.py"
+        self._name, self._work = "muscle_plugin." + file.replace("/", "."), work
+        self.items: dict[str, Any] = {}
+        self._seconds: dict[str, float] = {}
+        self._failed = ""
 
-                plugin.cover = coverage.Coverage(data_file=None, include=[str(path)], config_file=False)
-                plugin.cover.start()
-            sys.meta_path.insert(0, Mutated("muscle_plugin." + file.replace("/", "."), tree, path))
-            status = int(pytest.main([*TESTS[file], *PYTEST], plugins=[plugin]))
-            found: dict[str, Any] = {"seconds": plugin.seconds, "failed": plugin.failed}
-            if cover:
-                plugin.cover.stop()
-                found["contexts"] = plugin.cover.get_data().contexts_by_lineno(str(path))
-            note.write_bytes(pickle.dumps(found))
-            os._exit(status)
-        _, ended, usage = os.wait4(child, 0)
-        status = os.waitstatus_to_exitcode(ended)
-        if status == MISSING or status in (3, 4, 5):  # pytest: internal error, usage, no tests
-            sys.exit(f"error: {file}: pytest ended with {status}; nothing can be said of this mutant")
-        found = pickle.loads(note.read_bytes()) if note.exists() else {}
-        return Outcome(status, found, usage.ru_utime + usage.ru_stime)
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: Any) -> bool:
+        self.items = {i.nodeid: i for i in session.items}
+        self._work(self)
+        return True
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0) + report.duration
+        if report.failed and not self._failed:
+            self._failed = report.nodeid
+
+    def run(self, names: Sequence[str], tree: ast.Module | None, seconds: int, cover: bool = False) -> Outcome:
+        """Run tests in this order, up to the first that fails, on the file as it is or as ``tree``, in a fork, for at most so
+        many CPU seconds."""
+        with tempfile.TemporaryFile() as note:
+            child = os.fork()
+            if child == 0:
+                status = 70
+                try:
+                    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 2))
+                    signal.alarm(20 * seconds)  # one that waits for ever uses no CPU
+                    status = self._run(names, tree, note, cover)
+                finally:
+                    os._exit(status)
+            status = os.waitstatus_to_exitcode(os.wait4(child, 0)[1])
+            note.seek(0)
+            said = pickle.loads(content) if (content := note.read()) else {}
+        if status not in (0, 1, NOT_IMPORTED) and status >= 0:
+            raise RuntimeError(f"{self.path}: a process ended with {status}: nothing can be said of this mutant")
+        return Outcome(status, said.get("failed", ""), said)
+
+    def _run(self, names: Sequence[str], tree: ast.Module | None, note: Any, cover: bool) -> int:
+        watch = coverage.Coverage(data_file=None, include=[str(self.path)], config_file=False) if cover else None
+        if watch is not None:  # the import once more, for the lines that it executes
+            watch.start()
+            tree = ast.parse(self.path.read_text(encoding="utf-8"))
+        if tree is not None:
+            try:
+                install(self._name, tree, self.path)
+            except Exception:
+                return NOT_IMPORTED
+        items = [self.items[n] for n in names]
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            if watch is not None:
+                watch.switch_context(item.nodeid)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self._failed:
+                break
+        said: dict[str, Any] = {"failed": self._failed, "seconds": self._seconds}
+        if watch is not None:
+            watch.stop()
+            said["contexts"] = watch.get_data().contexts_by_lineno(str(self.path))
+        note.write(pickle.dumps(said))
+        note.flush()
+        return int(bool(self._failed))
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The tests on the file as it is: seconds of each, lines that each executes, those of the import, seconds besides."""
+    """The tests on the file as it is: seconds of each, lines that each executes, lines of the import."""
 
     seconds: dict[str, float]
     executed: dict[str, set[int]]
     at_import: set[int]
-    start: float
+
+    @classmethod
+    def of(cls, session: Session) -> Baseline:
+        done = session.run(list(session.items), None, 600, cover=True)
+        if done.status:
+            raise RuntimeError(f"{session.path}: its tests fail as it is ({done.failed or done.status})")
+        executed: dict[str, set[int]] = {}
+        for line, contexts in done.said["contexts"].items():
+            for context in contexts:
+                executed.setdefault(context, set()).add(line)
+        return cls(done.said["seconds"], executed, executed.pop("", set()))
 
     def tests_of(self, lines: range) -> list[str]:
         """Tests that execute one of the lines, the quickest first."""
@@ -270,33 +288,47 @@ class Baseline:
 
     def limit(self, names: Sequence[str]) -> int:
         """CPU seconds after which a mutant is taken not to end."""
-        return round(5 * (self.start + sum(self.seconds[n] for n in names)) + 5)
+        return round(10 * sum(self.seconds[n] for n in names) + 10)
 
 
-def baseline(file: str, source: str) -> Baseline:
-    """Run all tests of a file once."""
-    done = run_tests(file, ast.parse(source), None, 600, cover=True)
-    if done.status:
-        sys.exit(f"error: {file}: its tests fail as it is ({done.note.get('failed') or done.status})")
-    seconds = done.note["seconds"]
-    executed: dict[str, set[int]] = {}
-    for line, contexts in done.note["contexts"].items():
-        for context in contexts:
-            executed.setdefault(context, set()).add(line)
-    return Baseline(seconds, executed, executed.pop("", set()), max(done.seconds - sum(seconds.values()), 1.0))
-
-
-def verdict(file: str, mutant: Mutant, base: Baseline) -> tuple[str, str]:
+def verdict(session: Session, mutant: Mutant, base: Baseline) -> tuple[str, str]:
     """ "killed", "no end", "survives" or "not covered", and the test that killed it."""
     names = base.tests_of(mutant.lines)
     if not names:
         return "not covered", ""
     for chosen in (names, list(base.seconds))[: 1 if len(names) == len(base.seconds) else 2]:
-        done = run_tests(file, mutant.tree, chosen, base.limit(chosen))
+        done = session.run(chosen, mutant.tree, base.limit(chosen))
         if done.status:
             ended = done.status < 0 and -done.status in (signal.SIGXCPU, signal.SIGKILL, signal.SIGALRM)
-            return "no end" if ended else "killed", done.note.get("failed", "") or "import"
+            return "no end" if ended else "killed", done.failed or ("import" if done.status > 0 else "a crash")
     return "survives", ""
+
+
+def run_file(file: str, options: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Run the mutants of a file, telling of each."""
+    source = (ROOT / "muscle_plugin" / f"{file}.py").read_text(encoding="utf-8")
+    everything = list(enumerate(mutants(source)))
+    drawn = [m for m in everything if options.only is None or m[0] in options.only]
+    drawn = sorted(random.Random(options.seed).sample(drawn, round(len(drawn) * options.share)), key=lambda m: m[0])
+
+    def work(session: Session) -> None:
+        base = Baseline.of(session)
+        start, counts = time.perf_counter(), dict.fromkeys(("killed", "no end", "survives", "not covered"), 0)
+        for number, mutant in drawn:
+            how, by = verdict(session, mutant, base)
+            counts[how] += 1
+            if options.verbose or how in ("survives", "not covered"):
+                by = f"   by {by.rpartition('::')[2]}" if by else ""
+                place = f"{file}.py:{mutant.lines.start}"
+                say(f"  {number:4d} {how}: {place}: {mutant.before}  ->  {mutant.after}{by}")
+        took = time.perf_counter() - start
+        say(
+            f"{file}: {len(drawn)} of {len(everything)} mutants: {counts['killed']} killed, {counts['no end']} without end,"
+            f" {counts['survives']} survive, {counts['not covered']} not covered"
+            f" ({len(base.seconds)} tests of {sum(base.seconds.values()):.1f} s, {took:.0f} s)"
+        )
+
+    pytest.main([*TESTS[file], *PYTEST], plugins=[Session(file, work)])
 
 
 def main() -> None:
@@ -322,27 +354,21 @@ def main() -> None:
     hypothesis.settings.register_profile("mutation", database=None, phases=phases)
     hypothesis.settings.load_profile("mutation")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    nothing = os.open(os.devnull, os.O_WRONLY)
     for file in options.files or TESTS:
-        source = (ROOT / "muscle_plugin" / f"{file}.py").read_text(encoding="utf-8")
-        base = baseline(file, source)
-        everything = list(enumerate(mutants(source)))
-        drawn = [m for m in everything if options.only is None or m[0] in options.only]
-        drawn = sorted(random.Random(options.seed).sample(drawn, round(len(drawn) * options.share)), key=lambda m: m[0])
-        start, counts = time.perf_counter(), dict.fromkeys(("killed", "no end", "survives", "not covered"), 0)
-        for number, mutant in drawn:
-            how, by = verdict(file, mutant, base)
-            counts[how] += 1
-            if options.verbose or how in ("survives", "not covered"):
-                by = f"   by {by.rpartition('::')[2]}" if by else ""
-                place = f"{file}.py:{mutant.lines.start}"
-                print(f"  {number:4d} {how}: {place}: {mutant.before}  ->  {mutant.after}{by}", flush=True)
-        took = time.perf_counter() - start
-        print(
-            f"{file}: {len(drawn)} of {len(everything)} mutants: {counts['killed']} killed, {counts['no end']} without end,"
-            f" {counts['survives']} survive, {counts['not covered']} not covered"
-            f" ({len(base.seconds)} tests of {sum(base.seconds.values()):.1f} s, {took:.0f} s)",
-            flush=True,
-        )
+        child = os.fork()  # each file in a process of its own, which has imported nothing of this package
+        if child == 0:
+            os.dup2(nothing, 1)
+            os.dup2(nothing, 2)
+            try:
+                run_file(file, options, lambda line: print(line, file=out, flush=True))
+            except BaseException as e:
+                print(f"error: {file}: {e!r}", file=out, flush=True)
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(1)
 
 
 if __name__ == "__main__":
