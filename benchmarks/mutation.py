@@ -5,8 +5,8 @@
     python benchmarks/mutation.py losses/mutual_information --only 12 40 --verbose
 
 First the file's own tests run once, and coverage.py notes which of them execute which lines. A mutant then runs those that
-execute its statement, the quickest first, up to the first failure, in a process forked once the tests are collected; one
-that they let live is run against all tests of the file before it counts as a survivor. What is executed while the module is
+execute its statement, the quickest first, up to the first failure, in a process forked once the tests are collected; with
+--thorough one that they let live is run against all other tests of the file, too. What is executed while the module is
 imported concerns all tests. A statement that no test executes is "not covered": its mutants survive. Messages, annotations
 and doc strings are not mutated. A mutant that takes many times the tests' time, or never ends, is killed by them too, and
 counted apart.
@@ -291,12 +291,12 @@ class Baseline:
         return round(10 * sum(self.seconds[n] for n in names) + 10)
 
 
-def verdict(session: Session, mutant: Mutant, base: Baseline) -> tuple[str, str]:
+def verdict(session: Session, mutant: Mutant, base: Baseline, thorough: bool) -> tuple[str, str]:
     """ "killed", "no end", "survives" or "not covered", and the test that killed it."""
     names = base.tests_of(mutant.lines)
     if not names:
         return "not covered", ""
-    for chosen in (names, list(base.seconds))[: 1 if len(names) == len(base.seconds) else 2]:
+    for chosen in (names, list(base.seconds))[: 2 if thorough and len(names) < len(base.seconds) else 1]:
         done = session.run(chosen, mutant.tree, base.limit(chosen))
         if done.status:
             ended = done.status < 0 and -done.status in (signal.SIGXCPU, signal.SIGKILL, signal.SIGALRM)
@@ -315,7 +315,7 @@ def run_file(file: str, options: argparse.Namespace, say: Callable[[str], None])
         base = Baseline.of(session)
         start, counts = time.perf_counter(), dict.fromkeys(("killed", "no end", "survives", "not covered"), 0)
         for number, mutant in drawn:
-            how, by = verdict(session, mutant, base)
+            how, by = verdict(session, mutant, base, options.thorough)
             counts[how] += 1
             if options.verbose or how in ("survives", "not covered"):
                 by = f"   by {by.rpartition('::')[2]}" if by else ""
@@ -337,6 +337,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="+", help="mutants by number")
+    parser.add_argument("--thorough", action="store_true", help="run survivors against all tests of the file")
     parser.add_argument("--verbose", action="store_true", help="print those that are killed, too, and by which test")
     options = parser.parse_args()
     unknown = [f for f in options.files if f not in TESTS]

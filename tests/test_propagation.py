@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -175,6 +176,69 @@ def test_auto_takes_approximate_neighbours_above_the_size():
     assert propagate(x, y, 3, k=5, approximate_above=49, neighbours="exact").stats.neighbours == "exact"
 
 
+@pytest.mark.skipif(len(BACKENDS) < 2, reason="faiss is not installed")
+def test_each_backend_uses_its_own_search(monkeypatch):
+    calls = []
+
+    def note(owner, name):
+        inner = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(name) or inner(*args, **kwargs))
+
+    note(graph_module._faiss(), "knn")
+    for name in ("_inverted_file", "_list_by_list", "_add_transpose_scipy", "_add_transpose_torch"):
+        note(graph_module, name)
+
+    def used(**settings):
+        calls.clear()
+        x, y, _ = clusters()
+        propagate(x, y, 3, k=5, **settings)
+        return calls[:]
+
+    # on the CPU faiss and SciPy, unless told otherwise
+    assert used() == used(backend="faiss") == ["knn", "_add_transpose_scipy"]
+    assert used(backend="torch") == ["_add_transpose_torch"]
+    assert used(neighbours="approximate") == ["_inverted_file", "_add_transpose_scipy"]
+    assert used(neighbours="approximate", backend="torch") == ["_list_by_list", "_add_transpose_torch"]
+
+
+def test_backends_of_devices():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert graph_module.choose_backend("auto", cpu) == BACKENDS[0]
+    assert graph_module.choose_backend("auto", cuda) == graph_module.choose_backend("torch", cuda) == "torch"
+    with pytest.raises(ValueError, match="backend: 'faiss' expects CPU tensors, received features on cuda"):
+        graph_module.choose_backend("faiss", cuda)
+
+
+def test_neighbours_have_the_defaults_of_propagate():
+    ours, whole = (inspect.signature(f).parameters for f in (nearest_neighbours, propagate))
+    names = ("approximate_above", "probes", "backend", "seed")
+    assert [ours[n].default for n in names] == [whole[n].default for n in names] == [300_000, 16, "auto", 0]
+    assert ours["method"].default == whole["neighbours"].default == "auto"
+    assert inspect.signature(affinity_graph).parameters["gamma"].default == whole["gamma"].default == 3
+
+
+def test_float64_features_beyond_float32_keep_their_direction():
+    x = torch.tensor([[3e200, 4e200], [-3e-200, 4e-200], [0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(normalise_rows(x), torch.tensor([[0.6, 0.8], [-0.6, 0.8], [0, 0]]))
+
+
+def test_lists_of_an_approximate_search():
+    assert [graph_module._lists(n) for n in (1, 4, 100, 10_000)] == [1, 4, 20, 200]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_handled_in_blocks_or_at_once_it_is_the_same(monkeypatch, backend):
+    x, y, _ = clusters(90)
+    whole = [propagate(x, y, 3, k=6, backend=backend, neighbours=m) for m in ("exact", "approximate")]
+    for module in (graph_module, diffusion):
+        monkeypatch.setattr(module, "BLOCK", 16)
+    parts = [propagate(x, y, 3, k=6, backend=backend, neighbours=m) for m in ("exact", "approximate")]
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a.labels, b.labels)
+        torch.testing.assert_close(a.weights, b.weights, atol=1e-5, rtol=0)
+        torch.testing.assert_close(a.distributions, b.distributions, atol=1e-5, rtol=0)
+
+
 # ---------------------------------------------------------------------------------------------------- the solver
 
 
@@ -251,6 +315,45 @@ def test_more_classes_than_are_solved_at_once(monkeypatch):
     assert (result.labels.numpy() == labels).mean() > 0.99
     np.testing.assert_allclose(result.weights.numpy(), weights, atol=1e-3)
     np.testing.assert_allclose(result.distributions.numpy(), p, atol=1e-4)
+
+
+def test_several_threads_solve_classes_at_a_time(monkeypatch):
+    monkeypatch.setitem(diffusion.COLUMNS, "cpu", 4)
+    x, y, _ = clusters(200, c=10)
+    one = propagate(x, y, 10, k=8)
+    used = []
+    solve = diffusion.conjugate_gradients
+    monkeypatch.setattr(
+        diffusion,
+        "conjugate_gradients",
+        lambda *a: used.append((threading.get_ident(), torch.get_num_threads(), a[1].shape[1])) or solve(*a),
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        two = propagate(x, y, 10, k=8)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert threading.get_ident() not in {thread for thread, _, _ in used}
+    assert sorted(rest for _, *rest in used) == [[1, 2], [1, 2], [1, 3], [1, 3]]  # as many parts for each thread
+    assert torch.equal(one.labels, two.labels)
+    torch.testing.assert_close(one.distributions, two.distributions, atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.stats.residuals, two.stats.residuals, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "width", "threads", "bounds"),
+    [
+        (10, 64, 4, [(0, 10)]),
+        (64, 64, 4, [(0, 64)]),
+        (65, 64, 1, [(0, 32), (32, 65)]),
+        (100, 64, 4, [(0, 25), (25, 50), (50, 75), (75, 100)]),
+        (3, 1, 2, [(0, 1), (1, 2), (2, 3)]),
+    ],
+)
+def test_parts_of_the_classes(classes, width, threads, bounds):
+    assert diffusion._parts(classes, width, threads) == bounds
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="faiss is not installed")
@@ -565,6 +668,12 @@ def test_estimator_settings_are_those_of_propagate():
     del ours["num_classes"]
     signature = inspect.signature(propagate).parameters
     assert ours == {n: p.default for n, p in signature.items() if p.default is not inspect.Parameter.empty}
+
+
+def test_estimator_has_the_defaults_of_propagate():
+    ours = DiffusionLabelPropagation().get_params()
+    assert ours.pop("num_classes") is None
+    assert ours == {n: inspect.signature(propagate).parameters[n].default for n in ours}
 
 
 def test_estimator_warns_of_points_and_classes_left_out():
