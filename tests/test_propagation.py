@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_moons
+from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import KNeighborsClassifier
 
 from muscle_plugin.propagation import (
@@ -685,6 +686,50 @@ def test_estimator_warns_of_points_and_classes_left_out():
     assert model.classes_.tolist() == [0, 1, 2, 3]
     assert (model.n_isolated_, model.n_unreached_) == (1, 1)
     assert model.class_weights_[3] == 0
+
+
+@pytest.mark.parametrize(("classes", "text"), [(None, "1 of 120 points not reached"), (4, "1 of 4 classes without")])
+def test_estimator_warns_of_either_where_it_is_called(classes, text):
+    x, y, _ = clusters()
+    if classes is None:
+        x[5] = 0
+        y[5] = -1
+    with pytest.warns(UserWarning, match=text) as caught:
+        DiffusionLabelPropagation(k=8, num_classes=classes).fit(x, y)
+    assert [w.filename for w in caught] == [__file__]
+
+
+def test_estimator_by_hand():
+    # One neighbour, whose affinity is 0.8 ^ 3: new points have its distribution. Opposite to all: uniform.
+    x, y = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.01, 1.0]]), torch.tensor([3, -1, 5, -1])
+    model = DiffusionLabelPropagation(k=1).fit(x, y)
+    expected = [[1, 0], [0, 1], [0.5, 0.5]]
+    np.testing.assert_allclose(model.predict_proba(np.array([[0.8, -0.6], [-0.6, 0.8], [-1, -1]])), expected, atol=1e-6)
+    # two neighbours: weights 1 and 0.6 ^ 3
+    model.set_params(k=2, gamma=3.0)
+    x[1], x[3] = torch.tensor([-1.0, 0.0]), torch.tensor([0.0, -1.0])
+    model.fit(x, torch.tensor([3, 3, 5, 5]))
+    a, b = 0.8**3, 0.6**3
+    share = np.array([[a, b]]) @ model.label_distributions_[[0, 2]] / (a + b)
+    np.testing.assert_allclose(model.predict_proba(np.array([[0.8, 0.6]])), share, atol=1e-6)
+
+
+def test_estimator_of_one_class():
+    x, y, _ = clusters(50, c=1)
+    model = DiffusionLabelPropagation(k=5).fit(x, y)
+    assert model.label_distributions_.shape == (50, 1)
+    assert (model.transduction_ == 0).all()
+
+
+def test_estimator_takes_tensors_that_numpy_does_not_know():
+    x, y, truth = clusters(noise=0.3)
+    model = DiffusionLabelPropagation(k=8).fit(x.bfloat16(), y)
+    assert model.score(x.bfloat16(), truth) > 0.9
+
+
+def test_estimator_that_is_not_fitted_says_so():
+    with pytest.raises(NotFittedError):
+        DiffusionLabelPropagation().predict_proba(np.zeros((2, 3)))
 
 
 def test_estimator_refuses_what_it_cannot_read():
