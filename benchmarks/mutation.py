@@ -211,7 +211,6 @@ class Session:
         return True
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0) + report.duration
         if report.failed and not self._failed:
             self._failed = report.nodeid
 
@@ -249,7 +248,9 @@ class Session:
         for item, following in zip(items, [*items[1:], None], strict=True):
             if watch is not None:
                 watch.switch_context(item.nodeid)
+            start = time.process_time()
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            self._seconds[item.nodeid] = time.process_time() - start
             if self._failed:
                 break
         said: dict[str, Any] = {"failed": self._failed, "seconds": self._seconds}
@@ -263,7 +264,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The tests on the file as it is: seconds of each, lines that each executes, lines of the import."""
+    """The tests on the file as it is: CPU seconds of each, lines that each executes, lines of the import."""
 
     seconds: dict[str, float]
     executed: dict[str, set[int]]
@@ -288,7 +289,7 @@ class Baseline:
 
     def limit(self, names: Sequence[str]) -> int:
         """CPU seconds after which a mutant is taken not to end."""
-        return round(10 * sum(self.seconds[n] for n in names) + 10)
+        return round(5 * sum(self.seconds[n] for n in names) + 5)
 
 
 def verdict(session: Session, mutant: Mutant, base: Baseline, thorough: bool) -> tuple[str, str]:

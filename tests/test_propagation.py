@@ -227,6 +227,17 @@ def test_lists_of_an_approximate_search():
     assert [graph_module._lists(n) for n in (1, 4, 100, 10_000)] == [1, 4, 20, 200]
 
 
+def test_centres_are_of_unit_length_and_those_of_the_clusters():
+    corners = torch.eye(3).repeat(20, 1)
+    unit = normalise_rows(corners + 0.1 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0)))
+    centres = graph_module._spherical_k_means(unit, 12, 0)
+    torch.testing.assert_close(centres.norm(dim=1), torch.ones(12))
+    means = normalise_rows(torch.stack([unit[i::3].mean(0) for i in range(3)]))
+    assert ((means @ centres.T).amax(1) > 0.98).all()
+    # more lists than different rows: an empty list keeps its centre
+    torch.testing.assert_close(graph_module._spherical_k_means(torch.eye(3)[[0] * 9], 4, 0), torch.eye(3)[[0] * 4])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_handled_in_blocks_or_at_once_it_is_the_same(monkeypatch, backend):
     x, y, _ = clusters(90)
@@ -276,6 +287,40 @@ def test_columns_that_are_solved_rest():
     assert solution.iterations.tolist() == [1, 5, 0]
     torch.testing.assert_close(solution.x, torch.linalg.solve(a, rhs))
     assert (solution.residuals <= 1e-10).all()
+
+
+def test_columns_that_rest_stay_where_they_are():
+    rng = np.random.default_rng(0)
+    m = rng.normal(size=(30, 30))
+    a = torch.from_numpy(m @ m.T / 30 + 0.1 * np.eye(30))
+    # near-eigenvectors rest long before the random columns do
+    rhs = torch.cat([torch.linalg.eigh(a).eigenvectors[:, [0, -1]], torch.from_numpy(rng.normal(size=(30, 2)))], 1)
+    rhs[:, :2] += 0.05 * torch.from_numpy(rng.normal(size=(30, 2)))
+    together = conjugate_gradients(lambda p: a @ p, rhs, 0.3, 100)
+    alone = [conjugate_gradients(lambda p: a @ p, rhs[:, [j]], 0.3, 100) for j in range(4)]
+    assert len(set(together.iterations.tolist())) > 2
+    for j, one in enumerate(alone):
+        assert together.iterations[j] == one.iterations[0]
+        torch.testing.assert_close(together.x[:, j], one.x[:, 0])
+        torch.testing.assert_close(together.residuals[j], one.residuals[0])
+
+
+def test_products_are_those_of_the_iterations_and_of_a_check_of_what_is_solved():
+    a = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64))
+    products = []
+
+    def multiply(p):
+        products.append(len(p))
+        return a @ p
+
+    rhs = torch.zeros(5, 2, dtype=torch.float64)
+    conjugate_gradients(multiply, rhs, 1e-6, 50)
+    assert len(products) == 0
+    rhs[:, 0] = 0.1
+    conjugate_gradients(multiply, rhs, 1e-6, 3)
+    assert len(products) == 3  # a column of zeros is solved without a check
+    conjugate_gradients(multiply, rhs, 1e-6, 50)
+    assert len(products) == 3 + 5 + 1
 
 
 def test_residual_is_the_true_one_where_float32_can_carry_no_further():
