@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -323,6 +324,22 @@ def test_products_are_those_of_the_iterations_and_of_a_check_of_what_is_solved()
     assert len(products) == 3 + 5 + 1
 
 
+def test_in_float32_columns_go_on_from_their_true_residual_until_it_is_small():
+    resumed = 0
+    for seed in range(4):
+        x, y, _ = clusters(200, d=4, seed=seed)
+        graph = affinity_graph(nearest_neighbours(normalise_rows(x), 5))
+        rhs = torch.nn.functional.one_hot(y + 1, 4)[:, 1:].float() / 2
+        products = []
+        solution = conjugate_gradients(lambda p: products.append(0) or p - 0.99 * (graph @ p), rhs, 1e-6, 1000)  # noqa: B023
+        exact = graph.double()
+        true = rhs.double() - (solution.x.double() - 0.99 * (exact @ solution.x.double()))
+        assert (solution.residuals <= 1e-6).all()
+        assert (true.norm(dim=0) / rhs.norm(dim=0) <= 1.5e-6).all()
+        resumed += len(products) > solution.iterations.max() + 1
+    assert resumed
+
+
 def test_residual_is_the_true_one_where_float32_can_carry_no_further():
     x, y, _ = clusters(200, d=4)
     graph = affinity_graph(nearest_neighbours(normalise_rows(x), 5))
@@ -553,6 +570,28 @@ def test_no_certainty_anywhere_gives_no_weight():
     assert (distributions == 0.5).all()
 
 
+def test_points_without_neighbours_are_solved_at_once_and_exactly():
+    result = propagate(torch.eye(4), torch.tensor([0, 1, -1, -1]), 2, k=2, tol=0)
+    assert result.stats.residuals.tolist() == [0, 0]
+    assert result.stats.converged
+    assert (result.stats.iterations, result.stats.isolated, result.stats.unreached) == (1, 4, 2)
+
+
+def test_seconds_are_those_of_the_parts():
+    x, y, _ = clusters()
+    start = time.perf_counter()
+    stats = propagate(x, y, 3, k=8).stats
+    assert 0 < sum(stats.seconds.values()) < time.perf_counter() - start
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_indices_of_the_graph_are_int32(backend):
+    x, _, _ = clusters()
+    found = nearest_neighbours(normalise_rows(x), 5, backend=backend)
+    graph = affinity_graph(found, backend=backend)
+    assert found.index.dtype == graph.offsets.dtype == graph.columns.dtype == torch.int32
+
+
 def test_iterations_and_convergence_are_reported_as_they_were():
     x, y, _ = clusters(300)
     short = propagate(x, y, 3, k=10, max_iter=3)
@@ -586,6 +625,10 @@ def test_iterations_and_convergence_are_reported_as_they_were():
         ({"labels": torch.zeros(120)}, "expected 120 integers.*float32"),
         ({"features": torch.zeros(120)}, r"features: expected shape \(n, d\).*\(120,\)"),
         ({"num_classes": 0}, "num_classes: expected at least 1, received 0"),
+        (
+            {"features": torch.zeros(0, 3), "labels": torch.zeros(0).long()},
+            "at least one labelled point, received none",
+        ),
     ],
 )
 def test_wrong_input_is_named(change, message):
