@@ -23,10 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from torch import Tensor
 from torch.nn import functional as F
 
-from muscle_plugin.bench.clock import StepClock
 from muscle_plugin.config import load_settings
 from muscle_plugin.files import write_json
 from muscle_plugin.host.memory import keep_freed_memory
@@ -125,34 +123,6 @@ def build_stock(algorithm_class: Any, settings: dict[str, Any], channels: int = 
             made.model = send_model_cuda(args, made.model)
             made.ema_model = send_model_cuda(args, made.ema_model, clip_batch=False)
     return made
-
-
-def images_forwarded(algorithm: Any) -> tuple[int, int]:
-    """Images that a step forwards with gradient, and without."""
-    counts = [0, 0]
-
-    def count(_: Any, __: Any, output: dict[str, Tensor]) -> None:  # before MUSCLE's tap cuts its riders off
-        counts[0 if torch.is_grad_enabled() else 1] += len(output["logits"])
-
-    # the averaged net's forwards too: a teacher is a net of its own in this package's Mean Teacher
-    handles = [net.register_forward_hook(count) for net in (algorithm.model, algorithm.ema_model)]
-    seen: list[tuple[int, int]] = []
-    call_hook = algorithm.call_hook
-
-    def hook(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "before_train_step":
-            counts[:] = [0, 0]
-        out = call_hook(name, *args, **kwargs)
-        if name == "after_train_step":
-            seen.append((counts[0], counts[1]))
-        return out
-
-    algorithm.call_hook = hook
-    StepClock(algorithm, algorithm.device).run(0.0)
-    algorithm.call_hook = call_hook
-    for handle in handles:
-        handle.remove()
-    return seen[-1]
 
 
 class Timeline:

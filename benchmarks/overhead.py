@@ -40,7 +40,6 @@ from common import (
     as_train_does,
     bare,
     hosted,
-    images_forwarded,
     need_cifar,
     spread,
     write_figures,
@@ -49,7 +48,7 @@ from rich.console import Console
 from rich.table import Table
 
 from muscle_plugin.algorithms.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
-from muscle_plugin.bench.clock import StepClock
+from muscle_plugin.bench.clock import StepClock, images_forwarded
 from muscle_plugin.host.device import usb_calls_on
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder

@@ -44,7 +44,6 @@ from common import (
     as_train_does,
     exponent,
     hosted,
-    images_forwarded,
     spread,
     wait_for,
     write_figures,
@@ -54,7 +53,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from muscle_plugin.bench.clock import StepClock
+from muscle_plugin.bench.clock import StepClock, images_forwarded
 from muscle_plugin.data.augment import AUGMENTATIONS
 from muscle_plugin.data.loader import StreamedImages
 from muscle_plugin.data.sampler import IndexStream

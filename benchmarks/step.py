@@ -30,7 +30,6 @@ from common import (
     as_train_does,
     bare,
     hosted,
-    images_forwarded,
     need_cifar,
     ratios,
     spread,
@@ -40,7 +39,7 @@ from common import (
 from rich.console import Console
 from rich.table import Table
 
-from muscle_plugin.bench.clock import StepClock
+from muscle_plugin.bench.clock import StepClock, images_forwarded
 from muscle_plugin.host.device import usb_calls_on
 
 GOALS = {"cpu": (1.5, 0.95), "cuda": (3.0, 0.85)}

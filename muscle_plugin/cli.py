@@ -187,6 +187,10 @@ COMMANDS = {
         _main_of("muscle_plugin.bench.sweep"),
         "train many by name: table1 ... figure3, digits, or any configurations",
     ),
+    "cost": (
+        _main_of("muscle_plugin.bench.cost"),
+        "what studies take: runs, steps, images, hours on a machine whose speed was measured",
+    ),
     "report": (_main_of("muscle_plugin.bench.report"), "runs as one HTML page and Markdown, beside the paper's tables"),
     "usb-export": (
         _main_of("muscle_plugin.bench.usb_export"),

@@ -380,8 +380,11 @@ def _resume_command(command: Sequence[str]) -> str:
     return shlex.join([*words, "--resume"])
 
 
-def build(resolved: Resolved, logger: Any = None) -> Any:
+def build(resolved: Resolved, logger: Any = None, source: Any = None) -> Any:
     """The algorithm object of resolved settings, ready to train; nothing is written to disk.
+
+    Args:
+        source: a :class:`muscle_plugin.data.sources.Source` to take in place of the data set's files.
 
     Raises:
         DataError, DeviceError, ValueError: the data, the device or the net cannot be had.
@@ -390,7 +393,7 @@ def build(resolved: Resolved, logger: Any = None) -> Any:
 
     settings = resolved.settings
     args = Namespace(**resolved.as_dict())
-    args.imb_algorithm = None
+    args.imb_algorithm, args.source = None, source
     with _stdout_to(logger):
         algorithm = algorithm_class(settings.algorithm)(args, _net_builder(settings), None, logger)
     _try_net(algorithm, settings)

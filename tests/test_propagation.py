@@ -3,6 +3,8 @@
 import importlib.util
 import inspect
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_moons
+from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import KNeighborsClassifier
 
 from muscle_plugin.propagation import (
@@ -175,6 +178,80 @@ def test_auto_takes_approximate_neighbours_above_the_size():
     assert propagate(x, y, 3, k=5, approximate_above=49, neighbours="exact").stats.neighbours == "exact"
 
 
+@pytest.mark.skipif(len(BACKENDS) < 2, reason="faiss is not installed")
+def test_each_backend_uses_its_own_search(monkeypatch):
+    calls = []
+
+    def note(owner, name):
+        inner = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(name) or inner(*args, **kwargs))
+
+    note(graph_module._faiss(), "knn")
+    for name in ("_inverted_file", "_list_by_list", "_add_transpose_scipy", "_add_transpose_torch"):
+        note(graph_module, name)
+
+    def used(**settings):
+        calls.clear()
+        x, y, _ = clusters()
+        propagate(x, y, 3, k=5, **settings)
+        return calls[:]
+
+    # on the CPU faiss and SciPy, unless told otherwise
+    assert used() == used(backend="faiss") == ["knn", "_add_transpose_scipy"]
+    assert used(backend="torch") == ["_add_transpose_torch"]
+    assert used(neighbours="approximate") == ["_inverted_file", "_add_transpose_scipy"]
+    assert used(neighbours="approximate", backend="torch") == ["_list_by_list", "_add_transpose_torch"]
+
+
+def test_backends_of_devices():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert graph_module.choose_backend("auto", cpu) == BACKENDS[0]
+    assert graph_module.choose_backend("auto", cuda) == graph_module.choose_backend("torch", cuda) == "torch"
+    with pytest.raises(ValueError, match="backend: 'faiss' expects CPU tensors, received features on cuda"):
+        graph_module.choose_backend("faiss", cuda)
+
+
+def test_neighbours_have_the_defaults_of_propagate():
+    ours, whole = (inspect.signature(f).parameters for f in (nearest_neighbours, propagate))
+    names = ("approximate_above", "probes", "backend", "seed")
+    assert [ours[n].default for n in names] == [whole[n].default for n in names] == [300_000, 16, "auto", 0]
+    assert ours["method"].default == whole["neighbours"].default == "auto"
+    assert inspect.signature(affinity_graph).parameters["gamma"].default == whole["gamma"].default == 3
+
+
+def test_float64_features_beyond_float32_keep_their_direction():
+    x = torch.tensor([[3e200, 4e200], [-3e-200, 4e-200], [0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(normalise_rows(x), torch.tensor([[0.6, 0.8], [-0.6, 0.8], [0, 0]]))
+
+
+def test_lists_of_an_approximate_search():
+    assert [graph_module._lists(n) for n in (1, 4, 100, 10_000)] == [1, 4, 20, 200]
+
+
+def test_centres_are_of_unit_length_and_those_of_the_clusters():
+    corners = torch.eye(3).repeat(20, 1)
+    unit = normalise_rows(corners + 0.1 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0)))
+    centres = graph_module._spherical_k_means(unit, 12, 0)
+    torch.testing.assert_close(centres.norm(dim=1), torch.ones(12))
+    means = normalise_rows(torch.stack([unit[i::3].mean(0) for i in range(3)]))
+    assert ((means @ centres.T).amax(1) > 0.98).all()
+    # more lists than different rows: an empty list keeps its centre
+    torch.testing.assert_close(graph_module._spherical_k_means(torch.eye(3)[[0] * 9], 4, 0), torch.eye(3)[[0] * 4])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_handled_in_blocks_or_at_once_it_is_the_same(monkeypatch, backend):
+    x, y, _ = clusters(90)
+    whole = [propagate(x, y, 3, k=6, backend=backend, neighbours=m) for m in ("exact", "approximate")]
+    for module in (graph_module, diffusion):
+        monkeypatch.setattr(module, "BLOCK", 16)
+    parts = [propagate(x, y, 3, k=6, backend=backend, neighbours=m) for m in ("exact", "approximate")]
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a.labels, b.labels)
+        torch.testing.assert_close(a.weights, b.weights, atol=1e-5, rtol=0)
+        torch.testing.assert_close(a.distributions, b.distributions, atol=1e-5, rtol=0)
+
+
 # ---------------------------------------------------------------------------------------------------- the solver
 
 
@@ -211,6 +288,56 @@ def test_columns_that_are_solved_rest():
     assert solution.iterations.tolist() == [1, 5, 0]
     torch.testing.assert_close(solution.x, torch.linalg.solve(a, rhs))
     assert (solution.residuals <= 1e-10).all()
+
+
+def test_columns_that_rest_stay_where_they_are():
+    rng = np.random.default_rng(0)
+    m = rng.normal(size=(30, 30))
+    a = torch.from_numpy(m @ m.T / 30 + 0.1 * np.eye(30))
+    # near-eigenvectors rest long before the random columns do
+    rhs = torch.cat([torch.linalg.eigh(a).eigenvectors[:, [0, -1]], torch.from_numpy(rng.normal(size=(30, 2)))], 1)
+    rhs[:, :2] += 0.05 * torch.from_numpy(rng.normal(size=(30, 2)))
+    together = conjugate_gradients(lambda p: a @ p, rhs, 0.3, 100)
+    alone = [conjugate_gradients(lambda p: a @ p, rhs[:, [j]], 0.3, 100) for j in range(4)]
+    assert len(set(together.iterations.tolist())) > 2
+    for j, one in enumerate(alone):
+        assert together.iterations[j] == one.iterations[0]
+        torch.testing.assert_close(together.x[:, j], one.x[:, 0])
+        torch.testing.assert_close(together.residuals[j], one.residuals[0])
+
+
+def test_products_are_those_of_the_iterations_and_of_a_check_of_what_is_solved():
+    a = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64))
+    products = []
+
+    def multiply(p):
+        products.append(len(p))
+        return a @ p
+
+    rhs = torch.zeros(5, 2, dtype=torch.float64)
+    conjugate_gradients(multiply, rhs, 1e-6, 50)
+    assert len(products) == 0
+    rhs[:, 0] = 0.1
+    conjugate_gradients(multiply, rhs, 1e-6, 3)
+    assert len(products) == 3  # a column of zeros is solved without a check
+    conjugate_gradients(multiply, rhs, 1e-6, 50)
+    assert len(products) == 3 + 5 + 1
+
+
+def test_in_float32_columns_go_on_from_their_true_residual_until_it_is_small():
+    resumed = 0
+    for seed in range(4):
+        x, y, _ = clusters(200, d=4, seed=seed)
+        graph = affinity_graph(nearest_neighbours(normalise_rows(x), 5))
+        rhs = torch.nn.functional.one_hot(y + 1, 4)[:, 1:].float() / 2
+        products = []
+        solution = conjugate_gradients(lambda p: products.append(0) or p - 0.99 * (graph @ p), rhs, 1e-6, 1000)  # noqa: B023
+        exact = graph.double()
+        true = rhs.double() - (solution.x.double() - 0.99 * (exact @ solution.x.double()))
+        assert (solution.residuals <= 1e-6).all()
+        assert (true.norm(dim=0) / rhs.norm(dim=0) <= 1.5e-6).all()
+        resumed += len(products) > solution.iterations.max() + 1
+    assert resumed
 
 
 def test_residual_is_the_true_one_where_float32_can_carry_no_further():
@@ -251,6 +378,45 @@ def test_more_classes_than_are_solved_at_once(monkeypatch):
     assert (result.labels.numpy() == labels).mean() > 0.99
     np.testing.assert_allclose(result.weights.numpy(), weights, atol=1e-3)
     np.testing.assert_allclose(result.distributions.numpy(), p, atol=1e-4)
+
+
+def test_several_threads_solve_classes_at_a_time(monkeypatch):
+    monkeypatch.setitem(diffusion.COLUMNS, "cpu", 4)
+    x, y, _ = clusters(200, c=10)
+    one = propagate(x, y, 10, k=8)
+    used = []
+    solve = diffusion.conjugate_gradients
+    monkeypatch.setattr(
+        diffusion,
+        "conjugate_gradients",
+        lambda *a: used.append((threading.get_ident(), torch.get_num_threads(), a[1].shape[1])) or solve(*a),
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        two = propagate(x, y, 10, k=8)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert threading.get_ident() not in {thread for thread, _, _ in used}
+    assert sorted(rest for _, *rest in used) == [[1, 2], [1, 2], [1, 3], [1, 3]]  # as many parts for each thread
+    assert torch.equal(one.labels, two.labels)
+    torch.testing.assert_close(one.distributions, two.distributions, atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.stats.residuals, two.stats.residuals, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "width", "threads", "bounds"),
+    [
+        (10, 64, 4, [(0, 10)]),
+        (64, 64, 4, [(0, 64)]),
+        (65, 64, 1, [(0, 32), (32, 65)]),
+        (100, 64, 4, [(0, 25), (25, 50), (50, 75), (75, 100)]),
+        (3, 1, 2, [(0, 1), (1, 2), (2, 3)]),
+    ],
+)
+def test_parts_of_the_classes(classes, width, threads, bounds):
+    assert diffusion._parts(classes, width, threads) == bounds
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="faiss is not installed")
@@ -404,6 +570,28 @@ def test_no_certainty_anywhere_gives_no_weight():
     assert (distributions == 0.5).all()
 
 
+def test_points_without_neighbours_are_solved_at_once_and_exactly():
+    result = propagate(torch.eye(4), torch.tensor([0, 1, -1, -1]), 2, k=2, tol=0)
+    assert result.stats.residuals.tolist() == [0, 0]
+    assert result.stats.converged
+    assert (result.stats.iterations, result.stats.isolated, result.stats.unreached) == (1, 4, 2)
+
+
+def test_seconds_are_those_of_the_parts():
+    x, y, _ = clusters()
+    start = time.perf_counter()
+    stats = propagate(x, y, 3, k=8).stats
+    assert 0 < sum(stats.seconds.values()) < time.perf_counter() - start
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_indices_of_the_graph_are_int32(backend):
+    x, _, _ = clusters()
+    found = nearest_neighbours(normalise_rows(x), 5, backend=backend)
+    graph = affinity_graph(found, backend=backend)
+    assert found.index.dtype == graph.offsets.dtype == graph.columns.dtype == torch.int32
+
+
 def test_iterations_and_convergence_are_reported_as_they_were():
     x, y, _ = clusters(300)
     short = propagate(x, y, 3, k=10, max_iter=3)
@@ -437,6 +625,10 @@ def test_iterations_and_convergence_are_reported_as_they_were():
         ({"labels": torch.zeros(120)}, "expected 120 integers.*float32"),
         ({"features": torch.zeros(120)}, r"features: expected shape \(n, d\).*\(120,\)"),
         ({"num_classes": 0}, "num_classes: expected at least 1, received 0"),
+        (
+            {"features": torch.zeros(0, 3), "labels": torch.zeros(0).long()},
+            "at least one labelled point, received none",
+        ),
     ],
 )
 def test_wrong_input_is_named(change, message):
@@ -567,6 +759,12 @@ def test_estimator_settings_are_those_of_propagate():
     assert ours == {n: p.default for n, p in signature.items() if p.default is not inspect.Parameter.empty}
 
 
+def test_estimator_has_the_defaults_of_propagate():
+    ours = DiffusionLabelPropagation().get_params()
+    assert ours.pop("num_classes") is None
+    assert ours == {n: inspect.signature(propagate).parameters[n].default for n in ours}
+
+
 def test_estimator_warns_of_points_and_classes_left_out():
     x, y, _ = clusters()
     x[5] = 0
@@ -576,6 +774,50 @@ def test_estimator_warns_of_points_and_classes_left_out():
     assert model.classes_.tolist() == [0, 1, 2, 3]
     assert (model.n_isolated_, model.n_unreached_) == (1, 1)
     assert model.class_weights_[3] == 0
+
+
+@pytest.mark.parametrize(("classes", "text"), [(None, "1 of 120 points not reached"), (4, "1 of 4 classes without")])
+def test_estimator_warns_of_either_where_it_is_called(classes, text):
+    x, y, _ = clusters()
+    if classes is None:
+        x[5] = 0
+        y[5] = -1
+    with pytest.warns(UserWarning, match=text) as caught:
+        DiffusionLabelPropagation(k=8, num_classes=classes).fit(x, y)
+    assert [w.filename for w in caught] == [__file__]
+
+
+def test_estimator_by_hand():
+    # One neighbour, whose affinity is 0.8 ^ 3: new points have its distribution. Opposite to all: uniform.
+    x, y = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.01, 1.0]]), torch.tensor([3, -1, 5, -1])
+    model = DiffusionLabelPropagation(k=1).fit(x, y)
+    expected = [[1, 0], [0, 1], [0.5, 0.5]]
+    np.testing.assert_allclose(model.predict_proba(np.array([[0.8, -0.6], [-0.6, 0.8], [-1, -1]])), expected, atol=1e-6)
+    # two neighbours: weights 1 and 0.6 ^ 3
+    model.set_params(k=2, gamma=3.0)
+    x[1], x[3] = torch.tensor([-1.0, 0.0]), torch.tensor([0.0, -1.0])
+    model.fit(x, torch.tensor([3, 3, 5, 5]))
+    a, b = 0.8**3, 0.6**3
+    share = np.array([[a, b]]) @ model.label_distributions_[[0, 2]] / (a + b)
+    np.testing.assert_allclose(model.predict_proba(np.array([[0.8, 0.6]])), share, atol=1e-6)
+
+
+def test_estimator_of_one_class():
+    x, y, _ = clusters(50, c=1)
+    model = DiffusionLabelPropagation(k=5).fit(x, y)
+    assert model.label_distributions_.shape == (50, 1)
+    assert (model.transduction_ == 0).all()
+
+
+def test_estimator_takes_tensors_that_numpy_does_not_know():
+    x, y, truth = clusters(noise=0.3)
+    model = DiffusionLabelPropagation(k=8).fit(x.bfloat16(), y)
+    assert model.score(x.bfloat16(), truth) > 0.9
+
+
+def test_estimator_that_is_not_fitted_says_so():
+    with pytest.raises(NotFittedError):
+        DiffusionLabelPropagation().predict_proba(np.zeros((2, 3)))
 
 
 def test_estimator_refuses_what_it_cannot_read():

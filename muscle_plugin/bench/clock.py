@@ -1,9 +1,10 @@
-"""Times the training steps of an algorithm object, this package's or USB's, from outside."""
+"""Times the training steps of an algorithm object, this package's or USB's, from outside, and counts their images."""
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -20,10 +21,11 @@ class StepClock:
     Args:
         algorithm: with ``train``, ``call_hook``, ``loader_dict`` and, on a GPU, ``device`` or ``gpu``.
         device: a ``torch.device``; steps on a GPU are waited for.
+        now: tells the time, in seconds.
     """
 
-    def __init__(self, algorithm: Any, device: Any) -> None:
-        self._algorithm, self._device = algorithm, device
+    def __init__(self, algorithm: Any, device: Any, now: Callable[[], float] = time.perf_counter) -> None:
+        self._algorithm, self._device, self._now = algorithm, device, now
         self._call_hook = algorithm.call_hook
         algorithm.call_hook = self._hook
         algorithm.loader_dict["eval"] = ()
@@ -51,7 +53,7 @@ class StepClock:
                 import torch
 
                 torch.cuda.synchronize(self._device)
-            now = time.perf_counter()
+            now = self._now()
             self.steps += 1
             if self.steps <= 0:
                 self._since = now
@@ -59,3 +61,34 @@ class StepClock:
             if self.steps >= 1 and self.seconds >= self._limit:
                 raise _Enough
         return out
+
+
+def images_forwarded(algorithm: Any) -> tuple[int, int]:
+    """Images that a step forwards with gradient, and without."""
+    import torch
+
+    counts = [0, 0]
+
+    def count(_: Any, args: tuple[Any, ...], output: Any) -> None:  # before MUSCLE's tap cuts its riders off
+        if isinstance(output, dict) or (args and args[0].dim() == 4):  # not a classifier's call on features
+            counts[0 if torch.is_grad_enabled() else 1] += len(output["logits"] if isinstance(output, dict) else output)
+
+    # the averaged net's forwards too: a teacher is a net of its own in this package's Mean Teacher
+    handles = [net.register_forward_hook(count) for net in (algorithm.model, algorithm.ema_model)]
+    seen: list[tuple[int, int]] = []
+    call_hook = algorithm.call_hook
+
+    def hook(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "before_train_step":
+            counts[:] = [0, 0]
+        out = call_hook(name, *args, **kwargs)
+        if name == "after_train_step":
+            seen.append((counts[0], counts[1]))
+        return out
+
+    algorithm.call_hook = hook
+    StepClock(algorithm, algorithm.device).run(0.0)
+    algorithm.call_hook = call_hook
+    for handle in handles:
+        handle.remove()
+    return seen[-1]

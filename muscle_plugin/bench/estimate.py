@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -50,7 +51,7 @@ def show_estimate(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
             speed = speeds.of(group[0])
             sources[speed.how] = None
             done = sum(j.state == "finished" for j in group)
-            steps = _steps(group[0], speed.images)
+            steps = steps_of(group[0].resolved.settings, speed.images)
             cells = [name, str(len(group)), str(done), "?" if steps is None else f"{steps:,}"]
             if steps is None or speed.seconds is None:
                 unknown += 1
@@ -104,9 +105,8 @@ def _kind(resolved: Resolved) -> str:
     return json.dumps({k: v for k, v in resolved.as_dict().items() if k not in _INDIFFERENT}, sort_keys=True)
 
 
-def _steps(job: Job, images: int | None) -> int | None:
-    """Steps of a run over so many training images."""
-    s = job.resolved.settings
+def steps_of(s: Any, images: int | None) -> int | None:
+    """Steps of a run of these settings over so many training images; None: not known."""
     if s.num_train_iter or images is None:
         return int(s.num_train_iter) if s.num_train_iter else None
     unlabelled = images - (0 if s.include_lb_to_ulb else s.num_labels or 0)

@@ -213,11 +213,14 @@ def _by_name(net: str, from_torchvision: bool) -> Any:
 
 
 def read_source(args: Any) -> Source:
-    """The data set that completed settings name.
+    """The data set that completed settings name, or ``args.source`` if there is one.
 
     Raises:
         DataError: it cannot be had, or has another number of classes than the settings say.
     """
+    if (given := getattr(args, "source", None)) is not None:
+        args.num_classes = len(given.classes)
+        return given  # type: ignore[no-any-return]
     try:
         data_dir = Path(args.data_dir).expanduser()
     except RuntimeError as e:

@@ -136,11 +136,10 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         queries = normalise_rows(queries.to(base.device))
         similarity, index = search(base, queries, min(self.k, len(base)), backend)
         affinity = similarity.clamp(min=0).pow(self.gamma)
-        total = affinity.sum(1, keepdim=True)
-        affinity = torch.where(total > 0, affinity / torch.where(total > 0, total, 1), 1 / affinity.shape[1]).cpu()
+        total = affinity.sum(1, keepdim=True).cpu()
         near = torch.from_numpy(self.label_distributions_)[index.cpu()]
-        mean = torch.einsum("mk,mkc->mc", affinity, near)
-        return torch.where(total.cpu() > 0, mean, 1 / mean.shape[1]).numpy()
+        mean = torch.einsum("mk,mkc->mc", affinity.cpu(), near) / total
+        return torch.where(total > 0, mean, 1 / mean.shape[1]).numpy()
 
     def predict(self, X: np.ndarray | Tensor) -> np.ndarray:
         """(m,) classes of new points: the largest of :meth:`predict_proba`."""
