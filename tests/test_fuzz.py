@@ -137,7 +137,11 @@ REQUIRED = {
 @example("report", False, ["x" * 5000])
 @example("sweep", True, ["--save_dir", "~nobody-of-this-name/x"])
 def test_command_lines_end_with_status_0_or_2_and_lines(capsys, command, needed, words):
-    argv = [command, *(REQUIRED.get(command, []) if needed or command in ("train", "sweep", "cost", "data") else []), *words]
+    argv = [
+        command,
+        *(REQUIRED.get(command, []) if needed or command in ("train", "sweep", "cost", "data") else []),
+        *words,
+    ]
     try:
         status = cli.main([w for w in argv if w])
     except SystemExit as e:  # argparse's

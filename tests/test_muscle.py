@@ -315,4 +315,4 @@ def test_a_clash_of_names_is_an_error(monkeypatch):
 
     monkeypatch.setitem(ALGORITHMS._dict, "muscle_fixmatch", Other)
     with pytest.raises(RuntimeError, match="USB already has an algorithm 'muscle_fixmatch'"):
-        register._register()
+        register.register_all()
