@@ -19,7 +19,7 @@ from conftest import ROOT
 
 from muscle_plugin import cli, config
 from muscle_plugin.algorithms.catalogue import base_algorithms
-from muscle_plugin.bench import sweep
+from muscle_plugin.bench import cost, speeds, sweep
 
 DOCS = ROOT / "docs"
 
@@ -182,7 +182,7 @@ class Parsed(Exception):
 def understood(words, monkeypatch):
     """The exit status of a command, which does nothing but read its words: 0 if all flags, names and values are right."""
 
-    def stop(*_):
+    def stop(*_, **__):
         raise Parsed
 
     if words[0] in ("train", "data"):
@@ -193,6 +193,10 @@ def understood(words, monkeypatch):
             sweep, "expand", lambda names: expand(names)[:2]
         )  # all configurations are read by test_studies
         monkeypatch.setattr(sweep, "_gpus", stop)
+    elif words[0] == "cost":
+        monkeypatch.setattr(cost, "jobs_of", lambda names, *_: [sweep.expand(names)][:0])
+        monkeypatch.setattr(cost, "Counter", stop)
+        monkeypatch.setattr(speeds, "read_speeds", stop)
     else:
         parse = argparse.ArgumentParser.parse_args
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *a: stop(parse(*a)))
@@ -221,7 +225,16 @@ def test_commands_in_the_docs_exist(words, below, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "words",
-    ["train --lrr 1", "sweep table9", "report --oot x", "predict --image x", "data show --c no_such", "nothing --x"],
+    [
+        "train --lrr 1",
+        "sweep table9",
+        "cost table9",
+        "cost --measur",
+        "report --oot x",
+        "predict --image x",
+        "data show --c no_such",
+        "nothing --x",
+    ],
 )
 def test_a_wrong_command_is_noticed(words, monkeypatch, capsys):
     assert understood(words.split(), monkeypatch) == 2

@@ -81,7 +81,7 @@ def wait_for(condition, process, seconds=120):
 
 def test_a_killed_sweep_leaves_nothing_running_and_goes_on_where_it_was(tmp_path):
     runs = tmp_path / "runs"
-    long = ("--num_train_iter", "400", "--epoch", "2", "--num_eval_iter", "20", "--use_tensorboard", "false")
+    long = ("--num_train_iter", "200", "--epoch", "2", "--num_eval_iter", "20", "--use_tensorboard", "false")
     words = ("muscle_digits_10", "--seeds", 2, "--jobs", 2, "--save_dir", runs, *long)
     process = start(*words)
     wait_for(lambda: len(list(runs.glob("*/latest_model.pth"))) == 2, process)
@@ -92,9 +92,9 @@ def test_a_killed_sweep_leaves_nothing_running_and_goes_on_where_it_was(tmp_path
     assert all(not r["complete"] and r["steps"] >= 20 for r in cut.values())
     code, out = sweep(*words)
     assert code == 0, out
-    assert all(r["complete"] and r["steps"] == 400 for r in results(runs).values())
+    assert all(r["complete"] and r["steps"] == 200 for r in results(runs).values())
     for name in cut:
-        assert steps(runs / name) == list(range(10, 401, 10))
+        assert steps(runs / name) == list(range(10, 201, 10))
         assert len(json.loads((runs / name / "environment.json").read_text())["continuations"]) == 1
 
 
