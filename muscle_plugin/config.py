@@ -447,7 +447,8 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None =
     except FileNotFoundError:
         near = closest(path.stem, (p.stem for p in path.parent.glob("*.yaml")))
         hint = f"; did you mean {near}.yaml?" if near else ""
-        raise ConfigError([f"{path}: no such file{hint}"]) from None
+        asked = f"; {seen[-1]} extends it (relative to itself, or a name of benchmark_configs)" if seen else ""
+        raise ConfigError([f"{path}: no such file{hint}{asked}"]) from None
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError([f"{path}: cannot be read: {e}"]) from None
     except YAMLError as e:
@@ -469,8 +470,18 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None =
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
         raise ConfigError([f"{path}: extends must name a file or a list of files, got {shown(bases)}"])
-    layers = [layer for base in bases for layer in read_yaml(path.parent / base, (*seen, path), read)]
+    layers = [layer for base in bases for layer in read_yaml(_base_file(path, base), (*seen, path), read)]
     return [*layers, Layer(path.name, content)]
+
+
+def _base_file(path: Path, base: str) -> Path:
+    """The file that ``extends`` of ``path`` means: relative to it, or one of this package's, with or without ``.yaml``."""
+    relative = path.parent / base
+    named = config_directory() / f"{base.removesuffix('.yaml')}.yaml"
+    try:
+        return named if not relative.exists() and named.is_file() else relative
+    except (OSError, ValueError):
+        return relative  # reading it says what is wrong with it
 
 
 def _algorithm_entry(name: Any) -> Algorithm:
@@ -829,7 +840,7 @@ def following(settings: Any) -> dict[str, Any]:
     update: dict[str, Any] = {"num_classes": settings.num_classes or info.num_classes, **info.defaults(settings)}
     if settings.amp and settings.precision != "bf16":
         update["precision"] = "fp16"
-    if settings.gpu is not None:
+    if settings.gpu is not None and settings.device != "cpu":
         update["device"] = f"cuda:{settings.gpu}"
     if settings.init_from is not None:
         fields = {"{save_dir}": settings.save_dir, "{seed}": str(settings.seed)}

@@ -309,7 +309,7 @@ def _write_onnx(trained: Trained, path: Path, pixels: Tensor, checks: _Checks) -
     except Exception as e:  # onnxruntime's errors derive from Exception alone
         raise ExportError(f"{ONNX} does not run on {len(pixels)} images: {first_line(e)}") from e
     checks.compare(f"{ONNX} by onnxruntime {onnxruntime.__version__}", logits)
-    checks.compare(f"{ONNX}, one image at a time,", alone, -1)
+    checks.compare(f"{ONNX} (one image at a time)", alone, -1)
     if not torch.allclose(probabilities, checks.expected.softmax(1), atol=1e-3):
         raise ExportError(f"{ONNX}: its probabilities are not the softmax of its logits")
 

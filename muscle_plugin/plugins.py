@@ -153,15 +153,21 @@ def _refuse_absent(word: str) -> None:
 
 
 def _import(word: str) -> None:
+    printed = io.StringIO()
     try:
-        if _is_file(word):
-            _import_file(word)
-        else:
-            importlib.import_module(word)
+        with contextlib.redirect_stdout(printed):
+            if _is_file(word):
+                _import_file(word)
+            else:
+                importlib.import_module(word)
     except PluginError:
         raise
     except (Exception, SystemExit) as e:
         raise PluginError(fault_in(e, word if _is_file(word) else None, word)) from e
+    finally:  # USB's registry prints that it has a name already, which is refused in words of our own
+        for line in printed.getvalue().splitlines():
+            if " already in registry " not in line:
+                print(line)
 
 
 def _import_file(path: str) -> ModuleType:

@@ -550,9 +550,9 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> list[Path]:
     if run_dir.exists() and any(run_dir.iterdir()) and not _only_prepared(run_dir):
         if not settings.overwrite and settings.resume != "auto":
             state = _describe(run_dir)
+            goes_on = "--resume goes on with it, " if checkpoints and "finished" not in state else ""
             raise RunError(
-                f"{run_dir} already holds {state}; {'--resume goes on with it, ' if checkpoints else ''}--overwrite deletes it,"
-                " another --save_name keeps both"
+                f"{run_dir} already holds {state}; {goes_on}--overwrite deletes it, another --save_name keeps both"
             )
         if settings.overwrite:
             if not (run_dir / CONFIG_FILE).is_file():

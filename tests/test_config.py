@@ -55,6 +55,20 @@ def test_command_line_over_yaml_over_base_over_default(tmp_path):
     assert resolved.sources["lr"] == "command line"
 
 
+@pytest.mark.parametrize("base", ["muscle_fixmatch_digits_10", "muscle_fixmatch_digits_10.yaml", "_base/digits_muscle"])
+def test_a_file_anywhere_may_extend_one_of_ours_by_name(tmp_path, base):
+    (tmp_path / "my.yaml").write_text(f"extends: {base}\nalgorithm: muscle_fixmatch\nlr: 0.01\n")
+    found = load_settings(tmp_path / "my.yaml").as_dict()
+    assert (found["lr"], found["mi_labelled"], found["net"]) == (0.01, False, "small_cnn")
+    (tmp_path / "_base").mkdir()
+    (tmp_path / "_base" / "digits_muscle.yaml").write_text("momentum: 0.5\n")  # its own folder's comes first
+    (tmp_path / "my.yaml").write_text("extends: _base/digits_muscle.yaml\n")
+    assert load_settings(tmp_path / "my.yaml").as_dict()["momentum"] == 0.5
+    (tmp_path / "my.yaml").write_text("extends: nowhere.yaml\n")
+    with pytest.raises(ConfigError, match=r"nowhere.yaml: no such file; .*my.yaml extends it"):
+        load_settings(tmp_path / "my.yaml")
+
+
 def test_resolved_settings_resolve_to_themselves(tmp_path):
     first = load_settings(CONFIGS / "muscle_fixmatch_digits_10.yaml", ratio="3", total_batch="50")
     (tmp_path / "again.yaml").write_text(first.to_yaml())

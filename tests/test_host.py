@@ -171,7 +171,7 @@ def test_an_existing_run_is_never_deleted_unasked(short_run, tmp_path):
 
     short_run(algorithm="supervised", save_name="r")
     kept = (tmp_path / "r" / "result.json").read_bytes()
-    with pytest.raises(RunError, match=r"already holds a finished run \(step 6 of 6\); --resume goes on"):
+    with pytest.raises(RunError, match=r"already holds a finished run \(step 6 of 6\); --overwrite deletes it"):
         short_run(algorithm="supervised", save_name="r")
     with pytest.raises(RunError, match="began with other settings: lr was 0.05, now 0.01"):
         short_run(algorithm="supervised", save_name="r", resume="yes", lr=0.01)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,7 @@ def _table(groups: Mapping[str, Sequence[Work]], seeds: int, rates: _Rates, each
     if rates.tflops:
         heads.append(f"at least, at {rates.tflops:g} TFLOP/s")
     for head in heads:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", overflow="fold")
     everything = {w.name: w for works in groups.values() for w in works}
     for name, works in groups.items():
         table.add_row(*_row(name, works, seeds, rates))
@@ -269,7 +270,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("names", nargs="*", metavar="NAME", help="studies, configurations or YAML files, as of sweep [all studies]")
     add("--seeds", type=int, default=5, metavar="N", help="runs of each configuration [%(default)s]")
     add("--each", action="store_true", help="a row for each configuration, too")
-    add("--measure", action="store_true", help="time the steps on this machine: minutes for all studies")
+    add("--measure", action="store_true", help="time the steps on this machine")
     add("--out", type=Path, metavar="FILE", help="of --measure: write the speeds there, for --speeds")
     add("--speeds", type=Path, metavar="FILE", help="take the speeds that --measure --out wrote, here or elsewhere")
     add("--seconds", type=float, default=2.0, metavar="X", help="of --measure: time of each step's trial [%(default)s]")
@@ -332,7 +333,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin cost") -> int:
     from muscle_plugin.data.errors import DataError
     from muscle_plugin.host.device import DeviceError
 
-    console = Console(highlight=False, soft_wrap=True, width=None)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     try:
         speeds = read_speeds(options.speeds) if options.speeds else None
         counter = Counter(flops=options.tflops is not None)

@@ -127,7 +127,7 @@ def _from_folders(root: Path) -> list[_Item]:
         for kind in _class_folders(folder):
             files = find_images(kind)
             if not files:
-                raise DataError(f"{kind}: no image in it")
+                raise DataError(f"{kind}: no image in it; put some there, or remove the folder")
             items += [_Item(f, kind.name, is_test) for f in files]
         stray = find_images(folder, deep=False)
         if stray:

@@ -40,7 +40,8 @@ def choose_device(name: str) -> torch.device:
     index = int(chosen or 0)
     if index >= count:
         raise DeviceError(
-            f"device: {name} asked for, but this machine has {count} usable GPU(s); use --device cpu or auto"
+            f"device: {name} asked for, but this machine has {count} usable GPU(s); use --device cpu or auto, and no"
+            " --gpu"
         )
     return torch.device("cuda", index)
 

@@ -10,7 +10,7 @@ import contextlib
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from inspect import signature
 from pathlib import Path
@@ -28,6 +28,7 @@ from muscle_plugin.config import (
     batch_composition,
     following,
     moving_settings,
+    read_yaml,
 )
 from muscle_plugin.data.checks import check_labels, find_oddities
 from muscle_plugin.data.errors import DataError
@@ -154,23 +155,35 @@ USB_BATCH_SIZE, USB_URATIO = 8, 1
 
 
 def _batch_of(args: Any) -> tuple[int, int]:
-    """(J, I) of settings that may name them twice.
+    """(J, I) of settings that may name them twice. Where USB's train.py read a file (``args.c``), what that file and those that
+    it extends say of the batch counts as in a run of this package: a later one overrides an earlier one, by either name.
 
     Raises:
         DataError: the names contradict each other.
     """
-    given = {"total_batch": args.total_batch, "ratio": args.ratio, "batch_size": args.batch_size, "uratio": args.uratio}
-    if args.total_batch is None and args.ratio is None:  # USB's names alone
-        labelled = args.batch_size or 64
-        return labelled, round(labelled * (args.uratio or 1))
-    if args.total_batch is not None and args.batch_size == USB_BATCH_SIZE:
-        del given["batch_size"]
-    if args.ratio is not None and args.uratio == USB_URATIO:
-        del given["uratio"]
+    names = ("total_batch", "ratio", "batch_size", "uratio")
+    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    usb = given.items() & {"batch_size": USB_BATCH_SIZE, "uratio": USB_URATIO}.items()
     try:
-        return batch_composition([Layer("settings", given)])
+        layers = _layers_of(getattr(args, "c", None), names)
+        if not layers and not {"total_batch", "ratio"} & given.keys():  # USB's names alone
+            return batch_composition([Layer("settings", {"batch_size": 64} | given)])
+        said = {n for layer in layers for n in layer.values}
+        for n, default in (("batch_size", "total_batch"), ("uratio", "ratio")):
+            if (n, given.get(n)) in usb and (default in given or layers):
+                del given[n]
+        rest = {n: v for n, v in given.items() if n not in said}
+        return batch_composition([*layers, Layer("settings", rest)])
     except ConfigError as e:
-        raise DataError(f"{e}; a file that extends another takes its setting away by `total_batch: null`") from None
+        raise DataError(str(e)) from None
+
+
+def _layers_of(file: str | None, names: Sequence[str]) -> list[Layer]:
+    """What a configuration and those that it extends say of some settings."""
+    if not file or not Path(file).is_file():
+        return []
+    layers = [Layer(x.source, {n: v for n, v in x.values.items() if n in names}) for x in read_yaml(Path(file))]
+    return [x for x in layers if x.values]
 
 
 def _refuse_other_launchers(args: Any) -> None:

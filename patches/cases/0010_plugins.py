@@ -53,6 +53,11 @@ from semilearn.core.utils import ALGORITHMS
 assert not Path("times_loaded").exists(), "a plugin was loaded while semilearn itself was"
 assert "fixmatch" in ALGORITHMS and ALGORITHMS["fixmatch"].__name__ == "FixMatch"
 assert callable(get_net_builder("wrn_28_2", False)), "a broken plugin stops what needs no plugin"
+import semilearn.datasets
+
+semilearn.datasets.get_cifar = lambda *_, **__: (["cifar"], [], [])
+plain = get_dataset(None, "fixmatch", "cifar10", 40, 10)
+assert plain["train_lb"] == ["cifar"], "a broken plugin stops a data set of USB's own"
 try:
     get_net_builder("made_up_net", False)
 except ImportError as e:
