@@ -3,13 +3,15 @@
 import logging
 from pathlib import Path
 
+import muscle_plugin.register  # noqa: F401  before semilearn: USB's git main cannot be imported with timm 1.0 otherwise
+
+# isort: split
 import nbformat
 import pytest
 import semilearn
 import torch
 from nbclient import NotebookClient
 
-import muscle_plugin.register  # noqa: F401
 from muscle_plugin import usb_calls_on
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "quickstart.ipynb"
