@@ -153,12 +153,10 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--batch", type=int, default=256, help="images at a time [%(default)s]")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out files that cannot be read")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    parser.add_argument(
-        "--plugins", metavar="FILE", help="of a net of your own: the Python file, or module, that adds it"
-    )
-    options = vars(parser.parse_args(list(argv)))
     from muscle_plugin import config
 
+    config.add_plugins_of_net(parser)
+    options = vars(parser.parse_args(list(argv)))
     try:  # before torch, which a name mistyped need not wait for; what the run's own files name is not loaded
         config.load_plugins([], options.pop("plugins"))
     except config.ConfigError as e:

@@ -344,14 +344,18 @@ def config_directory() -> Path:
     return inside if inside.is_dir() else here.parent / "benchmark_configs"
 
 
+def _file_named(name: str) -> Path:
+    """Where ``benchmark_configs`` would have a configuration of this name, which may end in ``.yaml``."""
+    return config_directory() / f"{name.removesuffix('.yaml')}.yaml"
+
+
 def find_config(word: str | Path) -> Path:
     """The file of a configuration: ``word`` itself if it is one, or what ``benchmark_configs`` has under that name.
 
     Raises:
         ConfigError: neither; with the nearest name.
     """
-    path = Path(word)
-    named = config_directory() / f"{str(word).removesuffix('.yaml')}.yaml"
+    path, named = Path(word), _file_named(str(word))
     try:
         if path.is_file():
             return path
@@ -476,8 +480,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None =
 
 def _base_file(path: Path, base: str) -> Path:
     """The file that ``extends`` of ``path`` means: relative to it, or one of this package's, with or without ``.yaml``."""
-    relative = path.parent / base
-    named = config_directory() / f"{base.removesuffix('.yaml')}.yaml"
+    relative, named = path.parent / base, _file_named(base)
     try:
         return named if not relative.exists() and named.is_file() else relative
     except (OSError, ValueError):
@@ -931,7 +934,15 @@ def load_named_plugins(argv: Sequence[str], files_of: Callable[[argparse.Namespa
 
 def named_in(words: Sequence[str]) -> list[str]:
     """Those of the words of a command line that are a configuration's name or file."""
-    return [w for w in words if w.endswith((".yaml", ".yml")) or (not w.startswith("-") and w in config_names())]
+    known = config_names()
+    return [w for w in words if w.endswith((".yaml", ".yml")) or w in known]
+
+
+def add_plugins_of_net(parser: argparse.ArgumentParser) -> None:
+    """``--plugins`` of a command that uses a trained net; what it names goes to :func:`load_plugins`."""
+    parser.add_argument(
+        "--plugins", metavar="FILE", help="of a net of your own: the Python file, or module, that adds it"
+    )
 
 
 def moving_settings() -> set[str]:

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from muscle_plugin.config import ConfigError, load_plugins, read_yaml, resolve
+from muscle_plugin.config import ConfigError, add_plugins_of_net, load_plugins, read_yaml, resolve
 from muscle_plugin.data.errors import DataError
-from muscle_plugin.data.images import decode, find_images
+from muscle_plugin.data.images import decode, images_at
 from muscle_plugin.data.names import TIMM
 from muscle_plugin.files import load_safetensors, read_json, write_json, writing
-from muscle_plugin.host.host import LATEST, complete_settings, read_source
+from muscle_plugin.host.host import checkpoint_of, complete_settings, read_source
 from muscle_plugin.predict import Classifier, Predictor, Trained, build_trained, read_trained
 from muscle_plugin.text import first_line, one_line
 from muscle_plugin.version import __version__
@@ -82,7 +82,7 @@ def export_model(
         raise ValueError(f"{out}: exists already; give a folder that does not")
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"--tolerance: must be 0 or more, got {tolerance}")
-    used = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
+    used = checkpoint_of(checkpoint)
     trained = read_trained(used)
     predictor = Predictor(trained, "cpu")
     pixels = _pixels(Path(images), predictor.img_size) if images is not None else _images_of_the_run(used, trained)
@@ -96,7 +96,7 @@ def export_model(
             if "safetensors" in wanted:
                 _write_safetensors(trained, part, pixels, checks)
             if "onnx" in wanted:
-                _write_onnx(read_trained(used), part / ONNX, pixels, checks)
+                _write_onnx(trained, part / ONNX, pixels, checks)  # last: it folds the net's weights
             os.replace(part, out)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -385,11 +385,7 @@ class _Checks:
 
 def _pixels(images: Path, size: int) -> Tensor:
     """(N, 3, size, size) uint8: at most :data:`COMPARED` images, evenly chosen."""
-    if not images.exists():
-        raise DataError(f"{images}: no such folder or image")
-    files = [images] if images.is_file() else find_images(images)
-    if not files:
-        raise DataError(f"{images}: no image in it")
+    files = images_at(images)
     chosen = [files[i] for i in _evenly(len(files))]
     return torch.from_numpy(np.stack([decode(p, size) for p in chosen]))
 
@@ -438,9 +434,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--format", choices=FORMATS, default="both", help="[%(default)s]")
     parser.add_argument("--images", help="images to compare on [the run's own test images]")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="of a logit, relative [%(default)s]")
-    parser.add_argument(
-        "--plugins", metavar="FILE", help="of a net of your own: the Python file, or module, that adds it"
-    )
+    add_plugins_of_net(parser)
     options = vars(parser.parse_args(list(argv)))
     try:  # what the run's own files name is not loaded
         load_plugins([], options.pop("plugins"))

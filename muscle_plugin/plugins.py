@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -153,9 +153,8 @@ def _refuse_absent(word: str) -> None:
 
 
 def _import(word: str) -> None:
-    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed):
+        with _without_remarks():
             if _is_file(word):
                 _import_file(word)
             else:
@@ -164,7 +163,16 @@ def _import(word: str) -> None:
         raise
     except (Exception, SystemExit) as e:
         raise PluginError(fault_in(e, word if _is_file(word) else None, word)) from e
-    finally:  # USB's registry prints that it has a name already, which is refused in words of our own
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """USB's registry prints that it has a name already, which is refused here in words of our own; all else is printed."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
         for line in printed.getvalue().splitlines():
             if " already in registry " not in line:
                 print(line)
@@ -219,7 +227,7 @@ def _adopt(word: str, known: Collection[str], before: Mapping[str, Any]) -> None
             continue
         if name in known:
             if name in before:
-                with contextlib.redirect_stdout(io.StringIO()):  # the registry says that it is overwritten
+                with _without_remarks():
                     ALGORITHMS[name] = before[name]
             owner = PLUGIN_ALGORITHMS[name].class_name if name in PLUGIN_ALGORITHMS else "USB or this package"
             raise PluginError(f"{place_of(cls)}: algorithm {name!r}: {owner} has one of this name; take another")

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin.data.errors import DataError
-from muscle_plugin.data.images import decode_all, find_images
+from muscle_plugin.data.images import decode_all, images_at
 from muscle_plugin.data.views import normaliser
 from muscle_plugin.files import DamagedError, load_tensors, write_text
 from muscle_plugin.host.device import choose_device, usb_calls_on
-from muscle_plugin.host.host import BEST, LATEST, refuse_newer, saved_checkpoints
+from muscle_plugin.host.host import BEST, checkpoint_of, refuse_newer, saved_checkpoints
 from muscle_plugin.run import net_builder
 from muscle_plugin.text import first_line, one_line, shown
 
@@ -220,12 +220,8 @@ def write_predictions(
         raise ValueError("--batch: must be at least 1")
     if out.exists() and not overwrite:
         raise ValueError(f"{out}: exists already; --overwrite replaces it")
-    if not images.exists():
-        raise DataError(f"{images}: no such folder or image")
-    files = [images] if images.is_file() else find_images(images)
-    if not files:
-        raise DataError(f"{images}: no image in it")
-    used = checkpoint / LATEST if checkpoint.is_dir() else checkpoint
+    files = images_at(images)
+    used = checkpoint_of(checkpoint)
     try:
         predictor = Predictor(used, device)
     except DamagedError as e:

@@ -549,10 +549,9 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> list[Path]:
         raise RunError(f"{latest}: no checkpoint to resume from; {start} this run")
     if run_dir.exists() and any(run_dir.iterdir()) and not _only_prepared(run_dir):
         if not settings.overwrite and settings.resume != "auto":
-            state = _describe(run_dir)
-            goes_on = "--resume goes on with it, " if checkpoints and "finished" not in state else ""
             raise RunError(
-                f"{run_dir} already holds {state}; {goes_on}--overwrite deletes it, another --save_name keeps both"
+                f"{run_dir} already holds {_describe(run_dir, checkpoints)}--overwrite deletes it, another --save_name"
+                " keeps both"
             )
         if settings.overwrite:
             if not (run_dir / CONFIG_FILE).is_file():
@@ -584,12 +583,15 @@ def _steps_of(run_dir: Path) -> int:
         return 1  # not to be read: better kept
 
 
-def _describe(run_dir: Path) -> str:
+def _describe(run_dir: Path, checkpoints: Sequence[Path]) -> str:
+    """What is in a folder, and how it goes on if it can: the beginning of a list of ways out."""
+    goes_on = "; --resume goes on with it, " if checkpoints else "; "
     try:
         result = read_json(run_dir / "result.json")
-        return f"a {'finished' if result['complete'] else 'cut-off'} run (step {result['steps']} of {result['num_train_iter']})"
+        steps = f"(step {result['steps']} of {result['num_train_iter']})"
+        return f"a finished run {steps}; " if result["complete"] else f"a cut-off run {steps}{goes_on}"
     except (OSError, ValueError, KeyError):
-        return "files"
+        return f"files{goes_on}"
 
 
 def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:

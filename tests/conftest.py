@@ -51,6 +51,32 @@ def short_run(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
+def whole_and_resumed(short_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that trains a run to its end (``whole``) and once more with a stop after step 3 and a continuation
+    (``resumed``), checks that nets and averages are equal to the bit, and returns both last checkpoints."""
+
+    def run(**settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        import torch
+
+        from muscle_plugin.files import load_tensors
+        from muscle_plugin.host.host import Host, Interrupted
+
+        short_run(save_name="whole", **settings)
+        save = Host._save_if_due
+        with monkeypatch.context() as patch:
+            patch.setattr(Host, "_save_if_due", lambda self: (self.it == 3 and self.request_stop(), save(self)))
+            with pytest.raises(Interrupted):
+                short_run(save_name="resumed", **settings)
+        short_run(save_name="resumed", resume="yes", **settings)
+        whole, resumed = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("whole", "resumed"))
+        for net in ("model", "ema_model"):
+            assert [k for k, v in whole[net].items() if not torch.equal(v, resumed[net][k])] == []
+        return whole, resumed
+
+    return run
+
+
+@pytest.fixture
 def build_short(tmp_path: Path) -> Any:
     """A function that builds, without training, the algorithm of a short digits run."""
 

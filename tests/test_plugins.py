@@ -20,7 +20,6 @@ from muscle_plugin.config import ConfigError, load_settings, read_yaml, resolve
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.sources import SourceOptions, load_source
 from muscle_plugin.extend import Images, PluginError, USBNet, dataset, load, net
-from muscle_plugin.files import load_tensors
 from muscle_plugin.nets.plugged import plugged_net
 from muscle_plugin.plugins import located
 
@@ -77,25 +76,13 @@ def fault(call):
 
 
 @pytest.mark.parametrize("name", ["own", "muscle_own"])
-def test_an_algorithm_with_state_of_its_own_resumes_bit_for_bit(short_run, tmp_path, monkeypatch, name):
-    from muscle_plugin.host.host import Host, Interrupted
-
+def test_an_algorithm_with_state_of_its_own_resumes_bit_for_bit(whole_and_resumed, tmp_path, name):
     plugin = own_algorithm(tmp_path / "own.py")
-    settings = {"algorithm": name, "plugins": plugin, "num_train_iter": 4, "num_eval_iter": 2, "strength": 0.5}
-    short_run(save_name="whole", **settings)
-    original = Host._save_if_due
-    monkeypatch.setattr(Host, "_save_if_due", lambda self: (self.it == 3 and self.request_stop(), original(self)))
-    with pytest.raises(Interrupted):
-        short_run(save_name="cut", **settings)
-    monkeypatch.setattr(Host, "_save_if_due", original)
-    short_run(save_name="cut", resume="yes", **settings)
-    whole, cut = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("whole", "cut"))
-    for key in ("model", "ema_model"):
-        assert all(torch.equal(v, cut[key][k]) for k, v in whole[key].items())
+    whole, resumed = whole_and_resumed(algorithm=name, plugins=plugin, num_train_iter=4, num_eval_iter=2, strength=0.5)
     saved = whole["state"]["algorithm"]
     assert saved["seen"].sum() > 0
-    assert saved["losses"] == cut["state"]["algorithm"]["losses"]
-    about = json.loads((tmp_path / "cut" / "environment.json").read_text())
+    assert saved["losses"] == resumed["state"]["algorithm"]["losses"]
+    about = json.loads((tmp_path / "resumed" / "environment.json").read_text())
     assert list(about["plugins"]) == [plugin]
 
 

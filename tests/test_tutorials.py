@@ -12,12 +12,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT
 from plugin_fixture import plugins_forgotten  # noqa: F401
 
 from muscle_plugin.cli import main
-from muscle_plugin.files import load_tensors
 
 pytestmark = pytest.mark.usefixtures("plugins_forgotten")
 
@@ -103,21 +101,10 @@ def test_algorithm(follow, capsys):
     assert capsys.readouterr().err in (TUTORIALS / "algorithm.md").read_text().replace("    error", "error")
 
 
-def test_algorithm_resumes_bit_for_bit(short_run, tmp_path, monkeypatch):
-    from muscle_plugin.host.host import Host, Interrupted
-
+def test_algorithm_resumes_bit_for_bit(whole_and_resumed, tmp_path):
     blocks = {b["title"]: b["text"] for b in BLOCK.finditer((TUTORIALS / "algorithm.md").read_text())}
     (tmp_path / "entropy.py").write_text(blocks["entropy.py"])
-    settings = {"algorithm": "muscle_entmin", "plugins": str(tmp_path / "entropy.py"), "num_eval_iter": 2}
-    short_run(save_name="whole", **settings)
-    original = Host._save_if_due
-    monkeypatch.setattr(Host, "_save_if_due", lambda self: (self.it == 3 and self.request_stop(), original(self)))
-    with pytest.raises(Interrupted):
-        short_run(save_name="cut", **settings)
-    monkeypatch.setattr(Host, "_save_if_due", original)
-    short_run(save_name="cut", resume="yes", **settings)
-    whole, cut = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("whole", "cut"))
-    assert all(torch.equal(v, cut[k][n]) for k in ("model", "ema_model") for n, v in whole[k].items())
+    whole_and_resumed(algorithm="muscle_entmin", plugins=str(tmp_path / "entropy.py"), num_eval_iter=2)
 
 
 def test_dataset(follow):

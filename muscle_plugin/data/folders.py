@@ -15,12 +15,11 @@ from torch import Tensor
 
 from muscle_plugin.closest import closest
 from muscle_plugin.data.errors import DataError
-from muscle_plugin.data.images import Pack, find_images, leads_out, pack
+from muscle_plugin.data.images import Pack, find_images, leads_out, name_below, pack
 from muscle_plugin.data.sources import Source, SourceOptions
 from muscle_plugin.seeding import derive
 from muscle_plugin.text import shown
 
-_SHOWN = 5  # names in a message
 _MOST_BYTES = 1 << 28  # of a table of labels
 
 
@@ -73,7 +72,7 @@ def image_folder(options: SourceOptions) -> Source:
     return Source(
         packed.images, labels, (good & ~test).nonzero().flatten(), (good & test).nonzero().flatten(), classes,
         notes=(*warnings, *notes),
-        names=[str(x.path.relative_to(root) if x.path.is_relative_to(root) else x.path) for x in items],
+        names=[str(name_below(root, x.path)) for x in items],
     )  # fmt: skip
 
 
@@ -98,12 +97,10 @@ def _readable(packed: Pack, skip: bool) -> tuple[Tensor, tuple[str, ...]]:
     if not packed.bad:
         return good, ()
     good[list(packed.bad)] = False
-    reasons = list(packed.bad.values())
-    more = f" (and {len(reasons) - _SHOWN} more)" if len(reasons) > _SHOWN else ""
-    listed = "; ".join(reasons[:_SHOWN]) + more
+    count, listed = len(packed.bad), packed.faults()
     if not skip:
-        raise DataError(f"{len(reasons)} image file(s) cannot be used: {listed}. --skip-bad-images leaves them out")
-    return good, (f"left out {len(reasons)} image file(s): {listed}",)
+        raise DataError(f"{count} image file(s) cannot be used: {listed}. --skip-bad-images leaves them out")
+    return good, (f"left out {count} image file(s): {listed}",)
 
 
 def _class_folders(folder: Path) -> list[Path]:

@@ -61,6 +61,25 @@ def find_images(folder: Path, deep: bool = True) -> list[Path]:
     return sorted(found)
 
 
+def images_at(path: Path) -> list[Path]:
+    """The image file ``path``, or those at any depth under this folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such folder or image")
+    files = [path] if path.is_file() else find_images(path)
+    if not files:
+        raise DataError(f"{path}: no image in it")
+    return files
+
+
+def name_below(root: Path, path: Path) -> Path:
+    """A file's path relative to ``root``, if it is below."""
+    return path.relative_to(root) if path.is_relative_to(root) else path
+
+
 def decode(path: Path, size: int) -> np.ndarray:
     """One image as (3, size, size) uint8 RGB: turned as its EXIF says, first frame, transparency over black, 16 bits
     reduced to 8, then resized (bilinear, antialiased; not cropped, so other shapes are stretched).
@@ -145,6 +164,12 @@ class Pack:
     images: Tensor
     bad: dict[int, str]
 
+    def faults(self, most: int = 5) -> str:
+        """Why rows could not be read: of the first ones, and how many more."""
+        reasons = list(self.bad.values())
+        more = f" (and {len(reasons) - most} more)" if len(reasons) > most else ""
+        return "; ".join(reasons[:most]) + more
+
 
 def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterable[Path]) -> Pack:
     """The images of ``files`` at one size, from the array file that an earlier call left, or decoded into one now.
@@ -182,7 +207,7 @@ def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterab
 def _listing(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        digest.update(os.fsencode(path.relative_to(root) if path.is_relative_to(root) else path))
+        digest.update(os.fsencode(name_below(root, path)))
         try:
             status = path.stat()
             digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

@@ -16,8 +16,6 @@ from muscle_plugin.data.sources import Source, SourceOptions
 from muscle_plugin.extend import PLUGIN_DATASETS
 from muscle_plugin.text import shown
 
-_SHOWN = 5  # files in a message
-
 
 def read_plugged(name: str, options: SourceOptions) -> Source:
     """The data set that a plugin registered.
@@ -101,7 +99,7 @@ class _Checked:
         return torch.from_numpy(np.require(found, requirements=["C", "W"]))
 
     def decoded(self, files: list[Path]) -> tuple[Tensor, list[str]]:
-        from muscle_plugin.data.images import pack
+        from muscle_plugin.data.images import name_below, pack
 
         if self.channels != 3:
             self.fault("image files are read as RGB: register it with channels=3")
@@ -109,10 +107,8 @@ class _Checked:
         paths = [root / f.expanduser() for f in files]
         packed = pack(self.name, root, paths, options.img_size, options.cache_dirs)
         if packed.bad:
-            reasons = list(packed.bad.values())
-            more = f" (and {len(reasons) - _SHOWN} more)" if len(reasons) > _SHOWN else ""
-            self.fault(f"{len(reasons)} image file(s) cannot be used: {'; '.join(reasons[:_SHOWN])}{more}")
-        return packed.images, [str(p.relative_to(root) if p.is_relative_to(root) else p) for p in paths]
+            self.fault(f"{len(packed.bad)} image file(s) cannot be used: {packed.faults()}")
+        return packed.images, [str(name_below(root, p)) for p in paths]
 
     def labels(self, given: Any, count: int, classes: tuple[str, ...]) -> Tensor:
         found = self.numbers("labels", given)

@@ -75,6 +75,11 @@ def saved_checkpoints(run_dir: Path) -> list[Path]:
     return [p for p in (run_dir / LATEST, *earlier) if p.is_file()]
 
 
+def checkpoint_of(path: Path) -> Path:
+    """The newest checkpoint of a run's folder; any other path is a checkpoint's own."""
+    return path / LATEST if path.is_dir() else path
+
+
 def refuse_newer(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Refuse a checkpoint that a newer version of this package wrote.
 
@@ -150,8 +155,8 @@ def complete_settings(args: Any) -> None:
     args.use_epass = getattr(args, "use_epass", False)
 
 
-#: What USB's train.py gives where nobody gave anything.
-USB_BATCH_SIZE, USB_URATIO = 8, 1
+#: What USB's train.py gives where nobody gave anything, and this package's name for the same choice.
+USB_DEFAULTS = {"batch_size": (8, "total_batch"), "uratio": (1, "ratio")}
 
 
 def _batch_of(args: Any) -> tuple[int, int]:
@@ -163,16 +168,17 @@ def _batch_of(args: Any) -> tuple[int, int]:
     """
     names = ("total_batch", "ratio", "batch_size", "uratio")
     given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    usb = given.items() & {"batch_size": USB_BATCH_SIZE, "uratio": USB_URATIO}.items()
     try:
         layers = _layers_of(getattr(args, "c", None), names)
-        if not layers and not {"total_batch", "ratio"} & given.keys():  # USB's names alone
-            return batch_composition([Layer("settings", {"batch_size": 64} | given)])
+        if not layers and not {"total_batch", "ratio"} & given.keys():
+            given.setdefault("batch_size", 64)
         said = {n for layer in layers for n in layer.values}
-        for n, default in (("batch_size", "total_batch"), ("uratio", "ratio")):
-            if (n, given.get(n)) in usb and (default in given or layers):
-                del given[n]
-        rest = {n: v for n, v in given.items() if n not in said}
+
+        def nobody_gave(name: str) -> bool:
+            default, other = USB_DEFAULTS.get(name, (None, ""))
+            return given[name] == default and (bool(layers) or other in given)
+
+        rest = {n: v for n, v in given.items() if n not in said and not nobody_gave(n)}
         return batch_composition([*layers, Layer("settings", rest)])
     except ConfigError as e:
         raise DataError(str(e)) from None
@@ -356,8 +362,7 @@ class Host:
         if not args.rank:  # the others show none
             self.notes += find_oddities(self.source, self.split)
         if args.init_from:
-            start = Path(args.init_from)
-            count = load_weights(self.model, start / LATEST if start.is_dir() else start, args.init_head)
+            count = load_weights(self.model, checkpoint_of(Path(args.init_from)), args.init_head)
             self.notes.append(f"{count} of the net's {len(self.model.state_dict())} tensors are from {args.init_from}")
         self._set_layout()
         for net in (self.model, self.ema_model):
