@@ -2,8 +2,8 @@
 """The names of USB (``semilearn``) that this package uses, imported in one place.
 
 Importing USB takes seconds and prints deprecation warnings of libraries that it uses; they are silenced here, and here
-only, and its packages that training of images does not need may be absent (:mod:`muscle_plugin.absent`). Modules that must
-stay light do not import this one.
+only, and packages that training of images does not need are imported when they are used (:mod:`muscle_plugin.late`).
+Modules that must stay light do not import this one.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import pkgutil
 import sys
 import warnings
 
-from muscle_plugin.absent import absent_packages_stood_in
+from muscle_plugin.late import imported_when_used
 
-with warnings.catch_warnings(), absent_packages_stood_in("semilearn"):
+with warnings.catch_warnings(), imported_when_used("semilearn"):
     warnings.simplefilter("ignore")
     import timm.layers.helpers
 

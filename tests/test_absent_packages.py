@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, SHORT
 
-from muscle_plugin.absent import NOT_NEEDED, absent_packages_stood_in
+from muscle_plugin.late import NOT_NEEDED, imported_when_used
 
 #: Hides packages from a process as if they had never been installed: find_spec is None, import is ModuleNotFoundError.
 HIDE = """
@@ -106,46 +106,73 @@ def package(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
     yield write
-    for name in ("asks", "broken", "other"):
+    for name in ("asks", "broken", "other", "whole"):
         sys.modules.pop(name, None)
 
 
-def test_only_the_importer_finds_stand_ins(package):
-    package("asks", "import nowhere\nimport nowhere.inner\nfrom nowhere.inner import Base\nclass Own(Base): ...")
+def test_what_the_importer_alone_imports_is_not_looked_for_until_it_is_used(package):
+    package("asks", "import nowhere\nimport nowhere.inner\nfrom nowhere.inner import Base, Other")
     package("other", "import nowhere")
     real = builtins.__import__
-    with absent_packages_stood_in("asks", ("nowhere",)):
+    with imported_when_used("asks", ("nowhere",)):
         import asks
 
         with pytest.raises(ModuleNotFoundError, match="nowhere"):
             import other  # noqa: F401
     assert builtins.__import__ is real
     assert not [name for name in sys.modules if name.startswith("nowhere")]
-    for use in (asks.Own, asks.Base, asks.nowhere.call):
-        with pytest.raises(ImportError, match="needs nowhere, which is not installed: pip install nowhere"):
+
+    class Own(asks.Base):
+        pass
+
+    for use in (Own, asks.Other, lambda *a, **k: asks.nowhere.call, lambda *a, **k: asks.Base.from_pretrained):
+        with pytest.raises(
+            ImportError, match=r"nowhere\.\w+ needs nowhere, which is not installed: pip install nowhere"
+        ):
             use(1, two=2)
 
 
-def test_a_package_whose_library_cannot_be_loaded_is_stood_in_for(package):
+def test_what_is_installed_is_the_real_one_once_it_is_used(package):
+    package("whole", "class Base:\n    kind = 'real'\n    @classmethod\n    def new(cls): return cls()\nnumber = 3")
+    package(
+        "asks", "import whole\nfrom whole import Base, number as taken\nfrom typing import Union\nX = Union[str, Base]"
+    )
+    with imported_when_used("asks", ("whole",)):
+        import asks
+    assert "whole" not in sys.modules
+    assert asks.Base.kind == "real"
+    whole = sys.modules["whole"]
+    assert asks.whole.number == 3
+    assert asks.whole.Base is whole.Base
+    assert isinstance(asks.Base(), whole.Base)
+    assert isinstance(asks.Base.new(), whole.Base)
+    assert issubclass(type("Own", (whole.Base,), {}), whole.Base)
+
+    class Own(asks.Base):
+        pass
+
+    assert Own.__mro__[1] is whole.Base
+    with pytest.raises(AttributeError, match="nothing"):
+        asks.whole.nothing  # noqa: B018
+
+
+def test_a_package_whose_library_cannot_be_loaded_is_said_when_it_is_used(package):
     package("broken", "raise OSError('undefined symbol: x')")
     package("asks", "import broken")
-    with absent_packages_stood_in("asks", ("broken",)):
+    with imported_when_used("asks", ("broken",)):
         import asks
     with pytest.raises(ImportError, match="call needs broken, which cannot be loaded: undefined symbol: x"):
         asks.broken.call()
 
 
-def test_what_is_installed_or_broken_or_not_listed_is_left_alone(package):
-    package("broken", "import nowhere")
-    for imports, missing in (("broken", "nowhere"), ("json.nothing", "json.nothing"), ("elsewhere", "elsewhere")):
+def test_what_is_imported_already_or_not_listed_is_left_alone(package):
+    for imports, missing in (("json.nothing", "json.nothing"), ("elsewhere", "elsewhere")):
         package("asks", f"import {imports}")
-        with (
-            absent_packages_stood_in("asks", ("nowhere", "broken", "json")),
-            pytest.raises(ModuleNotFoundError) as e,
-        ):
+        with imported_when_used("asks", ("nowhere",)), pytest.raises(ModuleNotFoundError) as e:
             import asks
         assert e.value.name == missing
-    package("asks", "import json")
-    with absent_packages_stood_in("asks", ("json",)):
+    package("asks", "import json\nfrom json import loads")
+    with imported_when_used("asks", ("json",)):
         import asks
     assert asks.json is json
+    assert asks.loads is json.loads
