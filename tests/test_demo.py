@@ -62,7 +62,7 @@ def test_a_second_call_trains_nothing_again(finished):
 
 def test_other_settings_for_the_same_runs_are_a_failure_with_the_reason(finished):
     out, _ = finished
-    done = demo(out, "--steps", "301", "--seeds", "1")
+    done = demo(out, "--steps", "301", "--seeds", "1", "--workers", "1")
     assert done.returncode == 1
     assert "began with other settings: num_train_iter was 300, now 301" in done.stdout.replace("\n", " ")
 

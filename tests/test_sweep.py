@@ -71,7 +71,7 @@ def test_a_failing_run_stops_no_other_and_what_is_finished_is_not_trained_again(
     assert results(tmp_path / "runs") == done
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=300):
     end = time.time() + seconds
     while not condition():
         assert time.time() < end, "waited in vain"
@@ -108,7 +108,7 @@ def test_a_process_that_dies_is_replaced_and_its_run_goes_on(tmp_path):
     wait_for(lambda: list(runs.glob("*/latest_model.pth")), process)
     (worker,) = [p for p in psutil.Process(process.pid).children() if "spawn_main" in str(p.cmdline())]
     worker.kill()
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert steps(runs / "muscle_digits_10_0") == list(range(10, 201, 10))
     environment = json.loads((runs / "muscle_digits_10_0" / "environment.json").read_text())
@@ -121,7 +121,7 @@ def test_ctrl_c_saves_what_runs_and_says_what_is_left(tmp_path):
     process = start(*words)
     wait_for(lambda: len(list(runs.glob("*/latest_model.pth"))) == 1, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 130
     (result,) = results(runs).values()
     assert f"stopped after step {result['steps']} of 1200" in out
@@ -174,10 +174,10 @@ def test_on_ray_a_sweep_with_a_killed_worker_is_complete_and_each_run_once(tmp_p
     import psutil
 
     runs = tmp_path / "runs"
-    configs = [f"{a}_digits_{n}" for a in ("supervised", "fixmatch", "muscle") for n in (10, 20)]
+    configs = [f"{a}_digits_10" for a in ("supervised", "fixmatch", "muscle")]
     words = (*configs, "--seeds", 2, "--jobs", 2, "--ray", "--save_dir", runs, *LIGHT, "--num_train_iter", "120")
     process = start(*words)
-    wait_for(lambda: len(list(runs.glob("*/latest_model.pth"))) >= 3, process)
+    wait_for(lambda: len(list(runs.glob("*/latest_model.pth"))) >= 2, process)
     workers = [
         p for p in psutil.Process(process.pid).children(recursive=True) if "ray::execute" in p.name() + str(p.cmdline())
     ]
@@ -186,11 +186,11 @@ def test_on_ray_a_sweep_with_a_killed_worker_is_complete_and_each_run_once(tmp_p
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 0, out
     done = results(runs)
-    assert len(done) == 12
+    assert len(done) == 6
     assert all(r["complete"] and r["steps"] == 120 for r in done.values())
     assert all(steps(runs / name) == list(range(10, 121, 10)) for name in done)
     reported = Counter(line.split("]")[1].split(":")[0] for line in out.splitlines() if line.startswith("["))
-    assert len(reported) == 12
+    assert len(reported) == 6
     assert set(reported.values()) == {1}
     again = [json.loads((runs / n / "environment.json").read_text()).get("continuations", []) for n in done]
     assert sum(map(len, again)) <= 1  # only the killed one, if it had saved something
