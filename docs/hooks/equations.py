@@ -28,6 +28,6 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
         except LatexError as e:
             raise PluginError(f"{page.file.src_uri}: {latex}: {e}") from None
         both = f'<span class="latex" aria-hidden="true" data-search-exclude>{escape(latex)}</span>{mathml}'
-        return f'<div class="equation" tabindex="0" data-search-exclude>{both}</div>' if block else both
+        return f'<div class="equation" data-search-exclude>{both}</div>' if block else both
 
     return FOUND.sub(drawn, html)
