@@ -17,6 +17,7 @@ import logging.handlers
 import os
 import pickle
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -662,9 +663,15 @@ def environment(algorithm: Any, command: Sequence[str]) -> dict[str, Any]:
         "precision": algorithm.precision,
         "processes": algorithm.args.world_size,
         "parameters": sum(p.numel() for p in algorithm.model.parameters()),
-        "command": list(command),
+        "command": [_from_here(word) for word in command],
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _from_here(word: str) -> str:
+    """A word of a command, its path relative to the working directory if it lies there: records are read on other machines."""
+    here = re.escape(os.path.join(os.getcwd(), ""))
+    return re.sub(rf"^(--[\w-]+=)?{here}(?=.)", r"\1", word)
 
 
 def _changed_plugins(path: Path, now: dict[str, str | None]) -> list[str]:

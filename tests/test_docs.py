@@ -32,6 +32,7 @@ class Page(HTMLParser):
         self.anchors: set[str] = set()
         self.links: list[str] = []
         self.navigation: list[str] = []
+        self.equations = 0
         self.text: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -39,6 +40,7 @@ class Page(HTMLParser):
         found = dict(attrs)
         self.anchors |= {found[k] for k in ("id", "name") if found.get(k)}
         self.links += [found[k] for k in ("href", "src") if found.get(k)]
+        self.equations += tag == "math"
         if tag == "a" and "md-nav__link" in (found.get("class") or ""):
             self.navigation.append(found["href"])
 
@@ -49,7 +51,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The built site."""
-    pytest.importorskip("mkdocstrings", reason="mkdocs-material and mkdocstrings-python are not installed (extra docs)")
+    for name in ("mkdocstrings", "math_core"):
+        pytest.importorskip(name, reason=f"{name} is not installed (extra docs)")
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -128,6 +131,47 @@ def test_docstrings_are_shown_as_they_are_meant(pages):
         "muscle_plugin.propagation.estimator.DiffusionLabelPropagation.fit", "muscle_plugin.schedules.schedule",
         "muscle_plugin.data.sources.Source", "muscle_plugin.data.views.Batches", "muscle_plugin.config.load_settings",
     } <= anchors  # fmt: skip
+
+
+CODE = re.compile(r"^```.*?^```|^ {4}.*?$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+INLINE_MATH = re.compile(r"(.?)\$([^$\n]+)\$(.?)")
+
+
+def test_every_equation_is_drawn_when_the_site_is_built(site, pages):
+    found = 0
+    for path in DOCS.rglob("*.md"):
+        name = path.relative_to(DOCS).with_suffix(".html").as_posix()
+        text = path.read_text(encoding="utf-8")
+        here = text.count("\n```math\n") + len(INLINE_MATH.findall(CODE.sub("", text)))
+        assert pages[name].equations == here, name
+        assert "arithmatex" not in (site / name).read_text(encoding="utf-8")
+        found += here
+    assert found > 50
+    assert "\\frac" in "".join(pages["method.html"].text)  # what is copied from the page
+    assert "\\frac" not in (site / "search" / "search_index.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda p: p.stem)
+def test_equations_within_a_line_are_ones_that_github_shows(path):
+    """Between blanks or marks, and without what Markdown takes as its own: it reads a backslash before a mark, and ``}_k``."""
+    for before, latex, after in INLINE_MATH.findall(CODE.sub("", path.read_text(encoding="utf-8"))):
+        assert before in " ([" or not before, latex
+        assert after in " .,:;)]" or not after, latex
+        assert latex == latex.strip(), latex
+        assert not re.search(r"\\[^A-Za-z]|}_\w|[*<>|]", latex), latex
+
+
+def test_a_wrong_equation_is_named(monkeypatch):
+    pytest.importorskip("math_core", reason="math_core is not installed (extra docs)")
+    monkeypatch.syspath_prepend(str(DOCS / "hooks"))
+    import equations
+    from mkdocs.exceptions import PluginError
+
+    page = argparse.Namespace(file=argparse.Namespace(src_uri="method.md"))
+    html = '<p><span class="arithmatex">\\(a &lt; {}\\)</span></p>'
+    assert "<mo>&lt;</mo><mi>b</mi>" in equations.on_page_content(html.format("b"), page=page)
+    with pytest.raises(PluginError, match=r"method\.md: .*\\fracc"):
+        equations.on_page_content(html.format("\\fracc"), page=page)
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda p: p.stem)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from conftest import CONFIGS, ROOT
 from sklearn import metrics as sklearn_metrics
 
+from muscle_plugin import run
 from muscle_plugin.files import atomic_write, load_tensors, save_tensors
 from muscle_plugin.host.ema import EMA
 from muscle_plugin.host.metrics import classification_metrics, confusion_matrix
@@ -63,6 +65,17 @@ def test_a_run_writes_what_it_promises(short_run, tmp_path):
     assert {"git_revision", "semilearn", "device", "command"} <= set(environment)
     assert list((run_dir / "tensorboard").iterdir())
     assert not [p for p in run_dir.rglob("*") if p.suffix == ".part"]
+
+
+def test_the_recorded_command_has_no_path_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here, outside = tmp_path / "my runs" / "a", tmp_path.parent / f"{tmp_path.name}-b"
+    algorithm = Namespace(
+        device=torch.device("cpu"), precision="fp32", args=Namespace(world_size=1), model=torch.nn.Linear(1, 1)
+    )
+    words = ["train.py", "--save_dir", str(here), f"--data_dir={here}", f"--c={outside}", f"{outside}{here}", "a"]
+    recorded = run.environment(algorithm, words)["command"]
+    assert recorded == ["train.py", "--save_dir", "my runs/a", "--data_dir=my runs/a", *words[4:]]
 
 
 def test_the_checkpoint_is_plain_data_with_usb_names(short_run, tmp_path):
