@@ -37,8 +37,7 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
     from muscle_plugin import config
 
     if not argv:
-        example = "muscle_fixmatch_digits_10"
-        return fail([f"give a configuration ({parser.prog} {example}) or settings; --help lists them"])
+        return fail([f"give a configuration ({parser.prog} {config.EXAMPLE}) or settings; --help lists them"])
     try:
         config.load_named_plugins(argv, lambda options, rest: [options.c] if options.c else config.named_in(rest))
         config.add_arguments(parser)

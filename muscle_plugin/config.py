@@ -49,6 +49,7 @@ MOST_FILES = 64
 MOST_CHARACTERS = 4096
 MOST_WHOLE = 2**53
 MOST_IMAGES = 2**20  # of a step
+EXAMPLE = "muscle_fixmatch_digits_10"
 #: What a message about an unknown name adds.
 OF_ONES_OWN = " (one of your own: --plugins FILE)"
 
@@ -349,11 +350,14 @@ def _file_named(name: str) -> Path:
     return config_directory() / f"{name.removesuffix('.yaml')}.yaml"
 
 
-def find_config(word: str | Path) -> Path:
+def find_config(word: str | Path, studies: Sequence[str] = ()) -> Path:
     """The file of a configuration: ``word`` itself if it is one, or what ``benchmark_configs`` has under that name.
 
+    Args:
+        studies: names that would have been right too, for the message.
+
     Raises:
-        ConfigError: neither; with the nearest name.
+        ConfigError: neither; with the nearest names, or what names there are.
     """
     path, named = Path(word), _file_named(str(word))
     try:
@@ -365,10 +369,24 @@ def find_config(word: str | Path) -> Path:
         here = [p.stem for p in path.parent.glob("*.yaml")] if is_path else []
     except (OSError, ValueError) as e:
         raise ConfigError([f"{shown(word)}: not a file's name: {getattr(e, 'strerror', None) or e}"]) from None
-    near = did_you_mean(str(word).removesuffix(".yaml"), [n for n in config_names() if n not in here])
+    names = config_names()
+    offered = [*(() if is_path else studies), *(n for n in names if n not in here)]
+    near = did_you_mean(str(word).removesuffix(".yaml"), offered, most=3)
     if is_path and (not near or closest(path.stem, here)):
         return path  # reading it says what is wrong with it
-    raise ConfigError([f"{shown(word)}: no such configuration in {config_directory()}{near}"])
+    raise ConfigError([f"{shown(word)}: {_no_such(str(word), names, studies, near)}"])
+
+
+def _no_such(word: str, names: Sequence[str], studies: Sequence[str], near: str) -> str:
+    """Why a word is no configuration's name, and what would be one."""
+    from muscle_plugin.bench.studies import study_configs  # which imports this module
+
+    if of_study := [] if studies else study_configs(word):
+        return f"a study of {len(of_study)} configurations; give one of them ({of_study[0]}), or `muscle-plugin sweep {word}`"
+    what = "study or configuration" if studies else "configuration"
+    of_studies = f"studies: {', '.join(studies)}; " if studies else ""
+    there = f"{of_studies}{config_directory()} has {len(names)} configurations, such as {EXAMPLE}"
+    return f"no such {what}{near or f'; {there}'}"
 
 
 def config_names() -> list[str]:

@@ -1,5 +1,6 @@
 """Settings: layering, checking, the command line, and that none of it loads torch or semilearn."""
 
+import re
 import subprocess
 import sys
 import time
@@ -8,10 +9,12 @@ import pytest
 from conftest import CONFIGS, ROOT
 
 from muscle_plugin.algorithms.catalogue import NOT_HOSTED, all_algorithms, muscle_algorithms, usb_algorithms
+from muscle_plugin.cli import main
 from muscle_plugin.config import (
     ConfigError,
     Layer,
     batch_composition,
+    config_directory,
     config_names,
     load_settings,
     read_yaml,
@@ -108,6 +111,53 @@ def test_unknown_algorithm_names_the_nearest():
     assert "did you mean 'muscle_fixmatch'?" in fault
     (fault,) = faults(algorithm="muscle_supervised")
     assert "use 'muscle'" in fault
+
+
+@pytest.mark.parametrize(
+    ("word", "offered"),
+    [
+        ("fixmatch_muscle_digits_10", "'muscle_fixmatch_digits_10'?"),
+        ("MUSCLE_digits_10", "'muscle_digits_10'?"),
+        ("digits-10-muscle.yaml", "'muscle_digits_10'?"),
+        ("cifar10-250", "'muscle_cifar10_250', 'fixmatch_cifar10_250' or 'classic_cv/fixmatch_cifar10_250'?"),
+        ("fixmatch_cifar10_40", "'classic_cv/fixmatch_cifar10_40'?"),
+    ],
+)
+def test_configurations_nearest_to_a_name_that_is_none(word, offered, capsys):
+    """In all commands that take one; capitals, the order of parts and folders do not count."""
+    for command_line in (["train", word], ["train", "--c", word], ["data", "show", word]):
+        assert main(command_line) == 2
+        assert capsys.readouterr().err == f"error: {word}: no such configuration; did you mean {offered}\n"
+    for program in ("sweep", "cost"):
+        assert main([program, word]) == 2
+        assert capsys.readouterr().err == f"error: {word}: no such study or configuration; did you mean {offered}\n"
+
+
+def test_a_name_unlike_any_is_told_which_there_are(capsys):
+    there = f"{config_directory()} has {len(config_names())} configurations, such as muscle_fixmatch_digits_10"
+    for command_line in (["train", "nonsense"], ["train", "--c", "nonsense"], ["data", "show", "nonsense"]):
+        assert main(command_line) == 2
+        assert capsys.readouterr().err == f"error: nonsense: no such configuration; {there}\n"
+    for program in ("sweep", "cost"):
+        assert main([program, "nonsense"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: nonsense: no such study or configuration; studies: table1, table2, ")
+        assert said.endswith(f"; {there}\n")
+    assert main(["train", "digits"]) == 2  # a name of sweep's
+    assert re.fullmatch(
+        r"error: digits: a study of \d+ configurations; give one of them \(\w+\), or `muscle-plugin sweep digits`\n",
+        capsys.readouterr().err,
+    )
+
+
+@pytest.mark.parametrize("program", ["train", "sweep", "cost"])
+def test_a_fault_names_its_file_once(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([program, "absent.yaml"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'absent.yaml'}: no such file\n"
+    (tmp_path / "c.yaml").write_text("lrr: 1\n")
+    assert main([program, "c.yaml"]) == 2
+    assert capsys.readouterr().err == "error: c.yaml: lrr is not a setting; did you mean 'lr'?\n"
 
 
 @pytest.mark.parametrize(
