@@ -30,9 +30,7 @@ def likest(name: str, known: Iterable[str], cutoff: float, most: int = 1) -> lis
         text = other if "/" in name else other.rpartition("/")[2]
         whole.set_seq1(text.lower())
         parts.set_seq1(_parts(text))
-        ratios = [
-            m.ratio() if m.b and m.real_quick_ratio() >= cutoff <= m.quick_ratio() else 0.0 for m in (whole, parts)
-        ]
+        ratios = [m.ratio() if m.real_quick_ratio() >= cutoff <= m.quick_ratio() else 0.0 for m in (whole, parts)]
         if max(ratios) >= cutoff:
             found.append((1 - max(ratios), "/" in other, -sum(ratios), other))
     found.sort()

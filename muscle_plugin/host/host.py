@@ -26,6 +26,7 @@ from muscle_plugin.config import (
     MuscleSettings,
     RunSettings,
     batch_composition,
+    check_usb_settings,
     following,
     moving_settings,
     read_yaml,
@@ -124,20 +125,31 @@ def _images_channels_last(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images, *rest)
 
 
-def complete_settings(args: Any) -> None:
-    """Give ``args`` what it lacks: settings of this package at their defaults, and what USB's base class reads.
+def complete_settings(args: Any, own: Sequence[str] = ()) -> None:
+    """Check ``args`` and give it what it lacks: settings of this package at their defaults, and what USB's base class reads.
 
     ``args`` from ``train.py`` is complete already; one from USB's own command line or a notebook is not. The former always
     has ``batch_size`` and ``uratio``, at USB's defaults if nobody gave them: ``total_batch`` and ``ratio`` come first.
 
+    Args:
+        own: names of settings that the algorithm declares.
+
     Raises:
-        DataError: no such data set, or batch sizes that contradict each other.
+        DataError: settings that are wrong, misspelt, or contradict each other.
     """
+    given = vars(args)
+    try:
+        values, notices = check_usb_settings(given, _layers_of(given.get("c"), [*given]), own)
+    except ConfigError as e:
+        raise DataError(str(e)) from None
+    given.update(values)
+    for notice in () if distributed.rank() else notices:
+        warnings.warn(notice, stacklevel=5)  # where get_algorithm is called, for what has MUSCLE in it
     for model in (RunSettings, MuscleSettings):
         for name, field in model.model_fields.items():
             if not hasattr(args, name):
                 setattr(args, name, field.default)
-    if args.dataset not in DATASETS:
+    if args.dataset not in DATASETS:  # to whom brings a source of his own too
         raise DataError(f"dataset: unknown {args.dataset!r}; known: {', '.join(DATASETS)}")
     for name, value in following(args).items():
         setattr(args, name, value)
@@ -317,10 +329,8 @@ class Host:
     get_argument: Any
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
-        if getattr(args, "imb_algorithm", None):
-            raise DataError(f"imb_algorithm: {args.imb_algorithm} is not hosted; use USB's own class of the algorithm")
         _refuse_other_launchers(args)
-        complete_settings(args)
+        complete_settings(args, [a.name.lstrip("-") for a in self.get_argument()])
         seed_everything(args.seed)
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
