@@ -81,9 +81,21 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     if isinstance(found, int):
         return found
     _, resolved = found
+    from muscle_plugin.run_dir import RunError, alone, checkpoints_or_refusal
+
+    settings = resolved.settings
+    run_dir = Path(settings.save_dir) / settings.save_name
+    if (
+        "RANK" not in os.environ
+    ):  # refused before torch is loaded; another process could begin it until it is looked at again
+        try:
+            with alone(run_dir):
+                checkpoints_or_refusal(run_dir, resolved)
+        except (RunError, OSError) as e:
+            return fail(str(e).splitlines())
     try:
         from muscle_plugin.distributed import ExchangeError
-        from muscle_plugin.run import Interrupted, NotFinite, RunError, train
+        from muscle_plugin.run import Interrupted, NotFinite, train
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     try:
@@ -153,13 +165,16 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out files that cannot be read")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     from muscle_plugin import config
+    from muscle_plugin.files import refuse_existing
 
     config.add_plugins_of_net(parser)
     options = vars(parser.parse_args(list(argv)))
     try:  # before torch, which a name mistyped need not wait for; what the run's own files name is not loaded
         config.load_plugins([], options.pop("plugins"))
-    except config.ConfigError as e:
-        return fail(e.faults)
+        if not options.pop("overwrite"):
+            refuse_existing(options["out"], "--overwrite replaces it")
+    except ValueError as e:
+        return fail(str(e).splitlines())
     from muscle_plugin.data.errors import DataError
     from muscle_plugin.host.device import DeviceError
     from muscle_plugin.predict import write_predictions
@@ -167,6 +182,41 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     try:
         print(write_predictions(**options))
     except (DataError, DeviceError, ValueError) as e:
+        return fail([str(e).splitlines()[0]])
+    except OSError as e:
+        return fail([f"{e.filename}: {e.strerror}"])
+    return 0
+
+
+def export_command(argv: Sequence[str], prog: str) -> int:
+    """Write a trained net for use elsewhere. Returns the exit status: 0 done, 1 the export does not predict what the
+    checkpoint does, 2 bad input."""
+    parser = argparse.ArgumentParser(prog=prog, description="Write a trained net for timm, safetensors and ONNX.")
+    parser.add_argument("--checkpoint", required=True, help="a run's directory, or a checkpoint in it")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--format", choices=("safetensors", "onnx", "both"), default="both", help="[%(default)s]")
+    parser.add_argument("--images", help="images to compare on [the run's own test images]")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of a logit, relative [%(default)s]")
+    from muscle_plugin import config
+    from muscle_plugin.files import refuse_existing
+
+    config.add_plugins_of_net(parser)
+    options = vars(parser.parse_args(list(argv)))
+    try:  # before torch; what the run's own files name is not loaded
+        config.load_plugins([], options.pop("plugins"))
+        refuse_existing(options["out"], "give a folder that does not")
+    except ValueError as e:
+        return fail(str(e).splitlines())
+    from muscle_plugin.data.errors import DataError
+    from muscle_plugin.export import ExportError, write_export
+
+    try:
+        for line in write_export(**options):
+            print(line)
+    except ExportError as e:
+        print(f"error: {one_line(str(e))}", file=sys.stderr)
+        return EXIT_FAILED
+    except (DataError, ValueError) as e:
         return fail([str(e).splitlines()[0]])
     except OSError as e:
         return fail([f"{e.filename}: {e.strerror}"])
@@ -194,7 +244,7 @@ COMMANDS = {
         "runs of USB's protocols as USB's results, configurations and logs",
     ),
     "predict": (predict_command, "label a folder of images with a trained net"),
-    "export": (_main_of("muscle_plugin.export"), "write a trained net for timm (safetensors) and for ONNX"),
+    "export": (export_command, "write a trained net for timm (safetensors) and for ONNX"),
     "data": (data_command, "data show: images per class, and a picture of the views"),
     "demo": (
         _main_of("muscle_plugin.demo"),

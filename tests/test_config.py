@@ -1,5 +1,6 @@
 """Settings: layering, checking, the command line, and that none of it loads torch or semilearn."""
 
+import json
 import re
 import subprocess
 import sys
@@ -253,6 +254,40 @@ def test_answers_without_loading_torch(words):
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - start < 20  # a generous bound on a loaded machine: what counts is the line above
+
+
+def test_what_is_there_already_is_refused_without_loading_torch(tmp_path):
+    run = tmp_path / "runs" / "r"
+    run.mkdir(parents=True)
+    settings = {"save_dir": str(run.parent), "save_name": "r", "num_train_iter": 6}
+    (run / "config.yaml").write_text(load_settings("muscle_digits_10", epoch=1, **settings).to_yaml())
+    (run / "result.json").write_text('{"steps": 6, "num_train_iter": 6, "complete": true}')
+    (run / "latest_model.pth").write_bytes(b"")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "picture.png").write_bytes(b"")
+    train = ["train", "muscle_digits_10", "--epoch", 1, *(w for k, v in settings.items() for w in (f"--{k}", v))]
+    of_net = ["--checkpoint", run, "--out", tmp_path / "other"]
+    expected = {
+        f"{run} already holds a finished run (step 6 of 6); --overwrite deletes it": train,
+        f"{run}: this run began with other settings: lr was 0.05, now 0.5": [*train, "--lr", 0.5, "--resume"],
+        f"{tmp_path / 'other'} already holds files; --overwrite deletes it": [*train, "--save_dir", tmp_path, "-sn", "other"],
+        f"{tmp_path / 'other'} is not a run directory": [*train, "--save_dir", tmp_path, "-sn", "other", "-o"],
+        f"{tmp_path / 'no' / 'latest_model.pth'}: no checkpoint to resume from": [
+            *train, "--save_dir", tmp_path, "-sn", "no", "--resume",
+        ],
+        f"{tmp_path / 'other'}: exists already; --overwrite replaces it": ["predict", *of_net, "--images", tmp_path],
+        f"{tmp_path / 'other'}: exists already; give a folder that does not": ["export", *of_net],
+    }  # fmt: skip
+    code = (
+        "import json, sys; from muscle_plugin.cli import main\n"
+        "assert [main(words) for words in json.loads(sys.argv[1])] == [2] * 7\n"
+        "assert not {'torch', 'semilearn', 'numpy'} & set(sys.modules), 'a heavy module was loaded'"
+    )
+    words = json.dumps([list(map(str, x)) for x in expected.values()])
+    done = subprocess.run([sys.executable, "-c", code, words], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for said, wanted in zip(done.stderr.splitlines(), expected, strict=True):
+        assert said.startswith(f"error: {wanted}")
 
 
 def test_exit_status_and_stderr():

@@ -52,33 +52,17 @@ from muscle_plugin.host.metrics import prediction_metrics
 from muscle_plugin.host.nosync import no_waiting
 from muscle_plugin.host.optimiser import compute_update_on, keep_how
 from muscle_plugin.host.thresholds import TAKE_OVER
+from muscle_plugin.run_dir import BEST, LATEST, checkpoint_of, earlier_checkpoints
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.text import first_line, shown
 from muscle_plugin.usb import nets
 
-LATEST, BEST = "latest_model.pth", "model_best.pth"
 CHECKPOINT_FORMAT = 1
 #: Settings that say where a run is computed, rather than what.
 _OF_THE_MACHINE = {"device", "gpu", "amp", "num_threads", "compile", "deterministic"}
 #: Steps between two times at which several processes agree on whether to stop.
 AGREE_EVERY = 10
-
-
-def earlier_checkpoints(run_dir: Path, count: int) -> list[Path]:
-    """Where ``count`` checkpoints before the newest are kept, the last one first."""
-    return [run_dir / ("previous_model.pth" if i == 1 else f"previous_model_{i}.pth") for i in range(1, count + 1)]
-
-
-def saved_checkpoints(run_dir: Path) -> list[Path]:
-    """Those of a run that are there, the newest first."""
-    earlier = earlier_checkpoints(run_dir, len(list(run_dir.glob("previous_model_*.pth"))) + 1)
-    return [p for p in (run_dir / LATEST, *earlier) if p.is_file()]
-
-
-def checkpoint_of(path: Path) -> Path:
-    """The newest checkpoint of a run's folder; any other path is a checkpoint's own."""
-    return path / LATEST if path.is_dir() else path
 
 
 def refuse_newer(checkpoint: dict[str, Any], path: str | Path) -> None:
