@@ -52,7 +52,13 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
         return fail(e.faults)
     except config.CatalogueError as e:
         return fail([str(e)])
-    for notice in resolved.notices if _FIRST else ():
+    notices = list(resolved.notices)
+    if not options.c and (by_default := [k for k in ("algorithm", "dataset", "net") if k not in resolved.sources]):
+        s = resolved.settings
+        notices.append(
+            f"no configuration is named: {s.algorithm} on {s.dataset} with net {s.net} (by default: {', '.join(by_default)})"
+        )
+    for notice in notices if _FIRST else ():
         print(f"note: {one_line(notice)}", file=sys.stderr)
     if options.print_config:
         print(resolved.to_yaml(), end="")

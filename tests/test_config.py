@@ -300,6 +300,20 @@ def test_exit_status_and_stderr():
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "5"], "fixmatch on digits with net small_cnn (by default: algorithm, dataset, net)"),
+        (["--net", "cnn13", "-alg", "muscle"], "muscle on digits with net cnn13 (by default: dataset)"),
+        (["--net", "cnn13", "-alg", "muscle", "-ds", "digits"], None),
+        (["muscle_digits_10"], None),
+    ],
+)
+def test_what_trains_where_no_configuration_is_named(words, said, capsys):
+    assert main(["train", *words, "--print-config"]) == 0
+    assert capsys.readouterr().err == (f"note: no configuration is named: {said}\n" if said else "")
+
+
 def test_print_config_prints_yaml_that_reads_back(tmp_path):
     done = command("--c", "benchmark_configs/muscle_fixmatch_digits_10.yaml", "--print-config", "--seed", 5)
     (tmp_path / "c.yaml").write_text(done.stdout)
