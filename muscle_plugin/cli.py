@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,9 @@ def train_command(argv: Sequence[str], prog: str) -> int:
 
     settings = resolved.settings
     run_dir = Path(settings.save_dir) / settings.save_name
-    if (
-        "RANK" not in os.environ
-    ):  # refused before torch is loaded; another process could begin it until it is looked at again
-        try:
-            with alone(run_dir):
+    if "RANK" not in os.environ:
+        try:  # before torch is loaded; `train` looks again, since by then another process may have begun the run
+            with alone(run_dir) if run_dir.exists() else nullcontext():
                 checkpoints_or_refusal(run_dir, resolved)
         except (RunError, OSError) as e:
             return fail(str(e).splitlines())

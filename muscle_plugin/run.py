@@ -155,9 +155,10 @@ def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: boo
 def _train_or_say_why(
     run_dir: Path, resolved: Resolved, checkpoints: Sequence[Path], command: Sequence[str], quiet: bool
 ) -> dict[str, Any]:
+    built: list[Any] = []
     try:
         try:
-            return _train_in(run_dir, resolved, checkpoints, command, quiet)
+            return _train_in(run_dir, resolved, checkpoints, command, quiet, built)
         except WriteError as e:
             saved = (
                 "the checkpoints before it are whole" if saved_checkpoints(run_dir) else "there is no checkpoint yet"
@@ -172,13 +173,20 @@ def _train_or_say_why(
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             text = "".join(traceback.format_exception(e))
             failure = {"error": f"{type(e).__name__}: {e}", "at": now, "config": resolved.name, "traceback": text}
-            write_json(run_dir / FAILURE_FILE, {**failure, **getattr(e, "details", {})})
+            reached = {"after_step": built[0].it} if built else {}
+            write_json(run_dir / FAILURE_FILE, {**failure, **reached, **getattr(e, "details", {})})
         raise
 
 
 def _train_in(
-    run_dir: Path, resolved: Resolved, checkpoints: Sequence[Path], command: Sequence[str], quiet: bool
+    run_dir: Path,
+    resolved: Resolved,
+    checkpoints: Sequence[Path],
+    command: Sequence[str],
+    quiet: bool,
+    built: list[Any],
 ) -> dict[str, Any]:
+    """``built`` gets the algorithm as soon as the run has one."""
     settings = resolved.settings
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -195,6 +203,7 @@ def _train_in(
             _together(lambda: None if distributed.local_rank() else _warm_caches(resolved, logger))
         keep_freed_memory()
         algorithm = _together(lambda: _built(run_dir, resolved, bool(checkpoints), logger))
+        built.append(algorithm)
         if checkpoints:
             # the first process reads: the others go on from the same file, which their machines need not see
             used, content, damaged = _together(lambda: _newest_whole(checkpoints), only_first=True)
