@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, SHORT
 
 from muscle_plugin.files import DamagedError, WriteError, atomic_write, load_tensors, read_whole, save_tensors
-from muscle_plugin.host.host import CHECKPOINT_FORMAT
+from muscle_plugin.host.host import CHECKPOINT_FORMAT, Host
 from muscle_plugin.run import RunError
 from muscle_plugin.run_dir import saved_checkpoints
 
@@ -90,6 +90,20 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------- resuming
+
+
+def test_the_best_and_the_newest_of_one_step_are_taken_once_and_alike(short_run, tmp_path, monkeypatch):
+    from muscle_plugin.host import state
+
+    taken, capture = [], state.capture
+    monkeypatch.setattr(state, "capture", lambda algorithm: (taken.append(algorithm.it), capture(algorithm))[1])
+    accuracies = iter((0.1, 0.2, 0.1))
+    monkeypatch.setattr(Host, "evaluate", lambda *_: {"eval/top-1-acc": next(accuracies), "eval/top_class_share": 0.2})
+    short_run(algorithm="fixmatch", save_name="r", num_eval_iter=2, num_save_iter=4)
+    assert taken == [2, 4, 6]  # the best, both, the newest
+    best, before = tmp_path / "r" / "model_best.pth", tmp_path / "r" / "previous_model.pth"
+    assert load_tensors(best)["it"] == 4
+    assert best.read_bytes() == before.read_bytes()
 
 
 def test_the_newest_and_those_before_it_are_kept(short_run, tmp_path):

@@ -652,9 +652,12 @@ class Host:
         """``save_dir/save_name``."""
         return Path(self.args.save_dir) / self.args.save_name
 
-    def save_model(self, save_name: str, save_path: str | Path) -> None:
+    def save_model(self, save_name: str, save_path: str | Path, *further: str) -> None:
         """Write a checkpoint, whole or not at all: USB's keys (``model``, ``ema_model``, ``it``, ...), and everything
         else that an exact continuation needs. With several processes the first one writes it.
+
+        Args:
+            further: names under which to write the same once more.
 
         Raises:
             NotFinite: something in them is not finite; the file that is there stays.
@@ -688,10 +691,11 @@ class Host:
             if self.recorder is not None:
                 self.recorder.flush()  # no step before the checkpoint's may be lost
             folder = Path(save_path)
-            earlier = earlier_checkpoints(folder, self.args.keep_checkpoints - 1) if save_name == LATEST else ()
-            save_tensors(folder / save_name, checkpoint, earlier)
-            if save_name == LATEST:
-                self.health.saved = self.it
+            for name in (save_name, *further):
+                earlier = earlier_checkpoints(folder, self.args.keep_checkpoints - 1) if name == LATEST else ()
+                save_tensors(folder / name, checkpoint, earlier)
+                if name == LATEST:
+                    self.health.saved = self.it
 
     def _check_alike(self) -> None:
         if self.args.world_size == 1:
@@ -830,10 +834,11 @@ class Host:
     def _save_if_due(self) -> None:
         stopping = self._stopping()
         evaluated = self.it % self.args.num_eval_iter == 0 or self.it == self.num_train_iter
-        if evaluated and self.evaluations and self.best_it == self.it - 1:
-            self.save_model(BEST, self.run_dir)
-        if self.it % self.save_every == 0 or self.it == self.num_train_iter or stopping:
-            self.save_model(LATEST, self.run_dir)
+        best = evaluated and self.evaluations and self.best_it == self.it - 1
+        latest = self.it % self.save_every == 0 or self.it == self.num_train_iter or stopping
+        names = [name for name, due in ((BEST, best), (LATEST, latest)) if due]
+        if names:
+            self.save_model(names[0], self.run_dir, *names[1:])
         if self.recorder is not None and (evaluated or stopping):
             self.recorder.write_result(self)
         if stopping and self.it < self.num_train_iter:
