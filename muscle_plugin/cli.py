@@ -54,7 +54,8 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
     except config.CatalogueError as e:
         return fail([str(e)])
     notices = list(resolved.notices)
-    if not options.c and (by_default := [k for k in ("algorithm", "dataset", "net") if k not in resolved.sources]):
+    if not (options.c or {"algorithm", "dataset"} <= resolved.sources.keys()):
+        by_default = [k for k in ("algorithm", "dataset", "net") if k not in resolved.sources]
         s = resolved.settings
         notices.append(
             f"no configuration is named: {s.algorithm} on {s.dataset} with net {s.net} (by default: {', '.join(by_default)})"

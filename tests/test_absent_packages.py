@@ -86,8 +86,7 @@ def test_a_logger_that_is_absent_is_refused_before_anything_is_written(monkeypat
     from muscle_plugin import cli
 
     monkeypatch.setattr("muscle_plugin.run.find_spec", lambda name: None)
-    named = {"algorithm": "fixmatch", "net": "small_cnn", "save_dir": tmp_path / "runs"}
-    settings = {**SHORT, **named, "use_wandb": True, "use_aim": True}
+    settings = {**SHORT, "algorithm": "fixmatch", "save_dir": tmp_path / "runs", "use_wandb": True, "use_aim": True}
     argv = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
     assert cli.train_command(argv, "train.py") == cli.EXIT_BAD_INPUT
     assert capsys.readouterr().err.splitlines() == [

@@ -305,7 +305,7 @@ def test_exit_status_and_stderr():
     [
         (["--seed", "5"], "fixmatch on digits with net small_cnn (by default: algorithm, dataset, net)"),
         (["--net", "cnn13", "-alg", "muscle"], "muscle on digits with net cnn13 (by default: dataset)"),
-        (["--net", "cnn13", "-alg", "muscle", "-ds", "digits"], None),
+        (["-alg", "muscle", "-ds", "digits"], None),
         (["muscle_digits_10"], None),
     ],
 )

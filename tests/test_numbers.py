@@ -54,7 +54,7 @@ def failure(run_dir):
 
 def test_a_learning_rate_far_too_high_is_one_line_with_status_1(tmp_path, capsys):
     words = "--algorithm muscle_fixmatch --img_size 16 --total_batch 16 --num_train_iter 60 --num_eval_iter 50 --num_threads 1"
-    words += f" --dataset digits --net small_cnn --lr 1e6 --use_tensorboard false --save_name r --save_dir {tmp_path}"
+    words += f" --dataset digits --lr 1e6 --use_tensorboard false --save_name r --save_dir {tmp_path}"
     assert train_command(words.split(), "train.py") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: step ")
