@@ -45,6 +45,7 @@ from muscle_plugin.cli import train_command
 from muscle_plugin.host import host
 from muscle_plugin.host.hooks import HostParamUpdateHook
 from muscle_plugin.recorder import Recorder
+from muscle_plugin.run_dir import LATEST
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What runs if no words name a configuration: both stages, refreshes.
@@ -129,7 +130,7 @@ class Phases:
     def install(self) -> None:
         """Wrap everything."""
         self.half_a_line()
-        of_latest = lambda path, *_: Path(path).name == host.LATEST  # noqa: E731
+        of_latest = lambda path, *_: Path(path).name == LATEST  # noqa: E731
         at_border = lambda a: a.it == getattr(a, "stage_1_steps", -1)  # noqa: E731
         renames = SimpleNamespace(replace=os.replace, link=os.link)
         self.wrap(HostParamUpdateHook, "after_train_step", "training step")
@@ -260,7 +261,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def newest_step(run_dir: Path) -> int:
     """The step from which a run must go on."""
-    path = run_dir / host.LATEST
+    path = run_dir / LATEST
     return int(files.load_tensors(path)["it"]) if path.exists() else 0
 
 

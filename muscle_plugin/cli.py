@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,7 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
     from muscle_plugin import config
 
     if not argv:
-        example = "muscle_fixmatch_digits_10"
-        return fail([f"give a configuration ({parser.prog} {example}) or settings; --help lists them"])
+        return fail([f"give a configuration ({parser.prog} {config.EXAMPLE}) or settings; --help lists them"])
     try:
         config.load_named_plugins(argv, lambda options, rest: [options.c] if options.c else config.named_in(rest))
         config.add_arguments(parser)
@@ -53,7 +53,14 @@ def _configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tupl
         return fail(e.faults)
     except config.CatalogueError as e:
         return fail([str(e)])
-    for notice in resolved.notices if _FIRST else ():
+    notices = list(resolved.notices)
+    if not (options.c or {"algorithm", "dataset"} <= resolved.sources.keys()):
+        by_default = [k for k in ("algorithm", "dataset", "net") if k not in resolved.sources]
+        s = resolved.settings
+        notices.append(
+            f"no configuration is named: {s.algorithm} on {s.dataset} with net {s.net} (by default: {', '.join(by_default)})"
+        )
+    for notice in notices if _FIRST else ():
         print(f"note: {one_line(notice)}", file=sys.stderr)
     if options.print_config:
         print(resolved.to_yaml(), end="")
@@ -82,9 +89,19 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     if isinstance(found, int):
         return found
     _, resolved = found
+    from muscle_plugin.run_dir import RunError, alone, checkpoints_or_refusal
+
+    settings = resolved.settings
+    run_dir = Path(settings.save_dir) / settings.save_name
+    if "RANK" not in os.environ:
+        try:  # before torch is loaded; `train` looks again, since by then another process may have begun the run
+            with alone(run_dir) if run_dir.exists() else nullcontext():
+                checkpoints_or_refusal(run_dir, resolved)
+        except (RunError, OSError) as e:
+            return fail(str(e).splitlines())
     try:
         from muscle_plugin.distributed import ExchangeError
-        from muscle_plugin.run import Interrupted, NotFinite, RunError, train
+        from muscle_plugin.run import Interrupted, NotFinite, train
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     try:
@@ -154,13 +171,16 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out files that cannot be read")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     from muscle_plugin import config
+    from muscle_plugin.files import refuse_existing
 
     config.add_plugins_of_net(parser)
     options = vars(parser.parse_args(list(argv)))
     try:  # before torch, which a name mistyped need not wait for; what the run's own files name is not loaded
         config.load_plugins([], options.pop("plugins"))
-    except config.ConfigError as e:
-        return fail(e.faults)
+        if not options.pop("overwrite"):
+            refuse_existing(options["out"], "--overwrite replaces it")
+    except ValueError as e:
+        return fail(str(e).splitlines())
     from muscle_plugin.data.errors import DataError
     from muscle_plugin.host.device import DeviceError
     from muscle_plugin.predict import write_predictions
@@ -168,6 +188,41 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     try:
         print(write_predictions(**options))
     except (DataError, DeviceError, ValueError) as e:
+        return fail([str(e).splitlines()[0]])
+    except OSError as e:
+        return fail([f"{e.filename}: {e.strerror}"])
+    return 0
+
+
+def export_command(argv: Sequence[str], prog: str) -> int:
+    """Write a trained net for use elsewhere. Returns the exit status: 0 done, 1 the export does not predict what the
+    checkpoint does, 2 bad input."""
+    parser = argparse.ArgumentParser(prog=prog, description="Write a trained net for timm, safetensors and ONNX.")
+    parser.add_argument("--checkpoint", required=True, help="a run's directory, or a checkpoint in it")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--format", choices=("safetensors", "onnx", "both"), default="both", help="[%(default)s]")
+    parser.add_argument("--images", help="images to compare on [the run's own test images]")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of a logit, relative [%(default)s]")
+    from muscle_plugin import config
+    from muscle_plugin.files import refuse_existing
+
+    config.add_plugins_of_net(parser)
+    options = vars(parser.parse_args(list(argv)))
+    try:  # before torch; what the run's own files name is not loaded
+        config.load_plugins([], options.pop("plugins"))
+        refuse_existing(options["out"], "give a folder that does not")
+    except ValueError as e:
+        return fail(str(e).splitlines())
+    from muscle_plugin.data.errors import DataError
+    from muscle_plugin.export import ExportError, write_export
+
+    try:
+        for line in write_export(**options):
+            print(line)
+    except ExportError as e:
+        print(f"error: {one_line(str(e))}", file=sys.stderr)
+        return EXIT_FAILED
+    except (DataError, ValueError) as e:
         return fail([str(e).splitlines()[0]])
     except OSError as e:
         return fail([f"{e.filename}: {e.strerror}"])
@@ -195,7 +250,7 @@ COMMANDS = {
         "runs of USB's protocols as USB's results, configurations and logs",
     ),
     "predict": (predict_command, "label a folder of images with a trained net"),
-    "export": (_main_of("muscle_plugin.export"), "write a trained net for timm (safetensors) and for ONNX"),
+    "export": (export_command, "write a trained net for timm (safetensors) and for ONNX"),
     "data": (data_command, "data show: images per class, and a picture of the views"),
     "demo": (
         _main_of("muscle_plugin.demo"),

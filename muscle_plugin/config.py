@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -24,6 +24,7 @@ from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import ScalarNode
 
 from muscle_plugin.algorithms.catalogue import (
+    MUSCLE,
     MUSCLE_PREFIX,
     NOT_HOSTED,
     Algorithm,
@@ -49,6 +50,7 @@ MOST_FILES = 64
 MOST_CHARACTERS = 4096
 MOST_WHOLE = 2**53
 MOST_IMAGES = 2**20  # of a step
+EXAMPLE = "muscle_fixmatch_digits_10"
 #: What a message about an unknown name adds.
 OF_ONES_OWN = " (one of your own: --plugins FILE)"
 
@@ -287,7 +289,18 @@ WITHOUT_EFFECT = {
     "dist_url": "launch several processes with torchrun",
     "dist_backend": "launch several processes with torchrun",
     "multiprocessing_distributed": "launch several processes with torchrun",
+    "use_amp": "set amp, or precision",
 }
+#: What USB's parsers give where nobody gave anything, of keys that change nothing here.
+_IN_USB = {"clip": 0, "train_sampler": "RandomSampler", "crop_ratio": 0.875, "use_amp": False}
+#: Further settings of USB that have no counterpart here, and what they must be: imbalanced learning.
+_BALANCED = {"imb_algorithm": None, "ulb_imb_ratio": 1, "ulb_num_labels": None}
+#: What else USB's parsers give, or it and this package write into the settings.
+_NO_SETTINGS = frozenset([
+    "c", "max_length", "max_length_seconds", "sample_rate", "distributed", "lb_dest_len", "ulb_dest_len", "use_epass", "source",
+])  # fmt: skip
+#: So much like a setting that it is one misspelt (difflib's ratio).
+_MISSPELT = 0.8
 
 #: Algorithms that learn something where there are no labels.
 WITHOUT_LABELS = ("muscle", "contrastive", "muscle_contrastive")
@@ -349,11 +362,14 @@ def _file_named(name: str) -> Path:
     return config_directory() / f"{name.removesuffix('.yaml')}.yaml"
 
 
-def find_config(word: str | Path) -> Path:
+def find_config(word: str | Path, studies: Sequence[str] = ()) -> Path:
     """The file of a configuration: ``word`` itself if it is one, or what ``benchmark_configs`` has under that name.
 
+    Args:
+        studies: names that would have been right too, for the message.
+
     Raises:
-        ConfigError: neither; with the nearest name.
+        ConfigError: neither; with the nearest names, or what names there are.
     """
     path, named = Path(word), _file_named(str(word))
     try:
@@ -365,10 +381,24 @@ def find_config(word: str | Path) -> Path:
         here = [p.stem for p in path.parent.glob("*.yaml")] if is_path else []
     except (OSError, ValueError) as e:
         raise ConfigError([f"{shown(word)}: not a file's name: {getattr(e, 'strerror', None) or e}"]) from None
-    near = did_you_mean(str(word).removesuffix(".yaml"), [n for n in config_names() if n not in here])
+    names = config_names()
+    offered = [*(() if is_path else studies), *(n for n in names if n not in here)]
+    near = did_you_mean(str(word).removesuffix(".yaml"), offered, most=3)
     if is_path and (not near or closest(path.stem, here)):
         return path  # reading it says what is wrong with it
-    raise ConfigError([f"{shown(word)}: no such configuration in {config_directory()}{near}"])
+    raise ConfigError([f"{shown(word)}: {_no_such(str(word), names, studies, near)}"])
+
+
+def _no_such(word: str, names: Sequence[str], studies: Sequence[str], near: str) -> str:
+    """Why a word is no configuration's name, and what would be one."""
+    from muscle_plugin.bench.studies import study_configs  # which imports this module
+
+    if of_study := [] if studies else study_configs(word):
+        return f"a study of {len(of_study)} configurations; give one of them ({of_study[0]}), or `muscle-plugin sweep {word}`"
+    what = "study or configuration" if studies else "configuration"
+    of_studies = f"studies: {', '.join(studies)}; " if studies else ""
+    there = f"{of_studies}{config_directory()} has {len(names)} configurations, such as {EXAMPLE}"
+    return f"no such {what}{near or f'; {there}'}"
 
 
 def config_names() -> list[str]:
@@ -528,6 +558,13 @@ def _owners(key: str) -> list[str]:
     return [n for n, a in base_algorithms().items() if any(x.name == key for x in a.arguments)]
 
 
+def _defaults(key: str) -> list[Any]:
+    """The defaults that those algorithms give a setting of this name."""
+    if key in MuscleSettings.model_fields:
+        return [MuscleSettings.model_fields[key].default]
+    return [x.default for a in base_algorithms().values() for x in a.arguments if x.name == key]
+
+
 def _known_keys() -> set[str]:
     usb = {x.name for a in base_algorithms().values() for x in a.arguments}
     return {*RunSettings.model_fields, *MuscleSettings.model_fields, *usb}
@@ -590,6 +627,8 @@ def _labelled(total: int, ratio: Fraction) -> int:
 
 
 def _spelling(key: str, layer: Layer) -> str:
+    if not layer.source:
+        return key
     return f"--{key}" if layer.source == "command line" else f"{layer.source}: {key}"
 
 
@@ -653,36 +692,25 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
         else:
             faults.append(f"{shown(spelled)} is not a setting{did_you_mean(key, known)}")
 
-    settings: Any = None
+    settings, wrong = _validated(model, merged)
+    faults += _placed(wrong, where)
+    for fault in wrong:
+        for layer in layers:
+            layer.values.pop(fault.partition(": ")[0], None)
     try:
-        settings = model(**merged)
-    except ValidationError as e:
-        for error in e.errors():
-            key = str(error["loc"][0])
-            place = _spelling(key, where[key]) if key in where else key
-            faults.append(f"{place}: {_readable(error)}")
-            merged.pop(key, None)
-            for layer in layers:
-                layer.values.pop(key, None)
-        settings = model(**merged)  # what is left is valid, and may hold faults between settings
-    if settings is not None:
-        try:
-            typed = [Layer(x.source, {k: _typed(x, k) for k in x.values if k in _BATCH_TYPES}) for x in layers]
-            labelled, unlabelled = batch_composition(typed)
-            settings = settings.model_copy(
-                update={
-                    "batch_size": labelled, "total_batch": labelled + unlabelled,
-                    "ratio": unlabelled / labelled, "uratio": unlabelled / labelled,
-                }
-            )  # fmt: skip
-        except ConfigError as e:
-            faults += e.faults
-        for fault in _cross_checks(settings):
-            key, _, rest = fault.partition(": ")
-            faults.append(f"{_spelling(key, where[key])}: {rest}" if key in where else fault)
+        typed = [Layer(x.source, {k: _typed(x, k) for k in x.values if k in _BATCH_TYPES}) for x in layers]
+        labelled, unlabelled = batch_composition(typed)
+        settings = settings.model_copy(
+            update={
+                "batch_size": labelled, "total_batch": labelled + unlabelled,
+                "ratio": unlabelled / labelled, "uratio": unlabelled / labelled,
+            }
+        )  # fmt: skip
+    except ConfigError as e:
+        faults += e.faults
+    faults += _placed(_cross_checks(settings), where)
     if faults:
         raise ConfigError(faults)
-    assert settings is not None
     if settings.load_path and settings.resume == "no":
         notices.append(f"{_spelling('load_path', where['load_path'])} has no effect without resume")
     given = [layer.values.get("ratio", layer.values.get("uratio")) for layer in layers]
@@ -693,6 +721,99 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
         )
         notices.append(f"ratio {float(asked):g} becomes {settings.ratio:.3f}: {sizes} is nearest to it")
     return Resolved(_finish(settings, name), {k: x.source for k, x in where.items()}, tuple(notices), name)
+
+
+def _validated(model: type[BaseModel], values: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The settings of those values that are valid (there may be faults between them), and what is wrong with the others."""
+    try:
+        return model(**values), []
+    except ValidationError as e:
+        wrong = [(str(error["loc"][0]), _readable(error)) for error in e.errors()]
+    names = dict(wrong)
+    return model(**{k: v for k, v in values.items() if k not in names}), [f"{k}: {reason}" for k, reason in wrong]
+
+
+def _placed(faults: Iterable[str], where: Mapping[str, Layer]) -> list[str]:
+    """Faults of settings (``name: what is wrong``) with the place where each was given."""
+    parts = [fault.partition(": ") for fault in faults]
+    return [f"{_spelling(k, where[k]) if k in where else k}: {rest}" for k, _, rest in parts]
+
+
+def check_usb_settings(
+    given: Mapping[str, Any], files: Sequence[Layer] = (), own: Collection[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """Check settings that USB gathered, from a notebook or by its train.py, as :func:`resolve` checks this package's. USB
+    gives all of its settings values and takes any other key: what resembles no setting is the user's own affair.
+
+    Args:
+        given: name -> value.
+        files: what configuration files said, to name them.
+        own: names of settings that the algorithm declares.
+
+    Returns:
+        Values that are not of their setting's type, in that type; notices.
+
+    Raises:
+        ConfigError: with every fault found.
+    """
+    asked = given.get("algorithm", RunSettings.model_fields["algorithm"].default)
+    algorithm = asked if isinstance(asked, str) and asked in all_algorithms() else MUSCLE
+    model, known = settings_model(algorithm), _known_keys()
+    places = {name: layer.source for layer in files for name in layer.values}
+    where = {name: Layer(places.get(name, "")) for name in given}
+    faults, notices, unread = [], [], []
+    values = Layer("")
+    for key, value in given.items():
+        spelled = shown(_spelling(key, where[key]))
+        if key == "extends":
+            faults.append(f"{spelled}: has not been followed: this USB knows no `extends` (patch 0011 adds it)")
+        elif key in _BALANCED:
+            if value not in (_BALANCED[key], None, "None"):
+                faults.append(f"{spelled}: {shown(value)} is not hosted; use USB's own class of the algorithm")
+        elif key in model.model_fields:
+            part = Layer(where[key].source, {key: _plain(value)})
+            faults += _refused_values(part)
+            values.values |= part.values
+        elif key in WITHOUT_EFFECT:
+            if value != _IN_USB.get(key, value):
+                notices.append(f"{spelled} has no effect: {WITHOUT_EFFECT[key]}")
+        elif key in own or key in _NO_SETTINGS:
+            pass
+        elif owners := _owners(key):
+            if value not in _defaults(key):
+                notices.append(
+                    f"{spelled} has no effect: not a setting of {shown(repr(asked))}, but of {', '.join(owners)}"
+                )
+        elif near := closest(key, {*known, *own}, _MISSPELT):
+            faults.append(f"{spelled} is not a setting; did you mean {near!r}?")
+        else:
+            unread.append(key)
+    if unread:
+        notices.append(
+            f"{', '.join(map(shown, unread))}: not a setting of USB or this package, which read no such thing"
+        )
+    values.values.pop("plugins", None)
+    _from_usb_values(values)
+    settings, wrong = _validated(model, values.values)
+    faults += _placed(wrong, where)
+    if given.get("source") is None:
+        if settings.precision == "bf16":  # of settings that have trained before, amp says so too
+            settings = settings.model_copy(update={"amp": None})
+        faults += _placed(_cross_checks(settings), where)
+    if faults:
+        raise ConfigError(faults)
+    as_here = {k: getattr(settings, k) for k in values.values if k != "resume"}  # USB's hooks want its truth value
+    alike = (int, float)  # a whole number where another would do
+    return {k: v for k, v in as_here.items() if (type(given[k]), type(v)) not in ((type(v), type(v)), alike)}, notices
+
+
+def _plain(value: Any) -> Any:
+    """A path as text; a fraction, a scalar of NumPy or PyTorch as a number; anything else as it is."""
+    if isinstance(value, Fraction):
+        return float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 _BATCH_TYPES: dict[str, TypeAdapter[Any]] = {

@@ -7,14 +7,12 @@ Nothing is left behind that does not give the checkpoint's own predictions on re
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import inspect
 import io
 import json
 import os
 import shutil
-import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -27,14 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from muscle_plugin.config import ConfigError, add_plugins_of_net, load_plugins, read_yaml, resolve
+from muscle_plugin.config import ConfigError, read_yaml, resolve
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import decode, images_at
 from muscle_plugin.data.names import TIMM
-from muscle_plugin.files import load_safetensors, read_json, write_json, writing
-from muscle_plugin.host.host import checkpoint_of, complete_settings, read_source
+from muscle_plugin.files import load_safetensors, read_json, refuse_existing, write_json, writing
+from muscle_plugin.host.host import complete_settings, read_source
 from muscle_plugin.predict import Classifier, Predictor, Trained, build_trained, read_trained
-from muscle_plugin.text import first_line, one_line
+from muscle_plugin.run_dir import checkpoint_of
+from muscle_plugin.text import first_line
 from muscle_plugin.version import __version__
 
 __all__ = ["ExportError", "export_model", "load_exported"]
@@ -75,11 +74,17 @@ def export_model(
         ExportError: torch cannot express the net in ONNX, or a difference is larger than ``tolerance``.
         WriteError: ``out`` cannot be written.
     """
+    refuse_existing(Path(out), "give a folder that does not")
+    return write_export(checkpoint, out, format, images, tolerance)
+
+
+def write_export(
+    checkpoint: str | Path, out: str | Path, format: str, images: str | Path | None, tolerance: float
+) -> list[str]:
+    """:func:`export_model` once ``out`` is known not to exist."""
     checkpoint, out = Path(checkpoint), Path(out)
     wanted = ("safetensors", "onnx") if format == "both" else (format,)
     _refuse_missing(wanted)
-    if os.path.lexists(out):
-        raise ValueError(f"{out}: exists already; give a folder that does not")
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"--tolerance: must be 0 or more, got {tolerance}")
     used = checkpoint_of(checkpoint)
@@ -422,29 +427,3 @@ def _refuse_missing(formats: Sequence[str]) -> None:
             raise ValueError(
                 f"--format {name} needs {', '.join(missing)}, not installed here: pip install 'muscle-plugin[export]'"
             )
-
-
-def main(argv: Sequence[str], prog: str) -> int:
-    """``export``. Returns the exit status: 0 done, 1 the export does not predict what the checkpoint does, 2 bad input."""
-    from muscle_plugin.cli import EXIT_FAILED, fail
-
-    parser = argparse.ArgumentParser(prog=prog, description="Write a trained net for timm, safetensors and ONNX.")
-    parser.add_argument("--checkpoint", required=True, help="a run's directory, or a checkpoint in it")
-    parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument("--format", choices=FORMATS, default="both", help="[%(default)s]")
-    parser.add_argument("--images", help="images to compare on [the run's own test images]")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="of a logit, relative [%(default)s]")
-    add_plugins_of_net(parser)
-    options = vars(parser.parse_args(list(argv)))
-    try:  # what the run's own files name is not loaded
-        load_plugins([], options.pop("plugins"))
-        for line in export_model(**options):
-            print(line)
-    except ExportError as e:
-        print(f"error: {one_line(str(e))}", file=sys.stderr)
-        return EXIT_FAILED
-    except (DataError, ValueError) as e:
-        return fail([str(e).splitlines()[0]])
-    except OSError as e:
-        return fail([f"{e.filename}: {e.strerror}"])
-    return 0

@@ -12,11 +12,12 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from muscle_plugin.text import first_line
+
+if TYPE_CHECKING:
+    import torch
 
 #: What a checkpoint's file ends with: these bytes, and the SHA-256 of all before them. PyTorch reads over it.
 _CHECKED = b"\nsha256 "
@@ -31,6 +32,12 @@ class WriteError(OSError):
 
 class DamagedError(ValueError):
     """A checkpoint's file is not what was once written."""
+
+
+def refuse_existing(path: Path, instead: str) -> None:
+    """Raises ValueError, which says what to do ``instead``, if there is a file or folder of this name already."""
+    if os.path.lexists(path):
+        raise ValueError(f"{path}: exists already; {instead}")
 
 
 @contextlib.contextmanager
@@ -173,6 +180,8 @@ def save_tensors(path: Path, content: dict[str, Any], earlier: Sequence[Path] = 
     Raises:
         WriteError: it cannot be written; the files are as they were.
     """
+    import torch
+
     with atomic_write(path, earlier) as f:
         out = _Hashing(f)
         try:
@@ -264,6 +273,8 @@ def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | 
         ValueError: the file is absent, or may not be read.
         DamagedError: it is damaged, holds more than plain data, or is compressed.
     """
+    import torch
+
     target = torch.device(device)
 
     def place(storage: Any, location: str) -> Any:

@@ -20,8 +20,9 @@ from muscle_plugin.data.images import decode_all, images_at
 from muscle_plugin.data.views import normaliser
 from muscle_plugin.files import DamagedError, load_tensors, write_text
 from muscle_plugin.host.device import choose_device, usb_calls_on
-from muscle_plugin.host.host import BEST, checkpoint_of, refuse_newer, saved_checkpoints
+from muscle_plugin.host.host import refuse_newer
 from muscle_plugin.run import net_builder
+from muscle_plugin.run_dir import BEST, checkpoint_of, saved_checkpoints
 from muscle_plugin.text import first_line, one_line, shown
 
 __all__ = ["Predictor", "write_predictions"]
@@ -49,8 +50,14 @@ def read_trained(checkpoint: Path) -> Trained:
 
     Raises:
         ValueError: not such a file.
+        DamagedError: damaged; with the other checkpoints of the run.
     """
-    content = load_tensors(checkpoint, "cpu")
+    try:
+        content = load_tensors(checkpoint, "cpu")
+    except DamagedError as e:
+        run_dir = checkpoint.parent
+        others = [str(p) for p in (*saved_checkpoints(run_dir), run_dir / BEST) if p != checkpoint and p.is_file()]
+        raise DamagedError(f"{e}{'; the run has also ' if others else ''}{', '.join(others)}") from None
     refuse_newer(content, checkpoint)
     return build_trained(content, checkpoint)
 
@@ -203,10 +210,10 @@ def label_images(
 
 
 def write_predictions(
-    checkpoint: Path, images: Path, out: Path, device: str = "auto", batch: int = 256, skip_bad_images: bool = False,
-    overwrite: bool = False,
-) -> str:  # fmt: skip
-    """Write a table of file (relative to ``images``), class and probability; returns a line that says what was done.
+    checkpoint: Path, images: Path, out: Path, device: str = "auto", batch: int = 256, skip_bad_images: bool = False
+) -> str:
+    """Write a table of file (relative to ``images``), class and probability to ``out``, which is replaced if it exists;
+    returns a line that says what was done.
 
     Args:
         checkpoint: a run's ``latest_model.pth``, or its directory.
@@ -218,15 +225,9 @@ def write_predictions(
     """
     if batch < 1:
         raise ValueError("--batch: must be at least 1")
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out}: exists already; --overwrite replaces it")
     files = images_at(images)
     used = checkpoint_of(checkpoint)
-    try:
-        predictor = Predictor(used, device)
-    except DamagedError as e:
-        others = [str(p) for p in (*saved_checkpoints(used.parent), used.parent / BEST) if p != used and p.is_file()]
-        raise ValueError(f"{e}{'; the run has also ' if others else ''}{', '.join(others)}") from None
+    predictor = Predictor(used, device)
     root = images.parent if images.is_file() else images
     text = io.StringIO()
     table = csv.writer(text)

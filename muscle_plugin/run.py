@@ -36,7 +36,7 @@ from typing import Any, TypeVar
 import torch
 
 from muscle_plugin import distributed
-from muscle_plugin.config import OF_ONES_OWN, ConfigError, Resolved, began_otherwise, differing_settings
+from muscle_plugin.config import OF_ONES_OWN, Resolved
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS, TIMM
 from muscle_plugin.data.splits import read_split, write_split
@@ -55,29 +55,33 @@ from muscle_plugin.files import (
 from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
 from muscle_plugin.host.health import NotFinite
-from muscle_plugin.host.host import BEST, LATEST, Interrupted, read_source, saved_checkpoints, split_seed
+from muscle_plugin.host.host import Interrupted, read_source, split_seed
 from muscle_plugin.host.memory import keep_freed_memory
 from muscle_plugin.plugins import fingerprints
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
+from muscle_plugin.run_dir import (
+    BEST,
+    CONFIG_FILE,
+    FAILURE_FILE,
+    LATEST,
+    SPLIT_FILE,
+    RunError,
+    alone,
+    checkpoints_or_refusal,
+    is_worth_keeping,
+    saved_checkpoints,
+)
 from muscle_plugin.text import first_line, shown
 from muscle_plugin.version import __version__
 
 T = TypeVar("T")
 __all__ = ["Interrupted", "NotFinite", "RunError", "train"]
 
-#: A directory with this file is a run of ours, and may be deleted by ``overwrite``.
-CONFIG_FILE = "config.yaml"
-SPLIT_FILE = "split.json"
-FAILURE_FILE = "failure.json"
 #: log.txt is begun anew at this size; the two before are kept.
 LOG_BYTES = 10_000_000
 #: Warnings of different words that log.txt takes from one call into USB's code.
 LOGGED_WARNINGS = 200
-
-
-class RunError(RuntimeError):
-    """A run cannot start or go on. The message says why and what would help, one line per fault."""
 
 
 def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) -> dict[str, Any]:
@@ -137,7 +141,7 @@ def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: boo
             _refuse_absent_loggers(settings)
             unlabelled = settings.total_batch - settings.batch_size
             _said(lambda: check_shared_equally(settings.batch_size, unlabelled, distributed.world()))
-            stack.enter_context(_alone(run_dir))
+            stack.enter_context(alone(run_dir))
             checkpoints = _prepare_directory(run_dir, resolved)
             remove_parts(run_dir)
             (run_dir / FAILURE_FILE).unlink(missing_ok=True)
@@ -152,9 +156,10 @@ def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: boo
 def _train_or_say_why(
     run_dir: Path, resolved: Resolved, checkpoints: Sequence[Path], command: Sequence[str], quiet: bool
 ) -> dict[str, Any]:
+    built: list[Any] = []
     try:
         try:
-            return _train_in(run_dir, resolved, checkpoints, command, quiet)
+            return _train_in(run_dir, resolved, checkpoints, command, quiet, built)
         except WriteError as e:
             saved = (
                 "the checkpoints before it are whole" if saved_checkpoints(run_dir) else "there is no checkpoint yet"
@@ -169,13 +174,20 @@ def _train_or_say_why(
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             text = "".join(traceback.format_exception(e))
             failure = {"error": f"{type(e).__name__}: {e}", "at": now, "config": resolved.name, "traceback": text}
-            write_json(run_dir / FAILURE_FILE, {**failure, **getattr(e, "details", {})})
+            reached = {"after_step": built[0].it} if built else {}
+            write_json(run_dir / FAILURE_FILE, {**failure, **reached, **getattr(e, "details", {})})
         raise
 
 
 def _train_in(
-    run_dir: Path, resolved: Resolved, checkpoints: Sequence[Path], command: Sequence[str], quiet: bool
+    run_dir: Path,
+    resolved: Resolved,
+    checkpoints: Sequence[Path],
+    command: Sequence[str],
+    quiet: bool,
+    built: list[Any],
 ) -> dict[str, Any]:
+    """``built`` gets the algorithm as soon as the run has one."""
     settings = resolved.settings
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -192,6 +204,7 @@ def _train_in(
             _together(lambda: None if distributed.local_rank() else _warm_caches(resolved, logger))
         keep_freed_memory()
         algorithm = _together(lambda: _built(run_dir, resolved, bool(checkpoints), logger))
+        built.append(algorithm)
         if checkpoints:
             # the first process reads: the others go on from the same file, which their machines need not see
             used, content, damaged = _together(lambda: _newest_whole(checkpoints), only_first=True)
@@ -303,47 +316,6 @@ def _refuse_absent_loggers(settings: Any) -> None:
     absent = [p for p in ("wandb", "aim") if getattr(settings, f"use_{p}") and find_spec(p) is None]
     if absent:
         raise RunError("\n".join(f"--use_{p}: {p} is not installed: pip install {p}" for p in absent))
-
-
-#: Locks that this process holds. A child that is forked (a loader's worker) must not keep them when this process is killed.
-_held: set[Any] = set()
-
-
-def _let_go() -> None:
-    for lock in _held:
-        lock.close()
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
-
-
-@contextlib.contextmanager
-def _alone(run_dir: Path) -> Iterator[None]:
-    """Hold the run for this process: another one that wants it is refused. The lock ends with the process, however."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        yield
-        return
-    try:
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir.parent / f".{run_dir.name}.lock").open("w")
-    except OSError as e:
-        raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"{run_dir} is being written by another process; wait for it, or give another --save_name"
-            ) from None
-        _held.add(lock)
-        try:
-            yield
-        finally:
-            _held.discard(lock)
 
 
 @contextlib.contextmanager
@@ -535,76 +507,14 @@ def _save_split(path: Path, algorithm: Any, resumed: bool) -> None:
 
 def _prepare_directory(run_dir: Path, resolved: Resolved) -> list[Path]:
     """Create the run directory, or find the checkpoints to resume from, the newest first. Deletes only with ``overwrite``."""
-    settings = resolved.settings
-    latest = Path(settings.load_path) if settings.load_path else run_dir / LATEST
-    checkpoints = [p for p in [latest] if p.is_file()] if settings.load_path else saved_checkpoints(run_dir)
-    if settings.resume != "no" and checkpoints:
-        _refuse_other_settings(run_dir / CONFIG_FILE, resolved)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        return checkpoints
-    if settings.resume == "yes":
-        begun = not settings.load_path and run_dir.is_dir() and any(run_dir.iterdir()) and not _only_prepared(run_dir)
-        start = (
-            f"--overwrite in place of --resume deletes {run_dir} and starts" if begun else "leave out --resume to start"
-        )
-        raise RunError(f"{latest}: no checkpoint to resume from; {start} this run")
-    if run_dir.exists() and any(run_dir.iterdir()) and not _only_prepared(run_dir):
-        if not settings.overwrite and settings.resume != "auto":
-            raise RunError(
-                f"{run_dir} already holds {_describe(run_dir, checkpoints)}--overwrite deletes it, another --save_name"
-                " keeps both"
-            )
-        if settings.overwrite:
-            if not (run_dir / CONFIG_FILE).is_file():
-                raise RunError(
-                    f"{run_dir} is not a run directory (it has no {CONFIG_FILE}), so --overwrite leaves it alone"
-                )
-            shutil.rmtree(run_dir)
+    checkpoints = checkpoints_or_refusal(run_dir, resolved)
+    if resolved.settings.overwrite and not checkpoints and is_worth_keeping(run_dir):
+        shutil.rmtree(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
-    return []
-
-
-def _only_prepared(run_dir: Path) -> bool:
-    """Whether a run of ours began here and ended before its first checkpoint: nothing in it is worth keeping."""
-    without_checkpoint = {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE, "log.txt", "environment.json", "metrics.jsonl"}
-    names = {p.name for p in run_dir.iterdir()} - {"result.json", "tensorboard"}
-    return names <= without_checkpoint and CONFIG_FILE in names and not _steps_of(run_dir)
-
-
-def _steps_of(run_dir: Path) -> int:
-    """Steps that a run's result counts; a run whose checkpoints were deleted still has them."""
-    try:
-        return int(read_json(run_dir / "result.json")["steps"])
-    except FileNotFoundError:
-        return 0
-    except (OSError, ValueError, KeyError, TypeError):
-        return 1  # not to be read: better kept
-
-
-def _describe(run_dir: Path, checkpoints: Sequence[Path]) -> str:
-    """What is in a folder, and how it goes on if it can: the beginning of a list of ways out."""
-    goes_on = "; --resume goes on with it, " if checkpoints else "; "
-    try:
-        result = read_json(run_dir / "result.json")
-        steps = f"(step {result['steps']} of {result['num_train_iter']})"
-        return f"a finished run {steps}; " if result["complete"] else f"a cut-off run {steps}{goes_on}"
-    except (OSError, ValueError, KeyError):
-        return f"files{goes_on}"
-
-
-def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
-    """A run goes on with the settings it began with, but for those that change no result."""
-    if not saved_file.is_file():
-        return
-    try:
-        differing = differing_settings(saved_file, resolved)
-    except ConfigError as e:
-        raise RunError(f"{saved_file}: the settings of the run to resume cannot be read: {e}") from None
-    if differing:
-        raise RunError(f"{saved_file.parent}: {began_otherwise(differing)}. Give it another --save_name or --save_dir")
+    return checkpoints
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ import torch
 from conftest import ROOT, SHORT
 
 from muscle_plugin.files import DamagedError, WriteError, atomic_write, load_tensors, read_whole, save_tensors
-from muscle_plugin.host.host import CHECKPOINT_FORMAT, saved_checkpoints
+from muscle_plugin.host.host import CHECKPOINT_FORMAT, Host
 from muscle_plugin.run import RunError
+from muscle_plugin.run_dir import saved_checkpoints
 
 #: Checkpoints at steps 2, 4 and 6.
 SAVING = {"algorithm": "supervised", "save_name": "r", "num_save_iter": 2}
@@ -91,6 +92,20 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- resuming
 
 
+def test_the_best_and_the_newest_of_one_step_are_taken_once_and_alike(short_run, tmp_path, monkeypatch):
+    from muscle_plugin.host import state
+
+    taken, capture = [], state.capture
+    monkeypatch.setattr(state, "capture", lambda algorithm: (taken.append(algorithm.it), capture(algorithm))[1])
+    accuracies = iter((0.1, 0.2, 0.1))
+    monkeypatch.setattr(Host, "evaluate", lambda *_: {"eval/top-1-acc": next(accuracies), "eval/top_class_share": 0.2})
+    short_run(algorithm="fixmatch", save_name="r", num_eval_iter=2, num_save_iter=4)
+    assert taken == [2, 4, 6]  # the best, both, the newest
+    best, before = tmp_path / "r" / "model_best.pth", tmp_path / "r" / "previous_model.pth"
+    assert load_tensors(best)["it"] == 4
+    assert best.read_bytes() == before.read_bytes()
+
+
 def test_the_newest_and_those_before_it_are_kept(short_run, tmp_path):
     short_run(**SAVING)
     kept = {p.name: load_tensors(p)["it"] for p in saved_checkpoints(tmp_path / "r")}
@@ -157,20 +172,19 @@ def test_a_named_checkpoint_is_used_or_refused(short_run, tmp_path):
     assert short_run(**SAVING, resume="yes", load_path=str(before))["complete"]
 
 
-def test_predict_on_a_damaged_checkpoint_is_one_line(short_run, tmp_path, capsys):
+def test_predict_and_export_name_the_other_checkpoints_where_one_is_damaged(short_run, tmp_path, capsys):
     from muscle_plugin.cli import main
 
     short_run(**SAVING)
     flip(tmp_path / "r" / "latest_model.pth")
     (tmp_path / "x").mkdir()
     torch.save({}, tmp_path / "x" / "y.png")
-    words = f"predict --checkpoint {tmp_path / 'r'} --images {tmp_path / 'x'} --out {tmp_path / 'p.csv'}"
-    assert main(words.split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
     newest, before = saved_checkpoints(tmp_path / "r")
     best = tmp_path / "r" / "model_best.pth"
     fault = f"error: {newest}: damaged: its content does not match its checksum"
-    assert line == f"{fault}; the run has also {before}, {best}"
+    for program in (f"predict --images {tmp_path / 'x'}", "export"):
+        assert main(f"{program} --checkpoint {tmp_path / 'r'} --out {tmp_path / 'out'}".split()) == 2
+        assert capsys.readouterr().err == f"{fault}; the run has also {before}, {best}\n"
 
 
 # ------------------------------------------------------------------------------------------- of other runs and versions
@@ -314,10 +328,10 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(short_run, tm
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_does_not_hold_the_run(tmp_path):
     """A loader's worker outlives a process that is killed for some seconds."""
-    from muscle_plugin.run import _alone
+    from muscle_plugin.run_dir import alone
 
     (heard, said), (ready, tell) = os.pipe(), os.pipe()
-    with _alone(tmp_path / "r"):
+    with alone(tmp_path / "r"):
         child = os.fork()
         if child == 0:
             os.write(tell, b".")
@@ -325,7 +339,7 @@ def test_a_forked_child_does_not_hold_the_run(tmp_path):
             os._exit(0)
         os.read(ready, 1)
     try:
-        with _alone(tmp_path / "r"):
+        with alone(tmp_path / "r"):
             pass
     finally:
         os.write(said, b".")

@@ -1,5 +1,7 @@
 """Settings: layering, checking, the command line, and that none of it loads torch or semilearn."""
 
+import json
+import re
 import subprocess
 import sys
 import time
@@ -8,10 +10,12 @@ import pytest
 from conftest import CONFIGS, ROOT
 
 from muscle_plugin.algorithms.catalogue import NOT_HOSTED, all_algorithms, muscle_algorithms, usb_algorithms
+from muscle_plugin.cli import main
 from muscle_plugin.config import (
     ConfigError,
     Layer,
     batch_composition,
+    config_directory,
     config_names,
     load_settings,
     read_yaml,
@@ -111,6 +115,53 @@ def test_unknown_algorithm_names_the_nearest():
 
 
 @pytest.mark.parametrize(
+    ("word", "offered"),
+    [
+        ("fixmatch_muscle_digits_10", "'muscle_fixmatch_digits_10'?"),
+        ("MUSCLE_digits_10", "'muscle_digits_10'?"),
+        ("digits-10-muscle.yaml", "'muscle_digits_10'?"),
+        ("cifar10-250", "'muscle_cifar10_250', 'fixmatch_cifar10_250' or 'classic_cv/fixmatch_cifar10_250'?"),
+        ("fixmatch_cifar10_40", "'classic_cv/fixmatch_cifar10_40'?"),
+    ],
+)
+def test_configurations_nearest_to_a_name_that_is_none(word, offered, capsys):
+    """In all commands that take one; capitals, the order of parts and folders do not count."""
+    for command_line in (["train", word], ["train", "--c", word], ["data", "show", word]):
+        assert main(command_line) == 2
+        assert capsys.readouterr().err == f"error: {word}: no such configuration; did you mean {offered}\n"
+    for program in ("sweep", "cost"):
+        assert main([program, word]) == 2
+        assert capsys.readouterr().err == f"error: {word}: no such study or configuration; did you mean {offered}\n"
+
+
+def test_a_name_unlike_any_is_told_which_there_are(capsys):
+    there = f"{config_directory()} has {len(config_names())} configurations, such as muscle_fixmatch_digits_10"
+    for command_line in (["train", "nonsense"], ["train", "--c", "nonsense"], ["data", "show", "nonsense"]):
+        assert main(command_line) == 2
+        assert capsys.readouterr().err == f"error: nonsense: no such configuration; {there}\n"
+    for program in ("sweep", "cost"):
+        assert main([program, "nonsense"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: nonsense: no such study or configuration; studies: table1, table2, ")
+        assert said.endswith(f"; {there}\n")
+    assert main(["train", "digits"]) == 2  # a name of sweep's
+    assert re.fullmatch(
+        r"error: digits: a study of \d+ configurations; give one of them \(\w+\), or `muscle-plugin sweep digits`\n",
+        capsys.readouterr().err,
+    )
+
+
+@pytest.mark.parametrize("program", ["train", "sweep", "cost"])
+def test_a_fault_names_its_file_once(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([program, "absent.yaml"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'absent.yaml'}: no such file\n"
+    (tmp_path / "c.yaml").write_text("lrr: 1\n")
+    assert main([program, "c.yaml"]) == 2
+    assert capsys.readouterr().err == "error: c.yaml: lrr is not a setting; did you mean 'lr'?\n"
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("a: [1", "not valid YAML"),
@@ -205,6 +256,40 @@ def test_answers_without_loading_torch(words):
     assert time.perf_counter() - start < 20  # a generous bound on a loaded machine: what counts is the line above
 
 
+def test_what_is_there_already_is_refused_without_loading_torch(tmp_path):
+    run = tmp_path / "runs" / "r"
+    run.mkdir(parents=True)
+    settings = {"save_dir": str(run.parent), "save_name": "r", "num_train_iter": 6}
+    (run / "config.yaml").write_text(load_settings("muscle_digits_10", epoch=1, **settings).to_yaml())
+    (run / "result.json").write_text('{"steps": 6, "num_train_iter": 6, "complete": true}')
+    (run / "latest_model.pth").write_bytes(b"")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "picture.png").write_bytes(b"")
+    train = ["train", "muscle_digits_10", "--epoch", 1, *(w for k, v in settings.items() for w in (f"--{k}", v))]
+    of_net = ["--checkpoint", run, "--out", tmp_path / "other"]
+    expected = {
+        f"{run} already holds a finished run (step 6 of 6); --overwrite deletes it": train,
+        f"{run}: this run began with other settings: lr was 0.05, now 0.5": [*train, "--lr", 0.5, "--resume"],
+        f"{tmp_path / 'other'} already holds files; --overwrite deletes it": [*train, "--save_dir", tmp_path, "-sn", "other"],
+        f"{tmp_path / 'other'} is not a run directory": [*train, "--save_dir", tmp_path, "-sn", "other", "-o"],
+        f"{tmp_path / 'no' / 'latest_model.pth'}: no checkpoint to resume from": [
+            *train, "--save_dir", tmp_path, "-sn", "no", "--resume",
+        ],
+        f"{tmp_path / 'other'}: exists already; --overwrite replaces it": ["predict", *of_net, "--images", tmp_path],
+        f"{tmp_path / 'other'}: exists already; give a folder that does not": ["export", *of_net],
+    }  # fmt: skip
+    code = (
+        "import json, sys; from muscle_plugin.cli import main\n"
+        "assert [main(words) for words in json.loads(sys.argv[1])] == [2] * 7\n"
+        "assert not {'torch', 'semilearn', 'numpy'} & set(sys.modules), 'a heavy module was loaded'"
+    )
+    words = json.dumps([list(map(str, x)) for x in expected.values()])
+    done = subprocess.run([sys.executable, "-c", code, words], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for said, wanted in zip(done.stderr.splitlines(), expected, strict=True):
+        assert said.startswith(f"error: {wanted}")
+
+
 def test_exit_status_and_stderr():
     done = command("--lrr", 1, "--epoch", -1)
     assert done.returncode == 2
@@ -213,6 +298,20 @@ def test_exit_status_and_stderr():
         "error: --epoch: input should be greater than or equal to 1, got '-1'",
     ]
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "5"], "fixmatch on digits with net small_cnn (by default: algorithm, dataset, net)"),
+        (["--net", "cnn13", "-alg", "muscle"], "muscle on digits with net cnn13 (by default: dataset)"),
+        (["-alg", "muscle", "-ds", "digits"], None),
+        (["muscle_digits_10"], None),
+    ],
+)
+def test_what_trains_where_no_configuration_is_named(words, said, capsys):
+    assert main(["train", *words, "--print-config"]) == 0
+    assert capsys.readouterr().err == (f"note: no configuration is named: {said}\n" if said else "")
 
 
 def test_print_config_prints_yaml_that_reads_back(tmp_path):

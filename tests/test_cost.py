@@ -2,17 +2,21 @@
 
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from muscle_plugin import cli
+from muscle_plugin.bench import estimate
 from muscle_plugin.bench.cost import IMAGES, Counter, _Rates, _row, all_studies
 from muscle_plugin.bench.speeds import (
     Images,
     Speeds,
     StepKind,
     StepSpeed,
+    alike,
     count_images,
     flops_per_image,
     propagation_key,
@@ -78,6 +82,33 @@ def test_label_propagation_forwards_other_images_in_stage_2():
 def test_hidden_subclasses_have_a_stand_in_too():
     # weak and three hard views of 64 + 64
     assert count_images(load_settings("muscle_cifar20_80"), None) == Images(512, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "time"),
+    [
+        ({"lr": 0.5, "num_labels": 20, "epoch": 9, "seed": 3, "save_dir": "elsewhere", "mi_weight": 2}, True, True),
+        ({"net": "cnn13"}, True, False),
+        ({"net_dropout": 0.5}, True, False),
+        ({"precision": "bf16"}, True, False),
+        ({"dataset": "cifar10"}, True, False),
+        ({"mi_weight": 0}, False, False),  # nothing is forwarded for it
+        ({"hard_views": 2}, False, False),
+        ({"total_batch": 50}, False, False),
+        ({"algorithm": "muscle_fixmatch"}, False, False),
+    ],
+)
+def test_which_settings_make_steps_alike(changes, images, time):
+    """For ``cost``, which counts images by the smallest net, and for ``sweep --dry-run``."""
+    one, other = load_settings("muscle_digits_10"), load_settings("muscle_digits_10", **changes)
+    assert (alike(one, in_images_alone=True) == alike(other, in_images_alone=True)) == images
+    assert (alike(one) == alike(other)) == time
+    jobs = [
+        SimpleNamespace(resolved=r, result={"steps": n, "seconds": 9.0}, run_dir=Path())
+        for n, r in ((3, one), (1, other))
+    ]
+    speeds = estimate.Speeds(jobs)
+    assert speeds.of(jobs[1]).seconds == (6.0 if time else 9.0)  # the median over runs of like steps
 
 
 def test_time_of_a_run_by_hand():

@@ -226,14 +226,14 @@ def test_a_continuation_keeps_the_environment_it_began_in(short_run, tmp_path):
 
 
 def test_two_processes_cannot_write_one_run(short_run, tmp_path):
-    from muscle_plugin.run import RunError, _alone
+    from muscle_plugin.run_dir import RunError, alone
 
-    with _alone(tmp_path / "r"), pytest.raises(RunError, match="is being written by another process"):
+    with alone(tmp_path / "r"), pytest.raises(RunError, match="is being written by another process"):
         short_run(save_name="r", overwrite=True)
     assert short_run(save_name="r")["complete"]
 
 
-def test_overwrite_leaves_other_folders_alone(short_run, tmp_path):
+def test_overwrite_leaves_other_foldersalone(short_run, tmp_path):
     from muscle_plugin.run import RunError
 
     (tmp_path / "thesis").mkdir()

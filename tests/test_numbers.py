@@ -22,7 +22,8 @@ from muscle_plugin.data.checks import check_labels, equal_images, find_oddities
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.sources import Source
 from muscle_plugin.data.splits import Split
-from muscle_plugin.files import load_tensors
+from muscle_plugin.files import WriteError, load_tensors
+from muscle_plugin.host import Host
 from muscle_plugin.host.health import LOW_ENTROPY_LINES, Health, NotFinite
 from muscle_plugin.run import Interrupted, RunError
 
@@ -53,7 +54,7 @@ def failure(run_dir):
 
 def test_a_learning_rate_far_too_high_is_one_line_with_status_1(tmp_path, capsys):
     words = "--algorithm muscle_fixmatch --img_size 16 --total_batch 16 --num_train_iter 60 --num_eval_iter 50 --num_threads 1"
-    words += f" --lr 1e6 --use_tensorboard false --save_name r --save_dir {tmp_path}"
+    words += f" --dataset digits --lr 1e6 --use_tensorboard false --save_name r --save_dir {tmp_path}"
     assert train_command(words.split(), "train.py") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: step ")
@@ -99,6 +100,31 @@ def test_the_checkpoint_before_stays_and_says_where(short_run, tmp_path, monkeyp
     assert not (tmp_path / "r" / "failure.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "error", "after"),
+    [
+        ("train_step", RuntimeError("out of everything"), 4),
+        ("_save_if_due", WriteError(28, "No space left on device", "latest_model.pth"), 5),
+    ],
+)
+def test_a_failure_of_any_kind_says_at_which_step(short_run, tmp_path, monkeypatch, where, error, after):
+    owner = Muscle if where == "train_step" else Host
+    inner = getattr(owner, where)
+
+    def fails(self, **batch):
+        if self.it == after:
+            raise error
+        return inner(self, **batch)
+
+    monkeypatch.setattr(owner, where, fails)
+    with pytest.raises(RuntimeError):
+        short_run(algorithm="muscle_fixmatch", save_name="r")
+    assert failure(tmp_path / "r")["after_step"] == after
+    with pytest.raises(RunError, match="net: unknown"):
+        short_run(save_name="n", net="nonsense")
+    assert "after_step" not in failure(tmp_path / "n")  # none was begun
+
+
 def test_weights_lost_in_the_last_step_reach_no_checkpoint(short_run, tmp_path, monkeypatch):
     """The loss of the step is finite: only the weights show it."""
     inner = torch.optim.SGD.step
@@ -119,8 +145,6 @@ def test_weights_lost_in_the_last_step_reach_no_checkpoint(short_run, tmp_path, 
 
 
 def test_a_stop_saves_nothing_that_is_lost(short_run, tmp_path, monkeypatch):
-    from muscle_plugin.host.host import Host
-
     spoil(monkeypatch, {3})
     inner = Host._save_if_due
 
@@ -199,8 +223,6 @@ def test_fp16_ends_where_it_goes_on(short_run, tmp_path, monkeypatch):
 
 
 def test_the_count_of_skipped_steps_goes_on_after_a_stop(short_run, tmp_path, monkeypatch):
-    from muscle_plugin.host.host import Host
-
     plan = {"algorithm": "muscle", "precision": "fp16", "num_train_iter": 8, "num_log_iter": 2}
     spoil(monkeypatch, {3, 6})
     short_run(**plan, save_name="whole")

@@ -19,7 +19,15 @@ import pytest
 import torch
 from conftest import ROOT, SHORT
 
-from muscle_plugin.config import MuscleSettings, config_names, find_config, load_settings, moving_settings, read_yaml
+from muscle_plugin.config import (
+    MuscleSettings,
+    check_usb_settings,
+    config_names,
+    find_config,
+    load_settings,
+    moving_settings,
+    read_yaml,
+)
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.files import load_tensors
 from muscle_plugin.host.device import DeviceError
@@ -120,6 +128,30 @@ def test_every_configuration_means_the_same_to_usbs_parser(usb_config):
         if found:
             different[name] = found
     assert not different
+
+
+def test_the_names_of_usbs_parser_are_known(usb_config):
+    """What it gives at its defaults is neither refused nor worth a word."""
+    for algorithm in ("muscle", "muscle_fixmatch", "labelprop"):
+        args = usb_config({"algorithm": algorithm, "dataset": "cifar10", "epoch": 2})
+        values, notices = check_usb_settings(vars(args))
+        assert not notices
+        assert values == {}
+
+
+def test_a_misspelt_key_is_named_with_its_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: {find_config('muscle_fixmatch_digits_10')}\nlrr: 0.1\nmomentum: 2\n")
+    args = Namespace(c=str(file), nest=1)
+    for layer in read_yaml(file):
+        vars(args).update(layer.values)
+    with pytest.raises(DataError) as caught:
+        complete_settings(args)
+    assert str(caught.value).splitlines() == [
+        "nest is not a setting; did you mean 'net'?",
+        "mine.yaml: lrr is not a setting; did you mean 'lr'?",
+        "mine.yaml: momentum: input should be less than 1, got 2",
+    ]
 
 
 def test_extends_means_the_same_to_the_patched_usb(patched):

@@ -1,18 +1,22 @@
 """The plugin seen from a script or notebook of USB: ``get_config``, ``get_algorithm``, ``Trainer``."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import muscle_plugin.register  # noqa: F401  before semilearn: USB's git main cannot be imported with timm 1.0 otherwise
 
 # isort: split
 import nbformat
+import numpy as np
 import pytest
 import semilearn
 import torch
 from nbclient import NotebookClient
 
-from muscle_plugin import usb_calls_on
+from muscle_plugin import Host, usb_calls_on
+from muscle_plugin.config import ConfigError, load_settings
+from muscle_plugin.data.errors import DataError
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "quickstart.ipynb"
 
@@ -44,6 +48,100 @@ def calls_hooks() -> bool:
 needs_hooks = pytest.mark.skipif(
     not calls_hooks(), reason="the Trainer of this semilearn calls no hooks (git main): it trains nothing"
 )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lrr": 0.1}, "lrr is not a setting; did you mean 'lr'?"),
+        ({"mi_weigth": 0.1}, "mi_weigth is not a setting; did you mean 'mi_weight'?"),
+        ({"hard_view": 2}, "hard_view is not a setting; did you mean 'hard_views'?"),
+        ({"p_cutof": 0.5}, "p_cutof is not a setting; did you mean 'p_cutoff'?"),
+        (
+            {"mi_weight": "big"},
+            "mi_weight: input should be a valid number, unable to parse string as a number, got 'big'",
+        ),
+        (
+            {"p_cutoff": "high"},
+            "p_cutoff: input should be a valid number, unable to parse string as a number, got 'high'",
+        ),
+        ({"momentum": 2}, "momentum: input should be less than 1, got 2"),
+        ({"lr": [0.1]}, "lr: a single value is expected, got a list"),
+        (
+            {"dataset": "digit"},
+            "dataset: unknown 'digit'; did you mean 'digits'? (one of your own: --plugins FILE); known",
+        ),
+        (
+            {"num_labels": 15},
+            "num_labels: 15 cannot be shared equally by the 10 classes of digits; give a multiple of 10",
+        ),
+        ({"lr_zero_at": 2}, "lr_zero_at: only with --lr_schedule cosine"),
+        ({"ulb_imb_ratio": 10}, "ulb_imb_ratio: 10 is not hosted; use USB's own class of the algorithm"),
+        ({"extends": "base.yaml"}, "extends: has not been followed: this USB knows no `extends` (patch 0011 adds it)"),
+        ({"lrr": 0.1, "momentum": 2, "hard_views": 0}, "lrr is not a setting"),
+    ],
+)
+def test_what_train_would_refuse_is_refused(tmp_path, settings, words):
+    with pytest.raises(DataError) as caught:
+        made(tmp_path, **settings)
+    said = str(caught.value).splitlines()
+    assert said[0].startswith(words)
+    assert len(said) == len(settings)  # all faults at once
+    if not settings.keys() & {"ulb_imb_ratio", "extends"}:  # no keys of the command line
+        with pytest.raises(ConfigError) as there:
+            load_settings(None, algorithm="muscle_fixmatch", **{"dataset": "digits", **settings})
+        assert sorted(f.removeprefix("--") for f in there.value.faults) == sorted(said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"wandb_group": "a", "learning_speed": 1},
+            "wandb_group, learning_speed: not a setting of USB or this package",
+        ),
+        ({"crop_ratio": 0.95}, "crop_ratio has no effect: weak_augment fixes the crop"),
+        ({"rot_loss_ratio": 3}, "rot_loss_ratio has no effect: not a setting of 'muscle_fixmatch', but of"),
+    ],
+)
+def test_what_has_no_effect_is_said(tmp_path, settings, words):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        config, algorithm = made(tmp_path, **settings)
+    (line,) = (w for w in said if str(w.message).startswith(words))
+    assert line.filename == __file__  # where get_algorithm is called
+    assert all(getattr(config, k) == v for k, v in settings.items())  # for whoever has a use for it
+    assert isinstance(algorithm, Host)
+
+
+def test_values_come_in_the_type_of_their_setting(tmp_path):
+    """USB writes None as a word; texts and NumPy's numbers are what a notebook's cells and files hold."""
+    settings = {
+        "lr": "5e-2",
+        "seed": np.int64(3),
+        "epoch": 2.0,
+        "gpu": "None",
+        "save_dir": tmp_path,
+        "use_cat": "false",
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config, first = made(tmp_path, **settings)
+        again = semilearn.get_algorithm(config, first.net_builder, None, None)  # of settings that are complete already
+    assert (config.lr, config.seed, config.gpu, config.use_cat) == (0.05, 3, None, False)
+    assert (type(config.seed), type(config.epoch), config.save_dir) == (int, int, str(tmp_path))
+    assert again.settings == first.settings
+    assert config.resume is False  # USB's hooks ask for its truth value
+
+
+def test_a_class_of_usb_takes_what_it_took(monkeypatch):
+    seen = []
+    monkeypatch.setattr(semilearn.core.AlgorithmBase, "__init__", lambda self, args, *_, **__: seen.append(vars(args)))
+    monkeypatch.setattr(semilearn.algorithms.fixmatch.FixMatch, "init", lambda self, **_: None)
+    config = semilearn.get_config({"algorithm": "fixmatch", "lrr": 0.1, "lr": "fast"})
+    algorithm = semilearn.get_algorithm(config, None, None, None)
+    assert not isinstance(algorithm, Host)
+    assert (seen[0]["lrr"], seen[0]["lr"]) == (0.1, "fast")
 
 
 @needs_hooks

@@ -146,7 +146,7 @@ class Counter:
         return self._works[job.name]
 
     def _work(self, job: Job) -> Work:
-        from muscle_plugin.bench.speeds import StepKind, count_images, flops_per_image, kind_key
+        from muscle_plugin.bench.speeds import StepKind, alike, count_images, flops_per_image
 
         s = job.resolved.settings
         if s.dataset not in IMAGES:
@@ -159,7 +159,10 @@ class Counter:
         parts, refreshes = _stages(s, steps)
         stages = []
         for number, count in parts:
-            kind, key = StepKind(s.net, s.img_size, s.algorithm, number), (kind_key(job.resolved), number)
+            kind, key = (
+                StepKind(s.net, s.img_size, s.algorithm, number),
+                (alike(job.resolved, in_images_alone=True), number),
+            )
             if key not in self._images:
                 self._images[key] = count_images(job.resolved, number)
             self.kinds.setdefault(kind, (job.resolved, self._images[key]))

@@ -15,19 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from muscle_plugin.bench.clock import StepClock
+from muscle_plugin.bench.speeds import alike
 from muscle_plugin.bench.sweep import Job, duration, plural
-from muscle_plugin.config import ConfigError, Resolved, load_settings
+from muscle_plugin.config import ConfigError, load_settings
 
 #: A trial trains for at least so many seconds and one step, after one that is not counted.
 TRIAL_SECONDS = 2.0
-
-#: Settings on which the time of a step does not depend, besides those that change no result.
-_INDIFFERENT = (
-    "seed", "split_seed", "num_labels", "lb_imb_ratio", "split_file", "sequestered", "epoch", "num_train_iter",
-    "num_warmup_iter", "num_eval_iter", "num_log_iter", "lr", "lr_schedule", "lr_zero_at", "momentum", "weight_decay",
-    "decay_all", "mi_weight", "save_dir", "save_name", "resume", "overwrite", "load_path", "data_dir", "cache_dir",
-    "use_tensorboard", "num_save_iter", "init_from", "use_pretrain", "pretrain_path",
-)  # fmt: skip
 
 
 def show_estimate(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
@@ -94,15 +87,11 @@ class Speeds:
 
     def of(self, job: Job) -> Speed:
         """The speed of a run."""
-        key = _kind(job.resolved)
+        key = alike(job.resolved)
         if key not in self._known:
-            alike = [j for j in self._jobs if _kind(j.resolved) == key]
-            self._known[key] = _from_runs(alike) or _trial(job)
+            same = [j for j in self._jobs if alike(j.resolved) == key]
+            self._known[key] = _from_runs(same) or _trial(job)
         return self._known[key]
-
-
-def _kind(resolved: Resolved) -> str:
-    return json.dumps({k: v for k, v in resolved.as_dict().items() if k not in _INDIFFERENT}, sort_keys=True)
 
 
 def steps_of(s: Any, images: int | None) -> int | None:

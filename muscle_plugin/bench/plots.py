@@ -6,16 +6,18 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from torch import Tensor
 
 from muscle_plugin.bench.groups import Group
 from muscle_plugin.bench.ranking import Ranking
 from muscle_plugin.bench.runs import ACCURACY, Run, by_algorithm, mean_and_std
 from muscle_plugin.bench.studies import StudyFigure
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

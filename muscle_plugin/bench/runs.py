@@ -13,6 +13,7 @@ from typing import Any
 
 from muscle_plugin.config import ConfigError, Resolved, config_names, differing_settings, load_settings
 from muscle_plugin.files import read_json, write_text
+from muscle_plugin.run_dir import LATEST
 from muscle_plugin.text import one_line, shown
 
 #: Settings that may differ from the configuration's without making it another experiment.
@@ -20,9 +21,6 @@ _INDIFFERENT = ("seed", "split_seed", "num_threads", "device", "deterministic")
 
 #: The key of test accuracy in ``metrics.jsonl``, all that a summary keeps of an evaluation.
 ACCURACY = "eval/top-1-acc"
-
-#: A run's last checkpoint (``muscle_plugin.host.host.LATEST``, which loads torch).
-LATEST = "latest_model.pth"
 
 
 class RunsError(ValueError):

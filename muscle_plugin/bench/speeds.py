@@ -67,6 +67,40 @@ class Images:
         return self.trained + self.forwarded
 
 
+# --------------------------------------------------------------------------------------------------------------- alike
+
+#: Settings on which neither the time of a step depends nor the images that it forwards.
+_INDIFFERENT = frozenset([
+    "seed", "split_seed", "num_labels", "lb_imb_ratio", "split_file", "sequestered", "epoch", "num_train_iter",
+    "num_warmup_iter", "num_eval_iter", "num_log_iter", "lr", "lr_schedule", "lr_zero_at", "momentum", "weight_decay",
+    "decay_all", "save_dir", "save_name", "resume", "overwrite", "load_path", "data_dir", "cache_dir", "use_tensorboard",
+    "num_save_iter", "init_from", "use_pretrain", "pretrain_path",
+])  # fmt: skip
+#: The smallest net, by which the images of a step are counted: their number does not depend on these settings.
+_PLAIN: dict[str, Any] = {
+    "net": "small_cnn", "net_from_name": False, "img_size": 16, "net_double_head": False, "net_dropout": None,
+    "net_noise": None, "net_width": None, "net_l2": False, "device": "cpu", "precision": "fp32", "gpu": None, "amp": None,
+    "compile": "no", "optim": "SGD", "layer_decay": 1.0,
+}  # fmt: skip
+#: Nor on these: batches are given by the number of their images, stages by their number.
+_OF_THE_IMAGES = frozenset([
+    "dataset", "num_classes", "weak_augment", "hard_augment", "hard_ops", "labels_csv", "ratio", "uratio", "lp_start",
+])  # fmt: skip
+
+
+def alike(resolved: Resolved, in_images_alone: bool = False) -> str:
+    """Runs of which this is the same have steps that take the same time.
+
+    Args:
+        in_images_alone: steps that forward as many images, whatever these take.
+    """
+    left_out = _INDIFFERENT | (_OF_THE_IMAGES | _PLAIN.keys() if in_images_alone else frozenset())
+    settings = resolved.as_dict()
+    if "mi_weight" in settings:  # at 0 nothing is forwarded for it
+        settings["mi_weight"] = settings["mi_weight"] > 0
+    return json.dumps({k: v for k, v in settings.items() if k not in left_out}, sort_keys=True)
+
+
 # ------------------------------------------------------------------------------------------------------------- on file
 
 
@@ -208,12 +242,7 @@ def count_images(resolved: Resolved, stage: int | None) -> Images:
     """Images that a step forwards, counted on a step of the algorithm over the smallest net (no view depends on the net)."""
     from muscle_plugin.bench.clock import images_forwarded
 
-    plain = {
-        "net": "small_cnn", "net_from_name": False, "img_size": 16, "net_double_head": False, "net_dropout": None,
-        "net_noise": None, "net_width": None, "net_l2": False, "device": "cpu", "precision": "fp32", "gpu": None, "amp": None,
-        "compile": "no", "optim": "SGD", "layer_decay": 1.0,
-    }  # fmt: skip
-    with _built(resolved, stage, **plain, **_batch(resolved.settings)) as algorithm:
+    with _built(resolved, stage, **_PLAIN, **_batch(resolved.settings)) as algorithm:
         return Images(*images_forwarded(algorithm))
 
 
@@ -363,23 +392,3 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def kind_key(resolved: Resolved) -> str:
-    """Runs of which this is the same forward the same images in a step."""
-    s = resolved.as_dict()
-    return json.dumps({k: s.get(k) for k in sorted(_COUNTS) if k in s})
-
-
-#: Settings on which the images of a step depend.
-_COUNTS = {
-    "algorithm",
-    "batch_size",
-    "total_batch",
-    "hard_views",
-    "mi_weight",
-    "mi_labelled",
-    "mi_batch_norm",
-    "stage",
-    "use_cat",
-}

@@ -13,8 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from muscle_plugin.closest import did_you_mean
-from muscle_plugin.config import ConfigError, config_directory, config_names, find_config
+from muscle_plugin.config import ConfigError, config_directory, find_config
 
 
 @dataclass(frozen=True)
@@ -161,10 +160,9 @@ def expand(words: Sequence[str]) -> list[Path]:
             found |= dict.fromkeys(matches)
         else:
             try:
-                found[find_config(word)] = None
+                found[find_config(word, study_names())] = None
             except ConfigError as e:
-                near = did_you_mean(word, [*study_names(), *config_names()])
-                faults += [f"{word}: no such study or configuration{near}"] if near else e.faults
+                faults += e.faults
     if faults:
         raise ConfigError(faults)
     return list(found)

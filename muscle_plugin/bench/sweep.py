@@ -104,7 +104,8 @@ def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
         try:
             settings = config.load_settings(path, **shared).settings
         except ConfigError as e:
-            faults += [f if f.startswith("--") else f"{path.stem}: {f}" for f in e.faults]
+            named = ("--", f"{path.name}:", f"{path.absolute()}:")
+            faults += [f if f.startswith(named) else f"{path.stem}: {f}" for f in e.faults]
             continue
         plugins[path] = settings.plugins
         # the same places from wherever it is run

@@ -26,6 +26,7 @@ from muscle_plugin.config import (
     MuscleSettings,
     RunSettings,
     batch_composition,
+    check_usb_settings,
     following,
     moving_settings,
     read_yaml,
@@ -51,33 +52,17 @@ from muscle_plugin.host.metrics import prediction_metrics
 from muscle_plugin.host.nosync import no_waiting
 from muscle_plugin.host.optimiser import compute_update_on, keep_how
 from muscle_plugin.host.thresholds import TAKE_OVER
+from muscle_plugin.run_dir import BEST, LATEST, checkpoint_of, earlier_checkpoints
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.text import first_line, shown
 from muscle_plugin.usb import nets
 
-LATEST, BEST = "latest_model.pth", "model_best.pth"
 CHECKPOINT_FORMAT = 1
 #: Settings that say where a run is computed, rather than what.
 _OF_THE_MACHINE = {"device", "gpu", "amp", "num_threads", "compile", "deterministic"}
 #: Steps between two times at which several processes agree on whether to stop.
 AGREE_EVERY = 10
-
-
-def earlier_checkpoints(run_dir: Path, count: int) -> list[Path]:
-    """Where ``count`` checkpoints before the newest are kept, the last one first."""
-    return [run_dir / ("previous_model.pth" if i == 1 else f"previous_model_{i}.pth") for i in range(1, count + 1)]
-
-
-def saved_checkpoints(run_dir: Path) -> list[Path]:
-    """Those of a run that are there, the newest first."""
-    earlier = earlier_checkpoints(run_dir, len(list(run_dir.glob("previous_model_*.pth"))) + 1)
-    return [p for p in (run_dir / LATEST, *earlier) if p.is_file()]
-
-
-def checkpoint_of(path: Path) -> Path:
-    """The newest checkpoint of a run's folder; any other path is a checkpoint's own."""
-    return path / LATEST if path.is_dir() else path
 
 
 def refuse_newer(checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -124,20 +109,31 @@ def _images_channels_last(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images, *rest)
 
 
-def complete_settings(args: Any) -> None:
-    """Give ``args`` what it lacks: settings of this package at their defaults, and what USB's base class reads.
+def complete_settings(args: Any, own: Sequence[str] = ()) -> None:
+    """Check ``args`` and give it what it lacks: settings of this package at their defaults, and what USB's base class reads.
 
     ``args`` from ``train.py`` is complete already; one from USB's own command line or a notebook is not. The former always
     has ``batch_size`` and ``uratio``, at USB's defaults if nobody gave them: ``total_batch`` and ``ratio`` come first.
 
+    Args:
+        own: names of settings that the algorithm declares.
+
     Raises:
-        DataError: no such data set, or batch sizes that contradict each other.
+        DataError: settings that are wrong, misspelt, or contradict each other.
     """
+    given = vars(args)
+    try:
+        values, notices = check_usb_settings(given, _layers_of(given.get("c"), [*given]), own)
+    except ConfigError as e:
+        raise DataError(str(e)) from None
+    given.update(values)
+    for notice in () if distributed.rank() else notices:
+        warnings.warn(notice, stacklevel=5)  # where get_algorithm is called, for what has MUSCLE in it
     for model in (RunSettings, MuscleSettings):
         for name, field in model.model_fields.items():
             if not hasattr(args, name):
                 setattr(args, name, field.default)
-    if args.dataset not in DATASETS:
+    if args.dataset not in DATASETS:  # to whom brings a source of his own too
         raise DataError(f"dataset: unknown {args.dataset!r}; known: {', '.join(DATASETS)}")
     for name, value in following(args).items():
         setattr(args, name, value)
@@ -317,10 +313,8 @@ class Host:
     get_argument: Any
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
-        if getattr(args, "imb_algorithm", None):
-            raise DataError(f"imb_algorithm: {args.imb_algorithm} is not hosted; use USB's own class of the algorithm")
         _refuse_other_launchers(args)
-        complete_settings(args)
+        complete_settings(args, [a.name.lstrip("-") for a in self.get_argument()])
         seed_everything(args.seed)
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device)
@@ -658,9 +652,12 @@ class Host:
         """``save_dir/save_name``."""
         return Path(self.args.save_dir) / self.args.save_name
 
-    def save_model(self, save_name: str, save_path: str | Path) -> None:
+    def save_model(self, save_name: str, save_path: str | Path, *further: str) -> None:
         """Write a checkpoint, whole or not at all: USB's keys (``model``, ``ema_model``, ``it``, ...), and everything
         else that an exact continuation needs. With several processes the first one writes it.
+
+        Args:
+            further: names under which to write the same once more.
 
         Raises:
             NotFinite: something in them is not finite; the file that is there stays.
@@ -694,10 +691,11 @@ class Host:
             if self.recorder is not None:
                 self.recorder.flush()  # no step before the checkpoint's may be lost
             folder = Path(save_path)
-            earlier = earlier_checkpoints(folder, self.args.keep_checkpoints - 1) if save_name == LATEST else ()
-            save_tensors(folder / save_name, checkpoint, earlier)
-            if save_name == LATEST:
-                self.health.saved = self.it
+            for name in (save_name, *further):
+                earlier = earlier_checkpoints(folder, self.args.keep_checkpoints - 1) if name == LATEST else ()
+                save_tensors(folder / name, checkpoint, earlier)
+                if name == LATEST:
+                    self.health.saved = self.it
 
     def _check_alike(self) -> None:
         if self.args.world_size == 1:
@@ -836,10 +834,11 @@ class Host:
     def _save_if_due(self) -> None:
         stopping = self._stopping()
         evaluated = self.it % self.args.num_eval_iter == 0 or self.it == self.num_train_iter
-        if evaluated and self.evaluations and self.best_it == self.it - 1:
-            self.save_model(BEST, self.run_dir)
-        if self.it % self.save_every == 0 or self.it == self.num_train_iter or stopping:
-            self.save_model(LATEST, self.run_dir)
+        best = evaluated and self.evaluations and self.best_it == self.it - 1
+        latest = self.it % self.save_every == 0 or self.it == self.num_train_iter or stopping
+        names = [name for name, due in ((BEST, best), (LATEST, latest)) if due]
+        if names:
+            self.save_model(names[0], self.run_dir, *names[1:])
         if self.recorder is not None and (evaluated or stopping):
             self.recorder.write_result(self)
         if stopping and self.it < self.num_train_iter:

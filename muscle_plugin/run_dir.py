@@ -1,0 +1,150 @@
+"""What lies in a run's directory, and whether a run may begin or go on there. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from muscle_plugin.config import ConfigError, Resolved, began_otherwise, differing_settings
+from muscle_plugin.files import read_json
+
+LATEST, BEST = "latest_model.pth", "model_best.pth"
+#: A directory with this file is a run of ours, and may be deleted by ``overwrite``.
+CONFIG_FILE = "config.yaml"
+SPLIT_FILE = "split.json"
+FAILURE_FILE = "failure.json"
+
+
+class RunError(RuntimeError):
+    """A run cannot start or go on. The message says why and what would help, one line per fault."""
+
+
+def earlier_checkpoints(run_dir: Path, count: int) -> list[Path]:
+    """Where ``count`` checkpoints before the newest are kept, the last one first."""
+    return [run_dir / ("previous_model.pth" if i == 1 else f"previous_model_{i}.pth") for i in range(1, count + 1)]
+
+
+def saved_checkpoints(run_dir: Path) -> list[Path]:
+    """Those of a run that are there, the newest first."""
+    earlier = earlier_checkpoints(run_dir, len(list(run_dir.glob("previous_model_*.pth"))) + 1)
+    return [p for p in (run_dir / LATEST, *earlier) if p.is_file()]
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The newest checkpoint of a run's folder; any other path is a checkpoint's own."""
+    return path / LATEST if path.is_dir() else path
+
+
+#: Locks that this process holds. A child that is forked (a loader's worker) must not keep them when this process is killed.
+_held: set[Any] = set()
+
+
+def _let_go() -> None:
+    for lock in _held:
+        lock.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+@contextlib.contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """Hold the run for this process: another one that wants it is refused. The lock ends with the process, however."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        yield
+        return
+    try:
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir.parent / f".{run_dir.name}.lock").open("w")
+    except OSError as e:
+        raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{run_dir} is being written by another process; wait for it, or give another --save_name"
+            ) from None
+        _held.add(lock)
+        try:
+            yield
+        finally:
+            _held.discard(lock)
+
+
+def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
+    """The checkpoints from which these settings have a run go on, the newest first; none: it begins. Nothing is changed.
+
+    Raises:
+        RunError: it may do neither.
+    """
+    settings = resolved.settings
+    latest = Path(settings.load_path) if settings.load_path else run_dir / LATEST
+    checkpoints = [p for p in [latest] if p.is_file()] if settings.load_path else saved_checkpoints(run_dir)
+    if settings.resume != "no" and checkpoints:
+        _refuse_other_settings(run_dir / CONFIG_FILE, resolved)
+        return checkpoints
+    kept = is_worth_keeping(run_dir)
+    if settings.resume == "yes":
+        start = (
+            f"--overwrite in place of --resume deletes {run_dir} and starts"
+            if kept and not settings.load_path
+            else "leave out --resume to start"
+        )
+        raise RunError(f"{latest}: no checkpoint to resume from; {start} this run")
+    if kept and not settings.overwrite and settings.resume != "auto":
+        raise RunError(
+            f"{run_dir} already holds {_describe(run_dir, checkpoints)}--overwrite deletes it, another --save_name keeps both"
+        )
+    if kept and settings.overwrite and not (run_dir / CONFIG_FILE).is_file():
+        raise RunError(f"{run_dir} is not a run directory (it has no {CONFIG_FILE}), so --overwrite leaves it alone")
+    return []
+
+
+def is_worth_keeping(run_dir: Path) -> bool:
+    """Whether something is there, other than a run of ours that ended before its first checkpoint."""
+    if not run_dir.is_dir() or not any(run_dir.iterdir()):
+        return False
+    without_checkpoint = {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE, "log.txt", "environment.json", "metrics.jsonl"}
+    names = {p.name for p in run_dir.iterdir()} - {"result.json", "tensorboard"}
+    return not (names <= without_checkpoint and CONFIG_FILE in names and not _steps_of(run_dir))
+
+
+def _steps_of(run_dir: Path) -> int:
+    """Steps that a run's result counts; a run whose checkpoints were deleted still has them."""
+    try:
+        return int(read_json(run_dir / "result.json")["steps"])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1  # not to be read: better kept
+
+
+def _describe(run_dir: Path, checkpoints: Sequence[Path]) -> str:
+    """What is in a folder, and how it goes on if it can: the beginning of a list of ways out."""
+    goes_on = "; --resume goes on with it, " if checkpoints else "; "
+    try:
+        result = read_json(run_dir / "result.json")
+        steps = f"(step {result['steps']} of {result['num_train_iter']})"
+        return f"a finished run {steps}; " if result["complete"] else f"a cut-off run {steps}{goes_on}"
+    except (OSError, ValueError, KeyError):
+        return f"files{goes_on}"
+
+
+def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
+    """A run goes on with the settings it began with, but for those that change no result."""
+    if not saved_file.is_file():
+        return
+    try:
+        differing = differing_settings(saved_file, resolved)
+    except ConfigError as e:
+        raise RunError(f"{saved_file}: the settings of the run to resume cannot be read: {e}") from None
+    if differing:
+        raise RunError(f"{saved_file.parent}: {began_otherwise(differing)}. Give it another --save_name or --save_dir")
