@@ -333,7 +333,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin cost") -> int:
     from muscle_plugin.data.errors import DataError
     from muscle_plugin.host.device import DeviceError
 
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     try:
         speeds = read_speeds(options.speeds) if options.speeds else None
         counter = Counter(flops=options.tflops is not None)
