@@ -3,10 +3,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from muscle_plugin import cli
+from muscle_plugin.bench import estimate
 from muscle_plugin.bench.cost import IMAGES, Counter, _Rates, _row, all_studies
 from muscle_plugin.bench.speeds import (
     Images,
@@ -21,6 +24,7 @@ from muscle_plugin.bench.speeds import (
 from muscle_plugin.bench.sweep import jobs_of
 from muscle_plugin.config import Layer, load_settings
 from muscle_plugin.data.names import DATASETS
+from muscle_plugin.run import build
 
 
 def work_of(name, **settings):
@@ -229,3 +233,23 @@ def test_a_data_set_of_unknown_size_is_refused(tmp_path, capsys):
 
 def test_kinds_of_steps_have_names():
     assert str(StepKind("cnn13", 32, "labelprop", 2)) == "cnn13@32 labelprop stage 2"
+
+
+def test_a_dry_run_counts_the_steps_that_folders_of_images_would_be_trained_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "TRIAL_SECONDS", 0.0)
+    rng = np.random.default_rng(0)
+    for name, unlabelled in (("a", 30), ("b", 90)):
+        for i in range(unlabelled + 20):
+            part = f"labelled/{i % 2}" if i < 20 else "unlabelled"
+            (tmp_path / name / part).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / part / f"{i}.png")
+        settings = "dataset: folder\nalgorithm: fixmatch\nimg_size: 16\ntotal_batch: 4\nepoch: 2\nnum_threads: 1\n"
+        (tmp_path / f"{name}.yaml").write_text(f"{settings}data_dir: {tmp_path / name}\n")
+    jobs = jobs_of(
+        [str(tmp_path / f"{n}.yaml") for n in "ab"], 1, Layer("command line", {"save_dir": str(tmp_path / "r")})
+    )
+    speeds = estimate.Speeds(jobs)
+    found = [(speeds.of(j), j.resolved.settings) for j in jobs]
+    assert [estimate.steps_of(s, x.images, x.labels) for x, s in found] == [30, 90]  # 2 * 30 / 2 and 2 * 90 / 2
+    assert [build(j.resolved).num_train_iter for j in jobs] == [30, 90]

@@ -25,7 +25,7 @@ TRIAL_SECONDS = 2.0
 _INDIFFERENT = (
     "seed", "split_seed", "num_labels", "lb_imb_ratio", "split_file", "sequestered", "epoch", "num_train_iter",
     "num_warmup_iter", "num_eval_iter", "num_log_iter", "lr", "lr_schedule", "lr_zero_at", "momentum", "weight_decay",
-    "decay_all", "mi_weight", "save_dir", "save_name", "resume", "overwrite", "load_path", "data_dir", "cache_dir",
+    "decay_all", "mi_weight", "save_dir", "save_name", "resume", "overwrite", "load_path", "cache_dir",
     "use_tensorboard", "num_save_iter", "init_from", "use_pretrain", "pretrain_path",
 )  # fmt: skip
 
@@ -51,7 +51,7 @@ def show_estimate(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
             speed = speeds.of(group[0])
             sources[speed.how] = None
             done = sum(j.state == "finished" for j in group)
-            steps = steps_of(group[0].resolved.settings, speed.images)
+            steps = steps_of(group[0].resolved.settings, speed.images, speed.labels)
             cells = [name, str(len(group)), str(done), "?" if steps is None else f"{steps:,}"]
             if steps is None or speed.seconds is None:
                 unknown += 1
@@ -78,11 +78,13 @@ def show_estimate(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds per step, images to train on, and where the figures are from; None where they cannot be had."""
+    """Seconds per step, images to train on, how many of them are labelled, and where the figures are from; None where they
+    cannot be had."""
 
     seconds: float | None
     images: int | None
     how: str
+    labels: int | None = None
 
 
 class Speeds:
@@ -102,33 +104,43 @@ class Speeds:
 
 
 def _kind(resolved: Resolved) -> str:
-    return json.dumps({k: v for k, v in resolved.as_dict().items() if k not in _INDIFFERENT}, sort_keys=True)
+    settings = resolved.as_dict()
+    alike = {k: v for k, v in settings.items() if k not in _INDIFFERENT}
+    # where the settings do not say how many images are labelled, the data or the split file does
+    of_data = {"split_file": settings["split_file"]} if settings["num_labels"] is None else {}
+    return json.dumps({**alike, **of_data}, sort_keys=True)
 
 
-def steps_of(s: Any, images: int | None) -> int | None:
-    """Steps of a run of these settings over so many training images; None: not known."""
+def steps_of(s: Any, images: int | None, labels: int | None = None) -> int | None:
+    """Steps of a run of these settings over so many training images; None: not known.
+
+    Args:
+        labels: of the images those that are labelled, where the settings do not say it.
+    """
     if s.num_train_iter or images is None:
         return int(s.num_train_iter) if s.num_train_iter else None
-    unlabelled = images - (0 if s.include_lb_to_ulb else s.num_labels or 0)
+    unlabelled = images - (0 if s.include_lb_to_ulb else s.num_labels or labels or 0)
     return max(1, round(s.epoch * unlabelled / (s.total_batch - s.batch_size)))
 
 
 def _from_runs(jobs: Sequence[Job]) -> Speed | None:
     """The median over finished and cut-off runs; None if there is none of more than a moment."""
-    found, images = [], None
+    found, images, labels = [], None, None
     for job in jobs:
         result = job.result
         if result.get("steps") and result.get("seconds", 0) > TRIAL_SECONDS:
             found.append(result["seconds"] / result["steps"])
-            images = _training_images(job.run_dir)
-    return Speed(median(found), images, f"{plural(len(found), 'run')} here") if found else None
+            images, labels = _training_images(job.run_dir)
+    return Speed(median(found), images, f"{plural(len(found), 'run')} here", labels) if found else None
 
 
-def _training_images(run_dir: Path) -> int | None:
+def _training_images(run_dir: Path) -> tuple[int | None, int | None]:
+    """All, and those that are labelled."""
     try:
-        return int(json.loads((run_dir / "split.json").read_text())["training_images"])
-    except (OSError, ValueError, KeyError):
-        return None
+        content = json.loads((run_dir / "split.json").read_text())
+        return int(content["training_images"]), len(content["labelled"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
 
 
 def _trial(job: Job) -> Speed:
@@ -152,7 +164,8 @@ def _trial(job: Job) -> Speed:
         clock = StepClock(algorithm, algorithm.device)
         per_step = clock.run(TRIAL_SECONDS)
         where = torch.cuda.get_device_name(algorithm.device) if algorithm.device.type == "cuda" else "this CPU"
-        return Speed(per_step, len(algorithm.source.train), f"{plural(clock.steps, 'step')} on {where}")
+        images, labels = len(algorithm.source.train), len(algorithm.split.labelled)
+        return Speed(per_step, images, f"{plural(clock.steps, 'step')} on {where}", labels)
 
 
 def _done(job: Job, steps: int) -> float:
