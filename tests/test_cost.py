@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from muscle_plugin import cli
 from muscle_plugin.bench import estimate
-from muscle_plugin.bench.cost import IMAGES, Counter, _Rates, _row, all_studies
+from muscle_plugin.bench.cost import IMAGES, Counter, _Rates, _row, _table, all_studies
 from muscle_plugin.bench.speeds import (
     Images,
     Speeds,
@@ -42,6 +42,21 @@ def speeds_of(work, seconds=0.5, forward=1000.0, diffusion=4.0):
         format=1, machine={"processor": "made up"}, at_once=2, steps=steps,
         forward={work.stages[0].kind.images_of: forward}, propagation={propagation_key(*work.diffusion): diffusion},
     )  # fmt: skip
+
+
+def test_two_files_of_one_name_are_counted_each(tmp_path):
+    counter, works = Counter(flops=True), []
+    for folder, steps, width in (("a", 100, 1), ("b", 900, 2)):
+        (tmp_path / folder).mkdir()
+        text = f"extends: supervised_digits_10\nepoch: 1\nnum_train_iter: {steps}\nnet_width: {width}\n"
+        (tmp_path / folder / "own.yaml").write_text(text)
+        works.append(counter.work(*jobs_of([str(tmp_path / folder / "own.yaml")], 1, Layer("test"))))
+    a, b = works
+    assert (a.steps, b.steps) == (100, 900)
+    assert a.stages[0].kind != b.stages[0].kind
+    assert b.flops[0] > 3 * a.flops[0]
+    table = _table({"a/own.yaml": [a], "b/own.yaml": [b]}, 1, _Rates(None, 1.0, None, 1), each=False)
+    assert list(table.columns[2].cells)[-1] == "1,000"
 
 
 def test_counts_of_a_supervised_run_by_hand():

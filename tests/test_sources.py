@@ -439,6 +439,16 @@ def test_images_are_decoded_once_and_again_when_they_change(tmp_path, decoded):
     assert len(list((root / ".packed").glob("*.npy"))) == 2  # another size is kept beside
 
 
+def test_array_files_of_other_data_sets_in_the_folder_are_kept(tmp_path, decoded):
+    files = [picture(tmp_path / f"{i}.png") for i in range(4)]
+    for _ in range(2):
+        for name, chosen in (("one", files[:2]), ("other", files[2:])):
+            image_files.pack(name, tmp_path, chosen, 8, [tmp_path / ".packed"])
+    assert len(decoded) == 4
+    image_files.pack("one", tmp_path, files[:1], 8, [tmp_path / ".packed"])
+    assert len(list((tmp_path / ".packed").glob("*.npy"))) == 2  # of one the newer alone
+
+
 @pytest.mark.parametrize("damage", ["bit", "cut", "header", "gone"])
 def test_a_damaged_array_file_is_made_anew(damage, tmp_path, decoded):
     root = make_folder(tmp_path)

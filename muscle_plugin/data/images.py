@@ -264,9 +264,10 @@ def _write_pack(path: Path, key: dict[str, Any], root: Path, files: Sequence[Pat
         as_shared_as_any(temporary)
         os.replace(temporary, path)
         header = {"root": str(root), "key": key, "bad": {str(i): r for i, r in bad.items()}, "checksums": sums}
+        images = _map(path)  # before another process can take it for an older one
         write_json(path.with_suffix(".json"), header)
         _remove_older(path, header)
-        return Pack(_map(path), bad)
+        return Pack(images, bad)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -276,7 +277,8 @@ def _write_pack(path: Path, key: dict[str, Any], root: Path, files: Sequence[Pat
 def _remove_older(path: Path, header: dict[str, Any]) -> None:
     """Delete array files that an earlier state of the same folder left beside ``path``."""
     for other in path.parent.glob("*.json"):
-        if other == path.with_suffix(".json"):
+        same_kind = other.stem.rpartition("_")[0] == path.stem.rpartition("_")[0]  # all but the listing
+        if other == path.with_suffix(".json") or not same_kind:
             continue
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             content = json.loads(other.read_text())
