@@ -288,7 +288,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
                 continue
             places_seen.add(place.resolve())
             try:
-                add(read_run(place))
+                add(read_run(place.resolve()))  # whose name is needed: `report .`
             except (OSError, ValueError, KeyError, TypeError) as e:
                 unread.append(one_line(f"{place}: {e}"))
     return sorted(runs.values(), key=lambda r: (r.title, r.result.get("seed", -1), str(r.path))), unread
