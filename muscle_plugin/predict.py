@@ -138,9 +138,9 @@ class Predictor:
         DeviceError: no such device.
     """
 
-    def __init__(self, checkpoint: Path | Trained, device: str = "auto") -> None:
+    def __init__(self, checkpoint: str | Path | Trained, device: str = "auto") -> None:
         self.device = choose_device(device)
-        trained = checkpoint if isinstance(checkpoint, Trained) else read_trained(checkpoint)
+        trained = checkpoint if isinstance(checkpoint, Trained) else read_trained(Path(checkpoint))
         self.step: int = trained.content["it"]
         self.classes: list[str] = trained.about["classes"]
         self.img_size: int = trained.about["img_size"]
@@ -148,11 +148,26 @@ class Predictor:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """(N, C) float32 logits, on the CPU, of (N, 3, img_size, img_size) uint8 RGB images."""
+        """(N, C) float32 logits, on the CPU, of (N, 3, img_size, img_size) uint8 RGB images.
+
+        Raises:
+            ValueError: images of another kind or shape, for which the net would give numbers, too, but wrong ones.
+        """
+        wanted = (3, self.img_size, self.img_size)
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or tuple(images.shape[1:]) != wanted:
+            found = f"{getattr(images, 'dtype', '')} {tuple(getattr(images, 'shape', ()))}".strip()
+            raise ValueError(
+                f"expected a uint8 tensor of RGB images (N, {', '.join(map(str, wanted))}), received"
+                f" {type(images).__name__} {found}"
+            )
         return self.classifier(images.to(self.device)).cpu()
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """(N, C) float32 class probabilities, on the CPU, of (N, 3, img_size, img_size) uint8 RGB images."""
+        """(N, C) float32 class probabilities, on the CPU, of (N, 3, img_size, img_size) uint8 RGB images.
+
+        Raises:
+            ValueError: as :meth:`logits`.
+        """
         return self.logits(images).softmax(1)
 
 

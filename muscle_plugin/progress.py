@@ -34,7 +34,7 @@ class Progress:
 
     def __init__(self, settings: Any, quiet: bool = False) -> None:
         # bound to today's stdout: while training, sys.stdout leads to the log file
-        self._console = Console(file=sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = Console(file=sys.stdout, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
         self._settings = settings
         self._bar: Bar | None = None
         self._task: Any = None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at a time
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # in the process itself; else a pool of processes is started
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "benchmark_configs"
 

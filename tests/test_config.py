@@ -26,7 +26,11 @@ from muscle_plugin.config import (
 
 def command(*words):
     return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=300
+        [sys.executable, str(ROOT / "train.py"), *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
     )
 
 

@@ -5,12 +5,14 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from muscle_plugin import cli
 from muscle_plugin.bench import estimate
-from muscle_plugin.bench.cost import IMAGES, Counter, _Rates, _row, all_studies
+from muscle_plugin.bench.cost import IMAGES, Counter, _Rates, _row, _table, all_studies
 from muscle_plugin.bench.speeds import (
     Images,
     Speeds,
@@ -25,6 +27,7 @@ from muscle_plugin.bench.speeds import (
 from muscle_plugin.bench.sweep import jobs_of
 from muscle_plugin.config import Layer, load_settings
 from muscle_plugin.data.names import DATASETS
+from muscle_plugin.run import build
 
 
 def work_of(name, **settings):
@@ -42,6 +45,21 @@ def speeds_of(work, seconds=0.5, forward=1000.0, diffusion=4.0):
         format=1, machine={"processor": "made up"}, at_once=2, steps=steps,
         forward={work.stages[0].kind.images_of: forward}, propagation={propagation_key(*work.diffusion): diffusion},
     )  # fmt: skip
+
+
+def test_two_files_of_one_name_are_counted_each(tmp_path):
+    counter, works = Counter(flops=True), []
+    for folder, steps, width in (("a", 100, 1), ("b", 900, 2)):
+        (tmp_path / folder).mkdir()
+        text = f"extends: supervised_digits_10\nepoch: 1\nnum_train_iter: {steps}\nnet_width: {width}\n"
+        (tmp_path / folder / "own.yaml").write_text(text)
+        works.append(counter.work(*jobs_of([str(tmp_path / folder / "own.yaml")], 1, Layer("test"))))
+    a, b = works
+    assert (a.steps, b.steps) == (100, 900)
+    assert a.stages[0].kind != b.stages[0].kind
+    assert b.flops[0] > 3 * a.flops[0]
+    table = _table({"a/own.yaml": [a], "b/own.yaml": [b]}, 1, _Rates(None, 1.0, None, 1), each=False)
+    assert list(table.columns[2].cells)[-1] == "1,000"
 
 
 def test_counts_of_a_supervised_run_by_hand():
@@ -260,3 +278,23 @@ def test_a_data_set_of_unknown_size_is_refused(tmp_path, capsys):
 
 def test_kinds_of_steps_have_names():
     assert str(StepKind("cnn13", 32, "labelprop", 2)) == "cnn13@32 labelprop stage 2"
+
+
+def test_a_dry_run_counts_the_steps_that_folders_of_images_would_be_trained_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "TRIAL_SECONDS", 0.0)
+    rng = np.random.default_rng(0)
+    for name, unlabelled in (("a", 30), ("b", 90)):
+        for i in range(unlabelled + 20):
+            part = f"labelled/{i % 2}" if i < 20 else "unlabelled"
+            (tmp_path / name / part).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / part / f"{i}.png")
+        settings = "dataset: folder\nalgorithm: fixmatch\nimg_size: 16\ntotal_batch: 4\nepoch: 2\nnum_threads: 1\n"
+        (tmp_path / f"{name}.yaml").write_text(f"{settings}data_dir: {tmp_path / name}\n")
+    jobs = jobs_of(
+        [str(tmp_path / f"{n}.yaml") for n in "ab"], 1, Layer("command line", {"save_dir": str(tmp_path / "r")})
+    )
+    speeds = estimate.Speeds(jobs)
+    found = [(speeds.of(j), j.resolved.settings) for j in jobs]
+    assert [estimate.steps_of(s, x.images, x.labels) for x, s in found] == [30, 90]  # 2 * 30 / 2 and 2 * 90 / 2
+    assert [build(j.resolved).num_train_iter for j in jobs] == [30, 90]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from muscle_plugin.cli import main
+from muscle_plugin.predict import Predictor
 
 NAMES = ("zero", "one", "two", "three")
 
@@ -158,6 +160,30 @@ def test_data_show_counts_classes_and_draws_every_view(folder, tmp_path, capsys)
     assert Image.open(picture).size[0] > 300
     assert main(["data", "show", *SETTINGS, *where, "--split_file", str(split)]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.json", "v.png"]  # no run is begun
+
+
+def test_class_names_are_shown_as_they_are(tmp_path, capsys):
+    lines = []
+    for i, name in enumerate(("cat [adult]", "x [/y]")):
+        Image.new("RGB", (16, 16), (90 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (16, 16), (90 * i, 0, 9)).save(tmp_path / f"unlabelled {i}.png")
+        lines.append(f"{i}.png,{name}\n")
+    (tmp_path / "t.csv").write_text("".join(lines))
+    words = ["--data_dir", str(tmp_path), "--labels_csv", str(tmp_path / "t.csv"), "--total_batch", "2"]
+    assert main(["data", "show", "--dataset", "folder", "--img_size", "16", "--num_threads", "1", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "cat [adult]" in shown
+    assert "x [/y]" in shown
+
+
+def test_images_that_the_net_was_not_made_for_are_refused(run):
+    predictor = Predictor(str(run / "latest_model.pth"), "cpu")
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    assert predictor.probabilities(images).sum(1).tolist() == pytest.approx([1, 1])
+    large = images.repeat(1, 1, 2, 2)
+    for wrong in (images.float() / 255, images.long(), large, images[0], images.movedim(1, 3), images.numpy()):
+        with pytest.raises(ValueError, match=r"expected a uint8 tensor of RGB images \(N, 3, 16, 16\), received"):
+            predictor.probabilities(wrong)
 
 
 @pytest.mark.parametrize(

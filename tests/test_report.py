@@ -11,8 +11,10 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from muscle_plugin.bench.ranking import critical_difference, rank
+from muscle_plugin.bench.groups import groups_of
+from muscle_plugin.bench.ranking import critical_difference, rank, scores_by_setting
 from muscle_plugin.bench.report import main as report
+from muscle_plugin.bench.runs import find_runs
 from muscle_plugin.bench.studies import study_configs
 from muscle_plugin.bench.usb_export import columns
 from muscle_plugin.bench.usb_export import main as usb_export
@@ -166,6 +168,51 @@ def test_runs_of_no_study_are_listed(make_run, tmp_path):
     make_run("muscle_labelprop_cifar10_250", 0, 0.625)
     _, markdown = made(tmp_path)
     assert row(markdown, "muscle_labelprop_cifar10_250")[:2] == ["250", "62.50 (n = 1)"]
+
+
+def own(make_run, where, seed, score, name="muscle_digits_10", **settings):
+    """A run of a configuration that is none of benchmark_configs."""
+    path = make_run(name, seed, score, where=f"runs/{where}", **settings)
+    about = json.loads((path / "environment.json").read_text()) | {"config": None}
+    (path / "environment.json").write_text(json.dumps(about))
+    return path.rename(path.with_name(f"mine_{seed}"))
+
+
+def test_runs_of_other_settings_are_apart_though_their_folders_have_one_name_and_summaries_keep_all(make_run, tmp_path):
+    for seed in (0, 1):
+        own(make_run, "a", seed, 0.5 + 0.1 * seed, lr=0.1)
+        own(make_run, "b", seed, 0.9, lr=0.01, split_file=f"x_{seed}/split.json")
+        own(make_run, "c", seed, 0.7, name="fixmatch_digits_10")
+    _, markdown = made(tmp_path)
+    assert row(markdown, "a/mine_0 ...")[1] == "55.00 (n = 2)"
+    assert row(markdown, "b/mine_0 ...")[1] == "90.00 (n = 2)"
+    assert (
+        report([str(tmp_path / "out" / "runs.jsonl"), str(tmp_path / "runs" / "a"), "--out", str(tmp_path / "2")]) == 0
+    )
+    again = (tmp_path / "2" / "report.md").read_text()
+    assert again.split("\n", 5)[5] == markdown.split("\n", 5)[5]
+
+
+def test_algorithms_of_one_name_and_setting_are_ranked_each_for_itself(make_run, tmp_path):
+    for n in (10, 20):
+        for where, lr, score in (("a", 0.1, 0.5), ("b", 0.01, 0.9)):
+            own(make_run, f"{where}{n}", 0, score, f"muscle_digits_{n}", lr=lr)
+    groups = groups_of(find_runs([tmp_path / "runs"])[0])
+    scores = scores_by_setting(groups, "last")
+    assert sorted(v for row in scores.values() for v in row.values()) == [50, 50, 90, 90]
+
+
+def test_a_copy_of_a_run_counts_once_and_another_run_of_its_seed_is_pointed_out(make_run, tmp_path):
+    for seed in (0, 1):
+        path = make_run("muscle_digits_10", seed, 0.8 + 0.1 * seed)
+        shutil.copytree(path, tmp_path / "runs" / "copy" / path.name)
+    _, markdown = made(tmp_path)
+    assert row(markdown, "MUSCLE")[0] == "85.00 ± 7.07 (n = 2)"
+    again = make_run("muscle_digits_10", 1, 0.7, where="runs/again")
+    about = json.loads((again / "environment.json").read_text()) | {"started": "2026-11-02T10:00:00+00:00"}
+    (again / "environment.json").write_text(json.dumps(about))
+    _, markdown = made(tmp_path)
+    assert row(markdown, "MUSCLE")[0] == "80.00 ± 10.00 (n = 3) (seed 1 2 times)"
 
 
 @pytest.mark.parametrize("there", [False, True])

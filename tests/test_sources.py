@@ -3,13 +3,14 @@
 import os
 import pickle
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.io import savemat
 
 from muscle_plugin.data import images as image_files
@@ -254,6 +255,18 @@ def test_sixteen_bits_turned_transparent_and_animated_images(tmp_path):
     top = decode(tmp_path / "turned.jpg", 8)[:, 0, 0]
     assert top[2] > 200 > 60 > top[0]
 
+    grey = Image.fromarray(np.repeat([[200, 20], [90, 150]], 5, axis=1).astype(np.uint8)).resize((20, 10))
+    for turn in range(1, 9):
+        turned[0x0112] = turn
+        grey.save(tmp_path / "grey.png", exif=turned)
+        grey.save(
+            tmp_path / "grey.tif", exif=turned
+        )  # Pillow, given its name, reads scrambled rows where it lies on its side
+        Image.fromarray(np.asarray(grey).astype(np.uint16) << 8).save(tmp_path / "deep.png", exif=turned)
+        expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "grey.png")).resize((8, 8), 2))
+        for name in ("grey.png", "grey.tif", "deep.png"):
+            assert (decode(tmp_path / name, 8) == expected).all(), (turn, name)
+
     Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(tmp_path / "clear.png")
     assert decode(tmp_path / "clear.png", 8).max() == 0
 
@@ -355,6 +368,19 @@ def test_a_table_of_labels(tmp_path):
     assert source.test_labels.tolist() == [0]
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("how", ["absolute", "by way of the folder above"])
+def test_a_path_that_leads_to_an_image_of_the_folder_is_that_image(how, allowed, tmp_path, monkeypatch):
+    for i in range(6):
+        picture(tmp_path / "data" / f"{i}.png", (i, 0, 0))
+    top = f"{tmp_path}/data" if how == "absolute" else "../data"
+    (tmp_path / "t.csv").write_text(f"{top}/0.png,cat\n{top}/1.png,dog\n{top}/2.png,dog,test\n")
+    monkeypatch.chdir(tmp_path)
+    source = image_folder(replace(options(Path("data"), labels_csv=Path("t.csv")), allow_outside=allowed))
+    assert source.train_labels.tolist() == [0, 1, -1, -1, -1]  # the test image is not among them, nor is one twice
+    assert source.test_labels.tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [("../a.png,cat", "line 2: '../a.png' is not the path of a file in"),
@@ -411,6 +437,16 @@ def test_images_are_decoded_once_and_again_when_they_change(tmp_path, decoded):
     assert len(list((root / ".packed").glob("*.npy"))) == 1  # the older one is gone
     image_folder(options(root, 16))
     assert len(list((root / ".packed").glob("*.npy"))) == 2  # another size is kept beside
+
+
+def test_array_files_of_other_data_sets_in_the_folder_are_kept(tmp_path, decoded):
+    files = [picture(tmp_path / f"{i}.png") for i in range(4)]
+    for _ in range(2):
+        for name, chosen in (("one", files[:2]), ("other", files[2:])):
+            image_files.pack(name, tmp_path, chosen, 8, [tmp_path / ".packed"])
+    assert len(decoded) == 4
+    image_files.pack("one", tmp_path, files[:1], 8, [tmp_path / ".packed"])
+    assert len(list((tmp_path / ".packed").glob("*.npy"))) == 2  # of one the newer alone
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "header", "gone"])

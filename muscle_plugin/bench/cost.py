@@ -123,13 +123,18 @@ def _stages(settings: Any, steps: int) -> tuple[list[tuple[int | None, int]], in
     return [(n, x) for n, x in ((1, first), (2, steps - first)) if x], settings.epoch - first_epochs
 
 
+def _net(settings: Any) -> str:
+    """A net's name, with its width where that is not its own."""
+    return settings.net + ("" if settings.net_width in (None, 1) else f" of width {settings.net_width:g}")
+
+
 class Counter:
     """Counts the work of configurations; what is alike is counted once."""
 
     def __init__(self, flops: bool = False) -> None:
         self._images: dict[tuple[str, int | None], Images] = {}
         self._flops: dict[tuple[str, int, int], tuple[float, float]] | None = {} if flops else None
-        self._works: dict[str, Work] = {}
+        self._works: dict[str, Work] = {}  # by the configuration's file
         #: A run that has each kind of step, and its images.
         self.kinds: dict[StepKind, tuple[Any, Images]] = {}
         #: Label propagations, each with a step of the net whose features it is of.
@@ -141,9 +146,9 @@ class Counter:
         Raises:
             ConfigError: its data set's size is not known here.
         """
-        if job.name not in self._works:
-            self._works[job.name] = self._work(job)
-        return self._works[job.name]
+        if job.work.config not in self._works:
+            self._works[job.work.config] = self._work(job)
+        return self._works[job.work.config]
 
     def _work(self, job: Job) -> Work:
         from muscle_plugin.bench.speeds import StepKind, alike, count_images, flops_per_image
@@ -160,7 +165,7 @@ class Counter:
         stages = []
         for number, count in parts:
             kind, key = (
-                StepKind(s.net, s.img_size, s.algorithm, number),
+                StepKind(_net(s), s.img_size, s.algorithm, number),
                 (alike(job.resolved, in_images_alone=True), number),
             )
             if key not in self._images:
@@ -172,7 +177,7 @@ class Counter:
             self.diffusions.setdefault(diffusion, stages[0].kind)
         flops = None
         if self._flops is not None:
-            net = (s.net, s.img_size, s.num_classes)
+            net = (_net(s), s.img_size, s.num_classes)
             flops = self._flops.get(net) or flops_per_image(job.resolved)
             self._flops[net] = flops
         evaluations = -(-steps // s.num_eval_iter)
@@ -232,7 +237,7 @@ def _table(groups: Mapping[str, Sequence[Work]], seeds: int, rates: _Rates, each
         heads.append(f"at least, at {rates.tflops:g} TFLOP/s")
     for head in heads:
         table.add_column(head, justify="right", overflow="fold")
-    everything = {w.name: w for works in groups.values() for w in works}
+    everything = {id(w): w for works in groups.values() for w in works}  # two files may have one name
     for name, works in groups.items():
         table.add_row(*_row(name, works, seeds, rates))
         for work in works if each else ():
@@ -336,7 +341,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin cost") -> int:
     from muscle_plugin.data.errors import DataError
     from muscle_plugin.host.device import DeviceError
 
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
     try:
         speeds = read_speeds(options.speeds) if options.speeds else None
         counter = Counter(flops=options.tflops is not None)

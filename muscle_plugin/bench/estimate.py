@@ -18,6 +18,7 @@ from muscle_plugin.bench.clock import StepClock
 from muscle_plugin.bench.speeds import alike
 from muscle_plugin.bench.sweep import Job, duration, plural
 from muscle_plugin.config import ConfigError, load_settings
+from muscle_plugin.run_dir import SPLIT_FILE
 
 #: A trial trains for at least so many seconds and one step, after one that is not counted.
 TRIAL_SECONDS = 2.0
@@ -44,7 +45,7 @@ def show_estimate(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
             speed = speeds.of(group[0])
             sources[speed.how] = None
             done = sum(j.state == "finished" for j in group)
-            steps = steps_of(group[0].resolved.settings, speed.images)
+            steps = steps_of(group[0].resolved.settings, speed.images, speed.labels)
             cells = [name, str(len(group)), str(done), "?" if steps is None else f"{steps:,}"]
             if steps is None or speed.seconds is None:
                 unknown += 1
@@ -71,11 +72,13 @@ def show_estimate(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds per step, images to train on, and where the figures are from; None where they cannot be had."""
+    """Seconds per step, images to train on, how many of them are labelled, and where the figures are from; None where they
+    cannot be had."""
 
     seconds: float | None
     images: int | None
     how: str
+    labels: int | None = None
 
 
 class Speeds:
@@ -94,30 +97,36 @@ class Speeds:
         return self._known[key]
 
 
-def steps_of(s: Any, images: int | None) -> int | None:
-    """Steps of a run of these settings over so many training images; None: not known."""
+def steps_of(s: Any, images: int | None, labels: int | None = None) -> int | None:
+    """Steps of a run of these settings over so many training images; None: not known.
+
+    Args:
+        labels: of the images those that are labelled, where the settings do not say it.
+    """
     if s.num_train_iter or images is None:
         return int(s.num_train_iter) if s.num_train_iter else None
-    unlabelled = images - (0 if s.include_lb_to_ulb else s.num_labels or 0)
+    unlabelled = images - (0 if s.include_lb_to_ulb else s.num_labels or labels or 0)
     return max(1, round(s.epoch * unlabelled / (s.total_batch - s.batch_size)))
 
 
 def _from_runs(jobs: Sequence[Job]) -> Speed | None:
     """The median over finished and cut-off runs; None if there is none of more than a moment."""
-    found, images = [], None
+    found, images, labels = [], None, None
     for job in jobs:
         result = job.result
         if result.get("steps") and result.get("seconds", 0) > TRIAL_SECONDS:
             found.append(result["seconds"] / result["steps"])
-            images = _training_images(job.run_dir)
-    return Speed(median(found), images, f"{plural(len(found), 'run')} here") if found else None
+            images, labels = _training_images(job.run_dir)
+    return Speed(median(found), images, f"{plural(len(found), 'run')} here", labels) if found else None
 
 
-def _training_images(run_dir: Path) -> int | None:
+def _training_images(run_dir: Path) -> tuple[int | None, int | None]:
+    """All, and those that are labelled."""
     try:
-        return int(json.loads((run_dir / "split.json").read_text())["training_images"])
-    except (OSError, ValueError, KeyError):
-        return None
+        content = json.loads((run_dir / SPLIT_FILE).read_text())
+        return int(content["training_images"]), len(content["labelled"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
 
 
 def _trial(job: Job) -> Speed:
@@ -141,7 +150,8 @@ def _trial(job: Job) -> Speed:
         clock = StepClock(algorithm, algorithm.device)
         per_step = clock.run(TRIAL_SECONDS)
         where = torch.cuda.get_device_name(algorithm.device) if algorithm.device.type == "cuda" else "this CPU"
-        return Speed(per_step, len(algorithm.source.train), f"{plural(clock.steps, 'step')} on {where}")
+        images, labels = len(algorithm.source.train), len(algorithm.split.labelled)
+        return Speed(per_step, images, f"{plural(clock.steps, 'step')} on {where}", labels)
 
 
 def _done(job: Job, steps: int) -> float:

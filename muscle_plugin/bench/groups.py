@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,10 +57,13 @@ class Group:
 
     @cached_property
     def trouble(self) -> str:
-        """What keeps runs from counting: ``1 failed, 2 cut off``; empty if nothing does."""
+        """What keeps runs from counting, or from counting alike: ``1 failed, seed 0 2 times``; empty if nothing does."""
         states = [r.state for r in self.runs]
         states += ["pre-trained without labels"] * sum(r.pretrained for r in self.finished)
-        return ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states) if s != "finished")
+        words = [f"{states.count(s)} {s}" for s in dict.fromkeys(states) if s != "finished"]
+        seeds = Counter(r.result["seed"] for r in self.finished)
+        words += [f"seed {s} {n} times" for s, n in sorted(seeds.items()) if n > 1]
+        return ", ".join(words)
 
     def scores(self, rule: str, metric: str = "top1") -> list[float]:
         """The figures of finished runs; accuracies in percent."""
@@ -70,14 +74,40 @@ class Group:
 
 def groups_of(runs: Iterable[Run]) -> list[Group]:
     """Runs in their groups, those without deviation first, in order of appearance."""
-    found: dict[tuple[str, str | None, str], list[Run]] = {}
+    found: dict[tuple[str, str | None, str, str], list[Run]] = {}
     for run in runs:
         # without a configuration, runs of like settings differ in their directory's name by the seed at its end
         seed = run.result.get("seed")
         title = run.config or run.path.name.removesuffix(f"_{seed}")
-        found.setdefault((title, run.config, run.deviation), []).append(run)
-    groups = [Group(*key, tuple(members)) for key, members in found.items()]
+        found.setdefault((title, run.config, run.deviation, _settings(run)), []).append(run)
+    titles = Counter(title for title, config, _, _ in found if config is None)
+    groups = [
+        Group(_place(members) if config is None and titles[title] > 1 else title, config, deviation, tuple(members))
+        for (title, config, deviation, _), members in found.items()
+    ]
     return sorted(groups, key=lambda g: bool(g.deviation))
+
+
+def _settings(run: Run) -> str:
+    """Of a run without configuration, what tells it from runs of other settings whose directories are named alike."""
+    if run.config:
+        return ""
+    return run.settings or str(
+        [run.result.get(k) for k in ("algorithm", "dataset", "num_labels", "net", "num_train_iter")]
+    )
+
+
+def _place(members: Sequence[Run]) -> str:
+    """Folder and directory of the first of runs whose directories are named as others'."""
+    path = members[0].path.absolute()
+    return f"{path.parent.name}/{path.name}" + (" ..." if len(members) > 1 else "")
+
+
+def names_in_settings(groups: Sequence[Group]) -> list[str]:
+    """What to call each group where those of its setting are compared: its algorithm, with the title where several of
+    the setting have the same."""
+    count = Counter((g.setting, g.algorithm) for g in groups)
+    return [g.algorithm if count[g.setting, g.algorithm] == 1 else f"{g.algorithm} ({g.title})" for g in groups]
 
 
 def summary(scores: Sequence[float]) -> str:

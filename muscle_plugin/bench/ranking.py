@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 from scipy import stats
 
-from muscle_plugin.bench.groups import Group
+from muscle_plugin.bench.groups import Group, names_in_settings
 
 SIGNIFICANCE = 0.05
 
@@ -94,10 +94,10 @@ def scores_by_setting(groups: Sequence[Group], rule: str) -> dict[str, dict[str,
     """Setting -> algorithm -> mean accuracy (%), over the seeds that all algorithms of the setting have: another seed is
     another labelled subset. One with less than half as many runs as the setting's most is not in it."""
     by_seed: dict[str, dict[str, dict[int, float]]] = {}
-    for group in groups:
+    for group, name in zip(groups, names_in_settings(groups), strict=True):
         found = {r.result["seed"]: 100 * x for r in group.finished if (x := r.score(rule)) is not None}
         if found:
-            by_seed.setdefault(group.setting, {})[group.algorithm] = found
+            by_seed.setdefault(group.setting, {})[name] = found
     out: dict[str, dict[str, float]] = {}
     for setting, scores in by_seed.items():
         most = max(map(len, scores.values()))

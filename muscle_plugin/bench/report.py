@@ -17,9 +17,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from muscle_plugin.bench import plots
-from muscle_plugin.bench.groups import RULES, Group, Ours, groups_of, ours_for, summary
+from muscle_plugin.bench.groups import RULES, Group, Ours, groups_of, names_in_settings, ours_for, summary
 from muscle_plugin.bench.ranking import Ranking, natural_key, rank, scores_by_setting
-from muscle_plugin.bench.runs import ACCURACY, Run, RunsError, find_runs, write_summaries
+from muscle_plugin.bench.runs import ACCURACY, Run, RunsError, find_runs, names_of, write_summaries
 from muscle_plugin.bench.studies import StudyFigure, StudyTable, figures, tables
 from muscle_plugin.cli import fail
 from muscle_plugin.files import write_text
@@ -97,8 +97,7 @@ class Report:
 
     def label(self, run: Run) -> str:
         """The name of a run's directory, with that of its folder where the name alone is not enough."""
-        alone = sum(r.path.name == run.path.name for r in self.runs) == 1
-        return run.path.name if alone else f"{run.path.parent.name}/{run.path.name}"
+        return next(name for name, r in zip(names_of(self.runs), self.runs, strict=True) if r is run)
 
     @property
     def states(self) -> Counter[str]:
@@ -188,9 +187,9 @@ def _name(group: Group) -> str:
 def _curves(groups: Sequence[Group]) -> list[Picture]:
     """A picture per setting that has several algorithms."""
     settings: dict[str, dict[str, Sequence[Run]]] = {}
-    for group in groups:
+    for group, name in zip(groups, names_in_settings(groups), strict=True):
         if _has_curve(group):
-            settings.setdefault(group.setting, {})[group.algorithm] = [r for r in group.runs if r.metrics]
+            settings.setdefault(group.setting, {})[name] = [r for r in group.runs if r.metrics]
     return [
         Picture.of(setting, plots.accuracy_curves(lines))
         for setting, lines in sorted(settings.items(), key=lambda item: natural_key(item[0]))

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.config import ConfigError, Resolved, config_names, differing_settings, load_settings
+from muscle_plugin.config import (
+    ConfigError,
+    Resolved,
+    config_names,
+    differing_settings,
+    load_settings,
+    moving_settings,
+    read_yaml,
+    resolve,
+)
 from muscle_plugin.files import read_json, write_text
-from muscle_plugin.run_dir import LATEST
+from muscle_plugin.run_dir import LATEST, SPLIT_FILE
 from muscle_plugin.text import one_line, shown
 
 #: Settings that may differ from the configuration's without making it another experiment.
@@ -37,6 +48,7 @@ class Run:
         config: name of the configuration in ``benchmark_configs``; None if it is none of them, or no longer there.
         changed: settings in which it differs from that configuration: name -> (configuration's, the run's).
         failure: what stopped it, if it failed.
+        settings: of one without ``config``: equal for runs of like settings, see :func:`_settings_of`.
     """
 
     path: Path
@@ -46,6 +58,7 @@ class Run:
     config: str | None = None
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     failure: str | None = None
+    settings: str = ""
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
         """Steps at which ``key`` was logged, and its values."""
@@ -130,7 +143,8 @@ def read_run(path: Path) -> Run:
         raise ValueError("metrics.jsonl: nested too deep") from None
     _refuse_other_kinds(result, metrics, environment)
     config, changed = _compare(path, environment.get("config", failed.get("config")))
-    return Run(path, result, metrics, environment, config, changed, failure)
+    settings = "" if config else _settings_of(path)
+    return Run(path, result, metrics, environment, config, changed, failure, settings)
 
 
 #: Of ``result.json``: what a report computes with, and what it prints.
@@ -204,25 +218,57 @@ def _compare(path: Path, config: str | None) -> tuple[str | None, dict[str, tupl
 
 
 def _alike(a: str | None, b: str | None) -> bool:
-    """Whether two files are the same but for the place: of a run, its last checkpoint, whatever the seed."""
-    if not a or not b:
-        return False
-    one, other = (re.sub(r"_\d+$", "", p.parent.name) if p.name == LATEST else p.name for p in (Path(a), Path(b)))
-    return one == other
+    """Whether two files are the same but for the place."""
+    return bool(a and b) and _without_place(str(a)) == _without_place(str(b))
+
+
+def _without_place(file: str) -> str:
+    """A file's name; of a run's last checkpoint, or of its split, the run's, whatever the seed."""
+    path = Path(file)
+    return re.sub(r"_\d+$", "", path.parent.name) if path.name in (LATEST, SPLIT_FILE) else path.name
+
+
+def _settings_of(path: Path) -> str:
+    """A digest of the settings in a run's directory on which a result depends, but for the seed; empty if it has none."""
+    try:
+        layers = read_yaml(path / "config.yaml")
+    except ConfigError:
+        return ""
+    try:
+        found = resolve(layers).as_dict()  # with the settings that an older version did not have
+    except ConfigError:  # of a plugin
+        found = {k: v for layer in layers for k, v in layer.values.items()}
+    for key in ("init_from", "pretrain_path", "split_file"):
+        if isinstance(found.get(key), str):
+            found[key] = _without_place(found[key])
+    kept = {k: v for k, v in found.items() if k not in {*moving_settings(), *_INDIFFERENT}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """All runs in directories at any depth, or in files of summaries (``.jsonl``), each once, in order of name; and a
-    line for each directory that looks like a run and cannot be read.
+    """All runs in directories at any depth, or in files of summaries (``.jsonl``), each once (a copy of a run's directory,
+    or its summary, is the same run), in order of name; and a line for each directory that looks like a run and cannot be
+    read.
 
     Raises:
         RunsError: a path does not exist, or holds no run.
     """
-    runs: dict[Path, Run] = {}
+    runs: dict[str, Run] = {}
+    places_seen: set[Path] = set()
     unread = []
+
+    def add(run: Run) -> None:
+        began = run.environment.get("started")
+        same = json.dumps([run.path.name, run.result, run.environment], sort_keys=True) if began else f"{len(runs)}"
+        if same not in runs or len(run.metrics) > len(runs[same].metrics):
+            runs[same] = run
+
     for path in paths:
         if path.suffix == ".jsonl":
-            runs |= {r.path: r for r in read_summaries(path)}
+            if path.resolve() not in places_seen:
+                for run in read_summaries(path):
+                    add(run)
+            places_seen.add(path.resolve())
             continue
         try:
             there = path.is_dir()
@@ -234,8 +280,11 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         if not places:
             raise RunsError(f"{path}: no run in it (a run's folder has a config.yaml)")
         for place in places:
+            if place.resolve() in places_seen:
+                continue
+            places_seen.add(place.resolve())
             try:
-                runs[place.resolve()] = read_run(place)
+                add(read_run(place.resolve()))  # whose name is needed: `report .`
             except (OSError, ValueError, KeyError, TypeError) as e:
                 unread.append(one_line(f"{place}: {e}"))
     return sorted(runs.values(), key=lambda r: (r.title, r.result.get("seed", -1), str(r.path))), unread
@@ -247,16 +296,28 @@ def _refuse_other_changes(changed: dict[str, tuple[Any, Any]]) -> None:
         raise ValueError("a length that is no number")
 
 
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """The name of each run's directory, with that of its folder where the name alone is not enough."""
+    count = Counter(run.path.name for run in runs)
+    return [
+        run.path.name if count[run.path.name] == 1 else f"{run.path.absolute().parent.name}/{run.path.name}"
+        for run in runs
+    ]
+
+
 def write_summaries(runs: Iterable[Run], path: Path) -> None:
     """A line of JSON per run, all that a report needs of it: result, environment, evaluations."""
     lines = []
-    for run in runs:
+    runs = list(runs)
+    for run, name in zip(runs, names_of(runs), strict=True):
         steps, values = run.curve(ACCURACY)
         content = {
-            "path": run.path.name, "config": run.config, "changed": run.changed, "failure": run.failure,
+            "path": name, "config": run.config, "changed": run.changed, "failure": run.failure,
             "result": run.result, "environment": run.environment,
             "evaluations": [[int(s), round(v, 6)] for s, v in zip(steps, values, strict=True)],
         }  # fmt: skip
+        if run.settings:
+            content["settings"] = run.settings
         lines.append(json.dumps(content, ensure_ascii=False))
     write_text(path, "".join(f"{line}\n" for line in lines))
 
@@ -284,7 +345,8 @@ def read_summaries(path: Path) -> list[Run]:
             _refuse_other_changes(changed)
             failure = None if c["failure"] is None else str(c["failure"])
             config = c["config"] if c["config"] in _known_configurations() else None
-            runs.append(Run(where, c["result"], metrics, c["environment"], config, changed, failure))
+            settings = str(c.get("settings", ""))
+            runs.append(Run(where, c["result"], metrics, c["environment"], config, changed, failure, settings))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise RunsError(f"{path} line {number}: not a summary of a run, as `report` writes them") from None
     return runs

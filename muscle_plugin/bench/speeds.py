@@ -73,7 +73,7 @@ class Images:
 _INDIFFERENT = frozenset([
     "seed", "split_seed", "num_labels", "lb_imb_ratio", "split_file", "sequestered", "epoch", "num_train_iter",
     "num_warmup_iter", "num_eval_iter", "num_log_iter", "lr", "lr_schedule", "lr_zero_at", "momentum", "weight_decay",
-    "decay_all", "save_dir", "save_name", "resume", "overwrite", "load_path", "data_dir", "cache_dir", "use_tensorboard",
+    "decay_all", "save_dir", "save_name", "resume", "overwrite", "load_path", "cache_dir", "use_tensorboard",
     "num_save_iter", "init_from", "use_pretrain", "pretrain_path",
 ])  # fmt: skip
 #: The smallest net, by which the images of a step are counted: their number does not depend on these settings.
@@ -84,7 +84,8 @@ _PLAIN: dict[str, Any] = {
 }  # fmt: skip
 #: Nor on these: batches are given by the number of their images, stages by their number.
 _OF_THE_IMAGES = frozenset([
-    "dataset", "num_classes", "weak_augment", "hard_augment", "hard_ops", "labels_csv", "ratio", "uratio", "lp_start",
+    "dataset", "data_dir", "num_classes", "weak_augment", "hard_augment", "hard_ops", "labels_csv", "ratio", "uratio",
+    "lp_start",
 ])  # fmt: skip
 
 
@@ -98,6 +99,8 @@ def alike(resolved: Resolved, in_images_alone: bool = False) -> str:
     settings = resolved.as_dict()
     if "mi_weight" in settings:  # at 0 nothing is forwarded for it
         settings["mi_weight"] = settings["mi_weight"] > 0
+    if settings["num_labels"] is None and not in_images_alone:
+        left_out -= {"split_file"}  # it, or the data, says how many are labelled
     return json.dumps({k: v for k, v in settings.items() if k not in left_out}, sort_keys=True)
 
 

@@ -279,7 +279,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
         faults.append(str(e))
     if faults:
         return fail(_shortened(faults))
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
 
     def say(line: str) -> None:
         console.print(line, markup=False)

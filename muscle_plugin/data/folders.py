@@ -143,15 +143,19 @@ def _from_csv(root: Path, table: Path, allow_outside: bool = False) -> list[_Ite
     labels: dict[Path, tuple[str | None, bool]] = {}
     images = find_images(root)
     known = set(images)
+    by_real: dict[str, Path] = {}  # where the files are once links are followed; made if a row needs it
     for line, row in _rows(table):
         where = f"{table} line {line}"
         name, label, split = ([c.strip() for c in row] + ["", "", ""])[:3]
         relative = Path(os.path.normpath(name)) if name else Path()
         outside = relative.is_absolute() or relative.parts[:1] == ("..",)
-        if not name or (outside and not allow_outside):
+        path = root / relative
+        if outside:  # or so it is written: an absolute path may lead to an image of the folder
+            by_real = by_real or {os.path.realpath(p): p for p in images}
+            path = by_real.get(_real(path), path)
+        if not name or (outside and path not in known and not allow_outside):
             hint = "; --allow_outside true permits others" if name else ""
             raise DataError(f"{where}: {shown(repr(name))} is not the path of a file in {root}{hint}")
-        path = root / relative
         if outside and path not in known and _is_file(path):
             images.append(path)
             known.add(path)
@@ -166,6 +170,13 @@ def _from_csv(root: Path, table: Path, allow_outside: bool = False) -> list[_Ite
             raise DataError(f"{where}: {shown(name)} has another label in an earlier line")
         labels[path] = entry
     return [_Item(p, *labels.get(p, (None, False))) for p in images]
+
+
+def _real(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # no path at all
+        return ""
 
 
 def _is_file(path: Path) -> bool:

@@ -27,7 +27,8 @@ from muscle_plugin.files import as_shared_as_any, write_json
 from muscle_plugin.progress import counted
 from muscle_plugin.text import shown
 
-PACK_FORMAT = 1
+#: Of array files; another one where `decode` makes other pixels of the same file.
+PACK_FORMAT = 2
 _CHECKED_BYTES = 64 << 20  # bytes per checksum
 
 
@@ -90,16 +91,17 @@ def decode(path: Path, size: int) -> np.ndarray:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError("not a file")
-        with Image.open(path, formats=image_formats()) as image:
+        # by a file and not its name, which Pillow would map into memory: of a grey TIFF that lies on its side wrongly
+        with path.open("rb") as file, Image.open(file, formats=image_formats()) as image:
             # Pillow warns where a size is beyond its limit, and refuses only twice that
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError
             image.draft("RGB", (2 * size, 2 * size))  # JPEG: decode no more than is needed
+            image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16") or image.mode == "I":
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
             elif image.mode == "F":
                 raise ValueError("floating-point pixels have no known range")
-            image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -262,9 +264,10 @@ def _write_pack(path: Path, key: dict[str, Any], root: Path, files: Sequence[Pat
         as_shared_as_any(temporary)
         os.replace(temporary, path)
         header = {"root": str(root), "key": key, "bad": {str(i): r for i, r in bad.items()}, "checksums": sums}
+        images = _map(path)  # before another process can take it for an older one
         write_json(path.with_suffix(".json"), header)
         _remove_older(path, header)
-        return Pack(_map(path), bad)
+        return Pack(images, bad)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -274,7 +277,8 @@ def _write_pack(path: Path, key: dict[str, Any], root: Path, files: Sequence[Pat
 def _remove_older(path: Path, header: dict[str, Any]) -> None:
     """Delete array files that an earlier state of the same folder left beside ``path``."""
     for other in path.parent.glob("*.json"):
-        if other == path.with_suffix(".json"):
+        same_kind = other.stem.rpartition("_")[0] == path.stem.rpartition("_")[0]  # all but the listing
+        if other == path.with_suffix(".json") or not same_kind:
             continue
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             content = json.loads(other.read_text())

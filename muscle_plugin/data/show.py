@@ -30,7 +30,7 @@ def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         algorithm = build(resolved)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 160
     console.print(counts_table(algorithm))

@@ -380,7 +380,7 @@ class Host:
 
     def _settings(self) -> dict[str, Any]:
         fields = {*RunSettings.model_fields, *MuscleSettings.model_fields}
-        names = {*fields, *(a.name for a in self.get_argument())} - moving_settings() - _OF_THE_MACHINE
+        names = {*fields, *(a.name.lstrip("-") for a in self.get_argument())} - moving_settings() - _OF_THE_MACHINE
         values = {n: getattr(self.args, n) for n in sorted(names) if hasattr(self.args, n)}
         values["uratio"] = float(values["uratio"])
         plain = (bool, int, float, str, type(None))
