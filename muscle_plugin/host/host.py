@@ -323,7 +323,7 @@ class Host:
         complete_settings(args)
         seed_everything(args.seed)
         self.device = choose_device(args.device)
-        self.precision = choose_precision(args.precision, self.device)
+        self.precision = choose_precision(args.precision, self.device, self.usb_name)
         check_compiler(args.compile, self.device)
         args.gpu = self.device.index
         args.amp = self.precision != "fp32"
