@@ -893,6 +893,8 @@ def _cross_checks(settings: Any) -> list[str]:
         faults += _split_faults(settings, DATASETS[settings.dataset])
     if settings.stage == "pretrain" and settings.algorithm not in WITHOUT_LABELS:
         faults.append(f"stage: pretrain is for {', '.join(WITHOUT_LABELS)}; {settings.algorithm} needs labels")
+    elif settings.stage == "pretrain" and settings.algorithm == MUSCLE and not settings.mi_weight:
+        faults.append("mi_weight: 0 leaves stage pretrain nothing to train on")
     start = getattr(settings, "lp_start", None)
     if start is not None and not 0 <= start <= 1:
         faults.append(f"lp_start: a share of the epochs, from 0 to 1, got {start:g}")

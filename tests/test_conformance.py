@@ -8,6 +8,7 @@ import torch
 
 from muscle_plugin.algorithms.catalogue import all_algorithms, muscle_algorithms, usb_algorithms
 from muscle_plugin.files import load_tensors
+from muscle_plugin.schedules import cosine
 
 #: Settings without which an algorithm does not run on digits, with the reason.
 SPECIAL = {
@@ -88,6 +89,20 @@ def test_an_algorithm_that_cannot_use_the_net_is_one_line(short_run):
 
     with pytest.raises(RunError, match="crmatch cannot be built over net small_cnn"):
         short_run(algorithm="crmatch")
+
+
+def test_dashs_warm_up_leaves_the_learning_rates_schedule_to_the_training(build_short):
+    algorithm = build_short(algorithm="dash", num_wu_iter=9, lr_schedule="cosine")
+    before = [p.detach().clone() for p in algorithm.model.parameters()]
+    algorithm.warmup()
+    assert any(not torch.equal(a, b) for a, b in zip(before, algorithm.model.parameters(), strict=True))
+    rates = []
+    algorithm.record = lambda values: rates.append(values["lr"])
+    algorithm.save_model = lambda *_: None
+    algorithm.args.num_log_iter = algorithm.num_log_iter = 1
+    assert [g["lr"] for g in algorithm.optimizer.param_groups] == [0.05, 0.05]
+    algorithm.train()
+    assert rates == pytest.approx([0.05 * cosine(step, 6) for step in range(1, 7)])
 
 
 def test_dash_takes_its_threshold_from_labelled_training_images(build_short):

@@ -318,6 +318,19 @@ def test_rotations_come_with_their_labels():
     assert torch.equal(quarter_turns(b["x_ulb_s_0"], b["rot_v"]), b["x_ulb_s_0_rot"])
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_crmatchs_turned_images_are_the_same_for_any_number_of_processes(world):
+    names = ("x_lb", "y_lb", "x_ulb_w", "x_ulb_s", "x_ulb_rot", "rot_v")
+    split = draw_split(DIGITS, 20, 0)
+    shared = (DIGITS, split, 6, 18, names, "crmatch", "digits_weak", "digits_hard", 1, 0, CPU)
+    one, parts = (
+        [Batches(*shared, rank=r, world=w).batch(3)["x_ulb_rot"].unflatten(0, (4, 6 // w)) for r in range(w)]
+        for w in (1, world)
+    )
+    assert torch.equal(torch.cat(parts, 1), one[0])
+    assert torch.equal(one[0][2], torch.rot90(one[0][0], 2, (2, 3)))
+
+
 def test_pixels_are_normalised_whether_bytes_or_fractions():
     images = torch.randint(0, 256, (300, 3, 8, 8), dtype=torch.uint8)
     mean, std = pixel_statistics(toy([0, 1, 2] * 100, images=images))

@@ -294,6 +294,16 @@ def test_precisions_train(short_run, tmp_path, precision):
     assert all(np.isfinite(v) for row in lines(tmp_path / "p") for v in row.values())
 
 
+@pytest.mark.parametrize("name", ["simmatch", "muscle_simmatch"])
+def test_what_no_cpu_computes_in_half_precision_is_one_line(short_run, name):
+    from muscle_plugin.run import RunError
+
+    with pytest.raises(
+        RunError, match="^precision: simmatch cannot be computed in bf16 on a CPU; give --precision fp32$"
+    ):
+        short_run(algorithm=name, precision="bf16")
+
+
 def test_mean_teacher_under_bf16_uses_the_teachers_own_weights(build_short):
     """Autocast's cache would hand the student's weights to the teacher."""
     algorithm = build_short(algorithm="meanteacher", precision="bf16")

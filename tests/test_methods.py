@@ -168,6 +168,31 @@ def test_pseudo_labels_are_those_of_the_present_features_and_weigh_as_defined(bu
     assert float(algorithm.weighted_class_loss(logits[:2], y, logits[2:], idx)) == pytest.approx(expected / 6, abs=1e-5)
 
 
+def test_its_features_hang_on_no_batch_size(build_short):
+    """``eval_batch_size`` may change when a run goes on."""
+    algorithm = build_short(algorithm="labelprop")
+    members = algorithm.source.train[:600]
+    found = [
+        algorithm.batches.features(algorithm.model, members, 3, batch, algorithm.amp_cm) for batch in (1000, 256, 100)
+    ]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_all_steps_are_stage_1_where_all_epochs_are(build_short):
+    algorithm = build_short(algorithm="labelprop", num_train_iter=7, lp_start=1.0, lr_schedule="cosine")
+    assert algorithm.stage_1_steps == 7  # two epochs of three steps, and one left over
+    rates = [algorithm.scheduler.lr_lambdas[0](step) for step in range(7)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_what_stage_2_logs_is_averaged_over_its_own_steps(short_run, tmp_path):
+    """The pseudo-labels' values begin between two log lines."""
+    short_run(algorithm="labelprop", num_log_iter=2, num_eval_iter=6, save_name="log")
+    lines = [json.loads(line) for line in (tmp_path / "log" / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("train/pseudo_coverage") for line in lines] == [None, 1.0, 1.0]
+
+
 def test_stage_1_of_label_propagation_alone_is_supervised_training(short_run, tmp_path):
     same = {"num_train_iter": 8, "epoch": 2, "lr_schedule": "constant"}
     short_run(algorithm="labelprop", save_name="a", **same, lp_start=1.0)
@@ -219,6 +244,8 @@ def test_pretraining_reads_no_label(name, short_run, tmp_path, monkeypatch):
 def test_pretraining_is_refused_where_labels_are_all_there_is():
     with pytest.raises(ConfigError, match="pretrain is for muscle, contrastive"):
         load_settings(None, algorithm="fixmatch", stage="pretrain")
+    with pytest.raises(ConfigError, match="mi_weight: 0 leaves stage pretrain nothing to train on"):
+        load_settings(None, algorithm="muscle", stage="pretrain", mi_weight=0.0)
 
 
 def test_training_starts_from_given_weights_without_the_classifier(short_run, build_short, tmp_path):

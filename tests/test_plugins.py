@@ -86,6 +86,30 @@ def test_an_algorithm_with_state_of_its_own_resumes_bit_for_bit(whole_and_resume
     assert list(about["plugins"]) == [plugin]
 
 
+def test_labelled_images_of_a_step_that_asks_for_none_are_paired_with_their_own_views(build_short, tmp_path):
+    step = """
+class Unlabelled(Own):
+    def train_step(self, x_ulb_w, x_ulb_s):
+        p, q = (self.model(x)["logits"].softmax(1) for x in (x_ulb_w, x_ulb_s))
+        return self.process_out_dict(loss=((p - q) ** 2).mean()), {}
+
+ALGORITHMS["unlabelled"] = Unlabelled
+"""
+    plugin = own_algorithm(tmp_path / "own.py", more=step)
+    algorithm = build_short(algorithm="muscle_unlabelled", plugins=plugin, total_batch=12, ratio=2.0, strength=1.0)
+    algorithm.epoch = 0
+    algorithm.model.train()
+    algorithm.call_hook("before_run")
+    algorithm.prepare_steps()
+    batch, seen = algorithm.batches.batch(0), []
+    algorithm.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    _, log = algorithm.train_step(**algorithm.process_batch(**batch))
+    assert algorithm.plan.weak == {"labelled": "x_lb", "unlabelled": "x_ulb_w"}
+    riders = torch.cat([batch[n] for n in ("x_lb", "x_lb_h", "x_ulb_h")])
+    assert torch.equal(seen[-1], riders)
+    assert log["train/mi"].isfinite()
+
+
 def test_its_arguments_are_settings(tmp_path, capsys):
     plugin = own_algorithm(tmp_path / "own.py")
     words = ["train", "--plugins", plugin, "--algorithm", "muscle_own", "--print-config"]

@@ -57,9 +57,11 @@ class PseudoLabels:
 
     @property
     def stage_1_steps(self) -> int:
-        """Steps of stage 1: whole epochs, ``lp_start`` of all."""
+        """Steps of stage 1: whole epochs, ``lp_start`` of all; with all epochs also the steps left over after them."""
         args = self.args
-        return stage_1_epochs(args.lp_start, args.epoch) * max(1, args.num_train_iter // args.epoch)
+        epochs = stage_1_epochs(args.lp_start, args.epoch)
+        steps: int = args.num_train_iter
+        return steps if epochs == args.epoch else epochs * max(1, steps // args.epoch)
 
     def schedule_restarts(self) -> tuple[int, ...]:
         """The steps at which the learning rate begins anew."""

@@ -22,6 +22,8 @@ from muscle_plugin.usb import SSL_Argument, str2bool
 
 #: The hard views that MUSCLE adds to a batch, by whose images they are.
 EXTRA_HARD = {LABELLED: "x_lb_h", UNLABELLED: "x_ulb_h"}
+#: The weak views that it adds where the base has none.
+USUAL_WEAK = {LABELLED: "x_lb", UNLABELLED: WEAK_UNLABELLED_VIEW}
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Muscle:
             own = {n: v for n, v in views.items() if v.images == kind}
             weak_names = [n for n, v in own.items() if v.strength == WEAK]
             candidates = [n for n in weak_names if n in with_gradient] + [n for n in weak_names if n in without]
-            weak[kind] = candidates[0] if candidates else (weak_names or [WEAK_UNLABELLED_VIEW])[0]
+            weak[kind] = (candidates or weak_names or [USUAL_WEAK[kind]])[0]
             if weak[kind] not in views:
                 extra[weak[kind]] = View(kind, WEAK)
             hard[kind] = tuple(n for n, v in own.items() if v.strength == HARD and n in with_gradient)[

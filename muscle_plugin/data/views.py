@@ -56,6 +56,8 @@ SECOND_WEAK_VIEW = frozenset({"pimodel", "meanteacher", "mixmatch"})
 INDICES = ("idx_lb", "idx_ulb", "y_lb")
 #: Parameters that are rotations of other views; ``rot_v`` holds the number of quarter turns.
 ROTATIONS = ("x_ulb_s_0_rot", "x_ulb_rot", "rot_v")
+#: Images for which ``Batches.features`` draws views at a time.
+FEATURES_AT_A_TIME = 256
 
 
 def views_of(parameters: Sequence[str], usb_name: str) -> dict[str, View]:
@@ -171,7 +173,7 @@ class Batches:
         Args:
             members: (N,) indices into the source's images.
             step: with the seed, fixes the augmentation.
-            batch: images at a time.
+            batch: images that the net is given at a time, at most; views do not depend on it.
             precision: makes the context of a forward pass.
         """
         was_training, parts = net.training, []
@@ -180,15 +182,15 @@ class Batches:
         own = range(len(members) * self._rank // self._world, len(members) * (self._rank + 1) // self._world)
         net.eval()
         with torch.no_grad():
-            for first in range(0, len(members), batch):
-                chunk = members[first : first + batch]
+            for first in range(0, len(members), FEATURES_AT_A_TIME):
+                chunk = members[first : first + FEATURES_AT_A_TIME]
                 start, stop = (min(max(i - first, 0), len(chunk)) for i in (own.start, own.stop))
                 images = pool[chunk[start:stop].to(pool.device)].to(self.device, non_blocking=True)
                 # drawn for the others too, so that views do not depend on the number of processes
                 views = self._augment[WEAK](images, Draws([Part(generator, 1, len(chunk), start, stop)]))
-                if len(images):
+                for part in views.split(batch) if len(views) else ():
                     with precision():
-                        parts.append(net(self.normalise(views), only_feat=True).float())
+                        parts.append(net(self.normalise(part), only_feat=True).float())
         net.train(was_training)
         return torch.cat(parts)
 
@@ -228,7 +230,9 @@ class Batches:
             out["rot_v"] = turns.to(self.device, non_blocking=True)
         if "x_ulb_rot" in self.parameters:
             n = min(self.size.values())
-            weak = self._augment[WEAK](images[UNLABELLED][:n], self._draws(step, {"x_ulb_rot": (1, n)}))
+            # spread over the images, so that those of several processes are together those of one
+            some = (torch.arange(n) * self.size[UNLABELLED] // n).to(self.device, non_blocking=True)
+            weak = self._augment[WEAK](images[UNLABELLED][some], self._draws(step, {"x_ulb_rot": (1, n)}))
             turns = torch.arange(4).repeat_interleave(n)
             out["x_ulb_rot"] = quarter_turns(self.normalise(weak).repeat(4, 1, 1, 1), turns)
             out["rot_v"] = turns.to(self.device, non_blocking=True)

@@ -11,6 +11,9 @@ import torch
 
 from muscle_plugin.distributed import launched, local_rank
 
+#: USB's classes that add half-precision soft-max to float32: autocast makes it float32 on a GPU, not on a CPU.
+NOT_HALF_ON_CPU = frozenset({"simmatch"})
+
 
 class DeviceError(RuntimeError):
     """The device or precision asked for is not there."""
@@ -46,8 +49,17 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16 for ``auto``: bf16 where the GPU computes it, else fp16 on a GPU, fp32 on a CPU."""
+def choose_precision(name: str, device: torch.device, usb_name: str = "") -> str:
+    """fp32, bf16 or fp16 for ``auto``: bf16 where the GPU computes it, else fp16 on a GPU, fp32 on a CPU.
+
+    Args:
+        usb_name: the USB class that is to be computed so.
+
+    Raises:
+        DeviceError: its steps cannot be.
+    """
+    if name in ("bf16", "fp16") and device.type == "cpu" and usb_name in NOT_HALF_ON_CPU:
+        raise DeviceError(f"precision: {usb_name} cannot be computed in {name} on a CPU; give --precision fp32")
     if name != "auto":
         return name
     if device.type != "cuda":

@@ -102,34 +102,39 @@ def accuracies(evaluations: list[float]) -> dict[str, float]:
 
 
 class HostLoggingHook(Hook):
-    """Averages the step's values between log steps and hands them to the run's log."""
+    """Averages the step's values between log steps, each over the steps that had it, and hands them to the run's log."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sums: dict[str, Any] = {}
         self.steps = 0
+        self.without: dict[str, int] = {}  # steps, of those, that lacked a value
 
     def after_train_step(self, algorithm: Any) -> None:
         now = {k: v for k, v in algorithm.log_dict.items() if k.startswith("eval/")}
+        without = dict(getattr(self, "without", {}))  # a checkpoint of an earlier version has none
+        without |= {k: without.get(k, 0) + 1 for k in self.sums if k not in algorithm.log_dict}
         for key, value in algorithm.log_dict.items():
             if key not in now:
                 value = value.detach() if isinstance(value, Tensor) else value
+                if self.steps and key not in self.sums:
+                    without[key] = self.steps
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
-        self.steps += 1
+        self.steps, self.without = self.steps + 1, without
         if now or self.every_n_iters(algorithm, algorithm.num_log_iter) or self.is_last_iter(algorithm):
             health, step = algorithm.health, algorithm.it + 1
             counts = health.counts()
             found = list(read({**self.sums, **counts}).values())  # all in one transfer
             found = distributed.mean(torch.tensor(found, dtype=torch.float64)).tolist()
             counts = dict(zip(counts, found[len(self.sums) :], strict=True))
-            means = {k: v / self.steps for k, v in zip(self.sums, found, strict=False)}
+            means = {k: v / (self.steps - without.get(k, 0)) for k, v in zip(self.sums, found, strict=False)}
             health.check(algorithm, step, counts, {k: v for k, v in means.items() if isinstance(self.sums[k], Tensor)})
             if algorithm.loss_scaler.is_enabled():
                 now["train/skipped_steps"] = int(counts["skipped"])
             rate = algorithm.optimizer.param_groups[-1]["lr"]
             algorithm.record({"lr": float(rate), **means, **now})
             health.last_line = {"step": step, **means}
-            self.sums, self.steps = {}, 0
+            self.sums, self.steps, self.without = {}, 0, {}
 
     def on_cpu(self) -> dict[str, Any]:
         """The sums since the last log line."""

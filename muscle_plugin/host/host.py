@@ -297,6 +297,7 @@ class Host:
     ema_model: Any
     ema: Any
     optimizer: Any
+    scheduler: Any
     loader_dict: dict[str, Any]
     hooks_dict: dict[str, Any]
     call_hook: Any
@@ -317,7 +318,7 @@ class Host:
         complete_settings(args, [a.name.lstrip("-") for a in self.get_argument()])
         seed_everything(args.seed)
         self.device = choose_device(args.device)
-        self.precision = choose_precision(args.precision, self.device)
+        self.precision = choose_precision(args.precision, self.device, self.usb_name)
         check_compiler(args.compile, self.device)
         args.gpu = self.device.index
         args.amp = self.precision != "fp32"
@@ -509,7 +510,8 @@ class Host:
         """The stage before training that some classes have (Dash); nothing for the others.
 
         Dash takes its first threshold from the loss on the "eval" loader, which is the test set. Here it sees the
-        labelled training images, as its paper says: test labels choose nothing.
+        labelled training images, as its paper says: test labels choose nothing. It also takes the steps of this stage from
+        the learning rate's schedule, all of which are over where it is as long as the training; here that begins anew.
         """
         stage = getattr(super(), "warmup", None)
         if stage is None or self.it > 0:
@@ -517,11 +519,15 @@ class Host:
         self._begin_alike()
         loaders, test = self.loader_dict, self.loader_dict["eval"]
         loaders["eval"] = self._fixed(self.source.train[self.split.labelled])
+        began, rates = dict(self.scheduler.state_dict()), [g["lr"] for g in self.optimizer.param_groups]
         try:
             with usb_calls_on(self.device):
                 stage()
         finally:
             loaders["eval"] = test
+        self.scheduler.load_state_dict(began)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def _begin_alike(self) -> None:
         """Give every process the first one's nets."""
