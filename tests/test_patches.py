@@ -62,28 +62,25 @@ def test_a_patch_with_its_case_is_proven_and_the_tree_is_left_alone(small):
     assert [entry.name for entry in tree.rglob("*")] == ["semilearn", "__init__.py"]
 
 
-def test_a_case_that_passes_without_its_patch_proves_nothing(small):
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("cases/0001_two.py", "import semilearn\n", "0001_two.py passes without the patch, so it proves nothing"),
+        ("cases/0001_two.py", CASE.format(3), "0001_two.py fails with the patch: AssertionError: VALUE is 2"),
+        (
+            "main/0001-two.patch",
+            diff(5, 2),
+            "0001-two.patch does not apply: error: patch failed: semilearn/__init__.py:1",
+        ),
+    ],
+    ids=["passes without", "fails with", "does not apply"],
+)
+def test_a_patch_that_is_not_proven_is_named(small, file, text, message):
     tree, patches = small
-    (patches / "cases" / "0001_two.py").write_text("import semilearn\n")
+    (patches / file).write_text(text)
     done = run(tree, patches)
     assert done.returncode == 1
-    assert "check.py: 0001_two.py passes without the patch, so it proves nothing" in done.stderr
-
-
-def test_a_case_that_fails_with_its_patch_is_named(small):
-    tree, patches = small
-    (patches / "cases" / "0001_two.py").write_text(CASE.format(3))
-    done = run(tree, patches)
-    assert done.returncode == 1
-    assert "check.py: 0001_two.py fails with the patch: AssertionError: VALUE is 2" in done.stderr
-
-
-def test_a_patch_that_does_not_apply_ends_the_series(small):
-    tree, patches = small
-    (patches / "main" / "0001-two.patch").write_text(diff(5, 2))
-    done = run(tree, patches)
-    assert done.returncode == 1
-    assert "check.py: 0001-two.patch does not apply: error: patch failed: semilearn/__init__.py:1" in done.stderr
+    assert f"check.py: {message}" in done.stderr
 
 
 def test_a_later_patch_that_breaks_an_earlier_one_is_found(small):
