@@ -137,6 +137,8 @@ def test_a_series_that_names_no_file_is_one_line(small):
 def test_every_patch_is_for_a_maintainer_to_read(name):
     """As `git am` takes it: an author, no sign-off, few lines of context, and a message that says what was wrong."""
     patches, made_for = check.read_series(PATCHES, name)
+    readme = (PATCHES / "README.md").read_text(encoding="utf-8")
+    pull_requests = " ".join(readme.split())
     assert made_for
     assert [patch.number for patch in patches] == sorted({patch.number for patch in patches})
     for patch in patches:
@@ -149,7 +151,11 @@ def test_every_patch_is_for_a_maintainer_to_read(name):
         for hunk in hunks:
             leading = re.match(r"(?: .*\n)*", hunk)
             assert leading[0].count("\n") <= 1, f"{patch.path}: more than one line of context"
-        assert patch.number in (PATCHES / "README.md").read_text(encoding="utf-8")
+        assert patch.number in readme
+        if patch.path.parent.name == "main":
+            message = text.partition("\nSymptom: ")[2].partition("\n---\n")[0]
+            said = re.sub(r"\n\n(Answers|Relates)[^\n]*\s*\Z", "", message)
+            assert " ".join(f"Symptom: {said}".split()) in pull_requests, f"{patch.path}: README.md says something else"
 
 
 def assert_all_proven(*arguments):
