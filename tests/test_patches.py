@@ -62,28 +62,25 @@ def test_a_patch_with_its_case_is_proven_and_the_tree_is_left_alone(small):
     assert [entry.name for entry in tree.rglob("*")] == ["semilearn", "__init__.py"]
 
 
-def test_a_case_that_passes_without_its_patch_proves_nothing(small):
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("cases/0001_two.py", "import semilearn\n", "0001_two.py passes without the patch, so it proves nothing"),
+        ("cases/0001_two.py", CASE.format(3), "0001_two.py fails with the patch: AssertionError: VALUE is 2"),
+        (
+            "main/0001-two.patch",
+            diff(5, 2),
+            "0001-two.patch does not apply: error: patch failed: semilearn/__init__.py:1",
+        ),
+    ],
+    ids=["passes without", "fails with", "does not apply"],
+)
+def test_a_patch_that_is_not_proven_is_named(small, file, text, message):
     tree, patches = small
-    (patches / "cases" / "0001_two.py").write_text("import semilearn\n")
+    (patches / file).write_text(text)
     done = run(tree, patches)
     assert done.returncode == 1
-    assert "check.py: 0001_two.py passes without the patch, so it proves nothing" in done.stderr
-
-
-def test_a_case_that_fails_with_its_patch_is_named(small):
-    tree, patches = small
-    (patches / "cases" / "0001_two.py").write_text(CASE.format(3))
-    done = run(tree, patches)
-    assert done.returncode == 1
-    assert "check.py: 0001_two.py fails with the patch: AssertionError: VALUE is 2" in done.stderr
-
-
-def test_a_patch_that_does_not_apply_ends_the_series(small):
-    tree, patches = small
-    (patches / "main" / "0001-two.patch").write_text(diff(5, 2))
-    done = run(tree, patches)
-    assert done.returncode == 1
-    assert "check.py: 0001-two.patch does not apply: error: patch failed: semilearn/__init__.py:1" in done.stderr
+    assert f"check.py: {message}" in done.stderr
 
 
 def test_a_later_patch_that_breaks_an_earlier_one_is_found(small):
@@ -140,6 +137,8 @@ def test_a_series_that_names_no_file_is_one_line(small):
 def test_every_patch_is_for_a_maintainer_to_read(name):
     """As `git am` takes it: an author, no sign-off, few lines of context, and a message that says what was wrong."""
     patches, made_for = check.read_series(PATCHES, name)
+    readme = (PATCHES / "README.md").read_text(encoding="utf-8")
+    pull_requests = " ".join(readme.split())
     assert made_for
     assert [patch.number for patch in patches] == sorted({patch.number for patch in patches})
     for patch in patches:
@@ -152,7 +151,11 @@ def test_every_patch_is_for_a_maintainer_to_read(name):
         for hunk in hunks:
             leading = re.match(r"(?: .*\n)*", hunk)
             assert leading[0].count("\n") <= 1, f"{patch.path}: more than one line of context"
-        assert patch.number in (PATCHES / "README.md").read_text(encoding="utf-8")
+        assert patch.number in readme
+        if patch.path.parent.name == "main":
+            message = text.partition("\nSymptom: ")[2].partition("\n---\n")[0]
+            said = re.sub(r"\n\n(Answers|Relates)[^\n]*\s*\Z", "", message)
+            assert " ".join(f"Symptom: {said}".split()) in pull_requests, f"{patch.path}: README.md says something else"
 
 
 def assert_all_proven(*arguments):

@@ -333,14 +333,17 @@ assert "muscle_musclefixmatch" not in ALGORITHMS
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_usbs_mutual_information_is_this_packages(patched):
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
+def test_usbs_mutual_information_is_this_packages(patched, precision):
     theirs = module(patched / "semilearn/algorithms/muscle/utils.py").mutual_information
     generator = torch.Generator().manual_seed(0)
     for views, n, c in ((1, 8, 3), (3, 32, 10), (3, 5, 100)):
-        weak = 3 * torch.randn(n, c, generator=generator)
-        hard = 3 * torch.randn(views, n, c, generator=generator)
+        weak = (3 * torch.randn(n, c, generator=generator)).to(precision)
+        hard = (3 * torch.randn(views, n, c, generator=generator)).to(precision)
         weak.requires_grad_()
-        there, here = theirs(weak, hard), mutual_information(weak.softmax(-1), hard.softmax(-1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision != torch.float32):
+            there = theirs(weak, hard)
+        here = mutual_information(weak.float().softmax(-1), hard.float().softmax(-1))
         torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)
         slopes = [torch.autograd.grad(x, weak)[0] for x in (there, here)]
         torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-7)

@@ -1,6 +1,9 @@
-"""FixMatch trains, evaluates, writes checkpoints and goes on from them without a GPU; so does the Trainer."""
+"""FixMatch trains, evaluates, writes checkpoints and goes on from them without a GPU; so do the Trainer and train.py."""
 
 import os
+import sys
+from pathlib import Path
+from unittest import mock
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # where there is a GPU, leave it out
 
@@ -27,3 +30,15 @@ train_lb, train_ulb, eval_loader = loaders(args).values()
 trainer.fit(train_lb, train_ulb, eval_loader)
 labels, probabilities = trainer.predict(eval_loader)
 assert probabilities.shape == (12, 3)
+
+if Path(os.environ["USB_TREE"], "train.py").exists():
+    sys.path.insert(0, os.environ["USB_TREE"])
+    import train
+
+    started = []  # train.py makes loaders for the data sets that it knows: here it gets as far as training
+    trained = {"train": lambda self: started.append(self), "results_dict": {}}
+    for several in (False, True):  # as the files of config/ ask for it
+        with mock.patch.multiple("semilearn.algorithms.fixmatch.FixMatch", create=True, **trained):
+            train.main(settings(multiprocessing_distributed=several, save_name="program"))
+    assert len(started) == 2, "train.py trained nothing"
+    assert next(started[0].model.parameters()).device.type == "cpu"
