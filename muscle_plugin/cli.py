@@ -177,7 +177,7 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     options = vars(parser.parse_args(list(argv)))
     try:  # before torch, which a name mistyped need not wait for; what the run's own files name is not loaded
         config.load_plugins([], options.pop("plugins"))
-        if not options.pop("overwrite"):
+        if not options["overwrite"]:
             refuse_existing(options["out"], "--overwrite replaces it")
     except ValueError as e:
         return fail(str(e).splitlines())
@@ -214,10 +214,10 @@ def export_command(argv: Sequence[str], prog: str) -> int:
     except ValueError as e:
         return fail(str(e).splitlines())
     from muscle_plugin.data.errors import DataError
-    from muscle_plugin.export import ExportError, write_export
+    from muscle_plugin.export import ExportError, export_model
 
     try:
-        for line in write_export(**options):
+        for line in export_model(**options):
             print(line)
     except ExportError as e:
         print(f"error: {one_line(str(e))}", file=sys.stderr)

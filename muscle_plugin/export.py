@@ -74,17 +74,10 @@ def export_model(
         ExportError: torch cannot express the net in ONNX, or a difference is larger than ``tolerance``.
         WriteError: ``out`` cannot be written.
     """
-    refuse_existing(Path(out), "give a folder that does not")
-    return write_export(checkpoint, out, format, images, tolerance)
-
-
-def write_export(
-    checkpoint: str | Path, out: str | Path, format: str, images: str | Path | None, tolerance: float
-) -> list[str]:
-    """:func:`export_model` once ``out`` is known not to exist."""
     checkpoint, out = Path(checkpoint), Path(out)
     wanted = ("safetensors", "onnx") if format == "both" else (format,)
     _refuse_missing(wanted)
+    refuse_existing(out, "give a folder that does not")
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"--tolerance: must be 0 or more, got {tolerance}")
     used = checkpoint_of(checkpoint)

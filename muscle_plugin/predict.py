@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import decode_all, images_at
 from muscle_plugin.data.views import normaliser
-from muscle_plugin.files import DamagedError, load_tensors, write_text
+from muscle_plugin.files import DamagedError, load_tensors, refuse_existing, write_text
 from muscle_plugin.host.device import choose_device, usb_calls_on
 from muscle_plugin.host.host import refuse_newer
 from muscle_plugin.run import net_builder
@@ -225,10 +225,10 @@ def label_images(
 
 
 def write_predictions(
-    checkpoint: Path, images: Path, out: Path, device: str = "auto", batch: int = 256, skip_bad_images: bool = False
-) -> str:
-    """Write a table of file (relative to ``images``), class and probability to ``out``, which is replaced if it exists;
-    returns a line that says what was done.
+    checkpoint: Path, images: Path, out: Path, device: str = "auto", batch: int = 256, skip_bad_images: bool = False,
+    overwrite: bool = False,
+) -> str:  # fmt: skip
+    """Write a table of file (relative to ``images``), class and probability; returns a line that says what was done.
 
     Args:
         checkpoint: a run's ``latest_model.pth``, or its directory.
@@ -240,6 +240,8 @@ def write_predictions(
     """
     if batch < 1:
         raise ValueError("--batch: must be at least 1")
+    if not overwrite:
+        refuse_existing(out, "--overwrite replaces it")
     files = images_at(images)
     used = checkpoint_of(checkpoint)
     predictor = Predictor(used, device)
