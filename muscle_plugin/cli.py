@@ -78,11 +78,11 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     Returns the exit status: 0 done, 1 the loss is not finite or another process failed, 2 bad input, 130 interrupted.
     """
     description = "Train a USB algorithm, or MUSCLE composed with one."
-    found = _configuration(_parser(prog, description, "muscle_fixmatch_digits_10 --seed 1"), argv)
-    if isinstance(found, int):
-        return found
-    _, resolved = found
     try:
+        found = _configuration(_parser(prog, description, "muscle_fixmatch_digits_10 --seed 1"), argv)
+        if isinstance(found, int):
+            return found
+        _, resolved = found
         from muscle_plugin.distributed import ExchangeError
         from muscle_plugin.run import Interrupted, NotFinite, RunError, train
     except KeyboardInterrupt:
@@ -221,7 +221,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if words and words[0] in COMMANDS:
-        return COMMANDS[words[0]][0](words[1:], f"muscle-plugin {words[0]}")
+        try:
+            return COMMANDS[words[0]][0](words[1:], f"muscle-plugin {words[0]}")
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
     parser = argparse.ArgumentParser(prog="muscle-plugin", description="MUSCLE for USB (arXiv 2012.00150).")
     parser.add_argument("--version", action="version", version=f"muscle-plugin {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

@@ -44,6 +44,7 @@ from muscle_plugin.extend import PLUGIN_NETS
 from muscle_plugin.files import (
     DamagedError,
     WriteError,
+    finish_move,
     load_tensors,
     read_json,
     read_whole,
@@ -54,7 +55,15 @@ from muscle_plugin.files import (
 from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
 from muscle_plugin.host.health import NotFinite
-from muscle_plugin.host.host import BEST, LATEST, Interrupted, read_source, saved_checkpoints, split_seed
+from muscle_plugin.host.host import (
+    BEST,
+    LATEST,
+    Interrupted,
+    earlier_checkpoints,
+    read_source,
+    saved_checkpoints,
+    split_seed,
+)
 from muscle_plugin.host.memory import keep_freed_memory
 from muscle_plugin.plugins import fingerprints
 from muscle_plugin.progress import Progress
@@ -138,8 +147,9 @@ def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: boo
             _said(lambda: check_shared_equally(settings.batch_size, unlabelled, distributed.world()))
             stack.enter_context(_alone(run_dir))
             checkpoints = _prepare_directory(run_dir, resolved)
-            remove_parts(run_dir)
-            (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+            _refuse_links(run_dir)
+            _said(lambda: remove_parts(run_dir))
+            _said(lambda: (run_dir / FAILURE_FILE).unlink(missing_ok=True))
             text = resolved.to_yaml(leave_out=("resume", "overwrite", "load_path"))
             _said(lambda: write_text(run_dir / CONFIG_FILE, text))
             return checkpoints
@@ -159,6 +169,10 @@ def _train_or_say_why(
                 "the checkpoints before it are whole" if saved_checkpoints(run_dir) else "there is no checkpoint yet"
             )
             raise RunError(f"{_refused(e)}; {saved}. To go on: {_resume_command(command)}") from e
+        except OSError as e:
+            if not e.filename:
+                raise
+            raise RunError(f"{e.filename}: {e.strerror}") from e
     except Interrupted:
         raise
     except Exception as e:
@@ -212,6 +226,8 @@ def _train_in(
                 algorithm.notes += _changed_plugins(run_dir / "environment.json", about["plugins"])
             _save_environment(run_dir / "environment.json", about, bool(checkpoints))
             recorder = stack.enter_context(Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress))
+            recorder.note_missing(int(algorithm.health.last_line.get("step", 0)))
+            algorithm.notes += [*recorder.notes, *_about_best(run_dir, algorithm)]
             stack.enter_context(progress)
             progress.start(algorithm)
             algorithm.recorder = recorder
@@ -222,6 +238,8 @@ def _train_in(
                     algorithm.warmup()
                     algorithm.train()
             except Interrupted as e:
+                if not saved_checkpoints(run_dir):
+                    raise
                 raise Interrupted(f"{e}\nto go on: {_resume_command(command)}") from None
             except CompileError as e:  # found at the first step
                 raise RunError(str(e)) from e
@@ -247,6 +265,23 @@ def _newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, 
     raise RunError(
         f"{'; '.join(damaged.values())}: no checkpoint to go on from is left; --overwrite starts the run anew{kept}"
     )
+
+
+def _about_best(run_dir: Path, algorithm: Any) -> list[str]:
+    """A note if a run that goes on has no whole checkpoint of its best evaluation."""
+    if not algorithm.evaluations:
+        return []
+    try:
+        read_whole(run_dir / BEST)
+    except DamagedError as e:
+        fault = str(e)
+    except OSError as e:
+        fault = f"{run_dir / BEST}: {e.strerror}"
+    else:
+        return []
+    return [
+        f"{fault}; the best evaluation so far was of step {algorithm.best_it + 1}, and only a better one replaces it"
+    ]
 
 
 def _gone_back(run_dir: Path, used: Path, step: int, damaged: dict[Path, str]) -> str:
@@ -327,10 +362,16 @@ def _alone(run_dir: Path) -> Iterator[None]:
         yield
         return
     try:
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir.parent / f".{run_dir.name}.lock").open("w")
+        place = run_dir.resolve()  # by whatever links it was named
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # a link that lies there is not followed: what it leads to is not ours
+        lock = os.fdopen(
+            os.open(place.parent / f".{place.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+"
+        )
     except OSError as e:
         raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
+    except RuntimeError as e:  # a link that leads to itself
+        raise RunError(f"{run_dir}: cannot be created: {e}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -535,6 +576,7 @@ def _save_split(path: Path, algorithm: Any, resumed: bool) -> None:
 def _prepare_directory(run_dir: Path, resolved: Resolved) -> list[Path]:
     """Create the run directory, or find the checkpoints to resume from, the newest first. Deletes only with ``overwrite``."""
     settings = resolved.settings
+    _said(lambda: finish_move(run_dir / LATEST, earlier_checkpoints(run_dir, settings.keep_checkpoints - 1)))
     latest = Path(settings.load_path) if settings.load_path else run_dir / LATEST
     checkpoints = [p for p in [latest] if p.is_file()] if settings.load_path else saved_checkpoints(run_dir)
     if settings.resume != "no" and checkpoints:
@@ -558,12 +600,24 @@ def _prepare_directory(run_dir: Path, resolved: Resolved) -> list[Path]:
                 raise RunError(
                     f"{run_dir} is not a run directory (it has no {CONFIG_FILE}), so --overwrite leaves it alone"
                 )
-            shutil.rmtree(run_dir)
+            if run_dir.is_symlink():
+                raise RunError(f"{run_dir} is a link, so --overwrite leaves it alone; name {run_dir.resolve()} itself")
+            _said(lambda: shutil.rmtree(run_dir))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
     return []
+
+
+def _refuse_links(run_dir: Path) -> None:
+    """Refuse to go on writing in files that lie elsewhere: whoever made the folder may have chosen them."""
+    for name in ("log.txt", "metrics.jsonl", "tensorboard"):
+        path = run_dir / name
+        right = path.is_dir if name == "tensorboard" else path.is_file
+        if path.is_symlink() or (path.exists() and not right()):
+            kind = "a link" if path.is_symlink() else "no folder" if name == "tensorboard" else "no file"
+            raise RunError(f"{path}: is {kind}, and is not written to; delete it")
 
 
 def _only_prepared(run_dir: Path) -> bool:
