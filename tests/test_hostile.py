@@ -1,5 +1,7 @@
 """What SECURITY.md promises of files from strangers: nothing in them runs, leaves its folder, or is larger than it looks."""
 
+import codecs
+import functools
 import json
 import os
 import pickle
@@ -150,6 +152,16 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_expanded(tmp_path):
         load_tensors(tmp_path / "z.pth")
 
 
+class Doubled:
+    """Pickled, it is a call that makes twice as many bytes of what it is given."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __reduce__(self):
+        return (codecs.encode, (self.content, "hex_codec"))
+
+
 def references(depth):
     found = [0.5, 0.5]
     for _ in range(depth):
@@ -165,9 +177,10 @@ def itself():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(torch.zeros(1).expand(10**10), "would become .* 40,000,000,000 bytes of tensors"),
+    [(functools.reduce(lambda content, _: Doubled(content), range(18), "a"), "texts to be encoded"),
+     (torch.zeros(1).expand(10**10), "would become .* 40,000,000,000 bytes of tensors"),
      (references(60), "would become [0-9,]{20,} objects"), (itself(), "holds itself")],
-    ids=["one number as a tensor", "lists of lists", "a list of itself"],
+    ids=["codecs", "one number as a tensor", "lists of lists", "a list of itself"],
 )  # fmt: skip
 def test_a_small_checkpoint_cannot_become_large(content, message, tmp_path):
     torch.save({"x": content}, tmp_path / "c.pth")

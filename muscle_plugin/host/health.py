@@ -242,7 +242,7 @@ class Health:
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
-            **{k: getattr(self, k).detach().cpu().clone() for k in ("run", "longest", "skipped", "losses")},
+            **{k: getattr(self, k).detach().cpu().clone() for k in ("run", "skipped", "losses")},
             "first": [[list(names), t.detach().cpu().clone()] for names, t in self._first.items()],
             "warnings": list(self.warnings),
             "last_line": dict(self.last_line),
