@@ -85,21 +85,20 @@ def train_command(argv: Sequence[str], prog: str) -> int:
     Returns the exit status: 0 done, 1 the loss is not finite or another process failed, 2 bad input, 130 interrupted.
     """
     description = "Train a USB algorithm, or MUSCLE composed with one."
-    found = _configuration(_parser(prog, description, "muscle_fixmatch_digits_10 --seed 1"), argv)
-    if isinstance(found, int):
-        return found
-    _, resolved = found
-    from muscle_plugin.run_dir import RunError, alone, checkpoints_or_refusal
-
-    settings = resolved.settings
-    run_dir = Path(settings.save_dir) / settings.save_name
-    if "RANK" not in os.environ:
-        try:  # before torch is loaded; `train` looks again, since by then another process may have begun the run
-            with alone(run_dir) if run_dir.exists() else nullcontext():
-                checkpoints_or_refusal(run_dir, resolved)
-        except (RunError, OSError) as e:
-            return fail(str(e).splitlines())
     try:
+        found = _configuration(_parser(prog, description, "muscle_fixmatch_digits_10 --seed 1"), argv)
+        if isinstance(found, int):
+            return found
+        _, resolved = found
+        from muscle_plugin.run_dir import RunError, alone, checkpoints_or_refusal
+
+        run_dir = Path(resolved.settings.save_dir) / resolved.settings.save_name
+        if "RANK" not in os.environ:
+            try:  # before torch is loaded; `train` looks again, since by then another process may have begun the run
+                with alone(run_dir) if run_dir.exists() else nullcontext():
+                    checkpoints_or_refusal(run_dir, resolved)
+            except (RunError, OSError) as e:
+                return fail(str(e).splitlines())
         from muscle_plugin.distributed import ExchangeError
         from muscle_plugin.run import Interrupted, NotFinite, train
     except KeyboardInterrupt:
@@ -276,7 +275,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if words and words[0] in COMMANDS:
-        return COMMANDS[words[0]][0](words[1:], f"muscle-plugin {words[0]}")
+        try:
+            return COMMANDS[words[0]][0](words[1:], f"muscle-plugin {words[0]}")
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
     parser = argparse.ArgumentParser(prog="muscle-plugin", description="MUSCLE for USB (arXiv 2012.00150).")
     parser.add_argument("--version", action="version", version=f"muscle-plugin {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

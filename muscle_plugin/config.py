@@ -470,6 +470,8 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None =
         raise ConfigError([f"{shown(path)}: cannot be read: {e}"]) from None
     if path in seen:
         raise ConfigError([f"{path}: extends itself, by way of {' -> '.join(p.name for p in (*seen, path))}"])
+    if seen and path.exists() and not path.is_file():  # a pipe would not end; one that the user names does
+        raise ConfigError([f"{path}: not a file; {seen[-1]} extends it"])
     read = [] if read is None else read
     read.append(path)
     if len(read) > MOST_FILES:
@@ -1081,6 +1083,8 @@ def differing_settings(saved: str | Path, resolved: Resolved) -> dict[str, tuple
     Raises:
         ConfigError: the file cannot be read, or holds what is no setting.
     """
+    if Path(saved).exists() and not Path(saved).is_file():  # a pipe would not end
+        raise ConfigError([f"{saved}: not a file"])
     there, here = resolve(read_yaml(Path(saved))).as_dict(), resolved.as_dict()
     moves = moving_settings()
     return {k: (there.get(k), here.get(k)) for k in {**there, **here} if k not in moves and there.get(k) != here.get(k)}

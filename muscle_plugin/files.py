@@ -106,9 +106,19 @@ def _take_place(new: Path, path: Path, earlier: Sequence[Path]) -> None:
 
 
 def _shift(files: Sequence[Path]) -> None:
-    for older, newer in zip(files[:0:-1], files[-2::-1], strict=True):
-        if newer.exists():
-            os.replace(newer, older)
+    """Free the first name: each file up to the first absent one goes to the next name, the last of all is replaced."""
+    absent = next((i for i, path in enumerate(files) if not path.exists()), len(files) - 1)
+    for i in range(absent, 0, -1):
+        os.replace(files[i - 1], files[i])
+
+
+def finish_move(path: Path, earlier: Sequence[Path]) -> None:
+    """Give the file that was at ``path`` its place in ``earlier``, if a process was killed before it had; no other may be
+    writing there."""
+    for second_name in path.parent.glob(f".{path.name}.*.old.part"):
+        if earlier and path.exists() and not path.samefile(second_name):
+            _shift(earlier)
+            os.replace(second_name, earlier[0])
 
 
 def remove_parts(folder: Path) -> None:
@@ -141,6 +151,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: there is none.
     """
+    if path.exists() and not path.is_file():  # a pipe would not end
+        raise ValueError(f"{path.name}: not a file")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -241,6 +253,42 @@ def _refuse_compressed(content: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("its content is compressed; torch.save writes it as it is")
+    if (
+        b"_codecs\nencode\n" in content
+    ):  # pickle's way to bytes; nested, with the codec hex, each doubles what it is given
+        raise ValueError("it holds texts to be encoded, which weights need not")
+
+
+def _size_of(value: Any, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """(objects, bytes of tensors) in nested values, as if what occurs twice were there twice.
+
+    Args:
+        known: of containers, by identity; None while one is being counted.
+    """
+    if isinstance(value, torch.Tensor):
+        return 1, value.numel() * value.element_size()
+    if not isinstance(value, (dict, list, tuple)):
+        return 1, 0
+    if id(value) in known:
+        found = known[id(value)]
+        if found is None:
+            raise ValueError("it holds something that holds itself")
+        return found
+    known[id(value)] = None
+    parts = [_size_of(v, known) for v in (value.values() if isinstance(value, dict) else value)]
+    known[id(value)] = size = (1 + sum(n for n, _ in parts), sum(b for _, b in parts))
+    return size
+
+
+def _refuse_inflated(found: Any, size: int) -> None:
+    """Refuse content that would grow far beyond its file when it is copied: views of one number as a large tensor, lists of
+    references to one list."""
+    try:
+        objects, numbers = _size_of(found, {})
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if objects > 16 * size or numbers > 16 * size:
+        raise ValueError(f"its {size:,} bytes would become {objects:,} objects and {numbers:,} bytes of tensors")
 
 
 def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -290,6 +338,7 @@ def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | 
     try:
         _refuse_compressed(content)
         found = torch.load(io.BytesIO(content), map_location=place, weights_only=True)
+        _refuse_inflated(found, len(content))
     except ValueError as e:  # our own
         raise DamagedError(f"{path}: not a readable checkpoint ({first_line(e)})") from None
     except Exception as e:  # whatever torch's readers meet; their texts advise to run what the file holds

@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
+import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.files import WriteError, write_json, write_text, writing
+from muscle_plugin.files import WriteError, atomic_write, write_json, writing
 from muscle_plugin.host.hooks import accuracies
 from muscle_plugin.progress import Progress
+
+#: TensorBoard's name of a file of events: the second of its beginning, and the rest.
+_EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.(.*)", re.DOTALL)
 
 
 class Recorder:
@@ -23,14 +29,18 @@ class Recorder:
         step: steps done so far; 0 for a new run.
         tensorboard: whether to write TensorBoard events.
         progress: told of every record.
+
+    Attributes:
+        notes: what a user should know of the lines that were there.
     """
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool, progress: Progress) -> None:
         self.run_dir, self._progress = run_dir, progress
         self._path = run_dir / "metrics.jsonl"
+        self.notes: list[str] = []
+        self._last = 0.0
         if self._path.exists():
-            rows = self._path.read_text(errors="replace").splitlines()
-            write_text(self._path, "".join(f"{row}\n" for row in rows if _step_of(row) <= step))
+            self._drop_lines_after(step)
         self._metrics = self._path.open("ab", buffering=0)
         self._events: Any = None
         if tensorboard:
@@ -38,12 +48,35 @@ class Recorder:
 
             folder = run_dir / "tensorboard"
             continues = folder.is_dir() and any(folder.iterdir())
+            # before the writer, whose thread may fail at once, and then after this has been left by an exception
+            self._excepthook, threading.excepthook = threading.excepthook, self._thread_failed
             with writing(folder):
+                _name_before_now(folder)
                 self._events = SummaryWriter(str(folder), purge_step=step + 1 if continues else None)
 
+    def _drop_lines_after(self, step: int) -> None:
+        kept, wrong = [], []
+        rows = self._path.read_bytes().split(b"\n")
+        for number, row in enumerate(rows, 1):
+            at = _step_of(row)
+            if self._last < at <= step:
+                kept.append(row + b"\n")
+                self._last = at
+            elif not at > self._last or (at == math.inf and number < len(rows)):  # a kill may have cut off the last one
+                wrong.append(number)
+        with atomic_write(self._path) as f:
+            f.writelines(kept)
+        if wrong:
+            which = f"line {wrong[0]}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
+            self.notes.append(f"{self._path}: {which}: damaged or out of order; left out")
+
+    def note_missing(self, step: int) -> None:
+        """Note that lines are absent, if the last one of those that were there is not of ``step``."""
+        if self._last < step:
+            first = math.floor(self._last) + 1
+            self.notes.append(f"{self._path}: has no lines of steps {first} to {step}, which had been logged")
+
     def __enter__(self) -> Recorder:
-        self._excepthook = threading.excepthook
-        threading.excepthook = self._thread_failed
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,7 +84,7 @@ class Recorder:
         if self._events is not None:
             with contextlib.suppress(OSError):  # a full disk has been reported by then
                 self._events.close()
-        threading.excepthook = self._excepthook
+            threading.excepthook = self._excepthook
 
     def _thread_failed(self, what: Any) -> None:
         """TensorBoard writes in a thread: what the disk refuses there comes up at the next record."""
@@ -122,8 +155,19 @@ class Recorder:
         return result
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut off in the middle
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return math.inf  # a line cut off in the middle
+
+
+def _name_before_now(folder: Path) -> None:
+    """Rename event files whose names say a second that has not passed: readers take files by it, and a later attempt takes
+    back what an earlier one logged after its first step. Clocks are set back, and differ between machines."""
+    found = sorted(p for p in folder.glob("events.out.tfevents.*") if _EVENTS.match(p.name))
+    for i, path in enumerate(found):
+        latest = max(0, int(time.time()) - len(found) + i)
+        second, rest = _EVENTS.match(path.name).groups()  # type: ignore[union-attr]
+        if int(second) > latest:
+            os.replace(path, folder / f"events.out.tfevents.{latest:010d}.{rest}")

@@ -45,6 +45,7 @@ from muscle_plugin.extend import PLUGIN_NETS
 from muscle_plugin.files import (
     DamagedError,
     WriteError,
+    finish_move,
     load_tensors,
     read_json,
     read_whole,
@@ -69,6 +70,7 @@ from muscle_plugin.run_dir import (
     RunError,
     alone,
     checkpoints_or_refusal,
+    earlier_checkpoints,
     is_worth_keeping,
     saved_checkpoints,
 )
@@ -143,8 +145,9 @@ def _train(run_dir: Path, resolved: Resolved, command: Sequence[str], quiet: boo
             _said(lambda: check_shared_equally(settings.batch_size, unlabelled, distributed.world()))
             stack.enter_context(alone(run_dir))
             checkpoints = _prepare_directory(run_dir, resolved)
-            remove_parts(run_dir)
-            (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+            _refuse_links(run_dir)
+            _said(lambda: remove_parts(run_dir))
+            _said(lambda: (run_dir / FAILURE_FILE).unlink(missing_ok=True))
             text = resolved.to_yaml(leave_out=("resume", "overwrite", "load_path"))
             _said(lambda: write_text(run_dir / CONFIG_FILE, text))
             return checkpoints
@@ -165,6 +168,10 @@ def _train_or_say_why(
                 "the checkpoints before it are whole" if saved_checkpoints(run_dir) else "there is no checkpoint yet"
             )
             raise RunError(f"{_refused(e)}; {saved}. To go on: {_resume_command(command)}") from e
+        except OSError as e:
+            if not e.filename:
+                raise
+            raise RunError(f"{e.filename}: {e.strerror}") from e
     except Interrupted:
         raise
     except Exception as e:
@@ -226,6 +233,8 @@ def _train_in(
                 algorithm.notes += _changed_plugins(run_dir / "environment.json", about["plugins"])
             _save_environment(run_dir / "environment.json", about, bool(checkpoints))
             recorder = stack.enter_context(Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress))
+            recorder.note_missing(int(algorithm.health.last_line.get("step", 0)))
+            algorithm.notes += [*recorder.notes, *_about_best(run_dir, algorithm)]
             stack.enter_context(progress)
             progress.start(algorithm)
             algorithm.recorder = recorder
@@ -236,6 +245,8 @@ def _train_in(
                     algorithm.warmup()
                     algorithm.train()
             except Interrupted as e:
+                if not saved_checkpoints(run_dir):
+                    raise
                 raise Interrupted(f"{e}\nto go on: {_resume_command(command)}") from None
             except CompileError as e:  # found at the first step
                 raise RunError(str(e)) from e
@@ -261,6 +272,23 @@ def _newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, 
     raise RunError(
         f"{'; '.join(damaged.values())}: no checkpoint to go on from is left; --overwrite starts the run anew{kept}"
     )
+
+
+def _about_best(run_dir: Path, algorithm: Any) -> list[str]:
+    """A note if a run that goes on has no whole checkpoint of its best evaluation."""
+    if not algorithm.evaluations:
+        return []
+    try:
+        read_whole(run_dir / BEST)
+    except DamagedError as e:
+        fault = str(e)
+    except OSError as e:
+        fault = f"{run_dir / BEST}: {e.strerror}"
+    else:
+        return []
+    return [
+        f"{fault}; the best evaluation so far was of step {algorithm.best_it + 1}, and only a better one replaces it"
+    ]
 
 
 def _gone_back(run_dir: Path, used: Path, step: int, damaged: dict[Path, str]) -> str:
@@ -507,14 +535,26 @@ def _save_split(path: Path, algorithm: Any, resumed: bool) -> None:
 
 def _prepare_directory(run_dir: Path, resolved: Resolved) -> list[Path]:
     """Create the run directory, or find the checkpoints to resume from, the newest first. Deletes only with ``overwrite``."""
+    settings = resolved.settings
+    _said(lambda: finish_move(run_dir / LATEST, earlier_checkpoints(run_dir, settings.keep_checkpoints - 1)))
     checkpoints = checkpoints_or_refusal(run_dir, resolved)
-    if resolved.settings.overwrite and not checkpoints and is_worth_keeping(run_dir):
-        shutil.rmtree(run_dir)
+    if settings.overwrite and not checkpoints and is_worth_keeping(run_dir):
+        _said(lambda: shutil.rmtree(run_dir))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
     return checkpoints
+
+
+def _refuse_links(run_dir: Path) -> None:
+    """Refuse to go on writing in files that lie elsewhere: whoever made the folder may have chosen them."""
+    for name in ("log.txt", "metrics.jsonl", "tensorboard"):
+        path = run_dir / name
+        right = path.is_dir if name == "tensorboard" else path.is_file
+        if path.is_symlink() or (path.exists() and not right()):
+            kind = "a link" if path.is_symlink() else "no folder" if name == "tensorboard" else "no file"
+            raise RunError(f"{path}: is {kind}, and is not written to; delete it")
 
 
 @contextlib.contextmanager

@@ -61,10 +61,16 @@ def alone(run_dir: Path) -> Iterator[None]:
         yield
         return
     try:
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir.parent / f".{run_dir.name}.lock").open("w")
+        place = run_dir.resolve()  # by whatever links it was named
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # a link that lies there is not followed: what it leads to is not ours
+        lock = os.fdopen(
+            os.open(place.parent / f".{place.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+"
+        )
     except OSError as e:
         raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
+    except RuntimeError as e:  # a link that leads to itself
+        raise RunError(f"{run_dir}: cannot be created: {e}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,6 +111,8 @@ def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
         )
     if kept and settings.overwrite and not (run_dir / CONFIG_FILE).is_file():
         raise RunError(f"{run_dir} is not a run directory (it has no {CONFIG_FILE}), so --overwrite leaves it alone")
+    if kept and settings.overwrite and run_dir.is_symlink():
+        raise RunError(f"{run_dir} is a link, so --overwrite leaves it alone; name {run_dir.resolve()} itself")
     return []
 
 

@@ -5,13 +5,25 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
 from conftest import ROOT, SHORT
 
-from muscle_plugin.files import DamagedError, WriteError, atomic_write, load_tensors, read_whole, save_tensors
+from muscle_plugin.files import (
+    DamagedError,
+    WriteError,
+    atomic_write,
+    finish_move,
+    load_tensors,
+    read_whole,
+    remove_parts,
+    save_tensors,
+)
 from muscle_plugin.host.host import CHECKPOINT_FORMAT, Host
+from muscle_plugin.recorder import Recorder
 from muscle_plugin.run import RunError
 from muscle_plugin.run_dir import saved_checkpoints
 
@@ -68,6 +80,41 @@ def test_earlier_files_move_on(tmp_path):
             f.write(b"%d" % n)
     assert [p.read_bytes() for p in (path, *earlier)] == [b"4", b"3", b"2"]
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def die_before_rename(number):
+    """This process ends before it renames for the so-many-th time, counted from 1."""
+    calls, replace = iter(range(1, 99)), os.replace
+    os.replace = lambda *args: os._exit(9) if next(calls) == number else replace(*args)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("before", [2, 4], ids="{} written before".format)
+def test_a_kill_between_renames_loses_no_earlier_file(tmp_path, before):
+    """Killed before each rename in turn: afterwards the names lead to files that follow each other, and to as many."""
+    path, earlier = tmp_path / "a", [tmp_path / "b", tmp_path / "c"]
+
+    def write(n):
+        with atomic_write(path, earlier) as f:
+            f.write(b"%d" % n)
+
+    for kill in range(1, 5):
+        for old in tmp_path.iterdir():
+            old.unlink()
+        for n in range(before):
+            write(n)
+        child = os.fork()
+        if child == 0:
+            die_before_rename(kill)
+            write(before)
+            os._exit(0)
+        died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        finish_move(path, earlier)
+        remove_parts(tmp_path)
+        newest = before - 1 if died and kill == 1 else before
+        kept = [p.read_bytes() for p in (path, *earlier) if p.exists()]
+        assert kept == [b"%d" % n for n in range(newest, max(newest - 3, -1), -1)], kill
+        assert len(list(tmp_path.iterdir())) == len(kept)
 
 
 def test_earlier_files_move_on_without_hard_links(tmp_path, monkeypatch):
@@ -135,6 +182,31 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(short_r
     assert steps(run_dir) == [json.loads(line)["step"] for line in logged.splitlines()]
     assert load_tensors(run_dir / "previous_model.pth")["it"] == 4  # the damaged one has not taken its place
     assert not list(run_dir.glob(".*"))
+
+
+def test_a_lost_checkpoint_of_the_best_evaluation_is_told_of(short_run, tmp_path, capsys):
+    from muscle_plugin.config import load_settings
+    from muscle_plugin.run import train
+
+    short_run(**SAVING)
+    best = tmp_path / "r" / "model_best.pth"
+    for damage, word in ((flip, "damaged"), (os.unlink, "No such file")):
+        damage(best)
+        train(load_settings(None, **SHORT, **SAVING, save_dir=str(tmp_path), resume="yes"))
+        (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"note: {best}: {word}")]
+        assert "the best evaluation so far was of step" in note
+
+
+def test_a_run_is_one_whatever_links_name_it(short_run, tmp_path):
+    from muscle_plugin.run_dir import alone
+
+    (tmp_path / "link").symlink_to(tmp_path / "r")
+    with alone(tmp_path / "r"), pytest.raises(RunError, match="link is being written by another process"):
+        short_run(**SAVING | {"save_name": "link"})
+    short_run(**SAVING)
+    with pytest.raises(RunError, match="is a link, so --overwrite leaves it alone"):
+        short_run(**SAVING | {"save_name": "link"}, overwrite=True)
+    assert len(saved_checkpoints(tmp_path / "r")) == 2
 
 
 @pytest.mark.parametrize("resume", ["yes", "auto"])
@@ -320,6 +392,61 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(short_run, tm
         assert steps(disk / "r") == steps(whole)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- logs
+
+
+LINES = [f'{{"step": {i}, "x": 1}}' for i in (2, 4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "kept", "note"),
+    [(LINES, [2, 4, 6], None), ([*LINES, '{"step": 8, "x"'], [2, 4, 6], None), ([*LINES, '{"step": 8}'], [2, 4, 6], None),
+     ([LINES[0], LINES[1][:9], LINES[2]], [2, 6], "line 2: damaged or out of order"),
+     ([LINES[0], *LINES, ""], [2, 4, 6], "line 2: damaged"), (["[" * 100_000, *LINES], [2, 4, 6], "line 1: damaged"),
+     ([LINES[0], '{"step": 1' + "0" * 400 + "}", *LINES[1:]], [2, 4, 6], "line 2: damaged"),
+     (["\udcff", '{"step": NaN}', *LINES], [2, 4, 6], "line 1 and 1 more: damaged"),
+     (LINES[:2], [2, 4], "has no lines of steps 5 to 6"), ([], [], "has no lines of steps 1 to 6")],
+)  # fmt: skip
+def test_lines_of_the_log_that_are_damaged_or_absent_are_told_of(tmp_path, lines, kept, note):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    with Recorder(tmp_path, 6, False, None) as recorder:
+        recorder.note_missing(6)
+    assert steps(tmp_path) == kept
+    assert [n.startswith(f"{path}: {note}") for n in recorder.notes] == ([] if note is None else [True])
+
+
+def test_tensorboard_shows_each_step_once_whatever_the_clock_says(tmp_path, monkeypatch):
+    """It takes files in the order of the seconds in their names, and what a continuation logs again from the later one."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from chaos import scalars
+
+    real = time.time
+    for step, back in ((0, 0), (2, 0), (3, 86_400), (4, 10**9)):
+        monkeypatch.setattr(time, "time", lambda back=back: real() - back)
+        with Recorder(tmp_path, step, True, None) as recorder:
+            for i in range(step + 1, 7):
+                recorder._events.add_scalar("x", 10 * step + i, i)
+    assert scalars(tmp_path / "tensorboard") == {"x": list(zip(range(1, 7), (1, 2, 23, 34, 45, 46), strict=True))}
+
+
+def test_a_disk_that_refuses_tensorboards_first_write_is_one_error(tmp_path, monkeypatch):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", refuse)
+    tracebacks = []
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
+    before = set(threading.enumerate())
+    with pytest.raises(WriteError):
+        Recorder(tmp_path, 0, True, None)
+    for thread in {*threading.enumerate()} - before:
+        thread.join(5)
+    assert not tracebacks
 
 
 # ----------------------------------------------------------------------------------------------------------- children

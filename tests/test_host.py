@@ -233,7 +233,18 @@ def test_two_processes_cannot_write_one_run(short_run, tmp_path):
     assert short_run(save_name="r")["complete"]
 
 
-def test_overwrite_leaves_other_foldersalone(short_run, tmp_path):
+def test_ctrl_c_while_starting_is_no_traceback(monkeypatch):
+    from muscle_plugin import cli
+
+    def press(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_configuration", press)
+    assert cli.train_command(["--lr", "1"], "train.py") == 130
+    assert cli.main(["data", "show"]) == 130
+
+
+def test_overwrite_leaves_other_folders_alone(short_run, tmp_path):
     from muscle_plugin.run import RunError
 
     (tmp_path / "thesis").mkdir()

@@ -1,5 +1,7 @@
 """What SECURITY.md promises of files from strangers: nothing in them runs, leaves its folder, or is larger than it looks."""
 
+import codecs
+import functools
 import json
 import os
 import pickle
@@ -148,6 +150,92 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_expanded(tmp_path):
     assert (tmp_path / "z.pth").stat().st_size < 100_000
     with pytest.raises(ValueError, match=r"z\.pth: not a readable checkpoint \(its content is compressed"):
         load_tensors(tmp_path / "z.pth")
+
+
+class Doubled:
+    """Pickled, it is a call that makes twice as many bytes of what it is given."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __reduce__(self):
+        return (codecs.encode, (self.content, "hex_codec"))
+
+
+def references(depth):
+    found = [0.5, 0.5]
+    for _ in range(depth):
+        found = [found, found]
+    return found
+
+
+def itself():
+    found = []
+    found.append(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(functools.reduce(lambda content, _: Doubled(content), range(18), "a"), "texts to be encoded"),
+     (torch.zeros(1).expand(10**10), "would become .* 40,000,000,000 bytes of tensors"),
+     (references(60), "would become [0-9,]{20,} objects"), (itself(), "holds itself")],
+    ids=["codecs", "one number as a tensor", "lists of lists", "a list of itself"],
+)  # fmt: skip
+def test_a_small_checkpoint_cannot_become_large(content, message, tmp_path):
+    torch.save({"x": content}, tmp_path / "c.pth")
+    with pytest.raises(ValueError, match=rf"c\.pth: not a readable checkpoint .*{message}"):
+        load_tensors(tmp_path / "c.pth")
+    torch.save({"x": [torch.zeros(40).expand(3, 40)] * 4, "y": references(3)}, tmp_path / "c.pth")
+    assert load_tensors(tmp_path / "c.pth").keys() == {"x", "y"}
+
+
+def test_a_checkpoint_whose_numbers_are_none_is_refused(build_short, tmp_path):
+    algorithm = build_short(algorithm="supervised")
+    algorithm.epoch = 0
+    algorithm.save_model("c.pth", tmp_path)
+    for part, name, value in [
+        ("algorithm", "evaluations", {"list": ["a"]}), ("algorithm", "evaluations", {"list": [float("nan")]}),
+        ("algorithm", "last_metrics", {"dict": [["eval/x", "y"]]}), ("algorithm", "it", 1.5),
+        ("algorithm", "train_seconds", float("inf")), ("health", "run", torch.zeros(7)), ("health", "seen", ["a"] * 4),
+        ("health", "last_line", {"step": "x"}), ("processes", 0, {"logged": {"x": "y"}}),
+    ]:  # fmt: skip
+        content = load_tensors(tmp_path / "c.pth")
+        state = content["state"]
+        state[part][name] = {**state[part][name], **value} if part == "processes" else value
+        with pytest.raises(ValueError, match=r"c\.pth: does not fit this run"):
+            algorithm.go_to(content, tmp_path / "c.pth")
+    algorithm.load_model(tmp_path / "c.pth")
+
+
+def test_links_in_a_run_lead_to_nothing_that_is_written(short_run, tmp_path):
+    from muscle_plugin.run import RunError
+
+    short_run(algorithm="supervised", save_name="r")
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    for name in ("log.txt", "metrics.jsonl", "tensorboard", "../.r.lock"):
+        link = tmp_path / "r" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / ("folder" if name == "tensorboard" else "file"))
+        with pytest.raises(RunError, match=r"is a link, and is not written to|cannot be created"):
+            short_run(algorithm="supervised", save_name="r", resume="yes")
+        link.unlink()
+        assert (tmp_path / "file").read_text() == "kept"
+        assert not list((tmp_path / "folder").iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_pipes_among_files_hold_nothing_up(make_run, tmp_path, capsys):
+    for seed, name in enumerate(("config.yaml", "metrics.jsonl", "environment.json")):
+        pipe = make_run("muscle_digits_10", seed) / name
+        pipe.unlink()
+        os.mkfifo(pipe)
+    assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "environment.json: not a file" in capsys.readouterr().err
+    (tmp_path / "c.yaml").write_text(f"extends: '{pipe}'\n")
+    with pytest.raises(ConfigError, match="not a file"):
+        load_settings(tmp_path / "c.yaml")
 
 
 def test_a_checkpoint_cannot_put_other_paths_or_methods_in_place(short_run, tmp_path):

@@ -261,6 +261,18 @@ def test_the_first_step_of_each_value_is_kept():
     assert (int(health.longest), int(health.losses), int(health.run)) == (1, 1, 1)
 
 
+def test_a_continuation_knows_no_more_of_skipped_steps_than_a_whole_run():
+    """What a checkpoint says of them is the same, whether the run was resumed since or not."""
+    whole = Health(CPU, 20)
+    for step, value in enumerate((NAN, NAN, 1.0, NAN), 1):
+        whole.observe(step, torch.tensor(value), None, torch.tensor(math.isnan(value)), {})
+    resumed = Health(CPU, 20)
+    resumed.load_state_dict(whole.state_dict())
+    for health in (whole, resumed):
+        health.observe(5, torch.tensor(1.0), None, torch.tensor(False), {})
+    assert repr(whole.state_dict()) == repr(resumed.state_dict())
+
+
 def test_steps_left_out_long_ago_are_not_blamed():
     health = Health(CPU, 2)
     inf, one = torch.tensor(math.inf), torch.tensor(1.0)

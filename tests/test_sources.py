@@ -1,5 +1,6 @@
 """Data sets read from files: the formats of torchvision, image folders, tables, Mini-ImageNet, and packed arrays."""
 
+import codecs
 import os
 import pickle
 import stat
@@ -111,6 +112,14 @@ def test_a_cifar_file_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"not a file of cifar10 \(refused .*system\)"):
         load_source("cifar10", options(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+    class Doubled:
+        def __reduce__(self):
+            return (codecs.encode, ("a", "hex_codec"))
+
+    (folder / "data_batch_1").write_bytes(pickle.dumps({"data": Doubled()}, 2))
+    with pytest.raises(DataError, match=r"not a file of cifar10 \(refused codec hex_codec\)"):
+        load_source("cifar10", options(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "cifar20", "stl10", "svhn", "svhn_noextra"])

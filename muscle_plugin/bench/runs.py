@@ -136,7 +136,7 @@ def read_run(path: Path) -> Run:
     failure = None if failed.get("error") is None else str(failed["error"])
     result = content("result.json", needed=failure is None)
     environment = content("environment.json")
-    lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").exists() else []
+    lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").is_file() else []
     try:
         metrics = [json.loads(line) for line in lines]
     except RecursionError:

@@ -242,7 +242,7 @@ class Health:
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
-            **{k: getattr(self, k).detach().cpu().clone() for k in ("run", "longest", "skipped", "losses")},
+            **{k: getattr(self, k).detach().cpu().clone() for k in ("run", "skipped", "losses")},
             "first": [[list(names), t.detach().cpu().clone()] for names, t in self._first.items()],
             "warnings": list(self.warnings),
             "last_line": dict(self.last_line),
@@ -250,9 +250,17 @@ class Health:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state_dict`. ``longest`` begins anew: more steps may be allowed now."""
-        self.run, self.skipped, self.losses = (state[k].to(self._device) for k in ("run", "skipped", "losses"))
+        """Undo :meth:`state_dict`. ``longest`` begins anew: more steps may be allowed now.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: it is no such state.
+        """
+        self.run, self.skipped, self.losses = (
+            state[k].to(self._device, torch.int64).reshape(()) for k in ("run", "skipped", "losses")
+        )
         self.longest = self.run
-        self._first = {tuple(names): t.to(self._device) for names, t in state["first"]}
-        self.warnings, self.last_line = list(state["warnings"]), dict(state["last_line"])
-        self._losses_seen, self._low_entropy, self._one_class, self._has_varied = state["seen"]
+        self._first = {tuple(map(str, names)): t.to(self._device).reshape(len(names)) for names, t in state["first"]}
+        self.warnings, self.last_line = list(map(str, state["warnings"])), dict(state["last_line"])
+        self._losses_seen, self._low_entropy, self._one_class, self._has_varied = seen = state["seen"]
+        if not all(isinstance(x, (bool, int, float)) for x in (*self.last_line.values(), *seen)):
+            raise ValueError("last_line and seen hold numbers")

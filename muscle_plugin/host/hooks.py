@@ -45,6 +45,7 @@ class HostParamUpdateHook(Hook):
             algorithm.scheduler.step()
         algorithm.model.zero_grad(set_to_none=True)
         algorithm.updates += 1
+        algorithm.stop_if_warming_up()
 
 
 class HostEMAHook(Hook):

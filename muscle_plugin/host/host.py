@@ -7,6 +7,7 @@ training loop and the evaluation. ``semilearn.core`` and the class itself stay a
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 import warnings
@@ -290,6 +291,7 @@ class Host:
     """
 
     usb_name: str = ""
+    _warming_up = False  # an attribute of the object only while it is true, and so in no checkpoint
 
     # set by AlgorithmBase
     args: Any
@@ -520,14 +522,27 @@ class Host:
         loaders, test = self.loader_dict, self.loader_dict["eval"]
         loaders["eval"] = self._fixed(self.source.train[self.split.labelled])
         began, rates = dict(self.scheduler.state_dict()), [g["lr"] for g in self.optimizer.param_groups]
+        self._warming_up = True
         try:
             with usb_calls_on(self.device):
                 stage()
         finally:
             loaders["eval"] = test
+            del self._warming_up
         self.scheduler.load_state_dict(began)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    def stop_if_warming_up(self) -> None:
+        """Called after each step, also of the stage before training, which USB's own loop takes to its end.
+
+        Raises:
+            Interrupted: a stop was requested in that stage; there is nothing to save yet.
+        """
+        if self._warming_up and self._stopping():
+            raise Interrupted(
+                "stopped in the stage before training, of which nothing is kept: the same command begins anew"
+            )
 
     def _begin_alike(self) -> None:
         """Give every process the first one's nets."""
@@ -801,6 +816,7 @@ class Host:
                 if "health" in content:
                     self.health.load_state_dict(content["health"])
                 self._restore_process(content.get("processes", []))
+            self._refuse_other_kinds()
             if not 0 <= self.it <= self.num_train_iter or not 0 <= self.epoch <= self.epochs:
                 raise ValueError(f"step {self.it} of {self.num_train_iter}, epoch {self.epoch} of {self.epochs}")
         except (
@@ -816,6 +832,20 @@ class Host:
             raise ValueError(f"{path}: does not fit this run ({type(e).__name__}: {first_line(e)})") from e
         self.start_epoch = self.epoch
         self.health.saved = self.it
+
+    def _refuse_other_kinds(self) -> None:
+        """Raises ValueError if what the host itself remembers is not what it keeps, but another's idea of it."""
+        counts = (self.it, self.epoch, self.best_it)
+        finite = (*self.evaluations, self.best_eval_acc, self.train_seconds)
+        logged = self.hooks_dict["LoggingHook"].sums.values()
+        numbers = (*finite, *self.last_metrics.values(), *(x for x in logged if not isinstance(x, Tensor)))
+        if (
+            any(type(x) is not int for x in counts)
+            or not all(isinstance(x, (int, float)) for x in numbers)
+            or not all(math.isfinite(x) for x in finite)
+            or any(x.numel() != 1 for x in logged if isinstance(x, Tensor))
+        ):
+            raise ValueError("its counts, evaluations or sums are no numbers")
 
     def _restore_process(self, processes: list[dict[str, Any]]) -> None:
         """What each process has for itself: its generators, and the sums since the last log line. If there were not as many
