@@ -1076,6 +1076,13 @@ def moving_settings() -> set[str]:
     return {n for n, e in extra.items() if e.get("moves")}
 
 
+def read_saved(path: Path) -> list[Layer]:
+    """The layers of a run's ``config.yaml``, as :func:`read_yaml`: a pipe, which a user may name, has no place there."""
+    if path.exists() and not path.is_file():
+        raise ConfigError([f"{path}: not a file"])
+    return read_yaml(path)
+
+
 def differing_settings(saved: str | Path, resolved: Resolved) -> dict[str, tuple[Any, Any]]:
     """What a run's ``config.yaml`` and a configuration differ in, of the settings that a result depends on: name ->
     (there, here).
@@ -1083,9 +1090,7 @@ def differing_settings(saved: str | Path, resolved: Resolved) -> dict[str, tuple
     Raises:
         ConfigError: the file cannot be read, or holds what is no setting.
     """
-    if Path(saved).exists() and not Path(saved).is_file():  # a pipe would not end
-        raise ConfigError([f"{saved}: not a file"])
-    there, here = resolve(read_yaml(Path(saved))).as_dict(), resolved.as_dict()
+    there, here = resolve(read_saved(Path(saved))).as_dict(), resolved.as_dict()
     moves = moving_settings()
     return {k: (there.get(k), here.get(k)) for k in {**there, **here} if k not in moves and there.get(k) != here.get(k)}
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from muscle_plugin.config import ConfigError, read_yaml, resolve
+from muscle_plugin.config import ConfigError, read_saved, resolve
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import decode, images_at
 from muscle_plugin.data.names import TIMM
@@ -396,7 +396,7 @@ def _images_of_the_run(checkpoint: Path, trained: Trained) -> Tensor:
     """
     file = checkpoint.parent / "config.yaml"
     try:
-        args = Namespace(**resolve(read_yaml(file)).as_dict())
+        args = Namespace(**resolve(read_saved(file)).as_dict())
         complete_settings(args)
         source = read_source(args).resized(trained.about["img_size"])
     except (ConfigError, DataError, OSError, ValueError) as e:

@@ -253,9 +253,8 @@ def _refuse_compressed(content: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("its content is compressed; torch.save writes it as it is")
-    if (
-        b"_codecs\nencode\n" in content
-    ):  # pickle's way to bytes; nested, with the codec hex, each doubles what it is given
+    # pickle's way to bytes; nested, with the codec hex, each doubles what it is given
+    if b"_codecs\nencode\n" in content:
         raise ValueError("it holds texts to be encoded, which weights need not")
 
 
@@ -265,6 +264,8 @@ def _size_of(value: Any, known: dict[int, tuple[int, int] | None]) -> tuple[int,
     Args:
         known: of containers, by identity; None while one is being counted.
     """
+    import torch
+
     if isinstance(value, torch.Tensor):
         return 1, value.numel() * value.element_size()
     if not isinstance(value, (dict, list, tuple)):

@@ -20,7 +20,7 @@ from muscle_plugin.config import (
     differing_settings,
     load_settings,
     moving_settings,
-    read_yaml,
+    read_saved,
     resolve,
 )
 from muscle_plugin.files import read_json, write_text
@@ -231,7 +231,7 @@ def _without_place(file: str) -> str:
 def _settings_of(path: Path) -> str:
     """A digest of the settings in a run's directory on which a result depends, but for the seed; empty if it has none."""
     try:
-        layers = read_yaml(path / "config.yaml")
+        layers = read_saved(path / "config.yaml")
     except ConfigError:
         return ""
     try:
