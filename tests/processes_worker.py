@@ -1,14 +1,8 @@
-"""Runs under ``torchrun``, or alone: trains short runs and writes what they came to.
-
-    python processes_worker.py FOLDER [--same] ALGORITHM ...
-
-``FOLDER/<algorithm>.<processes>.pt`` holds the logged values of every step and the nets. With ``--same`` also whether all
-processes remember the same.
-"""
+"""Short runs in several processes, or in one."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +62,16 @@ def equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def main() -> None:
-    folder, *words = sys.argv[1:]
-    same = "--same" in words
-    names = [w for w in words if w != "--same"] or list(all_algorithms())
+def main(rank: int, world: int, folder: Path, names: Sequence[str], same: bool = False) -> None:
+    """What a process does: train short runs and write what they came to.
+
+    ``folder/<algorithm>.<processes>.pt`` holds the logged values of every step and the nets; with ``same`` also whether all
+    processes remember the same.
+    """
     torch.set_default_dtype(torch.float64)
     with distributed.joined(torch.device("cpu"), 60):
         for name in names:
-            algorithm, rows = run(name, Path(folder))
+            algorithm, rows = run(name, folder)
             found: dict[str, Any] = {
                 "rows": rows,
                 "model": algorithm.model.state_dict(),
@@ -84,11 +80,5 @@ def main() -> None:
             if same:
                 states = distributed.gather_objects(remembered(algorithm))
                 found["differing"] = [k for k, v in states[0].items() if not all(equal(v, s.get(k)) for s in states)]
-            if distributed.rank() == 0:
-                torch.save(found, Path(folder) / f"{name}.{distributed.world()}.pt")
-                if same:
-                    print(name, found["differing"])
-
-
-if __name__ == "__main__":
-    main()
+            if rank == 0:
+                torch.save(found, folder / f"{name}.{world}.pt")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import in_processes, needs_fork
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor, nn
 
@@ -232,11 +233,9 @@ def test_the_alignment_queue_is_usbs(target):
         same_state(ours, theirs)
 
 
-def _one_of_two(rank, folder):
+def _one_of_two(rank, world, folder):
     """A process of two: its half of each batch; it writes what its hooks then hold."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save([vars(h) for h in _hooks_after_batches(rank, 2)], folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save([vars(h) for h in _hooks_after_batches(rank, world)], folder / f"{rank}.pt")
 
 
 def _hooks_after_batches(rank, world):
@@ -253,8 +252,9 @@ def _hooks_after_batches(rank, world):
     return hooks
 
 
+@needs_fork
 def test_two_processes_hold_what_one_would(tmp_path):
-    torch.multiprocessing.spawn(_one_of_two, (tmp_path,), nprocs=2)
+    in_processes(2, _one_of_two, tmp_path)
     for rank in range(2):
         there = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for held, hook in zip(there, _hooks_after_batches(0, 1), strict=True):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import in_processes, needs_fork
 
 from muscle_plugin import run as run_module
 from muscle_plugin.algorithms.muscle import Muscle
@@ -288,10 +289,8 @@ def test_the_error_passes_between_processes():
     assert (str(error), error.details) == ("words", {"a": 1})
 
 
-def _lost_in_one(rank, folder):
+def _lost_in_one(rank, _, folder):
     """A process of two; the loss is lost in the second alone."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     health = Health(CPU, 0)
     about = SimpleNamespace(
         args=SimpleNamespace(lr=0.1, clip_grad=0.0), precision="fp32", run_dir=folder, model=torch.nn.Linear(1, 1),
@@ -303,11 +302,11 @@ def _lost_in_one(rank, folder):
         health.check_now(about, 9)
     with pytest.raises(NotFinite, match="step 7: the loss is not finite; noticed at step 9"):
         health.check(about, 9, {"longest": 0.5, "losses": 0.5}, {})
-    torch.distributed.destroy_process_group()
 
 
+@needs_fork
 def test_processes_end_together(tmp_path):
-    torch.multiprocessing.spawn(_lost_in_one, (tmp_path,), nprocs=2)
+    in_processes(2, _lost_in_one, tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------- collapse

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 
+import processes_worker
 import psutil
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from conftest import CONFIGS, ROOT
+from processes import in_processes, needs_fork
 
 from muscle_plugin import distributed
 from muscle_plugin.files import load_tensors
@@ -23,21 +24,6 @@ EXACT = (
     "muscle_meanteacher_original", "meanteacher_labelprop", "contrastive",
 )  # fmt: skip
 BY_FOUR = ("flexmatch", "muscle_fixmatch", "meanteacher_labelprop")
-
-
-def on_processes(world, function, tmp_path, *arguments):
-    """Call ``function(rank, world, *arguments)`` in ``world`` processes that know each other."""
-    store = tmp_path / f"store-{function.__name__}-{world}"
-    multiprocessing.spawn(_meet, (world, str(store), function, arguments), nprocs=world)
-
-
-def _meet(rank, world, store, function, arguments):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
-    try:
-        function(rank, world, *arguments)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _mutual_information(rank, world, weak, hard, value, weak_gradient, hard_gradient):
@@ -55,16 +41,15 @@ def _mutual_information(rank, world, weak, hard, value, weak_gradient, hard_grad
     assert abs(float(local.detach()) - float(value)) > 1e-3  # the global batch does make a difference
 
 
+@needs_fork
 @pytest.mark.parametrize("world", [2, 4])
-def test_mutual_information_of_the_global_batch(world, tmp_path):
+def test_mutual_information_of_the_global_batch(world):
     torch.manual_seed(0)
     weak = torch.randn(16, 10, dtype=torch.float64, requires_grad=True)
     hard = torch.randn(3, 16, 10, dtype=torch.float64, requires_grad=True)
     loss, _ = MutualInformationLoss(0.7)(weak, hard)
     loss.backward()
-    on_processes(
-        world, _mutual_information, tmp_path, weak.detach(), hard.detach(), loss.detach(), weak.grad, hard.grad
-    )
+    in_processes(world, _mutual_information, weak.detach(), hard.detach(), loss.detach(), weak.grad, hard.grad)
 
 
 def _exchange(rank, world):
@@ -96,8 +81,9 @@ def _exchange(rank, world):
     assert distributed.gather_objects(str(rank)) == [str(r) for r in range(world)]
 
 
-def test_exchanges(tmp_path):
-    on_processes(3, _exchange, tmp_path)
+@needs_fork
+def test_exchanges():
+    in_processes(3, _exchange)
 
 
 def _batch_norm(rank, world, whole, x, upstream):
@@ -117,7 +103,8 @@ def _batch_norm(rank, world, whole, x, upstream):
         torch.testing.assert_close(getattr(layer[0], name), whole[name])
 
 
-def test_batch_norm_over_all_processes(tmp_path):
+@needs_fork
+def test_batch_norm_over_all_processes():
     torch.manual_seed(0)
     x, upstream = torch.randn(12, 4, 3, 3, dtype=torch.float64), torch.randn(12, 4, 3, 3, dtype=torch.float64)
     layer = torch.nn.BatchNorm2d(4, momentum=0.3).double()
@@ -125,7 +112,7 @@ def test_batch_norm_over_all_processes(tmp_path):
     out = layer(whole)
     (out * upstream).sum().backward()
     found = {"out": out.detach(), "gradient": whole.grad, **{n: b.clone() for n, b in layer.named_buffers()}}
-    on_processes(2, _batch_norm, tmp_path, found, x, upstream)
+    in_processes(2, _batch_norm, found, x, upstream)
 
 
 # ------------------------------------------------------------------------------------------------------- whole runs
@@ -141,21 +128,15 @@ def torchrun(processes, *words, **more):
     )  # fmt: skip
 
 
-def worker(processes, folder, *words):
-    process = torchrun(processes, ROOT / "tests" / "processes_worker.py", folder, *words)
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    return out
-
-
 @pytest.fixture(scope="module")
 def one_two_four(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     for processes, names in ((1, EXACT), (2, EXACT), (4, BY_FOUR)):
-        worker(processes, folder, *names)
+        in_processes(processes, processes_worker.main, folder, names, join=False)
     return folder
 
 
+@needs_fork
 @pytest.mark.parametrize(("processes", "name"), [*((2, n) for n in EXACT), *((4, n) for n in BY_FOUR)])
 def test_a_run_of_several_processes_is_that_of_one(one_two_four, name, processes):
     one, several = (torch.load(one_two_four / f"{name}.{n}.pt") for n in (1, processes))
@@ -167,6 +148,7 @@ def test_a_run_of_several_processes_is_that_of_one(one_two_four, name, processes
         assert a == pytest.approx(b, rel=1e-6, abs=1e-6, nan_ok=True)
 
 
+@needs_fork
 def test_every_process_remembers_the_same(tmp_path):
     """Without synchronised batch norm too, and for algorithms that hold more than weights."""
     names = (
@@ -179,7 +161,7 @@ def test_every_process_remembers_the_same(tmp_path):
         "muscle_flexmatch",
         "meanteacher_original",
     )
-    worker(2, tmp_path, "--same", *names)
+    in_processes(2, processes_worker.main, tmp_path, names, True, join=False)
     assert {n: torch.load(tmp_path / f"{n}.2.pt")["differing"] for n in names} == {n: [] for n in names}
 
 
