@@ -193,12 +193,22 @@ def test_a_value_that_does_not_enter_the_loss_is_a_warning(short_run, tmp_path, 
 # --------------------------------------------------------------------------------------------------------------- fp16
 
 
+NARROW = {"net_width": 0.25}  # a CPU is slow at halves
+
+
 def rows(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").open()]
 
 
 def test_fp16_leaves_out_steps_and_counts_them(short_run, tmp_path, monkeypatch):
-    plan = {"algorithm": "muscle", "precision": "fp16", "num_train_iter": 12, "num_log_iter": 1, "num_eval_iter": 12}
+    plan = {
+        **NARROW,
+        "algorithm": "muscle",
+        "precision": "fp16",
+        "num_train_iter": 12,
+        "num_log_iter": 1,
+        "num_eval_iter": 12,
+    }
     short_run(**plan, save_name="before")
     usual = rows(tmp_path / "before")[-1]["train/skipped_steps"]
     spoil(monkeypatch, {6, 7})
@@ -211,7 +221,14 @@ def test_fp16_leaves_out_steps_and_counts_them(short_run, tmp_path, monkeypatch)
 
 
 def test_fp16_ends_where_it_goes_on(short_run, tmp_path, monkeypatch):
-    plan = {"algorithm": "muscle", "precision": "fp16", "num_train_iter": 12, "num_log_iter": 2, "num_eval_iter": 6}
+    plan = {
+        **NARROW,
+        "algorithm": "muscle",
+        "precision": "fp16",
+        "num_train_iter": 12,
+        "num_log_iter": 2,
+        "num_eval_iter": 6,
+    }
     spoil(monkeypatch, range(7, 100))
     with pytest.raises(
         NotFinite, match=r"step 7: the loss and the gradient are not finite in more than 3 steps in a row"
@@ -224,7 +241,7 @@ def test_fp16_ends_where_it_goes_on(short_run, tmp_path, monkeypatch):
 
 
 def test_the_count_of_skipped_steps_goes_on_after_a_stop(short_run, tmp_path, monkeypatch):
-    plan = {"algorithm": "muscle", "precision": "fp16", "num_train_iter": 8, "num_log_iter": 2}
+    plan = {**NARROW, "algorithm": "muscle", "precision": "fp16", "num_train_iter": 8, "num_log_iter": 2}
     spoil(monkeypatch, {3, 6})
     short_run(**plan, save_name="whole")
     inner = Host._save_if_due

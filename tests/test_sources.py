@@ -308,6 +308,19 @@ def make_folder(root, classes=("cat", "dog"), labelled=3, unlabelled=4, test=2):
     return root
 
 
+def test_what_an_image_folder_holds_besides_is_told_of(tmp_path):
+    root = make_folder(tmp_path)
+    assert image_folder(options(root, 8)).notes == ()
+    for name in ("unlabelled/a.HEIC", "labelled/cat/b.heic", "test/README", "unlabelled/.hidden", "table.csv"):
+        (root / name).write_text("x")
+    for name in ("labeled", "Train", ".git"):
+        (root / name).mkdir()
+    assert image_folder(options(root, 8)).notes == (
+        f"passed over in {root}: 'Train', 'labeled'; used: labelled, unlabelled, test",
+        f"passed over in {root}: files that are no images known here: 2 .heic, 1 without ending",
+    )
+
+
 def test_an_image_folder(tmp_path):
     source = image_folder(options(make_folder(tmp_path), 8))
     assert source.classes == ("cat", "dog")

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from muscle_plugin.closest import closest
 from muscle_plugin.data.errors import DataError
-from muscle_plugin.data.images import Pack, find_images, leads_out, name_below, pack
+from muscle_plugin.data.images import Pack, find_images, leads_out, name_below, other_endings, pack
 from muscle_plugin.data.sources import Source, SourceOptions
 from muscle_plugin.seeding import derive
 from muscle_plugin.text import shown
@@ -48,7 +49,11 @@ def image_folder(options: SourceOptions) -> Source:
     table = options.labels_csv
     if table is not None and not table.exists() and (root / table).exists():
         table = root / table
-    items = _from_csv(root, table, options.allow_outside) if table is not None else _from_folders(root)
+    passed_over: list[str] = []
+    if table is None:
+        items, passed_over = _from_folders(root)
+    else:
+        items = _from_csv(root, table, options.allow_outside)
     _refuse_outside(root, [x.path for x in items], options)
     classes = tuple(sorted({x.label for x in items if x.label is not None and not x.test}))
     if len(classes) < 2:
@@ -59,7 +64,7 @@ def image_folder(options: SourceOptions) -> Source:
         if label not in classes:
             near = _near(str(label), classes)
             raise DataError(f"{path}: class {label!r} is tested, but has no labelled image to train on{near}")
-    warnings = [
+    warnings = passed_over + [
         f"class {c!r} has labelled images, but none to test on{_near(c, [x for x in classes if x != c])}"
         for c in classes
         if tested and c not in tested
@@ -107,7 +112,9 @@ def _class_folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _from_folders(root: Path) -> list[_Item]:
+def _from_folders(root: Path) -> tuple[list[_Item], list[str]]:
+    """The items, and notes on what else is there."""
+
     def part(*names: str) -> Path | None:
         return next((root / n for n in names if (root / n).is_dir()), None)
 
@@ -131,7 +138,22 @@ def _from_folders(root: Path) -> list[_Item]:
             raise DataError(f"{stray[0]}: lies in no class; images go into {folder.name}/<class>/")
     if unlabelled is not None:
         items += [_Item(f, None) for f in find_images(unlabelled)]
-    return items
+    parts = [p for p in (labelled, unlabelled, test) if p is not None]
+    return items, _passed_over(root, parts)
+
+
+def _passed_over(root: Path, parts: Sequence[Path]) -> list[str]:
+    """Notes on folders beside ``parts``, and on files in them that are no images by their endings."""
+    notes = []
+    # some file systems know one folder by `test` and by `Test`
+    if others := [p for p in _class_folders(root) if not any(p.samefile(x) for x in parts)]:
+        shown_names = ", ".join(shown(repr(p.name)) for p in others[:5]) + (", …" if others[5:] else "")
+        notes.append(f"passed over in {root}: {shown_names}; used: {', '.join(p.name for p in parts)}")
+    endings = Counter(ending for part in parts for ending in other_endings(part))
+    if endings:
+        listed = ", ".join(f"{n} {shown(ending or 'without ending')}" for ending, n in endings.most_common(5))
+        notes.append(f"passed over in {root}: files that are no images known here: {listed}")
+    return notes
 
 
 def _from_csv(root: Path, table: Path, allow_outside: bool = False) -> list[_Item]:

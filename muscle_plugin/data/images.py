@@ -10,7 +10,7 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,16 @@ def find_images(folder: Path, deep: bool = True) -> list[Path]:
             Path(parent, f) for f in files if not f.startswith(".") and os.path.splitext(f)[1].lower() in suffixes
         ]
     return sorted(found)
+
+
+def other_endings(folder: Path) -> Iterator[str]:
+    """The endings, in small letters, of the files at any depth under ``folder`` that :func:`find_images` passes over, but for
+    hidden ones."""
+    suffixes = image_suffixes()
+    for _, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        endings = (os.path.splitext(f)[1].lower() for f in files if not f.startswith("."))
+        yield from (e for e in endings if e not in suffixes)
 
 
 def images_at(path: Path) -> list[Path]:
