@@ -904,6 +904,8 @@ def _cross_checks(settings: Any) -> list[str]:
         faults.append(
             f"lp_start: {start:g} of {settings.epoch} epoch(s) leaves no whole one for the first stage; give more --epoch"
         )
+    if settings.overwrite and settings.resume == "yes":
+        faults.append("overwrite: deletes the run that --resume goes on with; give one of the two")
     if settings.lr_schedule != "cosine" and settings.lr_zero_at != 1:
         faults.append("lr_zero_at: only with --lr_schedule cosine")
     if settings.amp and settings.precision not in ("fp32", "auto", "fp16"):

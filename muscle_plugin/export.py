@@ -29,7 +29,7 @@ from muscle_plugin.config import ConfigError, read_saved, resolve
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import decode, images_at
 from muscle_plugin.data.names import TIMM
-from muscle_plugin.files import load_safetensors, read_json, refuse_existing, write_json, writing
+from muscle_plugin.files import as_shared_as_any, load_safetensors, read_json, refuse_existing, write_json, writing
 from muscle_plugin.host.host import complete_settings, read_source
 from muscle_plugin.predict import Classifier, Predictor, Trained, build_trained, read_trained
 from muscle_plugin.run_dir import checkpoint_of
@@ -174,6 +174,7 @@ def _write_safetensors(trained: Trained, folder: Path, pixels: Tensor, checks: _
     save_file(
         {n: t.detach().clone().contiguous() for n, t in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"}
     )
+    as_shared_as_any(folder / WEIGHTS)  # the library's is for its owner alone
     write_json(folder / CONFIG, {**config, OURS: own})
     checks.compare(f"{WEIGHTS} by load_exported", load_exported(folder, "cpu").logits(pixels))
     if as_timm is not None:

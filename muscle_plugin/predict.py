@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin.data.errors import DataError
-from muscle_plugin.data.images import decode_all, images_at
+from muscle_plugin.data.images import decode_all, images_at, unknown_files
 from muscle_plugin.data.views import normaliser
 from muscle_plugin.files import DamagedError, load_tensors, refuse_existing, write_text
 from muscle_plugin.host.device import choose_device, usb_calls_on
@@ -256,4 +256,5 @@ def write_predictions(
         )
         rows += 1
     write_text(out, text.getvalue())
-    return f"{rows} images labelled by {used} (averaged weights, step {predictor.step}): {out}"
+    passed_over = "".join(f"; {line}" for line in unknown_files([images])) if images.is_dir() else ""
+    return f"{rows} images labelled by {used} (averaged weights, step {predictor.step}): {out}{passed_over}"

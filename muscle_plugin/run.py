@@ -36,6 +36,7 @@ from typing import Any, TypeVar
 import torch
 
 from muscle_plugin import distributed
+from muscle_plugin.closest import did_you_mean
 from muscle_plugin.config import OF_ONES_OWN, Resolved
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.names import DATASETS, NETS, TIMM
@@ -463,8 +464,9 @@ def net_builder(net: str, from_torchvision: bool, channels: int, img_size: int, 
     # those of text and sound have no number at the end, and would fetch their weights
     if not callable(getattr(nets, net, None)) or net.startswith("_") or not net[-1:].isdigit():
         usb = sorted(n for n, x in vars(nets).items() if n[-1].isdigit() and callable(x) and n not in NETS)
-        known = ", ".join((*NETS, *PLUGIN_NETS, *usb))
-        raise ValueError(f"net: unknown {shown(repr(net))}{OF_ONES_OWN}; known: {known}, {TIMM}<name>")
+        known = (*NETS, *PLUGIN_NETS, *usb)
+        near = did_you_mean(net, known)
+        raise ValueError(f"net: unknown {shown(repr(net))}{near}{OF_ONES_OWN}; known: {', '.join(known)}, {TIMM}<name>")
     return partial(_usb_net, getattr(nets, net), net)
 
 

@@ -203,6 +203,12 @@ def test_batch_composition(layers, expected):
     assert batch_composition([Layer(str(i), v) for i, v in enumerate(layers)]) == expected
 
 
+def test_a_run_is_deleted_or_gone_on_with():
+    with pytest.raises(ConfigError, match="overwrite: deletes the run that --resume goes on with; give one of the two"):
+        load_settings(None, overwrite=True, resume="yes")
+    assert not load_settings(None, overwrite=True, resume="auto").settings.overwrite  # as in USB
+
+
 def test_contradicting_batch_settings_are_refused():
     with pytest.raises(ConfigError, match="batch_size 10 contradicts total_batch 128"):
         batch_composition([Layer("f", {"batch_size": 10, "total_batch": 128})])

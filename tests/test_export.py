@@ -68,6 +68,7 @@ def test_exported_files_predict_what_the_checkpoint_predicts(net, trained, photo
     assert "averaged weights" in said
     assert "over 64 images" in said  # the run's own test images
     assert ("by timm" in said) == net.startswith("timm:")
+    assert len({p.stat().st_mode for p in out.iterdir()}) == 1  # no file for its owner alone
     predictor = Predictor(run / "latest_model.pth", "cpu")
     images = pixels(photos, predictor.img_size)
     expected = predictor.logits(images)

@@ -91,12 +91,15 @@ def test_faults_are_one_line_and_leave_the_output_alone(run, folder, tmp_path, c
         return line
 
     arguments = ("--checkpoint", run, "--images", images, "--out", out)
-    assert "no image in it" in fault(*arguments)
+    assert fault(*arguments).endswith("no image in it")
+    (images / "a.HEIC").write_text("x")
+    assert fault(*arguments).endswith("no image in it; files that are no images known here were passed over: 1 .heic")
     (images / "bad.png").write_text("x")
     Image.new("RGB", (9, 9)).save(images / "good.png")
     assert "bad.png: not an image" in fault(*arguments)
     assert not out.exists()
     assert predict(*arguments, "--skip-bad-images") == 0
+    assert "passed over: 1 .heic" in capsys.readouterr().out
     assert [row["file"] for row in table(out)] == ["good.png"]
     capsys.readouterr()
     assert "exists already; --overwrite replaces it" in fault(*arguments)

@@ -184,8 +184,11 @@ def test_runs_of_other_settings_are_apart_though_their_folders_have_one_name_and
         own(make_run, "b", seed, 0.9, lr=0.01, split_file=f"x_{seed}/split.json")
         own(make_run, "c", seed, 0.7, name="fixmatch_digits_10")
     _, markdown = made(tmp_path)
-    assert row(markdown, "a/mine_0 ...")[1] == "55.00 (n = 2)"
-    assert row(markdown, "b/mine_0 ...")[1] == "90.00 (n = 2)"
+    assert [line for line in markdown.splitlines() if line.startswith("| mine |")] == [
+        "| mine | 10 | 55.00 (n = 2) |  algorithm muscle, lr 0.1, split_file the default |",
+        "| mine | 10 | 90.00 (n = 2) |  algorithm muscle, lr 0.01, split_file x |",
+        "| mine | 10 | 70.00 (n = 2) |  algorithm fixmatch, lr 0.05, split_file the default |",
+    ]
     assert (
         report([str(tmp_path / "out" / "runs.jsonl"), str(tmp_path / "runs" / "a"), "--out", str(tmp_path / "2")]) == 0
     )

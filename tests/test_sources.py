@@ -317,7 +317,7 @@ def test_what_an_image_folder_holds_besides_is_told_of(tmp_path):
         (root / name).mkdir()
     assert image_folder(options(root, 8)).notes == (
         f"passed over in {root}: 'Train', 'labeled'; used: labelled, unlabelled, test",
-        f"passed over in {root}: files that are no images known here: 2 .heic, 1 without ending",
+        f"{root}: files that are no images known here were passed over: 2 .heic, 1 without ending",
     )
 
 

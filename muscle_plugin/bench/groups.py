@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from muscle_plugin.bench.runs import Run, mean_and_std
+from muscle_plugin.bench.runs import Run, mean_and_std, plain
 from muscle_plugin.bench.studies import Cell
 
 #: How a figure of a run is chosen, for people.
@@ -25,7 +26,7 @@ class Group:
     Attributes:
         title: name of the configuration, or of the directory where there is none.
         config: name of the configuration; None where there is none.
-        deviation: from the configuration, for people; empty: none.
+        deviation: from the configuration, or from other groups of the title where there is none, for people; empty: none.
         runs: of different seeds, usually.
     """
 
@@ -38,6 +39,11 @@ class Group:
     def finished(self) -> list[Run]:
         """Those that came to their end."""
         return [r for r in self.runs if r.state == "finished"]
+
+    @property
+    def name(self) -> str:
+        """Title and deviation."""
+        return f"{self.title}: {self.deviation}" if self.deviation else self.title
 
     @property
     def algorithm(self) -> str:
@@ -80,21 +86,32 @@ def groups_of(runs: Iterable[Run]) -> list[Group]:
         seed = run.result.get("seed")
         title = run.config or run.path.name.removesuffix(f"_{seed}")
         found.setdefault((title, run.config, run.deviation, _settings(run)), []).append(run)
-    titles = Counter(title for title, config, _, _ in found if config is None)
-    groups = [
-        Group(_place(members) if config is None and titles[title] > 1 else title, config, deviation, tuple(members))
-        for (title, config, deviation, _), members in found.items()
-    ]
-    return sorted(groups, key=lambda g: bool(g.deviation))
+    groups = []
+    for (title, config, deviation, settings), members in found.items():
+        if config is None and len(alike := [k for k in found if k[:2] == (title, None)]) > 1:
+            deviation = _told_apart(members[0], [found[k][0] for k in alike if k[3] != settings])
+            title = title if deviation else _place(members)
+        groups.append(Group(title, config, deviation, tuple(members)))
+    return sorted(groups, key=lambda g: bool(g.deviation and g.config))
+
+
+def _told_apart(run: Run, others: Sequence[Run]) -> str:
+    """What tells a run without configuration from those of other settings: ``mi_weight 2, lr 0.1``."""
+    if not run.settings or not all(r.settings for r in others):
+        return ""
+    names = sorted(set.intersection(*({*r.settings} for r in (run, *others))))  # not those of one algorithm alone
+    differing = [k for k in names if any(r.settings[k] != run.settings[k] for r in others)]
+    return ", ".join(f"{k} {plain(run.settings[k])}" for k in differing)
 
 
 def _settings(run: Run) -> str:
     """Of a run without configuration, what tells it from runs of other settings whose directories are named alike."""
     if run.config:
         return ""
-    return run.settings or str(
-        [run.result.get(k) for k in ("algorithm", "dataset", "num_labels", "net", "num_train_iter")]
-    )
+    known = run.settings or {
+        k: run.result.get(k) for k in ("algorithm", "dataset", "num_labels", "net", "num_train_iter")
+    }
+    return json.dumps(known, sort_keys=True)
 
 
 def _place(members: Sequence[Run]) -> str:
@@ -107,7 +124,7 @@ def names_in_settings(groups: Sequence[Group]) -> list[str]:
     """What to call each group where those of its setting are compared: its algorithm, with the title where several of
     the setting have the same."""
     count = Counter((g.setting, g.algorithm) for g in groups)
-    return [g.algorithm if count[g.setting, g.algorithm] == 1 else f"{g.algorithm} ({g.title})" for g in groups]
+    return [g.algorithm if count[g.setting, g.algorithm] == 1 else f"{g.algorithm} ({g.name})" for g in groups]
 
 
 def summary(scores: Sequence[float]) -> str:

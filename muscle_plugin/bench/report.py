@@ -129,7 +129,7 @@ def make_report(runs: list[Run], unread: list[str], rule: str, title: str, comma
         ranking,
         Picture.of("mean ranks", plots.rank_diagram(ranking)) if ranking else None,
         _curves(groups),
-        [Picture.of(_name(g), plots.curves_of_runs(g.runs)) for g in groups if _has_curve(g)],
+        [Picture.of(g.name, plots.curves_of_runs(g.runs)) for g in groups if _has_curve(g)],
         Counter(_environment(r) for r in runs if r.environment).most_common(),
     )  # fmt: skip
 
@@ -177,11 +177,6 @@ def _fill(study: StudyTable, groups: Sequence[Group], rule: str) -> ReportTable:
 
 def _has_curve(group: Group) -> bool:
     return any(ACCURACY in m for r in group.runs for m in r.metrics if not r.pretrained)
-
-
-def _name(group: Group) -> str:
-    """Title and deviation."""
-    return f"{group.title}: {group.deviation}" if group.deviation else group.title
 
 
 def _curves(groups: Sequence[Group]) -> list[Picture]:

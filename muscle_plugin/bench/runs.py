@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import statistics
@@ -48,7 +47,7 @@ class Run:
         config: name of the configuration in ``benchmark_configs``; None if it is none of them, or no longer there.
         changed: settings in which it differs from that configuration: name -> (configuration's, the run's).
         failure: what stopped it, if it failed.
-        settings: of one without ``config``: equal for runs of like settings, see :func:`_settings_of`.
+        settings: of one without ``config``: those that a result depends on, but for the seed.
     """
 
     path: Path
@@ -58,7 +57,7 @@ class Run:
     config: str | None = None
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     failure: str | None = None
-    settings: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
         """Steps at which ``key`` was logged, and its values."""
@@ -87,9 +86,7 @@ class Run:
         """How it differs from its configuration, for people; empty if it does not."""
         if self.config is None:
             return ""
-        words = [
-            f"{k} {_plain(ours)} instead of {_plain(theirs)}" for k, (theirs, ours) in sorted(self.changed.items())
-        ]
+        words = [f"{k} {plain(ours)} instead of {plain(theirs)}" for k, (theirs, ours) in sorted(self.changed.items())]
         return ", ".join(words)
 
     @property
@@ -117,7 +114,7 @@ class Run:
         return self.result.get("last_evaluation", {}).get({"top5": "top-5-acc"}.get(metric, metric))
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     return "the default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -143,7 +140,7 @@ def read_run(path: Path) -> Run:
         raise ValueError("metrics.jsonl: nested too deep") from None
     _refuse_other_kinds(result, metrics, environment)
     config, changed = _compare(path, environment.get("config", failed.get("config")))
-    settings = "" if config else _settings_of(path)
+    settings = {} if config else _settings_of(path)
     return Run(path, result, metrics, environment, config, changed, failure, settings)
 
 
@@ -228,12 +225,13 @@ def _without_place(file: str) -> str:
     return re.sub(r"_\d+$", "", path.parent.name) if path.name in (LATEST, SPLIT_FILE) else path.name
 
 
-def _settings_of(path: Path) -> str:
-    """A digest of the settings in a run's directory on which a result depends, but for the seed; empty if it has none."""
+def _settings_of(path: Path) -> dict[str, Any]:
+    """The settings in a run's directory on which a result depends, but for the seed, as JSON gives them back; empty if it
+    has none."""
     try:
         layers = read_saved(path / "config.yaml")
     except ConfigError:
-        return ""
+        return {}
     try:
         found = resolve(layers).as_dict()  # with the settings that an older version did not have
     except ConfigError:  # of a plugin
@@ -242,7 +240,7 @@ def _settings_of(path: Path) -> str:
         if isinstance(found.get(key), str):
             found[key] = _without_place(found[key])
     kept = {k: v for k, v in found.items() if k not in {*moving_settings(), *_INDIFFERENT}}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return dict(json.loads(json.dumps(kept, default=str)))
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -345,7 +343,7 @@ def read_summaries(path: Path) -> list[Run]:
             _refuse_other_changes(changed)
             failure = None if c["failure"] is None else str(c["failure"])
             config = c["config"] if c["config"] in _known_configurations() else None
-            settings = str(c.get("settings", ""))
+            settings = dict(c.get("settings", {}))
             runs.append(Run(where, c["result"], metrics, c["environment"], config, changed, failure, settings))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise RunsError(f"{path} line {number}: not a summary of a run, as `report` writes them") from None

@@ -6,7 +6,6 @@ import csv
 import io
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from muscle_plugin.closest import closest
 from muscle_plugin.data.errors import DataError
-from muscle_plugin.data.images import Pack, find_images, leads_out, name_below, other_endings, pack
+from muscle_plugin.data.images import Pack, find_images, leads_out, name_below, pack, unknown_files
 from muscle_plugin.data.sources import Source, SourceOptions
 from muscle_plugin.seeding import derive
 from muscle_plugin.text import shown
@@ -120,9 +119,10 @@ def _from_folders(root: Path) -> tuple[list[_Item], list[str]]:
 
     labelled, unlabelled, test = part("labelled", "labeled"), part("unlabelled", "unlabeled"), part("test")
     if labelled is None:
+        there = ", ".join(shown(repr(p.name)) for p in _class_folders(root)[:5]) or "no folder"
         raise DataError(
-            f"{root}: expected the folder labelled/ with a folder for each class, beside unlabelled/ and, optionally, test/;"
-            " or give a table of file and label as --labels_csv"
+            f"{root}: expected the folder labelled/ with a folder for each class, beside unlabelled/ and, optionally, test/"
+            f" (found {there}); or give a table of file and label as --labels_csv"
         )
     items = []
     for folder, is_test in ((labelled, False), (test, True)):
@@ -149,11 +149,7 @@ def _passed_over(root: Path, parts: Sequence[Path]) -> list[str]:
     if others := [p for p in _class_folders(root) if not any(p.samefile(x) for x in parts)]:
         shown_names = ", ".join(shown(repr(p.name)) for p in others[:5]) + (", …" if others[5:] else "")
         notes.append(f"passed over in {root}: {shown_names}; used: {', '.join(p.name for p in parts)}")
-    endings = Counter(ending for part in parts for ending in other_endings(part))
-    if endings:
-        listed = ", ".join(f"{n} {shown(ending or 'without ending')}" for ending, n in endings.most_common(5))
-        notes.append(f"passed over in {root}: files that are no images known here: {listed}")
-    return notes
+    return notes + [f"{root}: {line}" for line in unknown_files(parts)]
 
 
 def _from_csv(root: Path, table: Path, allow_outside: bool = False) -> list[_Item]:

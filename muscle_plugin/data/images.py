@@ -10,6 +10,7 @@ import os
 import stat
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def find_images(folder: Path, deep: bool = True) -> list[Path]:
     return sorted(found)
 
 
-def other_endings(folder: Path) -> Iterator[str]:
+def _other_endings(folder: Path) -> Iterator[str]:
     """The endings, in small letters, of the files at any depth under ``folder`` that :func:`find_images` passes over, but for
     hidden ones."""
     suffixes = image_suffixes()
@@ -82,8 +83,15 @@ def images_at(path: Path) -> list[Path]:
         raise DataError(f"{path}: no such folder or image")
     files = [path] if path.is_file() else find_images(path)
     if not files:
-        raise DataError(f"{path}: no image in it")
+        raise DataError("; ".join([f"{path}: no image in it", *unknown_files([path])]))
     return files
+
+
+def unknown_files(folders: Iterable[Path]) -> list[str]:
+    """A line on the files at any depth under ``folders`` that :func:`find_images` passes over, if there are any."""
+    endings = Counter(ending for folder in folders for ending in _other_endings(folder))
+    listed = ", ".join(f"{n} {shown(ending or 'without ending')}" for ending, n in endings.most_common(5))
+    return [f"files that are no images known here were passed over: {listed}"] if endings else []
 
 
 def name_below(root: Path, path: Path) -> Path:
