@@ -72,7 +72,9 @@ def test_cnn13_has_the_parameters_of_its_paper():
 def test_an_unknown_net_is_one_line(short_run):
     from muscle_plugin.run import RunError
 
-    with pytest.raises(RunError, match="net: unknown 'wrn_28_3'; did you mean 'wrn_28_.'.*known: small_cnn, cnn13.*wrn_28_2"):
+    with pytest.raises(
+        RunError, match="net: unknown 'wrn_28_3'; did you mean 'wrn_28_.'.*known: small_cnn, cnn13.*wrn_28_2"
+    ):
         short_run(net="wrn_28_3")
 
 

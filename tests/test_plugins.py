@@ -519,7 +519,9 @@ def test_other_faults_of_a_net_are_one_line(tmp_path, capsys):
         assert f"{owner} has one of this name; take another" in fault(lambda n=name: net(n)(lambda: None))
     settings = [f"--{k}={v}" for k, v in SHORT.items()]
     assert main(["train", *settings, "--net", "mine2", "--save_dir", str(tmp_path)]) == 2
-    assert "error: net: unknown 'mine2'; did you mean 'mine'? (one of your own: --plugins FILE)" in capsys.readouterr().err
+    assert (
+        "error: net: unknown 'mine2'; did you mean 'mine'? (one of your own: --plugins FILE)" in capsys.readouterr().err
+    )
 
 
 FLAT = """
