@@ -28,10 +28,10 @@ LIGHT = (
 )
 
 
-def start(*words):
+def start(*words, **more):
     return subprocess.Popen(
         [sys.executable, "-m", "muscle_plugin.cli", "sweep", *map(str, words)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True, **more,
     )  # fmt: skip
 
 
@@ -128,10 +128,14 @@ def test_a_process_that_dies_is_replaced_and_its_run_goes_on(tmp_path):
     assert len(environment["continuations"]) == 1
 
 
+def ignore_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what a script starts in the background
+
+
 def test_ctrl_c_saves_what_runs_and_says_what_is_left(tmp_path):
     runs = tmp_path / "runs"
     words = ("muscle_digits_10", "--seeds", 3, "--jobs", 1, "--save_dir", runs, "--use_tensorboard", "false")
-    process = start(*words)
+    process = start(*words, preexec_fn=ignore_interrupts)
     wait_for(lambda: len(list(runs.glob("*/latest_model.pth"))) == 1, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
     out, _ = process.communicate(timeout=300)

@@ -185,12 +185,14 @@ def sweep(jobs: Sequence[Job], pool: Pool, command: list[str], say: Any) -> dict
 
 def execute_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Any) -> dict[str, list[tuple[Job, str]]]:
     """:func:`sweep`, with SIGTERM as Ctrl-C; the pool is closed in any case."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ctrl-C too: what a script starts in the background ignores it, but runs do not, and the sweep would begin others
+    previous = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         return sweep(jobs, pool, command, say)
     finally:
         pool.close()
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _outcome(future: Future[dict[str, Any]]) -> tuple[str, str]:
