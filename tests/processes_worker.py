@@ -15,16 +15,11 @@ from muscle_plugin.config import load_settings
 from muscle_plugin.host import state
 from muscle_plugin.run import build
 
-SPECIAL: dict[str, dict[str, Any]] = {
-    "crmatch": {"net": "wrn_28_2", "img_size": 32, "total_batch": 8},
-    "dash": {"num_wu_iter": 2},
-}
-
 
 def run(name: str, folder: Path) -> tuple[Any, list[dict[str, float]]]:
     """Train in float64, without dropout: a step then depends on the global batch alone."""
     rows: list[dict[str, float]] = []
-    special = SPECIAL.get(name.removeprefix("muscle_"), {"net_dropout": 0, "num_labels": 40})
+    special: dict[str, Any] = {"net_dropout": 0, "num_labels": 40}
     if any(a.name == "p_cutoff" for a in all_algorithms()[name].arguments):
         special = {**special, "p_cutoff": 0.2}  # pseudo-labels from the first steps on
     settings = {**SHORT, "num_log_iter": 1, **special}

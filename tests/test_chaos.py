@@ -5,11 +5,11 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 from conftest import ROOT
+from processes import needs_fork
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+pytestmark = needs_fork
 
 
 def test_three_kills_change_nothing():

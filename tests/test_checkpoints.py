@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT, SHORT
+from processes import needs_fork
 
 from muscle_plugin.files import (
     DamagedError,
@@ -88,7 +89,7 @@ def die_before_rename(number):
     os.replace = lambda *args: os._exit(9) if next(calls) == number else replace(*args)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@needs_fork
 @pytest.mark.parametrize("before", [2, 4], ids="{} written before".format)
 def test_a_kill_between_renames_loses_no_earlier_file(tmp_path, before):
     """Killed before each rename in turn: afterwards the names lead to files that follow each other, and to as many."""
@@ -452,7 +453,7 @@ def test_a_disk_that_refuses_tensorboards_first_write_is_one_error(tmp_path, mon
 # ----------------------------------------------------------------------------------------------------------- children
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@needs_fork
 def test_a_forked_child_does_not_hold_the_run(tmp_path):
     """A loader's worker outlives a process that is killed for some seconds."""
     from muscle_plugin.run_dir import alone

@@ -52,18 +52,8 @@ def steps(run):
 def test_a_failing_run_stops_no_other_and_what_is_finished_is_not_trained_again(tmp_path):
     bad = tmp_path / "no_data.yaml"
     bad.write_text(f"dataset: cifar10\nnum_labels: 10\ndata_dir: {tmp_path}\n")
-    words = (
-        bad,
-        "supervised_digits_10",
-        "muscle_digits_20",
-        "--seeds",
-        2,
-        "--jobs",
-        1,
-        "--save_dir",
-        tmp_path / "runs",
-        *LIGHT,
-    )
+    names, where = (bad, "supervised_digits_10", "muscle_digits_20"), tmp_path / "runs"
+    words = (*names, "--seeds", 2, "--jobs", 1, "--save_dir", where, *LIGHT)
     code, out = sweep(*words)
     assert code == 1, out
     done = results(tmp_path / "runs")
