@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import decode_all, images_at, unknown_files
-from muscle_plugin.data.views import normaliser
+from muscle_plugin.data.views import Normaliser
 from muscle_plugin.files import DamagedError, load_tensors, refuse_existing, write_text
 from muscle_plugin.host.device import choose_device, usb_calls_on
 from muscle_plugin.host.host import refuse_newer
@@ -112,7 +112,7 @@ class Classifier(nn.Module):
         self.net = trained.net.to(device)
         mean, std = torch.tensor(trained.about["mean"]), torch.tensor(trained.about["std"])
         self._luma = torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1) if len(mean) == 1 else None
-        self._normalise = normaliser(mean, std, trained.about["channels"], device)
+        self._normalise = Normaliser(mean, std, trained.about["channels"], device)
 
     def forward(self, images: Tensor) -> Tensor:
         if self._luma is not None:

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from muscle_plugin.data import augment, randaugment
+from muscle_plugin.data import randaugment
 from muscle_plugin.data.augment import (
     AFTER_WEAK,
     AUGMENTATIONS,
@@ -18,7 +18,9 @@ from muscle_plugin.data.augment import (
     resize,
     rotate_crop_flip,
 )
-from muscle_plugin.data.randaugment import OPERATIONS, Plan, draw_randaugment, draw_randaugment_usb
+from muscle_plugin.data.draws import Draws
+from muscle_plugin.data.randaugment import OPERATIONS, Plan
+from muscle_plugin.data.views import augmentation
 
 SIZES = [(32, 32), (33, 28), (8, 8)]
 
@@ -174,7 +176,7 @@ def test_enlarging_is_torchvisions_within_a_grey_level(channels):
 
 
 def draw(name, n, size, ops, seed=0):
-    return {"randaugment": draw_randaugment, "randaugment_usb": draw_randaugment_usb}[name](n, seeded(seed), *size, ops)
+    return AUGMENTATIONS[name].draw(Draws.of(seeded(seed), n), (3, *size), ops)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -191,7 +193,7 @@ def test_randaugment_applies_its_plan_one_operation_after_another(name, channels
     assert torch.equal(randaugment.apply(images, without_hole), expected)
     expected = randaugment.cutout(expected, *plan.hole, plan.hole_fill)
     assert torch.equal(randaugment.apply(images, plan), expected)
-    assert torch.equal(getattr(randaugment, name)(images, seeded(), ops=4), expected)
+    assert torch.equal(augmentation(name, ops=4)(images, seeded()), expected)
 
 
 def values_drawn(plan, name):
@@ -316,7 +318,7 @@ def test_iic_crops_a_part_and_keeps_grey_images_grey():
 
 def test_iics_jitter_applies_each_operation_once_in_a_random_order():
     n = 4800
-    plan = draw_colour_jitter(n, seeded())
+    plan = draw_colour_jitter(Draws.of(seeded(), n))
     orders, counts = plan.operations.unique(dim=1, return_counts=True)
     assert orders.shape[1] == 24
     assert counts.min() > 140
@@ -332,7 +334,7 @@ def test_iics_jitter_applies_each_operation_once_in_a_random_order():
         assert v.min() >= 0
         assert v.max() <= 1
         assert torch.histc(v, 10, 0, 1).div(n).sub(0.1).abs().max() < 0.02
-    plan = draw_colour_jitter(100, seeded())
+    plan = draw_colour_jitter(Draws.of(seeded(), 100))
     images = pictures(100, 3, 16, 16)
     expected = images.clone()
     for operations, values in zip(plan.operations, plan.values, strict=True):
@@ -424,6 +426,6 @@ def test_affine_turns_scales_and_shifts_the_content():
     assert peak(zero, one, zero, torch.tensor([1 / 9]), torch.tensor([-2 / 9])) == (2, 7)
 
 
-def test_the_table_names_functions_of_the_module():
+
+def test_what_follows_a_weak_view_is_an_augmentation():
     assert set(AFTER_WEAK) < set(AUGMENTATIONS)
-    assert all(getattr(augment, name) is function for name, function in AUGMENTATIONS.items())

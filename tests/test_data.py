@@ -20,9 +20,9 @@ from muscle_plugin.data.views import (
     UNLABELLED,
     WEAK,
     Batches,
+    Normaliser,
     View,
     augmentation,
-    normaliser,
     pixel_statistics,
     quarter_turns,
     views_of,
@@ -337,7 +337,7 @@ def test_pixels_are_normalised_whether_bytes_or_fractions():
     plain = images.double() / 255
     assert torch.allclose(mean.double(), plain.mean((0, 2, 3)), atol=1e-6)
     assert torch.allclose(std.double(), plain.std((0, 2, 3), correction=0), atol=1e-6)
-    normalise = normaliser(mean, std, 3, CPU)
+    normalise = Normaliser(mean, std, 3, CPU)
     assert torch.allclose(normalise(images), normalise(images.float() / 255), atol=1e-5)
     assert normalise(images).mean((0, 2, 3)).abs().max() < 1e-4
 
@@ -345,7 +345,7 @@ def test_pixels_are_normalised_whether_bytes_or_fractions():
 def test_one_channel_serves_nets_of_three_and_not_the_reverse():
     assert batches(channels=3).batch(0)["x_lb"].shape[1] == 3
     with pytest.raises(DataError, match=r"takes 1 channel\(s\), but the images have 3"):
-        normaliser(torch.zeros(3), torch.ones(3), 1, CPU)
+        Normaliser(torch.zeros(3), torch.ones(3), 1, CPU)
 
 
 # -------------------------------------------------------------------------------------------------- device and streams

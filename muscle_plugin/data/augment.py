@@ -1,14 +1,18 @@
 """Batched augmentations: (N, C, H, W) uint8 images in, C = 1 or 3, on any device, parameters drawn per image.
 
-They return uint8 images, or float images in [0, 1] where they interpolate (digits). The generator is a CPU generator, or
-``Draws`` of several: what is drawn, sizes of groups included, is known without waiting for a GPU, and is the same for every
-device. What an image becomes depends on its own draws alone. A new one is a function and a line in ``AUGMENTATIONS``. The
-operations of RandAugment are in ``randaugment.py``.
+They return uint8 images, or float images in [0, 1] where they interpolate (digits). An augmentation is two functions: one
+draws the parameters, on the CPU and without the images, so that it can be done ahead; the other applies them, on the images'
+device. The generator is a CPU generator, or ``Draws`` of several: what is drawn, sizes of groups included, is known without
+waiting for a GPU, and is the same for every device. What an image becomes depends on its own draws alone. A new one is two
+functions and a line in ``AUGMENTATIONS``. The operations of RandAugment are in ``randaugment.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +22,30 @@ from muscle_plugin.data.draws import Draws, Random
 from muscle_plugin.data.randaugment import (
     OPERATIONS,
     Plan,
+    Window,
     apply,
-    pieces,
-    randaugment,
-    randaugment_usb,
+    draw_randaugment,
+    draw_randaugment_usb,
     rotate,
     to_uint8,
+    windows,
 )
 
-Augmentation = Callable[[Tensor, Random], Tensor]
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Called with images and a generator it gives views, one of each image.
+
+    Attributes:
+        draw: (draws, (C, H, W)) -> the parameters of all views, in CPU tensors; may take ``ops``, operations per view.
+        apply: (images, parameters) -> views.
+    """
+
+    draw: Callable[..., Any]
+    apply: Callable[[Tensor, Any], Tensor]
+
+    def __call__(self, images: Tensor, generator: Random) -> Tensor:
+        return self.apply(images, self.draw(Draws.of(generator, len(images)), images.shape[1:]))
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -55,10 +74,9 @@ def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def _distort(images: Tensor, draws: Draws, angle: float, scale: float, shear: float, shift: float) -> Tensor:
-    """Affine distortion of each image: angle in radians, scale as its logarithm, shift as a fraction of the side."""
-    return affine(
-        to_float(images),
+def _draw_distortion(draws: Draws, angle: float, scale: float, shear: float, shift: float) -> tuple[Tensor, ...]:
+    """Parameters of ``affine``: angle in radians, scale as its logarithm, shift as a fraction of the side."""
+    return (
         draws.uniform(-angle, angle),
         torch.exp(draws.uniform(-scale, scale)),
         draws.uniform(-shear, shear),
@@ -67,87 +85,56 @@ def _distort(images: Tensor, draws: Draws, angle: float, scale: float, shear: fl
     )
 
 
-def digits_weak(images: Tensor, generator: Random) -> Tensor:
-    """Rotation to 0.25 rad, scale by 0.86 to 1.16, shear to 0.2, shift to a tenth of the side: another hand's digit."""
-    return _distort(images, Draws.of(generator, len(images)), 0.25, 0.15, 0.2, 0.1)
+def _draw_digits_hard(draws: Draws, shape: tuple[int, ...]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    distortion = _draw_distortion(draws, 0.35, 0.25, 0.3, 0.12)
+    return distortion, draws.uniform(0.7, 1.3).view(-1, 1, 1, 1), 0.05 * draws.normal(*shape)
 
 
-def digits_hard(images: Tensor, generator: Random) -> Tensor:
-    """Rotation to 0.35 rad, scale by 0.78 to 1.28, shear to 0.3, shift to an eighth, contrast to 30 %, noise.
-
-    No flips: they turn one digit into another, or into none.
-    """
-    draws = Draws.of(generator, len(images))
-    x = _distort(images, draws, 0.35, 0.25, 0.3, 0.12)
-    contrast = draws.uniform(0.7, 1.3).view(-1, 1, 1, 1)
-    noise = 0.05 * draws.normal(*x.shape[1:])
+def _digits_hard(images: Tensor, drawn: tuple[tuple[Tensor, ...], Tensor, Tensor]) -> Tensor:
+    distortion, contrast, noise = drawn
+    x = affine(to_float(images), *distortion)
     return x * contrast.to(x.device, non_blocking=True) + noise.to(x.device, non_blocking=True)
 
 
-def _windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tensor | None) -> Tensor:
-    """Windows of the images.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        rows: (N, height) the rows of each window.
-        left: (N,) its first column.
-        width: its columns.
-        flip: (N,) bool, whether it is mirrored; None for no mirroring.
-    """
-    n, c, h, w = images.shape
-    if not n:
-        return images.new_empty(n, c, rows.shape[1], width)
-    device = images.device
-    # a row of a window is a piece of the flat images: an index per row, and the copy moves whole rows
-    start = (torch.arange(n).view(-1, 1) * c * h + rows) * w + left.view(-1, 1)
-    if flip is not None:  # those to be mirrored come last, so that they are one slice
-        order = flip.byte().argsort()
-        start = start[order]
-    channels = torch.arange(c, device=device).view(-1, 1) * (h * w)
-    index = start.to(device, non_blocking=True).unsqueeze(1) + channels
-    out = pieces(images.contiguous(), index.view(-1), width).view(n, c, -1, width)
-    if flip is None:
-        return out
-    mirrored = out[n - int(flip.sum()) :]
-    mirrored.copy_(mirrored.flip(3))
-    return out.index_select(0, order.argsort().to(device, non_blocking=True))
+#: Rotation to 0.25 rad, scale by 0.86 to 1.16, shear to 0.2, shift to a tenth of the side: another hand's digit.
+digits_weak = Augmentation(
+    lambda draws, _: _draw_distortion(draws, 0.25, 0.15, 0.2, 0.1),
+    lambda images, drawn: affine(to_float(images), *drawn),
+)
+#: Rotation to 0.35 rad, scale by 0.78 to 1.28, shear to 0.3, shift to an eighth, contrast to 30 %, noise.
+#: No flips: they turn one digit into another, or into none.
+digits_hard = Augmentation(_draw_digits_hard, _digits_hard)
 
 
-def _padded_crop(images: Tensor, generator: Random, flip: bool) -> Tensor:
-    n, _, h, w = images.shape
-    y, x = max(1, h // 8), max(1, w // 8)
-    draws = Draws.of(generator, n)
+def _draw_crop(draws: Draws, shape: tuple[int, ...], flip: bool = False) -> Plan:
+    y, x = (max(1, side // 8) for side in shape[1:])
     top, left = draws.integers(2 * y + 1), draws.integers(2 * x + 1)
-    rows = top.view(-1, 1) + torch.arange(-y, h - y)
-    rows = (h - 1) - ((h - 1) - rows.abs()).abs()  # reflected at both borders, the edge not repeated
-    mirror = images.flip(3)
-    wide = torch.cat([mirror[..., -x - 1 : -1], images, mirror[..., 1 : x + 1]], 3)
-    return _windows(wide, rows, left, w, draws.coins() if flip else None)
+    return Plan.of_window(Window(top, left, draws.coins() if flip else None, (y, x)))
 
 
-def crop(images: Tensor, generator: Random) -> Tensor:
-    """Random translation by up to an eighth of the side (4 of 32 pixels), whole pixels, the border reflected."""
-    return _padded_crop(images, generator, flip=False)
+#: Random translation by up to an eighth of the side (4 of 32 pixels), whole pixels, the border reflected.
+crop = Augmentation(_draw_crop, apply)
+#: ``crop`` and horizontal flip with p = 0.5: the weak augmentation of Mean Teacher, FixMatch and USB.
+crop_flip = Augmentation(partial(_draw_crop, flip=True), apply)
 
 
-def crop_flip(images: Tensor, generator: Random) -> Tensor:
-    """``crop`` and horizontal flip with p = 0.5: the weak augmentation of Mean Teacher, FixMatch and USB."""
-    return _padded_crop(images, generator, flip=True)
+def _draw_rotate_crop_flip(draws: Draws, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    degrees = draws.uniform(-10, 10)
+    y, x = (round(8 / 84 * side) for side in shape[1:])
+    return degrees, draws.integers(2 * y + 1), draws.integers(2 * x + 1), draws.coins()
 
 
-def rotate_crop_flip(images: Tensor, generator: Random) -> Tensor:
-    """Label propagation's views of Mini-ImageNet (Iscen et al. 2019, arXiv 1904.04717).
-
-    Rotation by up to 10 degrees (nearest pixel), crop of the image padded by 8 of 84 pixels, horizontal flip; outside
-    is black.
-    """
-    n, _, h, w = images.shape
-    y, x = round(8 / 84 * h), round(8 / 84 * w)
-    draws = Draws.of(generator, n)
-    turned = rotate(images, draws.uniform(-10, 10))
-    top, left = draws.integers(2 * y + 1), draws.integers(2 * x + 1)
+def _rotate_crop_flip(images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+    degrees, top, left, flip = drawn
+    h, w = images.shape[2:]
+    y, x = (round(8 / 84 * side) for side in (h, w))
     rows = top.view(-1, 1) + torch.arange(h)
-    return _windows(F.pad(turned, (x, x, y, y)), rows, left, w, draws.coins())
+    return windows(F.pad(rotate(images, degrees), (x, x, y, y)), rows, left, w, flip)
+
+
+#: Label propagation's views of Mini-ImageNet (Iscen et al. 2019, arXiv 1904.04717): rotation by up to 10 degrees (nearest
+#: pixel), crop of the image padded by 8 of 84 pixels, horizontal flip; outside is black.
+rotate_crop_flip = Augmentation(_draw_rotate_crop_flip, _rotate_crop_flip)
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
@@ -161,26 +148,33 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     return to_uint8((weights(height, h) @ (images.float() @ weights(width, w).t())).add_(0.5))
 
 
-def draw_colour_jitter(n: int, generator: Random) -> Plan:
+def draw_colour_jitter(draws: Draws) -> Plan:
     """Brightness, contrast and saturation by 1 +- 0.4 and hue by +- 0.125 turns, in a random order for each image."""
     jitter = torch.tensor([OPERATIONS.index(name) for name in ("brightness", "contrast", "color", "hue")])
-    draws = Draws.of(generator, n)
     order = draws.uniform(0, 1, 4).argsort(0)
     values = draws.uniform(-1, 1, 4)
     return Plan(jitter[order], torch.where(order == 3, 0.125 * values, 1 + 0.4 * values))
 
 
-def iic(images: Tensor, generator: Random) -> Tensor:
-    """The hard views of IIC (Ji et al. 2019, arXiv 1807.06653) without Sobel.
+def _part(side: int) -> int:
+    return round(side * 20 / 32)
 
-    Crop of 20/32 of the side resized back, horizontal flip, then ``draw_colour_jitter``.
-    """
-    n, _, h, w = images.shape
-    height, width = round(h * 20 / 32), round(w * 20 / 32)
-    draws = Draws.of(generator, n)
-    top, left = draws.integers(h - height + 1), draws.integers(w - width + 1)
-    windows = _windows(images, top.view(-1, 1) + torch.arange(height), left, width, draws.coins())
-    return apply(resize(windows, h, w), draw_colour_jitter(n, draws))
+
+def _draw_iic(draws: Draws, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Plan]:
+    top, left = (draws.integers(side - _part(side) + 1) for side in shape[1:])
+    return top, left, draws.coins(), draw_colour_jitter(draws)
+
+
+def _iic(images: Tensor, drawn: tuple[Tensor, Tensor, Tensor, Plan]) -> Tensor:
+    top, left, flip, jitter = drawn
+    h, w = images.shape[2:]
+    parts = windows(images, top.view(-1, 1) + torch.arange(_part(h)), left, _part(w), flip)
+    return apply(resize(parts, h, w), jitter)
+
+
+#: The hard views of IIC (Ji et al. 2019, arXiv 1807.06653) without Sobel: crop of 20/32 of the side resized back, horizontal
+#: flip, then ``draw_colour_jitter``.
+iic = Augmentation(_draw_iic, _iic)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
@@ -190,8 +184,8 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "crop": crop,
     "rotate_crop_flip": rotate_crop_flip,
     "iic": iic,
-    "randaugment": randaugment,
-    "randaugment_usb": randaugment_usb,
+    "randaugment": Augmentation(draw_randaugment, apply),
+    "randaugment_usb": Augmentation(draw_randaugment_usb, apply),
 }
-# these are drawn on top of a weak view
+#: These are drawn on top of a weak view.
 AFTER_WEAK: frozenset[str] = frozenset({"randaugment", "randaugment_usb"})

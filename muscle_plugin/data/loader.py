@@ -53,7 +53,13 @@ class ResidentImages:
         self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device
     ) -> None:
         self._steps = _Steps(images.to(device), {k: m.to(device) for k, m in members.items()}, streams)
+        self._members = dict(members)
         self._device = device
+
+    def draw(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """kind -> (n,) indices among its images, and their rows of :meth:`all_images`, on the CPU."""
+        index = {k: stream.batch(step) for k, stream in self._steps.streams.items()}
+        return {k: (i, self._members[k][i]) for k, i in index.items()}
 
     def all_images(self) -> Tensor:
         """(P, channels, H, W) uint8, on the device."""
@@ -61,9 +67,12 @@ class ResidentImages:
 
     def step(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
         """kind -> (n,) indices among its images, and (n, channels, H, W) uint8 images, on the device."""
-        s = self._steps
-        index = {k: stream.batch(step).to(self._device, non_blocking=True) for k, stream in s.streams.items()}
-        return {k: (i, s.images[s.members[k][i]]) for k, i in index.items()}
+        index = {k: s.batch(step).to(self._device, non_blocking=True) for k, s in self._steps.streams.items()}
+        return {k: (i, self.gather(k, i)) for k, i in index.items()}
+
+    def gather(self, kind: str, index: Tensor) -> Tensor:
+        """(n, channels, H, W) uint8 images of a kind, on the device."""
+        return self._steps.images[self._steps.members[kind][index]]
 
 
 class StreamedImages:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muscle_plugin.data.draws import Draws, Random
+from muscle_plugin.data.draws import Draws
 
 GREY = 128
 Fill = int | tuple[int, int, int]
@@ -272,6 +272,22 @@ _FIRST_GEOMETRIC = len(OPERATIONS) - len(_GEOMETRIC)
 
 
 @dataclass(frozen=True)
+class Window:
+    """A window of each image's own size, in the image enlarged by reflection (the edge not repeated), in CPU tensors.
+
+    Attributes:
+        top, left: (N,) int64, its corner in the enlarged image.
+        flip: (N,) bool, whether it is mirrored; None for no mirroring.
+        margin: rows above and below, columns on either side, that reflection adds.
+    """
+
+    top: Tensor
+    left: Tensor
+    flip: Tensor | None
+    margin: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is done to each of N images, in CPU tensors.
 
@@ -281,6 +297,7 @@ class Plan:
         outside: the grey level that geometric operations read outside the image.
         hole: (4, N) int64, left, top, right, bottom of the final ``cutout``, or None for no cutout.
         hole_fill: its filling.
+        window: what is cut out of each image at first, or None for all of it.
     """
 
     operations: Tensor
@@ -288,21 +305,76 @@ class Plan:
     outside: int = 0
     hole: Tensor | None = None
     hole_fill: Fill = GREY
+    window: Window | None = None
+
+    @classmethod
+    def of_window(cls, window: Window) -> Plan:
+        """The plan of a window and no operation."""
+        none = window.top.new_empty(0, len(window.top))
+        return cls(none, none.float(), window=window)
+
+
+def windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tensor | None) -> Tensor:
+    """Windows of the images.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        rows: (N, height) the rows of each window.
+        left: (N,) its first column.
+        width: its columns.
+        flip: (N,) bool, whether it is mirrored; None for no mirroring.
+    """
+    n, c, h, w = images.shape
+    if not n:
+        return images.new_empty(n, c, rows.shape[1], width)
+    device = images.device
+    # a row of a window is a piece of the flat images: an index per row, and the copy moves whole rows
+    start = (torch.arange(n).view(-1, 1) * c * h + rows) * w + left.view(-1, 1)
+    if flip is not None:  # those to be mirrored come last, so that they are one slice
+        order = flip.byte().argsort()
+        start = start[order]
+    channels = torch.arange(c, device=device).view(-1, 1) * (h * w)
+    index = start.to(device, non_blocking=True).unsqueeze(1) + channels
+    out = pieces(images.contiguous(), index.view(-1), width).view(n, c, -1, width)
+    if flip is None:
+        return out
+    mirrored = out[n - int(flip.sum()) :]
+    mirrored.copy_(mirrored.flip(3))
+    return out.index_select(0, order.argsort().to(device, non_blocking=True))
+
+
+def _cut(images: Tensor, window: Window) -> Tensor:
+    h, w = images.shape[2:]
+    y, x = window.margin
+    rows = window.top.view(-1, 1) + torch.arange(-y, h - y)
+    rows = (h - 1) - ((h - 1) - rows.abs()).abs()  # reflected at both borders, the edge not repeated
+    mirror = images.flip(3)
+    wide = torch.cat([mirror[..., -x - 1 : -1], images, mirror[..., 1 : x + 1]], 3)
+    return windows(wide, rows, window.left, w, window.flip)
+
+
+def matrices_of(plan: Plan, height: int, width: int) -> Tensor:
+    """(6, slots, N) int32: the affine matrices of a plan's operations, the identity for those that are not geometric."""
+    return _matrices(plan.operations - _FIRST_GEOMETRIC, plan.values, height, width)
 
 
 def apply(images: Tensor, plan: Plan) -> Tensor:
-    """The images with the plan's operations applied to each, slot after slot, and then its hole cut out.
+    """The images' windows with the plan's operations applied to each, slot after slot, and then its hole cut out.
 
     In each slot the images are sorted by operation, so that an operation works on one slice; from slot to slot, and
     back to the given order in the end, they are moved once.
     """
+    if plan.window is not None:
+        images = _cut(images, plan.window)
+    if not len(plan.operations):
+        return _with_hole(images, plan)
     order = plan.operations.argsort(1)
     place = order.argsort(1)  # where each image is in each slot
     # row s: where the images of slot s were in slot s - 1
     moves = torch.cat([order[:1], place[:-1].gather(1, order[1:]), place[-1:]]).to(images.device, non_blocking=True)
-    kind, values = plan.operations.gather(1, order) - _FIRST_GEOMETRIC, plan.values.gather(1, order)
-    matrices = _matrices(kind, values, *images.shape[2:]).to(images.device, non_blocking=True)
-    values = values.to(images.device, non_blocking=True)
+    sorted_plan = Plan(plan.operations.gather(1, order), plan.values.gather(1, order))
+    matrices = matrices_of(sorted_plan, *images.shape[2:]).to(images.device, non_blocking=True)
+    values = sorted_plan.values.to(images.device, non_blocking=True)
     x = images
     for slot, operations in enumerate(plan.operations):
         x = x.index_select(0, moves[slot])
@@ -314,11 +386,14 @@ def apply(images: Tensor, plan: Plan) -> Tensor:
         for function, a, b in ((_move_rows, first, turned), (_transform, turned, len(x))):
             if a < b:
                 x[a:b] = function(x[a:b], matrices[:, slot, a:b], plan.outside)
-    x = x.index_select(0, moves[-1])
+    return _with_hole(x.index_select(0, moves[-1]), plan)
+
+
+def _with_hole(images: Tensor, plan: Plan) -> Tensor:
     if plan.hole is None:
-        return x
+        return images
     left, top, right, bottom = plan.hole.to(images.device, non_blocking=True)
-    return cutout(x, left, top, right, bottom, plan.hole_fill)
+    return cutout(images, left, top, right, bottom, plan.hole_fill)
 
 
 def _table(values: dict[str, list[float]]) -> tuple[Tensor, Tensor]:
@@ -371,20 +446,19 @@ def _translations_in_pixels(operations: Tensor, values: Tensor, per_x: float, pe
     return values * factor[operations]
 
 
-def draw_randaugment(n: int, generator: Random, height: int, width: int, ops: int = 2) -> Plan:
-    """FixMatch's RandAugment for n images.
+def draw_randaugment(draws: Draws, shape: tuple[int, ...], ops: int = 2) -> Plan:
+    """FixMatch's RandAugment, on top of the weak augmentation.
 
     ``ops`` of its 14 operations with replacement, each applied with p = 0.5 at a uniform level 1..9 of 10, geometric
     ones either way; then Cutout of half the side about a uniform pixel. Outside and hole are grey (128).
 
     Args:
-        n: images.
-        generator: a CPU generator, or the draws of n images.
-        height, width: the images' size.
+        draws: of the images.
+        shape: (C, H, W) of each.
         ops: operations per image, at least 1.
     """
     names, levels = _FIXMATCH
-    draws = Draws.of(generator, n)
+    height, width = shape[1:]
     choice, level = draws.integers(len(names), ops), draws.integers(levels.shape[1], ops)
     sign = draws.integers(2, ops) * 2 - 1
     applied = draws.coins(ops)
@@ -396,8 +470,8 @@ def draw_randaugment(n: int, generator: Random, height: int, width: int, ops: in
     return Plan(operations, values, GREY, hole, GREY)
 
 
-def draw_randaugment_usb(n: int, generator: Random, height: int, width: int, ops: int = 3) -> Plan:
-    """USB's RandAugment for n images.
+def draw_randaugment_usb(draws: Draws, shape: tuple[int, ...], ops: int = 3) -> Plan:
+    """USB's RandAugment, on top of the weak augmentation.
 
     ``ops`` of the 14 operations with replacement, all applied, each at a uniform strength of its range (negative ones
     of geometric operations included, enhancements only downwards); then Cutout of up to half the width about a uniform
@@ -406,7 +480,7 @@ def draw_randaugment_usb(n: int, generator: Random, height: int, width: int, ops
     Args: as of ``draw_randaugment``.
     """
     names, ranges = _USB
-    draws = Draws.of(generator, n)
+    height, width = shape[1:]
     choice = draws.integers(len(names), ops)
     low, high = ranges[choice].unbind(2)
     operations = names[choice]
@@ -418,15 +492,3 @@ def draw_randaugment_usb(n: int, generator: Random, height: int, width: int, ops
     start = (centre - side / 2).clamp(min=0).long()
     hole = torch.cat([start, start + side.long() + 1])
     return Plan(operations, values, 0, hole, (125, 123, 114))
-
-
-def randaugment(images: Tensor, generator: Random, ops: int = 2) -> Tensor:
-    """Images under ``draw_randaugment``: (N, C, H, W) uint8, on top of the weak augmentation."""
-    n, _, h, w = images.shape
-    return apply(images, draw_randaugment(n, generator, h, w, ops))
-
-
-def randaugment_usb(images: Tensor, generator: Random, ops: int = 3) -> Tensor:
-    """Images under ``draw_randaugment_usb``: (N, C, H, W) uint8, on top of the weak augmentation."""
-    n, _, h, w = images.shape
-    return apply(images, draw_randaugment_usb(n, generator, h, w, ops))

@@ -6,8 +6,9 @@ algorithms in which ``x_ulb_s`` is a second weak view.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -15,14 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muscle_plugin.data.augment import AFTER_WEAK, AUGMENTATIONS, Augmentation
-from muscle_plugin.data.draws import Draws, Part, Random
+from muscle_plugin.data.ahead import OneAhead, Parcel
+from muscle_plugin.data.augment import AFTER_WEAK, AUGMENTATIONS, Augmentation, crop, crop_flip
+from muscle_plugin.data.draws import Draws, Part
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
+from muscle_plugin.data.randaugment import Plan
 from muscle_plugin.data.sampler import IndexStream
 from muscle_plugin.data.sources import Source
 from muscle_plugin.data.splits import Split
 from muscle_plugin.seeding import derive
+from muscle_plugin.text import first_line
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
 WEAK, MEDIUM, HARD = "weak", "medium", "hard"
@@ -92,6 +96,47 @@ def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What a step has drawn.
+
+    Attributes:
+        plans: strength -> the parameters of its views.
+        turns: of ``x_ulb_s_0_rot``.
+        to_rotate: the parameters of the weak views that ``x_ulb_rot`` rotates.
+        parcel: what the device needs of it.
+    """
+
+    plans: dict[str, Any]
+    turns: Any
+    to_rotate: Any
+    parcel: Parcel
+
+
+class _Images:
+    """A step's images by kind, gathered when they are asked for, and their indices."""
+
+    def __init__(self, images: ResidentImages | StreamedImages, step: int, sent: Mapping[str, Tensor]) -> None:
+        self._resident = images if isinstance(images, ResidentImages) else None
+        self._found: dict[str, Tensor] = {}
+        if isinstance(images, ResidentImages):
+            self.index = {kind: sent[kind] for kind in (LABELLED, UNLABELLED)}
+        else:
+            found = images.step(step)
+            self.index, self._found = ({kind: found[kind][k] for kind in (LABELLED, UNLABELLED)} for k in (0, 1))
+
+    def __getitem__(self, kind: str) -> Tensor:
+        if kind not in self._found:
+            assert self._resident is not None
+            self._found[kind] = self._resident.gather(kind, self.index[kind])
+        return self._found[kind]
+
+    @property
+    def pool(self) -> Tensor:
+        """All images, or the step's, labelled ones first."""
+        return self._resident.all_images() if self._resident is not None else torch.cat([*self._found.values()])
+
+
 class Batches:
     """Makes the batch of any training step from its number alone.
 
@@ -158,13 +203,25 @@ class Batches:
             if self.resident
             else StreamedImages(source.images, members, streams, device, workers)
         )
+        self._shape = source.images.shape[1:]
+        places = torch.arange(sum(self.size.values())).split([*self.size.values()])
+        self._streamed_rows = dict(zip(self.size, places, strict=True))
         self.statistics = pixel_statistics(source)
-        self.normalise = normaliser(*self.statistics, channels, device)
+        self.normalise = Normaliser(*self.statistics, channels, device)
+        #: Whether a view's channels lie side by side in memory; the values are the same.
+        self.channels_last = False
+        #: What a user should know of how views are made.
+        self.notes: list[str] = []
+        self._kernel = self._find_kernel(source.images)
+        # what is drawn costs the CPU time in which a GPU would wait
+        self._drawn = OneAhead(self._draw, device) if device.type == "cuda" else self._draw
 
     def add_views(self, views: Mapping[str, View]) -> None:
         """Beside the views that the step asks for make these, under these names (MUSCLE's hard views; count V gives
         (V * N, ...), V-major), and no others."""
         self.views = {**self._asked, **views}
+        if isinstance(self._drawn, OneAhead):
+            self._drawn.forget()
 
     def features(self, net: Any, members: Tensor, step: int, batch: int, precision: Callable[[], Any]) -> Tensor:
         """(n, F) float32 features that a net in eval mode has of weakly augmented images, on the device; of several
@@ -211,31 +268,73 @@ class Batches:
             ]
         )
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """Everything that the step's ``train_step`` asks for, on the device, images normalised."""
-        found = self.images.step(step)
-        index, images = ({kind: pair[k] for kind, pair in found.items()} for k in (0, 1))
-        out: dict[str, Tensor] = {}
-        for strength, augment in self._augment.items():  # all views of a strength in one go
-            views = {n: v for n, v in self.views.items() if v.strength == strength}
-            if not views:
-                continue
-            x = torch.cat([images[v.images].repeat(v.count, 1, 1, 1) for v in views.values()])
+    def _find_kernel(self, images: Tensor) -> Any:
+        """The module of the kernel that makes views at once, where it can: on a GPU for which Triton compiles it."""
+        if self.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return None
+        if os.environ.get("MUSCLE_VIEW_KERNEL") == "0":
+            return None
+        try:
+            from muscle_plugin.data import kernel
+
+            return kernel if kernel.fits(images.shape[1:]) and kernel.works_on(self.device) else None
+        except Exception as e:  # whatever is missing, or a compiler brings up
+            self.notes.append(f"views are made without Triton, more slowly ({type(e).__name__}: {first_line(e)})")
+            return None
+
+    def _by_strength(self) -> dict[str, dict[str, View]]:
+        """strength -> its views, which are made in one go."""
+        found = {s: {n: v for n, v in self.views.items() if v.strength == s} for s in self._augment}
+        return {strength: views for strength, views in found.items() if views}
+
+    def _draw(self, step: int) -> _Drawn:
+        index = self.images.draw(step) if isinstance(self.images, ResidentImages) else {}
+        send = {kind: i for kind, (i, _) in index.items()}
+        rows = {kind: r for kind, (_, r) in index.items()} or self._streamed_rows
+        plans = {}
+        for strength, views in self._by_strength().items():
             draws = self._draws(step, {n: (v.count, self.size[v.images]) for n, v in views.items()})
-            made = self.normalise(augment(x, draws))
-            out.update(zip(views, made.split([v.count * self.size[v.images] for v in views.values()]), strict=True))
+            plans[strength] = plan = self._augment[strength].draw(draws, self._shape)
+            if self._kernel is not None and isinstance(plan, Plan):
+                of_views = torch.cat([rows[v.images].repeat(v.count) for v in views.values()])
+                send[strength] = self._kernel.pack(plan, of_views, *self._shape[1:])
+        turns = to_rotate = None
         if "x_ulb_s_0_rot" in self.parameters:
             turns = self._draws(step, {"rot_v": (1, self.size[UNLABELLED])}).integers(4)
-            out["x_ulb_s_0_rot"] = quarter_turns(out["x_ulb_s_0"], turns)
-            out["rot_v"] = turns.to(self.device, non_blocking=True)
+        if "x_ulb_rot" in self.parameters:
+            draws = self._draws(step, {"x_ulb_rot": (1, min(self.size.values()))})
+            to_rotate = self._augment[WEAK].draw(draws, self._shape)
+        return _Drawn(plans, turns, to_rotate, Parcel(send, self.device))
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Everything that the step's ``train_step`` asks for, on the device, images normalised."""
+        drawn = self._drawn(step)
+        sent = drawn.parcel.unpack()
+        images = _Images(self.images, step, sent)
+        out: dict[str, Tensor] = {}
+        for strength, views in self._by_strength().items():
+            plan = drawn.plans[strength]
+            if strength in sent:
+                made = self._kernel.views(
+                    images.pool, sent[strength], plan, self.normalise.scale, self.normalise.shift, self.channels,
+                    self.channels_last,
+                )  # fmt: skip
+            else:
+                x = torch.cat([images[v.images].repeat(v.count, 1, 1, 1) for v in views.values()])
+                made = self.normalise(self._augment[strength].apply(x, plan))
+            out.update(zip(views, made.split([v.count * self.size[v.images] for v in views.values()]), strict=True))
+        if "x_ulb_s_0_rot" in self.parameters:
+            out["x_ulb_s_0_rot"] = quarter_turns(out["x_ulb_s_0"], drawn.turns)
+            out["rot_v"] = drawn.turns.to(self.device, non_blocking=True)
         if "x_ulb_rot" in self.parameters:
             n = min(self.size.values())
             # spread over the images, so that those of several processes are together those of one
             some = (torch.arange(n) * self.size[UNLABELLED] // n).to(self.device, non_blocking=True)
-            weak = self._augment[WEAK](images[UNLABELLED][some], self._draws(step, {"x_ulb_rot": (1, n)}))
+            weak = self._augment[WEAK].apply(images[UNLABELLED][some], drawn.to_rotate)
             turns = torch.arange(4).repeat_interleave(n)
             out["x_ulb_rot"] = quarter_turns(self.normalise(weak).repeat(4, 1, 1, 1), turns)
             out["rot_v"] = turns.to(self.device, non_blocking=True)
+        index = images.index
         values = {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED], "y_lb": self._labels[index[LABELLED]]}
         return out | {k: v for k, v in values.items() if k in self.parameters}
 
@@ -319,26 +418,30 @@ def pixel_statistics(source: Source) -> tuple[Tensor, Tensor]:
     return mean.float(), std.float()
 
 
-def normaliser(mean: Tensor, std: Tensor, channels: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+class Normaliser:
     """Images to zero mean and unit variance per channel, ``channels`` wide; (N, c, H, W) uint8, or float in [0, 1].
 
     Args:
         mean, std: (c,), as fractions.
 
+    Attributes:
+        scale, shift: (1, c, 1, 1) on the device; what a byte is multiplied by, and what is added then.
+
     Raises:
         DataError: the data's channels cannot serve a net that wants ``channels``.
     """
-    have = len(mean)
-    if have not in (1, channels):
-        raise DataError(f"the net takes {channels} channel(s), but the images have {have}")
-    mean, std = mean.view(1, -1, 1, 1).to(device), std.view(1, -1, 1, 1).to(device)
-    scale, shift = 1 / (255 * std), -mean / std
 
-    def normalise(x: Tensor) -> Tensor:
-        x = x.float().mul_(scale).add_(shift) if x.dtype == torch.uint8 else (x - mean) / std
-        return x.repeat(1, channels, 1, 1) if have != channels else x
+    def __init__(self, mean: Tensor, std: Tensor, channels: int, device: torch.device) -> None:
+        have = len(mean)
+        if have not in (1, channels):
+            raise DataError(f"the net takes {channels} channel(s), but the images have {have}")
+        self._mean, self._std = mean.view(1, -1, 1, 1).to(device), std.view(1, -1, 1, 1).to(device)
+        self.scale, self.shift = 1 / (255 * self._std), -self._mean / self._std
+        self._repeat = channels if have != channels else 1
 
-    return normalise
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.float().mul_(self.scale).add_(self.shift) if x.dtype == torch.uint8 else (x - self._mean) / self._std
+        return x.repeat(1, self._repeat, 1, 1) if self._repeat > 1 else x
 
 
 def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = None) -> Augmentation:
@@ -352,16 +455,28 @@ def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = 
     """
     if name not in AUGMENTATIONS:
         raise DataError(f"augmentation: unknown {name!r}; known: {', '.join(AUGMENTATIONS)}")
-    chosen: Callable[..., Tensor] = AUGMENTATIONS[name]
+    chosen = AUGMENTATIONS[name]
     if ops is not None:
-        if "ops" not in signature(chosen).parameters:
+        if "ops" not in signature(chosen.draw).parameters:
             raise DataError(f"hard_ops: {name} draws no operations; randaugment does")
-        chosen = partial(chosen, ops=ops)
-    if weak is None or name not in AFTER_WEAK:
-        return chosen
+        chosen = replace(chosen, draw=partial(chosen.draw, ops=ops))
+    return chosen if weak is None or name not in AFTER_WEAK else _after(weak, chosen)
 
-    def after_weak(images: Tensor, generator: Random) -> Tensor:
-        x = weak(images, generator)
-        return chosen(x if x.dtype == torch.uint8 else (x * 255).round_().clamp_(0, 255).byte(), generator)
 
-    return after_weak
+def _after(first: Augmentation, then: Augmentation) -> Augmentation:
+    """``then`` of the views that ``first`` gives; of a window and a plan it is one plan."""
+
+    def draw(draws: Draws, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        return first.draw(draws, shape), then.draw(draws, shape)
+
+    def merged(draws: Draws, shape: tuple[int, ...]) -> Plan:
+        window, plan = draw(draws, shape)
+        return replace(plan, window=window.window)
+
+    def both(images: Tensor, drawn: tuple[Any, Any]) -> Tensor:
+        x = first.apply(images, drawn[0])
+        return then.apply(x if x.dtype == torch.uint8 else (x * 255).round_().clamp_(0, 255).byte(), drawn[1])
+
+    if first in (crop, crop_flip):
+        return replace(then, draw=merged)
+    return Augmentation(draw, both)

@@ -357,7 +357,7 @@ class Host:
         #: What a user should know before training.
         self.notes = list(self.source.notes)
         if not args.rank:  # the others show none
-            self.notes += find_oddities(self.source, self.split)
+            self.notes += [*find_oddities(self.source, self.split), *self.batches.notes]
         if args.init_from:
             count = load_weights(self.model, checkpoint_of(Path(args.init_from)), args.init_head)
             self.notes.append(f"{count} of the net's {len(self.model.state_dict())} tensors are from {args.init_from}")
@@ -405,6 +405,7 @@ class Host:
             self.ema_model.to(memory_format=torch.channels_last)
             for net in (self.model, self.ema_model):
                 net.register_forward_pre_hook(_images_channels_last)
+            self.batches.channels_last = True  # so that there is nothing left to do for that hook
         self.model.train(was_training)
 
     # ------------------------------------------------------------------------------------- what AlgorithmBase builds

@@ -1,0 +1,63 @@
+"""What a step draws on the CPU: made while the GPU computes the step before, and sent to it in one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+_ALIGNED = 16  # bytes
+
+
+class OneAhead(Generic[T]):
+    """Calls ``draw(step)``; the next step's call is made in a thread before it is asked for.
+
+    Args:
+        draw: a function of the step alone, until :meth:`forget` is called.
+        device: the GPU that its results are for.
+    """
+
+    def __init__(self, draw: Callable[[int], T], device: torch.device) -> None:
+        of_thread = (torch.cuda.set_device, (device,)) if torch.cuda.is_available() else (None, ())
+        self._pool = ThreadPoolExecutor(1, "draws", *of_thread)
+        self._draw, self._next = draw, (-1, Future[T]())
+
+    def __call__(self, step: int) -> T:
+        ahead, future = self._next
+        if ahead != step:
+            self.forget()
+            future = self._pool.submit(self._draw, step)
+        drawn = future.result()
+        self._next = (step + 1, self._pool.submit(self._draw, step + 1))
+        return drawn
+
+    def forget(self) -> None:
+        """Drop what has been drawn ahead."""
+        ahead, future = self._next
+        if ahead >= 0 and not future.cancel():
+            future.exception()  # waits: what it draws from is not to be used by two threads
+        self._next = (-1, Future())
+
+
+class Parcel:
+    """Tensors of the CPU that go to a device together: by one copy, for which nothing waits."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self._like, self._device = {n: (t.dtype, t.shape) for n, t in tensors.items()}, device
+        self._sizes = [-(-t.nbytes // _ALIGNED) * _ALIGNED for t in tensors.values()]
+        pinned = device.type == "cuda" and torch.cuda.is_available()
+        self._buffer = torch.empty(sum(self._sizes), dtype=torch.uint8, pin_memory=pinned)
+        for place, t in zip(self._places(self._buffer).values(), tensors.values(), strict=True):
+            place.copy_(t)
+
+    def _places(self, buffer: Tensor) -> dict[str, Tensor]:
+        parts = zip(self._like.items(), buffer.split(self._sizes), strict=True)
+        return {n: part[: dtype.itemsize * shape.numel()].view(dtype).view(shape) for (n, (dtype, shape)), part in parts}
+
+    def unpack(self) -> dict[str, Tensor]:
+        """The tensors on the device, by name."""
+        return self._places(self._buffer.to(self._device, non_blocking=True))

@@ -1,0 +1,279 @@
+"""The views of a :class:`~muscle_plugin.data.randaugment.Plan` by one Triton kernel: window, operations, hole, normalisation.
+
+A program makes one view: it reads a uint8 image, keeps it on chip while the operations of its plan follow one another, and
+writes the normalised view. The views equal those of ``randaugment.apply`` and ``views.Normaliser`` bit for bit, where these
+take some 500 launches for a batch. What rounds is therefore computed in the same order and precision as there (no fused
+multiply-add, no approximate division), and in whole numbers where that gives the same.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from muscle_plugin.data.randaugment import OPERATIONS, Fill, Plan, apply, luminance, matrices_of
+
+#: Largest image, in pixels: one of 84 x 84 still stays in a program's registers and shared memory.
+MOST_PIXELS = 8192
+#: What the kernel computes; ``hue`` is left to PyTorch.
+KNOWN = frozenset(OPERATIONS) - {"hue"}
+#: Columns of a packed plan: the image's row, top, left, whether mirrored, the hole's four sides; then for each slot the
+#: operation, the bits of its value and six of an affine matrix.
+_FIXED, _SLOT = 8, 8
+
+_AUTO_CONTRAST = tl.constexpr(OPERATIONS.index("auto_contrast"))
+_EQUALIZE = tl.constexpr(OPERATIONS.index("equalize"))
+_POSTERIZE = tl.constexpr(OPERATIONS.index("posterize"))
+_SOLARIZE = tl.constexpr(OPERATIONS.index("solarize"))
+_BRIGHTNESS = tl.constexpr(OPERATIONS.index("brightness"))
+_COLOR = tl.constexpr(OPERATIONS.index("color"))
+_CONTRAST = tl.constexpr(OPERATIONS.index("contrast"))
+_SHARPNESS = tl.constexpr(OPERATIONS.index("sharpness"))
+_FIRST_GEOMETRIC = tl.constexpr(OPERATIONS.index("shear_x"))
+
+
+@triton.jit
+def _luminance(r, g, b, C: tl.constexpr):
+    if C == 1:
+        level = r
+    else:
+        level = (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16
+    return level
+
+
+@triton.jit
+def _blend(degenerate, x, factor):
+    low = degenerate.to(tl.float32)
+    mixed = (x.to(tl.float32) - low) * factor + low
+    return tl.minimum(tl.maximum(mixed, 0.0), 255.0).to(tl.int32)
+
+
+@triton.jit
+def _auto_contrast(x, inside):
+    low = tl.min(tl.where(inside, x, 255), 0)
+    high = tl.max(tl.where(inside, x, 0), 0)
+    scale = 255.0 / tl.maximum(high - low, 1).to(tl.float64)
+    stretched = x.to(tl.float64) * scale - low.to(tl.float64) * scale
+    return tl.where(high > low, tl.minimum(tl.maximum(stretched, 0.0), 255.0).to(tl.int32), x)
+
+
+@triton.jit
+def _equalize(x, inside, OUTSIDE: tl.constexpr):
+    level = tl.arange(0, 256)
+    count = tl.histogram(tl.where(inside, x, 0), 256) - tl.where(level == 0, OUTSIDE, 0)
+    below = tl.cumsum(count, 0) - count
+    brightest = tl.max(tl.where(count > 0, level, 0), 0)
+    step = tl.sum(tl.where(level < brightest, count, 0), 0) // 255
+    table = tl.minimum((below + step // 2) // tl.maximum(step, 1), 255)
+    return tl.gather(tl.where(step > 0, table, level), x, 0)
+
+
+@triton.jit
+def _sharpness(x, pos, factor, H: tl.constexpr, W: tl.constexpr, P: tl.constexpr):
+    row, col = pos // W, pos % W
+    inner = (row > 0) & (row < H - 1) & (col > 0) & (col < W - 1)
+    # what is read beyond the image belongs to border pixels, which stay as they are
+    column = x + tl.gather(x, tl.maximum(pos - W, 0), 0) + tl.gather(x, tl.minimum(pos + W, P - 1), 0)
+    box = column + tl.gather(column, tl.maximum(pos - 1, 0), 0) + tl.gather(column, tl.minimum(pos + 1, P - 1), 0)
+    smooth = (2 * (box + 4 * x) + 13) // 26  # a thirteenth never is half a grey level
+    return tl.where(inner, _blend(smooth, x, factor), x)
+
+
+@triton.jit
+def _point(x, operation, value):
+    """Operations that take each grey level for itself."""
+    if operation == _POSTERIZE:
+        x = x & ((255 << (8 - value.to(tl.int32))) & 255)
+    elif operation == _SOLARIZE:
+        x = tl.where(x.to(tl.float32) >= value, 255 - x, x)
+    elif operation == _BRIGHTNESS:
+        x = _blend(tl.zeros_like(x), x, value)
+    return x
+
+
+@triton.jit
+def _views(
+    pool, plan, out, scale, shift,
+    stride_channel, stride_pixel,
+    C: tl.constexpr, WIDE: tl.constexpr, H: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
+    MARGIN_Y: tl.constexpr, MARGIN_X: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
+    FILL: tl.constexpr, HOLE_R: tl.constexpr, HOLE_G: tl.constexpr, HOLE_B: tl.constexpr,
+):  # fmt: skip
+    view = tl.program_id(0)
+    plan += view * COLUMNS
+    pos = tl.arange(0, P)
+    inside = pos < H * W
+    row, col = pos // W, pos % W
+
+    # the window: reflected at the borders, the edge not repeated
+    y = tl.abs(row + tl.load(plan + 1) - MARGIN_Y)
+    x = tl.where(tl.load(plan + 3) != 0, W - 1 - col, col) + tl.load(plan + 2) - MARGIN_X
+    y, x = (H - 1) - tl.abs((H - 1) - y), (W - 1) - tl.abs((W - 1) - tl.abs(x))
+    source = pool + tl.load(plan).to(tl.int64) * (C * H * W) + (y * W + x)
+    r = tl.load(source, mask=inside, other=0).to(tl.int32)
+    g, b = r, r
+    if C == 3:
+        g = tl.load(source + H * W, mask=inside, other=0).to(tl.int32)
+        b = tl.load(source + 2 * H * W, mask=inside, other=0).to(tl.int32)
+
+    for slot in range(SLOTS):
+        step = plan + 8 + 8 * slot
+        operation = tl.load(step)
+        value = tl.load(step + 1).to(tl.float32, bitcast=True)
+        if operation >= _FIRST_GEOMETRIC:
+            # Pillow's affine map from output to input, in whole numbers with 16 fractional bits
+            x = (tl.load(step + 2) * col + tl.load(step + 4) + tl.load(step + 3) * row) >> 16
+            y = (tl.load(step + 5) * col + tl.load(step + 7) + tl.load(step + 6) * row) >> 16
+            hit = (x >= 0) & (x < W) & (y >= 0) & (y < H) & inside
+            at = tl.where(hit, y * W + x, 0)
+            r = tl.where(hit, tl.gather(r, at, 0), FILL)
+            if C == 3:
+                g = tl.where(hit, tl.gather(g, at, 0), FILL)
+                b = tl.where(hit, tl.gather(b, at, 0), FILL)
+        elif operation == _AUTO_CONTRAST:
+            r = _auto_contrast(r, inside)
+            if C == 3:
+                g, b = _auto_contrast(g, inside), _auto_contrast(b, inside)
+        elif operation == _EQUALIZE:
+            r = _equalize(r, inside, P - H * W)
+            if C == 3:
+                g, b = _equalize(g, inside, P - H * W), _equalize(b, inside, P - H * W)
+        elif operation == _SHARPNESS:
+            r = _sharpness(r, pos, value, H, W, P)
+            if C == 3:
+                g, b = _sharpness(g, pos, value, H, W, P), _sharpness(b, pos, value, H, W, P)
+        elif operation == _COLOR:
+            if C == 3:
+                grey = _luminance(r, g, b, C)
+                r, g, b = _blend(grey, r, value), _blend(grey, g, value), _blend(grey, b, value)
+        elif operation == _CONTRAST:
+            total = tl.sum(tl.where(inside, _luminance(r, g, b, C), 0), 0)
+            mean = (2 * total + H * W) // (2 * H * W)  # rounded halves upwards
+            r = _blend(mean, r, value)
+            if C == 3:
+                g, b = _blend(mean, g, value), _blend(mean, b, value)
+        else:
+            r = _point(r, operation, value)
+            if C == 3:
+                g, b = _point(g, operation, value), _point(b, operation, value)
+
+    hole = (
+        (col >= tl.load(plan + 4)) & (row >= tl.load(plan + 5)) & (col < tl.load(plan + 6)) & (row < tl.load(plan + 7))
+    )
+    r = tl.where(hole, HOLE_R, r)
+    if C == 3:
+        g, b = tl.where(hole, HOLE_G, g), tl.where(hole, HOLE_B, b)
+
+    out += view.to(tl.int64) * (WIDE * H * W) + pos * stride_pixel
+    for channel in tl.static_range(WIDE):
+        if C == 1 or channel == 0:
+            levels = r
+        elif channel == 1:
+            levels = g
+        else:
+            levels = b
+        at = 0 if C == 1 else channel
+        normal = levels.to(tl.float32) * tl.load(scale + at) + tl.load(shift + at)
+        tl.store(out + channel * stride_channel, normal, mask=inside)
+
+
+def pack(plan: Plan, rows: Tensor, height: int, width: int) -> Tensor:
+    """A plan as the kernel reads it.
+
+    Args:
+        plan: for N views; no operation but those of ``KNOWN``.
+        rows: (N,) the image of each, as its row in the pool.
+
+    Returns:
+        (N, columns) int32, on the CPU.
+    """
+    slots, n = plan.operations.shape
+    packed = torch.zeros(_FIXED + _SLOT * slots, n, dtype=torch.int32)
+    packed[0] = rows
+    if plan.window is not None:
+        packed[1], packed[2] = plan.window.top, plan.window.left
+        if plan.window.flip is not None:
+            packed[3] = plan.window.flip
+    if plan.hole is not None:
+        packed[4:8] = plan.hole
+    if slots:
+        steps = packed[_FIXED:].view(slots, _SLOT, n)
+        steps[:, 0] = plan.operations
+        steps[:, 1] = plan.values.view(torch.int32)
+        steps[:, 2:] = matrices_of(plan, height, width).movedim(0, 1)
+    return packed.t().contiguous()
+
+
+def fits(shape: tuple[int, ...]) -> bool:
+    """Whether images (C, H, W) can be kept on chip."""
+    c, h, w = shape
+    return c in (1, 3) and h * w <= MOST_PIXELS
+
+
+def views(
+    pool: Tensor, packed: Tensor, plan: Plan, scale: Tensor, shift: Tensor, channels: int, channels_last: bool = False
+) -> Tensor:
+    """The normalised views of a plan.
+
+    Args:
+        pool: (P, C, H, W) uint8, contiguous.
+        packed: (N, columns) of :func:`pack`, on the pool's device.
+        plan: what was packed.
+        scale, shift: C values on the device: what a grey level is multiplied by, and what is added then.
+        channels: of the views; a single one is repeated.
+        channels_last: how the views lie in memory.
+
+    Returns:
+        (N, channels, H, W) float32.
+    """
+    n, (_, c, h, w) = len(packed), pool.shape
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.empty((n, channels, h, w), device=pool.device, memory_format=layout)
+    margin = plan.window.margin if plan.window is not None else (0, 0)
+    constants, options = constants_of((c, h, w), channels, len(plan.operations), margin, plan.outside, plan.hole_fill)
+    strides = (1, channels) if channels_last else (h * w, 1)
+    if n:
+        with torch.cuda.device_of(pool):  # nothing, for a CPU
+            _views[(n,)](pool, packed, out, scale, shift, *strides, **constants, **options)
+    return out
+
+
+@cache
+def constants_of(
+    shape: tuple[int, ...], channels: int, slots: int, margin: tuple[int, int], outside: int, fill: Fill
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """What the kernel is compiled for, and how.
+
+    Args:
+        shape: (C, H, W) of the images.
+        channels: of the views.
+        slots, margin, outside, fill: of the plan.
+    """
+    c, h, w = shape
+    r, g, b = fill if isinstance(fill, tuple) else (fill,) * 3
+    if c == 1 and isinstance(fill, tuple):
+        r = int(luminance(torch.tensor(fill).view(1, 3, 1, 1)))
+    pixels: int = triton.next_power_of_2(h * w)
+    constants = {
+        "C": c, "WIDE": channels, "H": h, "W": w, "P": pixels, "MARGIN_Y": margin[0], "MARGIN_X": margin[1],
+        "SLOTS": slots, "COLUMNS": _FIXED + _SLOT * slots, "FILL": outside, "HOLE_R": r, "HOLE_G": g, "HOLE_B": b,
+    }  # fmt: skip
+    return constants, {"num_warps": min(max(pixels // 256, 4), 16), "enable_fp_fusion": False}
+
+
+def works_on(device: torch.device) -> bool:
+    """Whether the kernel computes there what PyTorch does, found out on two small images.
+
+    Raises:
+        Exception: whatever a compiler, or its absence, brings up.
+    """
+    images = torch.arange(2 * 3 * 64, dtype=torch.uint8).view(2, 3, 8, 8)
+    one = Plan(torch.tensor([[OPERATIONS.index("equalize"), OPERATIONS.index("rotate")]]), torch.tensor([[0.0, 30.0]]))
+    packed = pack(one, torch.arange(2), 8, 8).to(device)
+    made = views(images.to(device), packed, one, torch.ones(3, device=device), torch.zeros(3, device=device), 3)
+    return torch.equal(made.cpu(), apply(images, one).float())

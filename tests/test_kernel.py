@@ -1,0 +1,76 @@
+"""The Triton kernel for views: equal to PyTorch's operations under Triton's interpreter, and compiled for GPUs without one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+from kernel_worker import SIZES  # noqa: E402
+from test_augment import VALUES  # noqa: E402
+
+from muscle_plugin.data import kernel  # noqa: E402
+
+BATCHES = ["batches device", "batches host", "batches of a process", "batches rotated", "batches rotated weakly"]
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """case -> whether it was equal, of tests/kernel_worker.py."""
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    command = [sys.executable, ROOT / "tests" / "kernel_worker.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "what", [*VALUES, *(f"drawn {n}" for n in ("crop", "crop_flip", "randaugment", "randaugment_usb"))]
+)
+def test_views_are_those_of_pytorch_to_the_bit(interpreted, what, channels, size):
+    assert interpreted[f"{what} {channels} {size[0]}x{size[1]}"]
+
+
+@pytest.mark.parametrize("what", [*BATCHES, "it says that it works"])
+def test_batches_are_those_without_it(interpreted, what):
+    assert interpreted[what]
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), {(3, 32, 32): True, (1, 84, 84): True, (4, 8, 8): False, (3, 96, 96): False}.items()
+)
+def test_what_fits(shape, fits):
+    assert kernel.fits(shape) == fits
+
+
+def test_it_knows_all_that_randaugment_draws():
+    assert {"identity", *VALUES} == kernel.KNOWN
+
+
+@pytest.mark.parametrize(
+    ("capability", "channels", "side"), [(75, 3, 32), (80, 3, 32), (90, 3, 32), (90, 1, 32), (90, 3, 84)]
+)
+def test_it_compiles_for_a_gpu_and_rounds_as_pytorch_does(capability, channels, side):
+    """No GPU is needed. A fused multiply-add or an approximate division would round otherwise."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants, options = kernel.constants_of((channels, side, side), 3, 2, (4, 4), 128, (125, 123, 114))
+    pointers = {"pool": "*u8", "plan": "*i32", "out": "*fp32", "scale": "*fp32", "shift": "*fp32"}
+    numbers = {"stride_channel": "i32", "stride_pixel": "i32"}
+    signature = {**pointers, **numbers, **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(fn=kernel._views, signature=signature, constexprs=constants)
+    ptx = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"]
+    assert "st.global" in ptx
+    assert re.findall(r"\b(fma\.\w+\.f\w+|div\.full\S*|div\.approx\S*|rcp\.\S+|ld\.global\.nc)", ptx) == []
