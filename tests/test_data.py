@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from muscle_plugin.data.ahead import OneAhead, Parcel
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
 from muscle_plugin.data.sampler import IndexStream
@@ -386,3 +387,55 @@ def test_streaming_draws_nothing_from_the_generators_of_training():
 def test_a_set_larger_than_the_machine_does_not_fit():
     assert fits(torch.zeros(10, dtype=torch.uint8), CPU)
     assert not fits(torch.zeros(1, dtype=torch.uint8).expand(2**50), CPU)
+
+
+def test_what_is_drawn_ahead_is_what_would_be_drawn_in_the_step():
+    made, drawn = batches(), []
+
+    def draw(step):
+        drawn.append(step)
+        return made._draw(step)
+
+    made._drawn = ahead = OneAhead(draw, CPU)
+    plain = batches()
+
+    def same(step):
+        there, here = made.batch(step), plain.batch(step)
+        assert there.keys() == here.keys()
+        assert all(torch.equal(there[k], here[k]) for k in here)
+
+    same(0)
+    ahead._next[1].result(60)
+    assert drawn == [0, 1]
+    for step in (1, 2, 7, 8, 3):  # in order, elsewhere, and going back
+        same(step)
+    for b in (made, plain):  # the views of a step change, and with them what it draws
+        b.add_views({"x_ulb_h": View(UNLABELLED, HARD, 3)})
+    same(4)
+
+
+def test_a_fault_in_drawing_ahead_comes_up_in_its_step():
+    def draw(step):
+        if step == 1:
+            raise DataError("no step 1")
+        return step
+
+    ahead = OneAhead(draw, CPU)
+    assert ahead(0) == 0
+    with pytest.raises(DataError, match="no step 1"):
+        ahead(1)
+    assert ahead(2) == 2
+
+
+def test_tensors_of_a_parcel_arrive_as_they_were():
+    tensors = {
+        "a": torch.tensor([3, 4]), "b": torch.tensor([[True], [False], [True]]), "none": torch.empty(0, 2),
+        "c": torch.linspace(0, 1, 5), "d": torch.arange(12, dtype=torch.int32).view(3, 4).t(),
+    }  # fmt: skip
+    there = Parcel(tensors, CPU).unpack()
+    assert list(there) == list(tensors)
+    for name, t in tensors.items():
+        assert (there[name].dtype, there[name].shape) == (t.dtype, t.shape)
+        assert torch.equal(there[name], t)
+    assert {t.device.type for t in Parcel(tensors, torch.device("meta")).unpack().values()} == {"meta"}
+    assert Parcel({}, CPU).unpack() == {}

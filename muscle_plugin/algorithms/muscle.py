@@ -182,7 +182,7 @@ class Muscle:
             views = [logits[h].unsqueeze(0) for h in plan.hard[kind]]
             if EXTRA_HARD[kind] in logits:
                 views.append(logits[EXTRA_HARD[kind]].view(-1, n, c))
-            hard.append(torch.cat(views))
+            hard.append(torch.cat(views) if len(views) > 1 else views[0])
         return torch.cat(weak), torch.cat(hard, 1)
 
     def _logged(self, loss: Tensor, terms: MutualInformationTerms) -> dict[str, Tensor]:

@@ -56,10 +56,8 @@ class Draws:
 
     def uniform(self, low: float, high: float, *slots: int) -> Tensor:
         """(*slots, n) float32 between ``low`` and ``high``."""
-        return (
-            self._all(lambda p: torch.rand(*slots, p.drawn, generator=p.generator, dtype=torch.float32)) * (high - low)
-            + low
-        )
+        drawn = self._all(lambda p: torch.rand(*slots, p.drawn, generator=p.generator, dtype=torch.float32))
+        return drawn if (low, high) == (0, 1) else drawn * (high - low) + low
 
     def integers(self, below: int, *slots: int) -> Tensor:
         """(*slots, n) int64 from 0 to ``below - 1``."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -197,8 +198,8 @@ def _matrices(kind: Tensor, values: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (6, ...) int32.
     """
-    values = values.double()
-    shear_x, pixels_x, pixels_y, degrees, shear_y = (values * (kind == k) for k in range(len(_GEOMETRIC)))
+    kinds = torch.arange(len(_GEOMETRIC), device=kind.device).view(-1, *(1,) * values.dim())
+    shear_x, pixels_x, pixels_y, degrees, shear_y = values.double() * (kind == kinds)
     cos, sin = degrees.deg2rad_().cos(), degrees.sin()
     x, y = width / 2, height / 2
     a, b, d, e = cos, shear_x - sin, shear_y + sin, cos
@@ -368,25 +369,35 @@ def apply(images: Tensor, plan: Plan) -> Tensor:
         images = _cut(images, plan.window)
     if not len(plan.operations):
         return _with_hole(images, plan)
-    order = plan.operations.argsort(1)
-    place = order.argsort(1)  # where each image is in each slot
-    # row s: where the images of slot s were in slot s - 1
-    moves = torch.cat([order[:1], place[:-1].gather(1, order[1:]), place[-1:]]).to(images.device, non_blocking=True)
-    sorted_plan = Plan(plan.operations.gather(1, order), plan.values.gather(1, order))
-    matrices = matrices_of(sorted_plan, *images.shape[2:]).to(images.device, non_blocking=True)
-    values = sorted_plan.values.to(images.device, non_blocking=True)
+    moves, values, matrices, sizes = grouped(plan, *images.shape[2:])
+    moves, values, matrices = (t.to(images.device, non_blocking=True) for t in (moves, values, matrices))
     x = images
-    for slot, operations in enumerate(plan.operations):
+    for slot, of_operation in enumerate(sizes):
         x = x.index_select(0, moves[slot])
-        sizes = torch.bincount(operations, minlength=len(OPERATIONS)).tolist()
-        for name, part, value in zip(OPERATIONS, x.split(sizes), values[slot].split(sizes), strict=True):
+        for name, part, value in zip(OPERATIONS, x.split(of_operation), values[slot].split(of_operation), strict=True):
             if name in _BY_VALUE and len(part):
                 part.copy_(_BY_VALUE[name](part, value))
-        first, turned = sum(sizes[:_FIRST_GEOMETRIC]), sum(sizes[: _FIRST_GEOMETRIC + len(_ROW_BY_ROW)])
+        first = sum(of_operation[:_FIRST_GEOMETRIC])
+        turned = sum(of_operation[: _FIRST_GEOMETRIC + len(_ROW_BY_ROW)])
         for function, a, b in ((_move_rows, first, turned), (_transform, turned, len(x))):
             if a < b:
                 x[a:b] = function(x[a:b], matrices[:, slot, a:b], plan.outside)
     return _with_hole(x.index_select(0, moves[-1]), plan)
+
+
+def grouped(plan: Plan, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
+    """A plan with the images of each slot sorted by operation, on the CPU.
+
+    Returns:
+        (slots + 1, N) where the images of a slot were in the slot before, and in the end; (slots, N) values and (6, slots, N)
+        matrices in the new order; for each slot the number of images of each operation.
+    """
+    order = plan.operations.argsort(1)
+    place = order.argsort(1)  # where each image is in each slot
+    moves = torch.cat([order[:1], place[:-1].gather(1, order[1:]), place[-1:]])
+    ordered = Plan(plan.operations.gather(1, order), plan.values.gather(1, order))
+    sizes = [torch.bincount(o, minlength=len(OPERATIONS)).tolist() for o in plan.operations]
+    return moves, ordered.values, matrices_of(ordered, height, width), sizes
 
 
 def _with_hole(images: Tensor, plan: Plan) -> Tensor:
@@ -440,10 +451,12 @@ _USB = _table(
 )
 
 
-def _translations_in_pixels(operations: Tensor, values: Tensor, per_x: float, per_y: float) -> Tensor:
+@cache
+def _pixels(per_x: float, per_y: float) -> Tensor:
+    """By operation, what its value is to be multiplied by: translations come in another unit than pixels."""
     factor = torch.ones(len(OPERATIONS))
     factor[OPERATIONS.index("translate_x")], factor[OPERATIONS.index("translate_y")] = per_x, per_y
-    return values * factor[operations]
+    return factor
 
 
 def draw_randaugment(draws: Draws, shape: tuple[int, ...], ops: int = 2) -> Plan:
@@ -464,7 +477,7 @@ def draw_randaugment(draws: Draws, shape: tuple[int, ...], ops: int = 2) -> Plan
     applied = draws.coins(ops)
     operations = names[choice] * applied  # the identity is operation 0
     values = torch.where(operations >= _FIRST_GEOMETRIC, sign, 1) * levels[choice, level]
-    values = _translations_in_pixels(operations, values, width / 32, height / 32)
+    values = values * _pixels(width / 32, height / 32)[operations]
     x, y = draws.integers(width), draws.integers(height)
     hole = torch.stack([x - width // 4, y - height // 4, x + width // 4, y + height // 4])
     return Plan(operations, values, GREY, hole, GREY)
@@ -486,7 +499,7 @@ def draw_randaugment_usb(draws: Draws, shape: tuple[int, ...], ops: int = 3) -> 
     operations = names[choice]
     values = low + (high - low) * draws.uniform(0, 1, ops)
     values = torch.where(operations == OPERATIONS.index("posterize"), values.floor(), values)
-    values = _translations_in_pixels(operations, values, width, height)
+    values = values * _pixels(width, height)[operations]
     side = draws.uniform(0, 1) * 0.5 * width
     centre = draws.uniform(0, 1, 2) * torch.tensor([[width], [height]])
     start = (centre - side / 2).clamp(min=0).long()

@@ -115,12 +115,9 @@ class HostLoggingHook(Hook):
         now = {k: v for k, v in algorithm.log_dict.items() if k.startswith("eval/")}
         without = dict(getattr(self, "without", {}))  # a checkpoint of an earlier version has none
         without |= {k: without.get(k, 0) + 1 for k in self.sums if k not in algorithm.log_dict}
-        for key, value in algorithm.log_dict.items():
-            if key not in now:
-                value = value.detach() if isinstance(value, Tensor) else value
-                if self.steps and key not in self.sums:
-                    without[key] = self.steps
-                self.sums[key] = self.sums[key] + value if key in self.sums else value
+        values = {k: v for k, v in algorithm.log_dict.items() if k not in now}
+        without |= {k: self.steps for k in values if self.steps and k not in self.sums}
+        self.sums |= added(self.sums, values)
         self.steps, self.without = self.steps + 1, without
         if now or self.every_n_iters(algorithm, algorithm.num_log_iter) or self.is_last_iter(algorithm):
             health, step = algorithm.health, algorithm.it + 1
@@ -140,6 +137,19 @@ class HostLoggingHook(Hook):
     def on_cpu(self) -> dict[str, Any]:
         """The sums since the last log line."""
         return {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in self.sums.items()}
+
+
+def added(sums: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers and scalar tensors, each added to the sum of its name if there is one; tensors of a type by one operation."""
+    out = {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
+    alike: dict[Any, list[str]] = {}
+    for name in out.keys() & sums.keys():
+        kinds = [(x.dtype, x.device) if isinstance(x, Tensor) else None for x in (out[name], sums[name])]
+        alike.setdefault(kinds[0] if kinds[0] == kinds[1] else None, []).append(name)
+    out |= {name: sums[name] + out[name] for name in alike.pop(None, ())}
+    for names in alike.values():
+        out |= dict(zip(names, torch._foreach_add([sums[n] for n in names], [out[n] for n in names]), strict=True))
+    return out
 
 
 def read(values: dict[str, Any]) -> dict[str, float]:
