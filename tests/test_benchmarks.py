@@ -58,6 +58,25 @@ def test_step(figures, cifar10):
     assert "stock" not in muscle
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_launches(figures, script, precision):
+    """Counts hang on nothing that a machine does: the goal is kept here."""
+    algorithms = ("muscle_fixmatch", "fixmatch", "muscle")
+    short = ("--net", "small_cnn", "--seconds", 0, "--rounds", 1, "--precision", precision)
+    found = figures("launches", "--algorithms", *algorithms, *short)["launches"]
+    for f in found:
+        pytorch, kernel = f["PyTorch"]["operations"], f["kernel"]["operations"]
+        assert pytorch["views"] > 300
+        assert (kernel["views"], kernel["copies"]) == (5, 1)  # two kernels and what they write to, the labels; one copy
+        assert f["kernel"]["outside"] <= script("launches").GOAL_OPERATIONS
+        assert f["PyTorch"]["outside"] - f["kernel"]["outside"] == pytorch["views"] - 5 + pytorch["copies"] - 1
+        assert kernel["net"] > 20
+        assert min(*f["kernel"]["drawing_ms"], *f["rest_ms"]) > 0
+    muscle, fixmatch = (f["kernel"]["operations"] for f in found[:2])
+    assert muscle["net"] == fixmatch["net"]  # no second forward pass
+    assert muscle["backward"] > fixmatch["backward"]
+
+
 def test_overhead(figures, cifar10, script):
     short = ("--batch", 2, "--rounds", 2, "--seconds", 0.05, "--data_dir", cifar10)
     found = figures("overhead", "--algorithms", "muscle_meanteacher", "meanteacher", *short)["results"]
