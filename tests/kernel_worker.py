@@ -3,6 +3,7 @@ kernel's views are those of PyTorch's operations, bit for bit."""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,9 +47,13 @@ def drawn(name, size, channels, ops=None):
     return all(same(plan, pictures(MANY, channels, *size), 3, last) for last in (False, True))
 
 
-def whole_batches(data_on, parameters, rank=0, world=1):
-    """With the kernel and without: the batches of two steps, of three-channel views of grey images."""
+def whole_batches(data_on, parameters, rank=0, world=1, colour=False):
+    """With the kernel and without: the batches of two steps, of three-channel views of grey images, or of colour ones that
+    lie channels last in memory."""
     source = digits(SourceOptions(Path(), 8)).resized(16)
+    if colour:
+        images = pictures(len(source.images), 3, 16, 16).contiguous(memory_format=torch.channels_last)
+        source = replace(source, images=images)
     made = []
     for found in (None, kernel):
         batches = Batches(
@@ -73,6 +78,7 @@ def main():
     step = ("x_lb", "y_lb", "x_ulb_w", "x_ulb_m", "x_ulb_s", "idx_ulb")
     for data_on in ("device", "host"):
         found[f"batches {data_on}"] = whole_batches(data_on, step)
+        found[f"batches {data_on} channels last"] = whole_batches(data_on, step, colour=True)
     found["batches of a process"] = whole_batches("device", step, 1, 2)
     found["batches rotated"] = whole_batches("device", ("x_lb", "x_ulb_w", "x_ulb_s_0", "x_ulb_s_0_rot", "rot_v"))
     found["batches rotated weakly"] = whole_batches("device", ("x_lb", "x_ulb_w", "x_ulb_rot", "rot_v"))

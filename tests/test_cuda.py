@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_augment import VALUES, pictures
 from test_nosync import KNOWN, SPECIAL, of_base
 
 from muscle_plugin.algorithms.catalogue import all_algorithms
 from muscle_plugin.data.augment import AUGMENTATIONS
+from muscle_plugin.data.randaugment import OPERATIONS, Plan, apply
 from muscle_plugin.data.sources import SourceOptions, digits
 from muscle_plugin.data.splits import draw_split
 from muscle_plugin.data.views import HARD, UNLABELLED, Batches, View
@@ -54,9 +56,40 @@ def test_making_a_batch_never_waits_for_the_device(hard, where):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_batches_are_those_of_the_cpu():
-    there, here = batches(CUDA).batch(3), batches(CPU).batch(3)
-    assert all(torch.allclose(there[k].cpu().float(), here[k].float(), atol=1e-5) for k in here)
+@pytest.mark.parametrize("where", ["device", "host"])
+@pytest.mark.parametrize("kernel", [True, False])
+def test_batches_are_those_of_the_cpu(monkeypatch, where, kernel):
+    if not kernel:
+        monkeypatch.setenv("MUSCLE_VIEW_KERNEL", "0")
+    made = batches(CUDA, data_on=where)
+    assert (made._kernel is not None) == kernel, made.notes
+    made.channels_last = True
+    for step in (3, 4, 7):
+        there, here = made.batch(step), batches(CPU).batch(step)
+        for k, expected in here.items():
+            torch.testing.assert_close(there[k].cpu(), expected, rtol=0, atol=0 if kernel else 1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 28), (84, 84)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_kernels_operations_are_those_of_the_cpu(channels, size):
+    kernel = pytest.importorskip("muscle_plugin.data.kernel")
+    images = pictures(64, channels, *size)
+    for name, values in VALUES.items():
+        values = torch.zeros(64) if values is None else values.float().clamp(-300, 300)
+        plan = Plan(torch.full((1, 64), OPERATIONS.index(name)), values.view(1, -1), 128)
+        packed = kernel.pack(plan, torch.arange(64), *size).to(CUDA)
+        one, zero = (torch.full((channels,), v, device=CUDA) for v in (1.0, 0.0))
+        there = kernel.views(images.to(CUDA), packed, plan, one, zero, channels)
+        assert torch.equal(there.cpu(), apply(images, plan).float()), name
+
+
+def test_a_plan_for_a_second_gpu_is_drawn_without_the_first():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    there, here = batches(torch.device("cuda", 1)).batch(3), batches(CPU).batch(3)
+    assert {t.device.index for t in there.values()} == {1}
+    assert all(torch.equal(there[k].cpu(), here[k]) for k in here)
 
 
 NEVER = sorted(n for n in all_algorithms() if of_base(KNOWN, n) is None)

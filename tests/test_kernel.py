@@ -16,7 +16,8 @@ from test_augment import VALUES  # noqa: E402
 
 from muscle_plugin.data import kernel  # noqa: E402
 
-BATCHES = ["batches device", "batches host", "batches of a process", "batches rotated", "batches rotated weakly"]
+BATCHES = [f"batches {where}" for where in ("device", "host", "device channels last", "host channels last")]
+BATCHES += ["batches of a process", "batches rotated", "batches rotated weakly"]
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,8 @@ class ResidentImages:
     def __init__(
         self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device
     ) -> None:
-        self._steps = _Steps(images.to(device), {k: m.to(device) for k, m in members.items()}, streams)
+        images = images.to(device).contiguous()  # image after image, whatever the source has them in
+        self._steps = _Steps(images, {k: m.to(device) for k, m in members.items()}, streams)
         self._members = dict(members)
         self._device = device
 

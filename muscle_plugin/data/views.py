@@ -133,8 +133,10 @@ class _Images:
 
     @property
     def pool(self) -> Tensor:
-        """All images, or the step's, labelled ones first."""
-        return self._resident.all_images() if self._resident is not None else torch.cat([*self._found.values()])
+        """All images, or the step's, labelled ones first; contiguous."""
+        if self._resident is not None:
+            return self._resident.all_images()
+        return torch.cat([*self._found.values()]).contiguous()
 
 
 class Batches:
