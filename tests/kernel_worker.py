@@ -19,7 +19,7 @@ from muscle_plugin.data.views import HARD, UNLABELLED, Batches, View, augmentati
 
 SIZES = [(32, 32), (33, 28)]
 #: Images of a case: an interpreted view takes some 10 ms.
-MANY = 20
+MANY = 16
 
 
 def same(plan, images, channels, channels_last=False):

@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from kernel_worker import SIZES  # noqa: E402
 from test_augment import VALUES  # noqa: E402
+from test_data import batches  # noqa: E402
 
 from muscle_plugin.data import kernel  # noqa: E402
 
@@ -53,6 +55,18 @@ def test_batches_are_those_without_it(interpreted, what):
 )
 def test_what_fits(shape, fits):
     assert kernel.fits(shape) == fits
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_where_triton_finds_no_gpu_views_are_made_by_pytorch_and_the_user_told(monkeypatch, wanted):
+    plain = batches()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which is too late for a kernel that has been loaded: it wants a GPU
+    monkeypatch.setenv("MUSCLE_VIEW_KERNEL", str(int(wanted)))
+    made = batches()
+    assert made._kernel is None
+    assert [note.split(" (")[0] for note in made.notes] == ["views are made without Triton, more slowly"] * wanted
+    there, here = made.batch(3), plain.batch(3)
+    assert all(torch.equal(there[k], here[k]) for k in here)
 
 
 def test_it_knows_all_that_randaugment_draws():
