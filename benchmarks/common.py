@@ -4,14 +4,18 @@ figures on file."""
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import io
 import itertools
 import logging
 import os
+import pickle
 import platform
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections import defaultdict
@@ -24,6 +28,7 @@ import numpy as np
 import torch
 from scipy import stats
 from torch.nn import functional as F
+from torchvision.datasets import cifar as torchvision_cifar
 
 from muscle_plugin.config import load_settings
 from muscle_plugin.files import write_json
@@ -31,6 +36,7 @@ from muscle_plugin.host.memory import keep_freed_memory
 from muscle_plugin.run import build, git_revision, net_builder
 from muscle_plugin.version import __version__
 
+MADE = "made"  # in place of a folder of data
 FOREVER = 10**5  # steps; stock's sampler draws the indices of all of them beforehand
 VIEWS, FORWARD, BACKWARD, OPTIMISER, EMA, LOGGING, REST = PARTS = (
     "views", "forward, loss", "backward", "optimiser, schedule", "EMA", "logging", "rest",
@@ -40,14 +46,15 @@ VIEWS, FORWARD, BACKWARD, OPTIMISER, EMA, LOGGING, REST = PARTS = (
 # ------------------------------------------------------------------------------------------------------------ options
 
 
-def add_step_options(add: Callable[..., Any]) -> None:
-    """Options of a benchmark of steps on CIFAR-10."""
+def add_step_options(add: Callable[..., Any], timed: bool = True) -> None:
+    """Options of a benchmark of steps on CIFAR-10, which takes turns if it is ``timed``."""
     add("--device", default="cpu", choices=["cpu", "cuda"])
     add("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="stock USB: fp32, or its amp (fp16)")
-    add("--data_dir", default="data", help="folder that holds cifar-10-batches-py [%(default)s]")
+    add("--data_dir", default="data", help=f"folder that holds cifar-10-batches-py, or '{MADE}': random [%(default)s]")
     add("--batch", type=int, default=64, help="labelled images of a step, and as many unlabelled ones [%(default)s]")
-    add("--seconds", type=float, default=4.0, help="of each turn [%(default)s]")
-    add("--rounds", type=int, default=5, help="turns of each [%(default)s]")
+    if timed:
+        add("--seconds", type=float, default=4.0, help="of each turn [%(default)s]")
+        add("--rounds", type=int, default=5, help="turns of each [%(default)s]")
     add_common_options(add)
 
 
@@ -64,11 +71,37 @@ def as_train_does(options: argparse.Namespace) -> None:
 
 
 def need_cifar(options: argparse.Namespace) -> None:
-    """Exit, with a line that says why, where CIFAR-10 is not."""
-    if not (Path(options.data_dir) / "cifar-10-batches-py").is_dir():
+    """Exit, with a line that says why, where CIFAR-10 is not; let ``options.images`` say what images these are.
+
+    In place of ``--data_dir made`` comes a folder of random images, removed when the process ends.
+    """
+    options.images = "CIFAR-10"
+    if options.data_dir == MADE:
+        options.images, options.data_dir = "made-up images like CIFAR-10's", made_cifar()
+    elif not (Path(options.data_dir) / "cifar-10-batches-py").is_dir():
         sys.exit(
-            f"error: {options.data_dir}/cifar-10-batches-py: no such folder; --data_dir names the one that holds it"
+            f"error: {options.data_dir}/cifar-10-batches-py: no such folder; --data_dir names the one that holds it, or"
+            f" '{MADE}' for random images"
         )
+
+
+def made_cifar(images: int = 10_000) -> str:
+    """A temporary folder with random images in the format of torchvision's CIFAR-10, whose checksums are not asked for.
+
+    Args:
+        images: in each of the six files.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="made-cifar-10-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    files = folder / "cifar-10-batches-py"
+    files.mkdir()
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        data = {"data": rng.integers(0, 256, (images, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(images)]}
+        (files / name).write_bytes(pickle.dumps(data, protocol=4))
+    (files / "batches.meta").write_bytes(pickle.dumps({"label_names": list("0123456789")}, protocol=4))
+    torchvision_cifar.check_integrity = lambda *_: True
+    return str(folder)
 
 
 # -------------------------------------------------------------------------------------------------------------- loops

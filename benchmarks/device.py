@@ -1,8 +1,9 @@
-"""All that a GPU should be asked in 25 minutes: CUDA tests, benchmarks, CIFAR-10 training. See benchmarks/device.sh.
+"""What a GPU lent for fifteen minutes is asked, in two visits. See benchmarks/device.sh.
 
-OUT gets, at most, six files: ``report.txt`` (what the commands print), ``report.json`` (commands with exit status and
-seconds, device, versions, revision, date; renewed after each command) and each training run's ``<algorithm>.result.json`` and
-``<algorithm>.metrics.jsonl``. Ends with 1 if a command failed or ran out of time.
+OUT gets seven files at most of each part, written as it goes on: ``<part>.txt`` (all that the commands print), ``<part>.json``
+(device, versions, revision, date; each command with its status, seconds and figures) and, of both parts, ``summary.md``; the
+training besides each run's ``train.<algorithm>.metrics.jsonl``, whose ``wall`` is seconds since both began, and
+``train.<algorithm>.result.json``. Ends with 1 if a command failed or ran out of time, with 2 if it could not begin.
 
 Needs the standard library alone: what the commands need may have to be unpacked from wheels first.
 """
@@ -12,182 +13,434 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
+import re
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
+CHECK, TRAIN, SUMMARY = "check", "train", "summary"
+MINUTES = {CHECK: 4.0, TRAIN: 7.0}
 #: Seconds that a command has on top to save what it has, once its time is over; kept free at the end.
 GRACE = 10
-TRAINED = ("muscle_fixmatch", "fixmatch")
-#: Share of a training run's time that its steps are to fill, by the speed of a short run: a run that ends is worth more.
-FILLED = 0.85
+#: Files of tests that want a GPU; the order of the tests in them is benchmarks/device_tests.py's.
+CUDA_TESTS = ("tests/test_cuda.py",)
+TRAINED = ("fixmatch", "muscle_fixmatch")
+#: Share of the time that training is to fill, by the pace of short runs: a run that ends is worth more.
+FILLED = 0.9
+SCORE = "eval/top-1-acc"
 
 ABOUT = """
-import json, sys
+import importlib, json, os, shutil, subprocess, sys
 from importlib import metadata
 import torch
 import muscle_plugin.register
 cuda = sys.argv[1] != "cpu"
 if cuda and not torch.cuda.is_available():
     raise RuntimeError("PyTorch finds no CUDA device")
-names = ("torch", "torchvision", "timm", "semilearn", "scikit-learn")
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+def version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+driver = None
+if cuda and shutil.which("nvidia-smi"):
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\\n")[0].strip() or None
+names = ("torch", "triton", "torchvision", "timm", "semilearn", "scikit-learn")
 print(json.dumps({
     "device": torch.cuda.get_device_name() if cuda else "cpu",
     "memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if cuda else None,
     "cuda": torch.version.cuda if cuda else None,
-    "versions": {"python": sys.version.split()[0], **{n: metadata.version(n) for n in names}},
+    "driver": driver,
+    "cpus": os.cpu_count(),
+    "versions": {"python": sys.version.split()[0], **{n: version(n) for n in names}},
 }))
 """
 
 
-def parts(options: argparse.Namespace) -> dict[str, tuple[float, list[str]]]:
-    """Part: its minutes of 25, and the Python commands that share them. Training takes what the others leave.
+def checks(device: str) -> dict[str, tuple[float, str]]:
+    """Name -> its seconds of four minutes, and its Python command, to which ``--json FILE`` is added; most telling first.
 
-    A new benchmark is a new line here.
+    A new check is a new line here.
     """
-    device, data = options.device, shlex.quote(str(options.data_dir))
-    step = f"benchmarks/step.py --device {device} --data_dir {data}"
-    propagation = f"benchmarks/propagation.py --device {device}"
-    overhead = f"benchmarks/overhead.py --device {device} --data_dir {data}"
-    accuracy = "benchmarks/time_to_accuracy.py"
-    tests = "-m pytest -q -o addopts= -p no:cacheprovider tests/test_cuda.py"
-    if device == "cpu":
-        return {
-            "tests": (4, [tests]),
-            "views": (1, ["benchmarks/views.py --batch 32 --seconds 0.1"]),
-            "propagation": (2, [f"{propagation} --sizes 2000 4000"]),
-            "step": (5, [f"{step} --algorithms fixmatch --seconds 0.2 --rounds 1 --workers 0"]),
-            "overhead": (1, [f"{overhead} --algorithms fixmatch muscle_fixmatch --batch 8 --seconds 0.2 --rounds 1"]),
-            "accuracy": (1, [f"{accuracy} --seeds 1 --steps 25"]),
-            "scaling": (1, ["benchmarks/scaling.py --only views --views 1 2 --rounds 1 --seconds 0.1"]),
-            "training": (10, []),
-        }
-    nets = "--nets cnn13 wrn_28_2 --seconds 2 --rounds 3"
+    cuda = device == "cuda"
+    tests = (
+        "-m pytest --verbose --tb short --no-summary -o addopts= -p no:cacheprovider -p benchmarks.device_tests"
+        f" -n {4 if cuda else 1} --maxschedchunk 1 --timeout 60 --timeout-method thread"  # a hang ends one of the workers
+    )
+    step = f"benchmarks/step.py --device {device} --data_dir made --algorithms muscle_fixmatch fixmatch"
+    step += " --nets cnn13 --seconds 0.5 --rounds 3" if cuda else " --batch 8 --seconds 0.1 --rounds 1 --workers 0"
+    seconds = 1 if cuda else 0.05
+    points = 50_000 if cuda else 1000
+    profile = f"benchmarks/step_profile.py --device {device} --data_dir made --precision bf16"
+    profile += " --net cnn13" if cuda else " --batch 8 --warm 3 --steps 3"
     return {
-        "tests": (4, [tests]),
-        "views": (1, [f"benchmarks/views.py --device {device} --seconds 1.5"]),
-        "propagation": (2, [f"{propagation} --sizes 50000 200000 --classes {n}" for n in (10, 100)]),
-        "step": (5, [f"{step} --precision {p} {nets}" for p in ("bf16", "fp32")]),  # stock USB: fp16 beside bf16
-        "overhead": (1.5, [f"{overhead} --precision bf16 --nets cnn13 --seconds 1 --rounds 3"]),
-        "accuracy": (1.5, [f"{accuracy} --device {device} --labels 20 --workers 4"]),
-        "scaling": (
-            1,
-            [f"benchmarks/scaling.py --device {device} --only images views classes augment --rounds 3 --seconds 0.5"],
-        ),
-        "training": (9, []),
+        **{file: (90 / len(CUDA_TESTS), f"{tests} {file}") for file in CUDA_TESTS},
+        "step bf16": (35, f"{step} --precision bf16"),  # stock USB: fp16, its amp
+        "step fp32": (35, f"{step} --precision fp32"),
+        "views": (20, f"benchmarks/views.py --device {device} --seconds {seconds}{'' if cuda else ' --batch 32'}"),
+        "propagation": (20, f"benchmarks/propagation.py --device {device} --sizes {points} --classes 10"),
+        "profile": (20, profile),
     }
 
 
-class Report:
-    """What has been run, in OUT."""
+# -------------------------------------------------------------------------------------------------------------- report
 
-    def __init__(self, out: Path, about: dict[str, Any], environment: dict[str, str]) -> None:
-        self.out, self.about, self.environment = out, about, environment
-        self.commands: list[dict[str, Any]] = []
-        self._text = (out / "report.txt").open("w")
-        self._write()
+
+class Report:
+    """What one part has run, in OUT."""
+
+    def __init__(self, out: Path, part: str, about: dict[str, Any], environment: dict[str, str]) -> None:
+        self.out, self.part, self.environment = out, part, environment
+        self.content: dict[str, Any] = {**about, "commands": []}
+        self._text = (out / f"{part}.txt").open("x")
+        self._turn = threading.Lock()
+        self.write()
 
     def say(self, text: str) -> None:
-        for file in (sys.stdout, self._text):
-            print(text, end="", file=file, flush=True)
+        with self._turn:
+            for file in (sys.stdout, self._text):
+                print(text, end="", file=file, flush=True)
 
-    def run(self, command: str, seconds: float) -> bool:
-        """Run Python with these arguments for at most so many seconds; whether it ended well."""
-        self.say(f"== python {command}\n")
-        start = time.monotonic()
-        status = self._run([sys.executable, *shlex.split(command)], seconds) if seconds > 0 else "no time left"
-        took = round(time.monotonic() - start, 1)
-        self.say(f"== status {status}, {took} s\n")
-        self.commands.append({"command": f"python {command}", "status": status, "seconds": took})
-        self._write()
-        return status == 0
+    def write(self) -> None:
+        """Bring to file what is known."""
+        (self.out / f"{self.part}.json").write_text(json.dumps(self.content, indent=1) + "\n")
+        (self.out / "summary.md").write_text(summary(self.out))
 
-    def _run(self, command: list[str], seconds: float) -> int | str:
-        """The exit status, or that there was no time."""
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,  # with all that it starts it can be ended
-        )  # fmt: skip
-        reader = threading.Thread(target=lambda: [self.say(line) for line in process.stdout or ()], daemon=True)
-        reader.start()
+    def run(self, name: str, command: str, seconds: float, figures: Path | None = None) -> bool:
+        """Run Python with these arguments for at most so many seconds; whether it ended well.
+
+        Args:
+            figures: a file that the command writes its figures to.
+        """
+        done = self.together({name: command}, seconds)
+        with contextlib.suppress(OSError, TypeError, ValueError):  # it had no time to
+            self.content["commands"][-1]["figures"] = json.loads(figures.read_text())  # type: ignore[union-attr]
+            self.write()
+        return done[name] == 0
+
+    def together(
+        self, commands: Mapping[str, str], seconds: float, enough: Callable[[], bool] = lambda: False
+    ) -> dict[str, int | str]:
+        """Run Python with each command's arguments, all at the same time, for at most so many seconds.
+
+        Args:
+            commands: by their names.
+            enough: asked all the time, and once more in the end; ends them early.
+
+        Returns:
+            Exit statuses; "stopped" where there was enough, "out of time", or "no time left" to begin.
+        """
+        for name, command in commands.items():
+            self.say(f"== {name}: python {command}\n")
+        began = time.monotonic()
+        found: dict[str, int | str] = dict.fromkeys(commands, "no time left")
+        if seconds > 0:
+            found = self._together(commands, began + seconds, enough)
+        took = round(time.monotonic() - began, 1)
+        for name, command in commands.items():
+            self.say(f"== {name}: status {found[name]}, {took} s\n")
+            entry = {"name": name, "command": f"python {command}", "status": found[name], "seconds": took}
+            self.content["commands"].append(entry)
+        self.write()
+        return found
+
+    def _together(self, commands: Mapping[str, str], ends: float, enough: Callable[[], bool]) -> dict[str, int | str]:
+        running: dict[str, subprocess.Popen[str]] = {}
+        readers = []
         try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # train.py saves what it has
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
-            return "out of time"
+            for name, command in commands.items():
+                running[name] = subprocess.Popen(
+                    [sys.executable, *shlex.split(command)], cwd=ROOT, env=self.environment, text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
+                    start_new_session=True,  # with all that it starts it can be ended
+                )  # fmt: skip
+                prefix = f"{name}: " if len(commands) > 1 else ""
+                readers.append(threading.Thread(target=self._pass_on, args=(running[name], prefix), daemon=True))
+                readers[-1].start()
+            why = ""
+            while not why and any(p.poll() is None for p in running.values()):
+                time.sleep(0.1)
+                why = "stopped" if enough() else "out of time" if time.monotonic() > ends else ""
+            late = [name for name, p in running.items() if p.poll() is None]
+            for name in late:
+                running[name].terminate()  # train.py saves what it has
+            until = time.monotonic() + GRACE
+            for name in late:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running[name].wait(max(0.0, until - time.monotonic()))
+            enough()
+            return {name: why if name in late else p.returncode for name, p in running.items()}
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            reader.join(GRACE)
+            for process in running.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            for reader in readers:
+                reader.join(GRACE)
 
-    def _write(self) -> None:
-        text = json.dumps({**self.about, "commands": self.commands}, indent=1)
-        (self.out / "report.json").write_text(text + "\n")
+    def _pass_on(self, process: subprocess.Popen[str], prefix: str) -> None:
+        for line in process.stdout or ():
+            self.say(prefix + line)
 
 
-def train(report: Report, options: argparse.Namespace, algorithm: str, folder: Path, seconds: float) -> None:
-    """As many steps as fit into so many seconds: a short run tells the speed, and how long it takes to begin."""
-    ends = time.monotonic() + seconds
-    cpu = options.device == "cpu"
-    command = shlex.join(
-        ["train.py", "--c", f"benchmark_configs/{algorithm}_cifar10_250.yaml", "--data_dir", str(options.data_dir)]
-        + ["--device", options.device, "--precision", "fp32" if cpu else "bf16", "--save_dir", str(folder)]
-        + ["--use_tensorboard", "false", "--epoch", "1", "--overwrite"]
-        + (["--net", "small_cnn", "--ema_m", "0.9", "--num_threads", "1"] if cpu else [])
-    )
-    steps, evaluate = (20, 200) if cpu else (300, 1000)
-    short = folder / f"{algorithm}_short"
-    more = f"--num_train_iter {steps} --num_eval_iter {steps} --num_log_iter {steps // 4} --save_name {short.name}"
-    start = time.monotonic()
-    if not report.run(f"{command} {more}", ends - start):
-        return
-    lines = [json.loads(line) for line in (short / "metrics.jsonl").read_text().splitlines()]
-    first, *_, last = ((line["step"], line["seconds"]) for line in lines)  # seconds without evaluations
-    step = (last[1] - first[1]) / (last[0] - first[0])
-    rest = time.monotonic() - start - last[1]
-    steps = max(1, int(FILLED * (ends - time.monotonic() - rest) / step))
-    report.say(f"== {algorithm}: a step takes {1000 * step:.1f} ms, all else {rest:.0f} s: {steps} steps\n")
-    more = f"--num_train_iter {steps} --num_eval_iter {min(evaluate, steps)} --save_name {algorithm}"
-    report.run(f"{command} {more}", ends - time.monotonic())
-    for file in ("result.json", "metrics.jsonl"):
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def check(report: Report, device: str, ends: float, folder: Path) -> None:
+    """Each check in its share of the time until ``ends``; what one leaves, the later ones have."""
+    known = checks(device)
+    names = list(known)
+    for i, name in enumerate(names):
+        share, command = known[name]
+        left, later = ends - time.monotonic(), sum(known[n][0] for n in names[i + 1 :])
+        seconds = min(share, left * share / (share + later)) if later else left
+        figures = folder / f"{i}.json"
+        report.run(name, f"{command} --json {figures}", seconds, figures)
+
+
+class Curve:
+    """The lines of a run's ``metrics.jsonl`` as they come.
+
+    Args:
+        source: the file, perhaps not there yet.
+        target: a copy of it to be made, with ``wall`` on each line: seconds since now.
+    """
+
+    def __init__(self, source: Path, target: Path | None = None) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self._source, self._began, self._read = source, time.monotonic(), 0
+        self._target = target.open("x") if target else None
+
+    def follow(self) -> None:
+        """Take over the lines that have come."""
         with contextlib.suppress(FileNotFoundError):
-            shutil.copy(folder / algorithm / file, report.out / f"{algorithm}.{file}")
+            whole = self._source.read_bytes()[self._read :].rpartition(b"\n")[0]
+            self._read += len(whole) + bool(whole)
+            for line in whole.splitlines():
+                self.lines.append({**json.loads(line), "wall": round(time.monotonic() - self._began, 1)})
+                if self._target:
+                    print(json.dumps(self.lines[-1]), file=self._target, flush=True)
 
 
-def ask(report: Report, options: argparse.Namespace, ends: float) -> None:
-    """The parts asked for, each in its share of the time until ``ends``; what a part leaves, the later ones have."""
-    known = parts(options)
-    chosen = [name for name in known if name in options.only]
-    wanting = [name for name in ("step", "overhead", "training") if name in chosen]
-    if wanting and not (options.data_dir / "cifar-10-batches-py").is_dir():
-        report.say(f"== no {options.data_dir}/cifar-10-batches-py: no {', '.join(wanting)}\n")
-        chosen = [name for name in chosen if name not in wanting]
-    for i, name in enumerate(chosen):
-        left = ends - time.monotonic()
-        later = sum(known[n][0] for n in chosen[i + 1 :])
-        share = left * known[name][0] / (known[name][0] + later)
-        part_ends = time.monotonic() + (left if not later else min(share, 60 * known[name][0]))
-        commands = known[name][1]
-        for j, command in enumerate(commands):
-            report.run(command, (part_ends - time.monotonic()) / (len(commands) - j))
-        if name == "training":
-            with tempfile.TemporaryDirectory() as folder:
-                for j, algorithm in enumerate(TRAINED):
-                    seconds = (part_ends - time.monotonic()) / (len(TRAINED) - j)
-                    train(report, options, algorithm, Path(folder), seconds)
+def pace(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of a ``step``, of an ``evaluation`` with what goes with it, and to ``begin``, of a run that was followed."""
+    first, last = lines[0], lines[-1]
+    seconds = last["seconds"] - first["seconds"]
+    else_ = max(0.0, last["wall"] - first["wall"] - seconds)
+    return {
+        "step": seconds / (last["step"] - first["step"]), "begin": first["wall"] - first["seconds"],
+        "evaluation": else_ / max(1, sum(SCORE in line for line in lines[1:])),
+    }  # fmt: skip
+
+
+def train(report: Report, device: str, data_dir: Path, ends: float, folder: Path) -> None:
+    """Both algorithms at the same time, one process each: one alone leaves much of the GPU idle.
+
+    Short runs, also at the same time, tell how long a step takes beside the other. Both runs have the number of steps that
+    the slower can do in the time that is left: their learning rates fall alike, so that accuracies at equal steps can be
+    compared. The faster one ends first; from then on the slower has the GPU for itself.
+    """
+    cpu = device == "cpu"
+
+    def command(algorithm: str, name: str, steps: int, evaluate: int, log: int) -> str:
+        words = ["train.py", "--c", f"benchmark_configs/{algorithm}_cifar10_250.yaml", "--data_dir", str(data_dir)]
+        words += ["--device", device, "--precision", "fp32" if cpu else "bf16", "--epoch", "1", "--overwrite"]
+        words += ["--save_dir", str(folder), "--save_name", name, "--use_tensorboard", "false"]
+        words += ["--num_train_iter", str(steps), "--num_eval_iter", str(evaluate), "--num_log_iter", str(log)]
+        small = ["--net", "small_cnn", "--total_batch", "16", "--ema_m", "0.9", "--num_threads", "1"]
+        return shlex.join(words + (small if cpu else []))
+
+    def curves(name: str, target: str = "") -> dict[str, Curve]:
+        kept = {a: report.out / f"train.{a}.{target}" if target else None for a in TRAINED}
+        return {a: Curve(folder / f"{a}_{name}" / "metrics.jsonl", kept[a]) for a in TRAINED}
+
+    def all_at(found: dict[str, Curve], step: float) -> bool:
+        for curve in found.values():
+            curve.follow()
+        return all(curve.lines and curve.lines[-1]["step"] >= step for curve in found.values())
+
+    short, log, evaluate = (20, 5, 100) if cpu else (300, 50, 1000)
+    found = curves("short")
+    commands = {f"{a} short": command(a, f"{a}_short", 100_000, short - log, log) for a in TRAINED}
+    report.together(commands, (ends - time.monotonic()) / 4, lambda: all_at(found, short))
+    if not all_at(found, 2 * log):
+        report.say("== no training: the short runs did not tell how long a step takes\n")
+        return
+    paces = {a: pace(curve.lines) for a, curve in found.items()}
+    left = ends - time.monotonic() - max(p["begin"] for p in paces.values())
+    steps = max(1, int(FILLED * left / max(p["step"] + p["evaluation"] / evaluate for p in paces.values())))
+    told = (f"{a} {1000 * p['step']:.1f} ms (an evaluation {p['evaluation']:.1f} s)" for a, p in paces.items())
+    report.say(f"== a step beside the other: {', '.join(told)}; {left:.0f} s left: {steps} steps each\n")
+    report.content |= {"steps": steps, "paces": paces}
+    found = curves("run", "metrics.jsonl")
+    commands = {a: command(a, f"{a}_run", steps, min(evaluate, steps), min(log, steps)) for a in TRAINED}
+    report.together(commands, ends - time.monotonic(), lambda: all_at(found, math.inf))
+    for a in TRAINED:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy(folder / f"{a}_run" / "result.json", report.out / f"train.{a}.result.json")
+    report.content["accuracy"] = compared({a: curve.lines for a, curve in found.items()})
+    report.write()
+
+
+def compared(lines: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Test accuracies of several runs at equal steps, seconds of training and seconds of wall clock.
+
+    Args:
+        lines: of each run's metrics, with ``wall``.
+
+    Returns:
+        For the quarters of what all have reached ``{"by": "step" | "seconds" | "wall", "at": value, run: {"step", score}}``:
+        a run's last evaluation until then; None where it has none. Steps are those that all were evaluated at.
+    """
+    evaluated = {run: [line for line in of if SCORE in line] for run, of in lines.items()}
+    rows: list[dict[str, Any]] = []
+    if not all(evaluated.values()):
+        return rows
+    common = sorted(set.intersection(*({line["step"] for line in of} for of in evaluated.values())))
+    for by in ("step", "seconds", "wall"):
+        last = min(of[-1][by] for of in evaluated.values())
+        marks = [last * quarter / 4 for quarter in (1, 2, 3, 4)]
+        if by == "step":
+            marks = sorted({max((s for s in common if s <= mark), default=0) for mark in marks} - {0})
+        for mark in marks:
+            until = {run: [line for line in of if line[by] <= mark] for run, of in evaluated.items()}
+            scores = {r: {"step": of[-1]["step"], SCORE: of[-1][SCORE]} if of else None for r, of in until.items()}
+            rows.append({"by": by, "at": mark, **scores})
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------- summary
+
+
+def summary(out: Path) -> str:
+    """Markdown of what the parts in a folder found."""
+    parts = {}
+    for part in (CHECK, TRAIN):
+        with contextlib.suppress(FileNotFoundError):
+            parts[part] = json.loads((out / f"{part}.json").read_text())
+    lines = []
+    for part, report in parts.items():
+        versions = ", ".join(f"{n} {v}" for n, v in report["versions"].items() if v)
+        more = "".join(f", {n.upper() if n == 'cuda' else n} {report[n]}" for n in ("cuda", "driver") if report[n])
+        lines += [
+            f"## {report['device']}, {report['date'][:10]}: {part}", "",
+            f"`benchmarks/device.sh --part {part}`, revision {report['revision']}, {versions}{more}.", "",
+        ]  # fmt: skip
+        lines += (summary_of_check if part == CHECK else summary_of_training)(report)
+        failed = [f"{c['name']} ({c['status']})" for c in report["commands"] if c["status"] not in (0, "stopped")]
+        lines += [f"Not ended well: {'; '.join(failed)}.", ""] if failed else []
+    return "\n".join(lines)
+
+
+def summary_of_check(report: dict[str, Any]) -> list[str]:
+    found = {c["name"]: c["figures"] for c in report["commands"] if "figures" in c}
+    items, steps = [], []
+    for name, f in found.items():
+        if "collected" in f:
+            not_run = f["collected"] - f["passed"] - f["failed"] - f["skipped"]
+            item = f"`{name}`: {f['passed']} passed, {f['failed']} failed, {f['skipped']} skipped, {not_run} not run"
+            items.append(item + "".join(f"; `{test}`" for test in f["failures"]))
+        for row in f.get("seconds_per_step", ()):
+            steps.append((f["options"], row))
+        if "views_per_second" in f:
+            gpu = f.get("on_gpu")
+            where = "on the GPU" if gpu else "on one CPU thread"
+            each = gpu["views_per_second"] if gpu else {n: v["ours"] for n, v in f["views_per_second"].items()}
+            size = f["options"]["size"]
+            item = f"views per second, {size} x {size}, {where}: "
+            items.append(item + ", ".join(f"`{n}` {median:,.0f}" for n, (_, median, _) in each.items()))
+            if gpu:
+                ms = f"{1000 * gpu['seconds_of_a_steps_views']:.2f} ms"
+                share = f"{100 * gpu['share_of_a_step']:.1f} %"
+                items.append(f"views of a step of MUSCLE + FixMatch: {ms}, {share} of a step with `cnn13` in bf16")
+        for row in f.get("sizes", ()):
+            parts = ", ".join(f"{p} {row[p]:.2f}" for p in ("knn", "graph", "diffusion"))
+            classes = f["options"]["classes"][0]
+            items.append(f"label propagation, n = {row['n']:,}, C = {classes}: {row['total']:.2f} s ({parts})")
+        if "profile" in f:
+            p, o = f["profile"], f["options"]
+            item = (
+                f"profile of `{o['algorithm']}`, `{o['net']}`, {o['precision']}, {o['batch']} + {o['batch']} images: "
+            )
+            item += f"step {1000 * p['seconds']:.1f} ms, CPU {1000 * p['cpu_seconds']:.1f} ms"
+            if p["gpu_share"] is not None:
+                item += f", GPU busy {1000 * p['gpu_seconds']:.1f} ms ({100 * p['gpu_share']:.0f} %)"
+                item += f", {p['kernels']:,.0f} kernel launches"
+            items.append(item)
+    lines = [*(f"- {item}" for item in items), ""]
+    if steps:
+        head = (
+            "step, ms",
+            "net",
+            "precision",
+            "images",
+            "stock USB",
+            "host",
+            "bare loop",
+            "stock / host",
+            "bare / host",
+        )
+        lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for options, row in steps:
+        ms = {k: f"{1000 * statistics.median(row[k]):.1f}" for k in ("stock", "host", "bare") if k in row}
+        over = {
+            k: _spread(a / b for a, b in zip(row[k], row["host"], strict=True)) for k in ("stock", "bare") if k in row
+        }
+        kind = options["precision"] if options["precision"] == "fp32" else f"{options['precision']} (stock: fp16)"
+        sizes = f"{options['batch']} + {options['batch']}, {row['images']} forwarded"
+        cells = (f"`{row['algorithm']}`", f"`{row['net']}`", kind, sizes, ms.get("stock", ""), ms["host"], ms["bare"])
+        lines.append("| " + " | ".join((*cells, over.get("stock", ""), over["bare"])) + " |")
+    return [*lines, ""] if steps else lines
+
+
+def _spread(values: Any) -> str:
+    low, middle, high = (f"{f(of):.2f}" for of in [list(values)] for f in (min, statistics.median, max))
+    return f"{middle} ({low} to {high})"
+
+
+def summary_of_training(report: dict[str, Any]) -> list[str]:
+    rows = report.get("accuracy")
+    if not rows:
+        return []
+    runs = [key for key in rows[0] if key not in ("by", "at")]
+    lines = [
+        f"CIFAR-10, 250 labels, {report['steps']:,} steps planned for each run, side by side on one device until the faster"
+        " one ends. Test accuracy (%) of the averaged weights at a run's last evaluation by then, and the step of it:", "",
+        "| at | " + " | ".join(f"`{run}`" for run in runs) + " |", "|---" * (len(runs) + 1) + "|",
+    ]  # fmt: skip
+    units = {
+        "step": "step {:,.0f}",
+        "seconds": "{:,.0f} s of training",
+        "wall": "{:,.0f} s of wall clock, start included",
+    }
+    for row in rows:
+        cells = [f"{100 * row[r][SCORE]:.1f} ({row[r]['step']:,})" if row[r] else "" for r in runs]
+        lines.append("| " + " | ".join((units[row["by"]].format(row["at"]), *cells)) + " |")
+    return [*lines, ""]
+
+
+# ---------------------------------------------------------------------------------------------------------------- main
+
+
+def fail(why: str) -> NoReturn:
+    print(f"error: {why}", file=sys.stderr)
+    sys.exit(2)
 
 
 def output_of(command: list[str], environment: dict[str, str]) -> str:
@@ -195,7 +448,7 @@ def output_of(command: list[str], environment: dict[str, str]) -> str:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         why = (done.stderr.strip() or "no message").splitlines()[-1]
-        sys.exit(f"error: {why} (benchmarks/device.sh says what is needed)")
+        fail(f"{why} (benchmarks/device.sh says what is needed)")
     return done.stdout
 
 
@@ -207,41 +460,83 @@ def revision() -> str:
         return "unknown"
 
 
-def main() -> int:
-    began = time.monotonic()
+def refuse_existing(out: Path, part: str) -> None:
+    if (out / f"{part}.txt").exists() or (out / f"{part}.json").exists():
+        fail(f"{out} has a '{part}' part already; give another folder as OUT")
+
+
+def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    names = ("tests", "views", "propagation", "step", "overhead", "accuracy", "scaling", "training")
-    add("out", type=Path, metavar="OUT", help="folder to write to; one without a report")
-    add("--minutes", type=float, default=25, help="for everything; the tests alone want two to four [%(default)s]")
-    add("--only", type=lambda text: text.split(","), default=list(names), help=f"some of {','.join(names)} [all]")
-    add("--data_dir", type=Path, default=ROOT / "data", help="folder that holds cifar-10-batches-py [data]")
-    add("--wheels", type=Path, help="folder of wheels that this machine lacks; device_wheels.sh fetches them")
+    add("out", type=Path, metavar="OUT", nargs="?", help="folder to write to [results/gpu/<date>-<device>]")
+    add(
+        "--part", choices=(CHECK, TRAIN, SUMMARY), required=True,
+        help=f"{SUMMARY}: write OUT/summary.md anew, of the parts whose files were brought together there",
+    )  # fmt: skip
+    add(
+        "--minutes",
+        type=float,
+        help=f"for all of it, at most {MINUTES[CHECK]:g} ({CHECK}), {MINUTES[TRAIN]:g} ({TRAIN})",
+    )
+    add("--data_dir", type=Path, default=ROOT / "data", help=f"of {TRAIN}: has cifar-10-batches-py [data]")
     add("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a rehearsal with tiny settings [%(default)s]")
+    add("--wheels", type=Path, help="folder of wheels that this machine lacks; device_wheels.sh fetches them")
     add("--revision", help="of this code, where git cannot tell [git describe]")
-    options = parser.parse_args()
-    if unknown := set(options.only) - set(names):
-        parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    if (options.out / "report.json").exists():
-        parser.error(f"{options.out} has a report already: give another folder")
-    options.data_dir = options.data_dir.resolve()
+    options = parser.parse_args(arguments)
+    if options.part == SUMMARY:
+        if not options.out or not any((options.out / f"{p}.json").is_file() for p in MINUTES):
+            fail(f"--part {SUMMARY} wants as OUT a folder that holds {CHECK}.json or {TRAIN}.json")
+        return options
+    most = MINUTES[options.part]
+    options.minutes = most if options.minutes is None else options.minutes
+    if not 0 < options.minutes <= most:
+        fail(f"--minutes {options.minutes:g}: give more than 0 and at most {most:g} for --part {options.part}")
+    if options.part == TRAIN and not (options.data_dir / "cifar-10-batches-py").is_dir():
+        fail(f"{options.data_dir}/cifar-10-batches-py: no such folder; --data_dir names the one that holds it")
+    if options.wheels and not any(options.wheels.glob("*.whl")):
+        fail(f"--wheels {options.wheels}: no wheels there; benchmarks/device_wheels.sh fetches them")
+    if options.out:
+        refuse_existing(options.out, options.part)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    began = time.monotonic()
+    options = options_of(arguments)
+    if options.part == SUMMARY:
+        (options.out / "summary.md").write_text(summary(options.out))
+        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # and what it has started ends with it
-    with tempfile.TemporaryDirectory() as site:
-        paths = [site, str(ROOT), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "COLUMNS": "140"}
+    with tempfile.TemporaryDirectory() as temporary:
+        site, folder = (Path(temporary) / name for name in ("site", "tmp"))
+        folder.mkdir()
+        paths = [str(site), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TMPDIR": str(folder)}
+        environment |= {"COLUMNS": "140", "PYTHONUNBUFFERED": "1"}
         if options.wheels:
             quietly = ["--quiet", "--disable-pip-version-check"]
-            install = ["-m", "pip", "install", *quietly, "--no-index", "--no-deps", "--target"]
+            install = ["-m", "pip", "install", *quietly, "--no-index", "--no-deps", "--target", str(site)]
             wheels = sorted(map(str, options.wheels.resolve().glob("*.whl")))
-            output_of([sys.executable, *install, site, *wheels], environment)
-        about = json.loads(output_of([sys.executable, "-c", ABOUT, options.device], environment).splitlines()[-1])
+            output_of([sys.executable, *install, *wheels], environment)
+        wanted = ["xdist", "pytest_timeout"] if options.part == CHECK else []
+        told = output_of([sys.executable, "-c", ABOUT, options.device, *wanted], environment)
+        about = json.loads(told.splitlines()[-1])
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         about |= {"revision": options.revision or revision(), "date": now, "minutes": options.minutes}
-        options.out.mkdir(parents=True, exist_ok=True)
-        report = Report(options.out, about, environment)
+        slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+        out = options.out or ROOT / "results" / "gpu" / f"{now[:10]}-{slug}"
+        refuse_existing(out, options.part)
+        out.mkdir(parents=True, exist_ok=True)
+        report = Report(out, options.part, about, environment)
         report.say(f"== {json.dumps(about)}\n")
-        ask(report, options, began + 60 * options.minutes - GRACE)
-    return int(any(c["status"] != 0 for c in report.commands))
+        ends = began + 60 * options.minutes - GRACE
+        if options.part == CHECK:
+            check(report, options.device, ends, folder)
+        else:
+            train(report, options.device, options.data_dir.resolve(), ends, folder)
+        report.say(f"== {round(time.monotonic() - began)} s, written to {out}\n\n{summary(out)}")
+    commands = report.content["commands"]
+    return int(not commands or any(c["status"] not in (0, "stopped") for c in commands))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/overhead.py [--algorithms fixmatch meanteacher fullysupervised muscle_fixmatch muscle_meanteacher muscle]
                                   [--nets small_cnn] [--device cpu] [--batch 64] [--seconds 4] [--rounds 5] [--threads 1]
                                   [--json FILE]
+    python benchmarks/overhead.py --data_dir made    # without CIFAR-10: random images of its size
 
 CIFAR-10, 64 labelled and 64 unlabelled images a step, views made in the step. All in one process, all algorithms in turns;
 ratios are taken within a round, shown are their medians (lowest to highest).
@@ -145,7 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures: list[dict[str, Any]] = []
     for net in options.nets:
         found = measure(net, options)
-        sizes = f"{options.batch} + {options.batch} images, {net}, {options.device}, {options.precision}"
+        sizes = (
+            f"{options.images}, {options.batch} + {options.batch} a step, {net}, {options.device}, {options.precision}"
+        )
         title = f"milliseconds of a step and its parts, {sizes}, medians of {options.rounds} rounds"
         table = Table(title=title, title_justify="left")
         for column in ("algorithm", "images", "loop", "step", *PARTS, "outside forward, backward"):

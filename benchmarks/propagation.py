@@ -4,7 +4,7 @@ One process, the same data, in turns (reference, ours, reference, ...). Ratios a
 shows their median with the smallest and largest. "diffusion" ends at pseudo-labels and weights in both.
 
     python benchmarks/propagation.py [--n 50000] [--classes 10 100] [--rounds 5] [--threads 2]
-    python benchmarks/propagation.py --sizes 10000 30000 100000 300000 1000000 [--plot out.png]
+    python benchmarks/propagation.py --sizes 10000 30000 100000 300000 1000000 [--plot out.png] [--json FILE]
     python benchmarks/propagation.py --spreading     # against scikit-learn's LabelSpreading
     python benchmarks/propagation.py --recall        # of approximate neighbours, by lists compared with
 
@@ -22,10 +22,12 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from common import write_figures
 from rich.console import Console
 from rich.table import Table
 from scipy import sparse
@@ -177,6 +179,7 @@ def grow(sizes: list[int], arguments: argparse.Namespace) -> None:
     for n in sizes:
         row = in_own_process(n, arguments)
         rows.append(row)
+        write_figures(arguments, sizes=rows)  # what is measured is there if time runs out
         seconds = [f"{row[p]:.3g}" for p in (*PARTS, "total")]
         memory = [f"{row['peak']:,.0f}", f"{row['before']:,.0f}", f"{row['accuracy']:.3f}"]
         table.add_row(f"{n:,}", row["neighbours"], *seconds, *memory)
@@ -290,7 +293,7 @@ def recall(n: int, d: int, k: int, classes: int, labels: int) -> None:
     console.print(f"load average {os.getloadavg()[0]:.1f}")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=50_000)
     parser.add_argument("--d", type=int, default=128)
@@ -302,12 +305,13 @@ def main() -> None:
     parser.add_argument("--neighbours", choices=["auto", "exact", "approximate"], default="auto")
     parser.add_argument("--device", default="cpu", help="with --sizes: cpu or cuda [%(default)s]")
     parser.add_argument("--plot", help="with --sizes: write the curves here")
+    parser.add_argument("--json", metavar="FILE", help="with --sizes: write the figures there")
     parser.add_argument("--spreading", action="store_true", help="compare with scikit-learn's LabelSpreading")
     parser.add_argument("--recall", action="store_true", help="recall of approximate neighbours")
     parser.add_argument("--seeds", type=int, default=5, help="with --spreading: draws of labels")
     parser.add_argument("--threads", type=int, help="torch's threads; 1 is quicker where others keep the CPUs busy")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.measure:

@@ -2,6 +2,7 @@
 
     python benchmarks/step.py [--algorithms fixmatch meanteacher muscle_fixmatch muscle_meanteacher] [--nets small_cnn wrn_28_2]
                               [--device cpu] [--batch 64] [--seconds 4] [--rounds 5] [--threads 1] [--workers 1] [--json FILE]
+    python benchmarks/step.py --data_dir made    # without CIFAR-10: random images of its size, which take as long
 
 CIFAR-10, 64 labelled and 64 unlabelled images a step, data included. All in one process, in turns; ratios are taken within
 a round, shown are their medians (lowest to highest). What the host does besides forward and backward: ``overhead.py``.
@@ -17,6 +18,7 @@ a round, shown are their medians (lowest to highest). What the host does besides
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -78,15 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     need_cifar(options)
     as_train_does(options)
     b = options.batch
-    sizes = f"{b} + {b} images, {options.workers} + {2 * options.workers} loader processes of stock"
-    title = f"milliseconds a step, {sizes}, {options.device}, {options.precision}, {options.rounds} rounds"
+    sizes = f"{options.images}, {b} + {b} a step, {options.workers} + {2 * options.workers} loader processes of stock"
+    kind = options.precision if options.precision == "fp32" else f"{options.precision} (stock: its amp, fp16)"
+    title = f"milliseconds a step, {sizes}, {options.device}, {kind}, {options.rounds} rounds"
     table = Table(title=title, title_justify="left")
     for column in (
         "algorithm", "net", "images", "stock", "host", "bare", "host over stock", "bare over host", "views too"
     ):  # fmt: skip
         table.add_column(column, justify="left" if column in ("algorithm", "net") else "right")
-    found = [measure(algorithm, net, options) for net in options.nets for algorithm in options.algorithms]
-    for t in found:
+    found: list[dict[str, Any]] = []
+    for net, algorithm in itertools.product(options.nets, options.algorithms):
+        found.append(t := measure(algorithm, net, options))
+        write_figures(options, seconds_per_step=found)  # what is measured is there if time runs out
         ms = {k: f"{1000 * statistics.median(t[k]):.1f}" for k in ("stock", "host", "bare") if k in t}
         table.add_row(
             t["algorithm"], t["net"], str(t["images"]), ms.get("stock", "-"), ms["host"], ms["bare"],
@@ -96,7 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Console(width=140, highlight=False).print(table)
     fast, near = GOALS[options.device]
     print(f"goals: at least {fast}x stock, at least {near} of the bare loop; load average {os.getloadavg()[0]:.1f}")
-    write_figures(options, seconds_per_step=found)
 
 
 if __name__ == "__main__":

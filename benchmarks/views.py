@@ -4,7 +4,7 @@ One process, one thread, the same images, in turns (USB's, ours, USB's, ...). Bo
 end at a normalised float32 batch. USB's weak and strong transforms are composed as in
 semilearn/datasets/cv_datasets/cifar.py. With ``--device cuda`` ours is also timed there, by the GPU's own clock.
 
-    python benchmarks/views.py [--batch 448] [--size 32] [--channels 3] [--seconds 5] [--device cpu]
+    python benchmarks/views.py [--batch 448] [--size 32] [--channels 3] [--seconds 5] [--device cpu] [--json FILE]
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
+from common import add_common_options, write_figures
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -107,21 +109,26 @@ def in_turns(functions: list[Callable[[], object]], timer: Callable, limit: floa
     return [its[2:] for its in times]
 
 
-def rate(times: list[float], n: int) -> str:
-    """Median views per second, and the quartiles."""
-    low, middle, high = statistics.quantiles(times, n=4)
-    return f"{n / middle:,.0f} ({n / high:,.0f} to {n / low:,.0f})"
+def rates(times: list[float], n: int) -> list[float]:
+    """Views per second: lower quartile, median, upper quartile."""
+    return [n / t for t in reversed(statistics.quantiles(times, n=4))]
 
 
-def main() -> None:
+def shown(quartiles: list[float]) -> str:
+    low, middle, high = quartiles
+    return f"{middle:,.0f} ({low:,.0f} to {high:,.0f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=448, help="images of a batch (default 448)")
     parser.add_argument("--size", type=int, default=32, help="their side in pixels (default 32)")
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="their channels (default 3)")
     parser.add_argument("--seconds", type=float, default=5, help="time for each line of the table (default 5)")
     parser.add_argument("--device", default="cpu", help="a CUDA device to time ours on too (default cpu: none)")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    add_common_options(parser.add_argument)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     n = options.batch
     images = pictures(n, options.channels, options.size)
     arrays = [x.permute(1, 2, 0).squeeze(2).contiguous().numpy() for x in images]
@@ -132,26 +139,31 @@ def main() -> None:
 
     table = Table(
         title=f"views per second, median of the rounds (quartiles): {n} images of {options.channels} x {options.size} x"
-        f" {options.size}, one CPU thread, torch {torch.__version__}"
+        f" {options.size}, CPU threads: {options.threads}, torch {torch.__version__}"
     )
     for column in ("view", "compared with", "its rate", "our rate", "ratio", "goal at 32 x 32"):
         table.add_column(column, justify="right" if column in ("its rate", "our rate", "ratio") else "left")
+    found: dict[str, dict[str, list[float]]] = {}
     for name, (reference, goal) in VIEWS.items():
         batch = ours(name, images)
         if reference not in stock:
             (times,) = in_turns([batch], seconds_of, options.seconds)
-            table.add_row(name, "-", "-", rate(times, n))
+            found[name] = {"ours": rates(times, n)}
+            table.add_row(name, "-", "-", shown(found[name]["ours"]))
             continue
         theirs, times = in_turns([singly(stock[reference]), batch], seconds_of, options.seconds)
+        found[name] = {"ours": rates(times, n), reference: rates(theirs, n)}
         ratio = statistics.median(theirs) / statistics.median(times)
         verdict = f"{goal:g}x {'met' if ratio >= goal else 'MISSED'}" if goal and options.size == 32 else ""
-        table.add_row(name, reference, rate(theirs, n), rate(times, n), f"{ratio:.1f}x", verdict)
+        table.add_row(name, reference, shown(rates(theirs, n)), shown(rates(times, n)), f"{ratio:.1f}x", verdict)
     Console(width=130, highlight=False).print(table)
+    write_figures(options, views_per_second=found)  # what is measured is there if time runs out
     if options.device != "cpu":
-        on_gpu(torch.device(options.device), images, options.seconds)
+        gpu = on_gpu(torch.device(options.device), images, options.seconds)
+        write_figures(options, views_per_second=found, on_gpu=gpu)
 
 
-def on_gpu(device: torch.device, images: Tensor, limit: float) -> None:
+def on_gpu(device: torch.device, images: Tensor, limit: float) -> dict[str, Any]:
     """Our views per second on a GPU, and the share that a MUSCLE + FixMatch batch's views take of a training step.
 
     The step is the forward and backward pass of cnn13 over 512 images: 64 + 64 weak views, 3 hard ones of each.
@@ -162,9 +174,11 @@ def on_gpu(device: torch.device, images: Tensor, limit: float) -> None:
         table = Table(title=f"on {torch.cuda.get_device_name(device)}: batches of {len(images)}, by the GPU's clock")
         for column in ("view", "views per second"):
             table.add_column(column)
+        found = {}
         for name in VIEWS:
             (times,) = in_turns([ours(name, images.to(device))], gpu_seconds_of, limit)
-            table.add_row(name, rate(times, len(images)))
+            found[name] = rates(times, len(images))
+            table.add_row(name, shown(found[name]))
         Console(width=130, highlight=False).print(table)
 
         net = cnn13(10, 3).to(device)
@@ -180,12 +194,15 @@ def on_gpu(device: torch.device, images: Tensor, limit: float) -> None:
                 net(x)["logits"].float().sum().backward()
 
         making, training = in_turns([views, step], lambda f: seconds_of(lambda: (f(), torch.cuda.synchronize())), limit)
-        share = statistics.median(making) / (statistics.median(making) + statistics.median(training))
+        view_seconds, net_seconds = statistics.median(making), statistics.median(training)
+        share = view_seconds / (view_seconds + net_seconds)
         print(
-            f"views of a step {1000 * statistics.median(making):.2f} ms, cnn13 on 512 images (bf16)"
-            f" {1000 * statistics.median(training):.2f} ms: {100 * share:.1f} % of a step"
+            f"views of a step {1000 * view_seconds:.2f} ms, cnn13 on 512 images (bf16)"
+            f" {1000 * net_seconds:.2f} ms: {100 * share:.1f} % of a step"
             f" (goal: under 10 %, {'met' if share < 0.1 else 'MISSED'})"
         )
+    seconds = {"seconds_of_a_steps_views": view_seconds, "seconds_of_its_net": net_seconds}
+    return {"views_per_second": found, **seconds, "share_of_a_step": share}
 
 
 if __name__ == "__main__":

@@ -31,6 +31,22 @@ SHORT: dict[str, Any] = {
 }
 
 
+#: What is left of waiting in a step, as docs/performance.md lists it; an algorithm not named has none.
+KNOWN = {
+    # pytorch-metric-learning selects pairs by their labels
+    "contrastive": 7,
+    # its class takes the confident rows out, asks whether there are any, and counts their classes by bincount
+    "freematch": 6,
+    # its class normalises the perturbation with NumPy
+    "vat": 2,
+}
+SPECIAL = {"crmatch": {"net": "wrn_28_2", "img_size": 32, "total_batch": 4}, "dash": {"num_wu_iter": 2}}
+
+
+def of_base(table, name):
+    return table.get(name.removeprefix("muscle_"))
+
+
 @pytest.fixture(autouse=True)
 def _quiet_warnings() -> Any:
     with warnings.catch_warnings():

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import KNOWN, SPECIAL, of_base
 from test_augment import VALUES, pictures
-from test_nosync import KNOWN, SPECIAL, of_base
 
 from muscle_plugin.algorithms.catalogue import all_algorithms
 from muscle_plugin.data.augment import AUGMENTATIONS

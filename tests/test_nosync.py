@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import KNOWN, SPECIAL, of_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import in_processes, needs_fork
@@ -38,21 +39,6 @@ from muscle_plugin.usb import (
 )
 
 CPU = torch.device("cpu")
-#: What is left of waiting in a step, as docs/performance.md lists it; an algorithm not named has none.
-KNOWN = {
-    # pytorch-metric-learning selects pairs by their labels
-    "contrastive": 7,
-    # its class takes the confident rows out, asks whether there are any, and counts their classes by bincount
-    "freematch": 6,
-    # its class normalises the perturbation with NumPy
-    "vat": 2,
-}
-SPECIAL = {"crmatch": {"net": "wrn_28_2", "img_size": 32, "total_batch": 4}, "dash": {"num_wu_iter": 2}}
-
-
-def of_base(table, name):
-    return table.get(name.removeprefix("muscle_"))
-
 
 @pytest.mark.parametrize("name", sorted(all_algorithms()))
 def test_a_steady_step_does_not_wait(build_short, name):
