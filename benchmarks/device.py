@@ -1,9 +1,10 @@
 """What a GPU lent for fifteen minutes is asked, in two visits. See benchmarks/device.sh.
 
-OUT gets seven files at most of each part, written as it goes on: ``<part>.txt`` (all that the commands print), ``<part>.json``
-(device, versions, revision, date; each command with its status, seconds and figures) and, of both parts, ``summary.md``; the
-training besides each run's ``train.<algorithm>.metrics.jsonl``, whose ``wall`` is seconds since both began, and
-``train.<algorithm>.result.json``. Ends with 1 if a command failed or ran out of time, with 2 if it could not begin.
+OUT gets seven files of a part at most, written as it goes on: ``<part>.txt`` (what the commands print), ``<part>.json``
+(device, versions, revision, date; each command with its status, seconds and figures), ``summary.md`` of the parts that are
+there; of training besides each run's ``train.<algorithm>.metrics.jsonl``, where ``wall`` is seconds since both runs were
+started, and ``train.<algorithm>.result.json``. Ends with 1 if a command failed or ran out of time, with 2 if it could not
+begin.
 
 Needs the standard library alone: what the commands need may have to be unpacked from wheels first.
 """
@@ -19,7 +20,6 @@ import re
 import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,8 +30,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
+from device_summary import CHECK, ENDED_WELL, SCORE, TRAIN, compared, summary
+
 ROOT = Path(__file__).resolve().parent.parent
-CHECK, TRAIN, SUMMARY = "check", "train", "summary"
 MINUTES = {CHECK: 4.0, TRAIN: 7.0}
 #: Seconds that a command has on top to save what it has, once its time is over; kept free at the end.
 GRACE = 10
@@ -40,7 +41,6 @@ CUDA_TESTS = ("tests/test_cuda.py",)
 TRAINED = ("fixmatch", "muscle_fixmatch")
 #: Share of the time that training is to fill, by the pace of short runs: a run that ends is worth more.
 FILLED = 0.9
-SCORE = "eval/top-1-acc"
 
 ABOUT = """
 import importlib, json, os, shutil, subprocess, sys
@@ -120,7 +120,13 @@ class Report:
     def write(self) -> None:
         """Bring to file what is known."""
         (self.out / f"{self.part}.json").write_text(json.dumps(self.content, indent=1) + "\n")
-        (self.out / "summary.md").write_text(summary(self.out))
+        try:
+            text = summary(self.out)
+        except (
+            Exception
+        ) as error:  # the visit goes on: the figures are on file, and device_summary.py can be mended later
+            text = f"no summary: {type(error).__name__}: {error}\n"
+        (self.out / "summary.md").write_text(text)
 
     def run(self, name: str, command: str, seconds: float, figures: Path | None = None) -> bool:
         """Run Python with these arguments for at most so many seconds; whether it ended well.
@@ -129,8 +135,8 @@ class Report:
             figures: a file that the command writes its figures to.
         """
         done = self.together({name: command}, seconds)
-        with contextlib.suppress(OSError, TypeError, ValueError):  # it had no time to
-            self.content["commands"][-1]["figures"] = json.loads(figures.read_text())  # type: ignore[union-attr]
+        if figures is not None and figures.exists():
+            self.content["commands"][-1]["figures"] = json.loads(figures.read_text())
             self.write()
         return done[name] == 0
 
@@ -203,13 +209,13 @@ class Report:
 
 
 def check(report: Report, device: str, ends: float, folder: Path) -> None:
-    """Each check in its share of the time until ``ends``; what one leaves, the later ones have."""
+    """Each check in its share of the time until ``ends``; what one leaves, the next ones may take."""
     known = checks(device)
     names = list(known)
     for i, name in enumerate(names):
         share, command = known[name]
         left, later = ends - time.monotonic(), sum(known[n][0] for n in names[i + 1 :])
-        seconds = min(share, left * share / (share + later)) if later else left
+        seconds = max(left * share / (share + later), left - later)
         figures = folder / f"{i}.json"
         report.run(name, f"{command} --json {figures}", seconds, figures)
 
@@ -242,10 +248,10 @@ def pace(lines: list[dict[str, Any]]) -> dict[str, float]:
     """Seconds of a ``step``, of an ``evaluation`` with what goes with it, and to ``begin``, of a run that was followed."""
     first, last = lines[0], lines[-1]
     seconds = last["seconds"] - first["seconds"]
-    else_ = max(0.0, last["wall"] - first["wall"] - seconds)
+    evaluating = max(0.0, last["wall"] - first["wall"] - seconds)
     return {
         "step": seconds / (last["step"] - first["step"]), "begin": first["wall"] - first["seconds"],
-        "evaluation": else_ / max(1, sum(SCORE in line for line in lines[1:])),
+        "evaluation": evaluating / max(1, sum(SCORE in line for line in lines[1:])),
     }  # fmt: skip
 
 
@@ -288,151 +294,22 @@ def train(report: Report, device: str, data_dir: Path, ends: float, folder: Path
     told = (f"{a} {1000 * p['step']:.1f} ms (an evaluation {p['evaluation']:.1f} s)" for a, p in paces.items())
     report.say(f"== a step beside the other: {', '.join(told)}; {left:.0f} s left: {steps} steps each\n")
     report.content |= {"steps": steps, "paces": paces}
-    found = curves("run", "metrics.jsonl")
+    found, evaluations = curves("run", "metrics.jsonl"), 0
+
+    def watch() -> bool:
+        nonlocal evaluations
+        all_at(found, math.inf)
+        before, evaluations = evaluations, sum(SCORE in line for curve in found.values() for line in curve.lines)
+        if evaluations > before:
+            report.content["accuracy"] = compared({a: curve.lines for a, curve in found.items()})
+            report.write()
+        return False
+
     commands = {a: command(a, f"{a}_run", steps, min(evaluate, steps), min(log, steps)) for a in TRAINED}
-    report.together(commands, ends - time.monotonic(), lambda: all_at(found, math.inf))
+    report.together(commands, ends - time.monotonic(), watch)
     for a in TRAINED:
         with contextlib.suppress(FileNotFoundError):
             shutil.copy(folder / f"{a}_run" / "result.json", report.out / f"train.{a}.result.json")
-    report.content["accuracy"] = compared({a: curve.lines for a, curve in found.items()})
-    report.write()
-
-
-def compared(lines: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Test accuracies of several runs at equal steps, seconds of training and seconds of wall clock.
-
-    Args:
-        lines: of each run's metrics, with ``wall``.
-
-    Returns:
-        For the quarters of what all have reached ``{"by": "step" | "seconds" | "wall", "at": value, run: {"step", score}}``:
-        a run's last evaluation until then; None where it has none. Steps are those that all were evaluated at.
-    """
-    evaluated = {run: [line for line in of if SCORE in line] for run, of in lines.items()}
-    rows: list[dict[str, Any]] = []
-    if not all(evaluated.values()):
-        return rows
-    common = sorted(set.intersection(*({line["step"] for line in of} for of in evaluated.values())))
-    for by in ("step", "seconds", "wall"):
-        last = min(of[-1][by] for of in evaluated.values())
-        marks = [last * quarter / 4 for quarter in (1, 2, 3, 4)]
-        if by == "step":
-            marks = sorted({max((s for s in common if s <= mark), default=0) for mark in marks} - {0})
-        for mark in marks:
-            until = {run: [line for line in of if line[by] <= mark] for run, of in evaluated.items()}
-            scores = {r: {"step": of[-1]["step"], SCORE: of[-1][SCORE]} if of else None for r, of in until.items()}
-            rows.append({"by": by, "at": mark, **scores})
-    return rows
-
-
-# ------------------------------------------------------------------------------------------------------------- summary
-
-
-def summary(out: Path) -> str:
-    """Markdown of what the parts in a folder found."""
-    parts = {}
-    for part in (CHECK, TRAIN):
-        with contextlib.suppress(FileNotFoundError):
-            parts[part] = json.loads((out / f"{part}.json").read_text())
-    lines = []
-    for part, report in parts.items():
-        versions = ", ".join(f"{n} {v}" for n, v in report["versions"].items() if v)
-        more = "".join(f", {n.upper() if n == 'cuda' else n} {report[n]}" for n in ("cuda", "driver") if report[n])
-        lines += [
-            f"## {report['device']}, {report['date'][:10]}: {part}", "",
-            f"`benchmarks/device.sh --part {part}`, revision {report['revision']}, {versions}{more}.", "",
-        ]  # fmt: skip
-        lines += (summary_of_check if part == CHECK else summary_of_training)(report)
-        failed = [f"{c['name']} ({c['status']})" for c in report["commands"] if c["status"] not in (0, "stopped")]
-        lines += [f"Not ended well: {'; '.join(failed)}.", ""] if failed else []
-    return "\n".join(lines)
-
-
-def summary_of_check(report: dict[str, Any]) -> list[str]:
-    found = {c["name"]: c["figures"] for c in report["commands"] if "figures" in c}
-    items, steps = [], []
-    for name, f in found.items():
-        if "collected" in f:
-            not_run = f["collected"] - f["passed"] - f["failed"] - f["skipped"]
-            item = f"`{name}`: {f['passed']} passed, {f['failed']} failed, {f['skipped']} skipped, {not_run} not run"
-            items.append(item + "".join(f"; `{test}`" for test in f["failures"]))
-        for row in f.get("seconds_per_step", ()):
-            steps.append((f["options"], row))
-        if "views_per_second" in f:
-            gpu = f.get("on_gpu")
-            where = "on the GPU" if gpu else "on one CPU thread"
-            each = gpu["views_per_second"] if gpu else {n: v["ours"] for n, v in f["views_per_second"].items()}
-            size = f["options"]["size"]
-            item = f"views per second, {size} x {size}, {where}: "
-            items.append(item + ", ".join(f"`{n}` {median:,.0f}" for n, (_, median, _) in each.items()))
-            if gpu:
-                ms = f"{1000 * gpu['seconds_of_a_steps_views']:.2f} ms"
-                share = f"{100 * gpu['share_of_a_step']:.1f} %"
-                items.append(f"views of a step of MUSCLE + FixMatch: {ms}, {share} of a step with `cnn13` in bf16")
-        for row in f.get("sizes", ()):
-            parts = ", ".join(f"{p} {row[p]:.2f}" for p in ("knn", "graph", "diffusion"))
-            classes = f["options"]["classes"][0]
-            items.append(f"label propagation, n = {row['n']:,}, C = {classes}: {row['total']:.2f} s ({parts})")
-        if "profile" in f:
-            p, o = f["profile"], f["options"]
-            item = (
-                f"profile of `{o['algorithm']}`, `{o['net']}`, {o['precision']}, {o['batch']} + {o['batch']} images: "
-            )
-            item += f"step {1000 * p['seconds']:.1f} ms, CPU {1000 * p['cpu_seconds']:.1f} ms"
-            if p["gpu_share"] is not None:
-                item += f", GPU busy {1000 * p['gpu_seconds']:.1f} ms ({100 * p['gpu_share']:.0f} %)"
-                item += f", {p['kernels']:,.0f} kernel launches"
-            items.append(item)
-    lines = [*(f"- {item}" for item in items), ""]
-    if steps:
-        head = (
-            "step, ms",
-            "net",
-            "precision",
-            "images",
-            "stock USB",
-            "host",
-            "bare loop",
-            "stock / host",
-            "bare / host",
-        )
-        lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for options, row in steps:
-        ms = {k: f"{1000 * statistics.median(row[k]):.1f}" for k in ("stock", "host", "bare") if k in row}
-        over = {
-            k: _spread(a / b for a, b in zip(row[k], row["host"], strict=True)) for k in ("stock", "bare") if k in row
-        }
-        kind = options["precision"] if options["precision"] == "fp32" else f"{options['precision']} (stock: fp16)"
-        sizes = f"{options['batch']} + {options['batch']}, {row['images']} forwarded"
-        cells = (f"`{row['algorithm']}`", f"`{row['net']}`", kind, sizes, ms.get("stock", ""), ms["host"], ms["bare"])
-        lines.append("| " + " | ".join((*cells, over.get("stock", ""), over["bare"])) + " |")
-    return [*lines, ""] if steps else lines
-
-
-def _spread(values: Any) -> str:
-    low, middle, high = (f"{f(of):.2f}" for of in [list(values)] for f in (min, statistics.median, max))
-    return f"{middle} ({low} to {high})"
-
-
-def summary_of_training(report: dict[str, Any]) -> list[str]:
-    rows = report.get("accuracy")
-    if not rows:
-        return []
-    runs = [key for key in rows[0] if key not in ("by", "at")]
-    lines = [
-        f"CIFAR-10, 250 labels, {report['steps']:,} steps planned for each run, side by side on one device until the faster"
-        " one ends. Test accuracy (%) of the averaged weights at a run's last evaluation by then, and the step of it:", "",
-        "| at | " + " | ".join(f"`{run}`" for run in runs) + " |", "|---" * (len(runs) + 1) + "|",
-    ]  # fmt: skip
-    units = {
-        "step": "step {:,.0f}",
-        "seconds": "{:,.0f} s of training",
-        "wall": "{:,.0f} s of wall clock, start included",
-    }
-    for row in rows:
-        cells = [f"{100 * row[r][SCORE]:.1f} ({row[r]['step']:,})" if row[r] else "" for r in runs]
-        lines.append("| " + " | ".join((units[row["by"]].format(row["at"]), *cells)) + " |")
-    return [*lines, ""]
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -469,10 +346,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", nargs="?", help="folder to write to [results/gpu/<date>-<device>]")
-    add(
-        "--part", choices=(CHECK, TRAIN, SUMMARY), required=True,
-        help=f"{SUMMARY}: write OUT/summary.md anew, of the parts whose files were brought together there",
-    )  # fmt: skip
+    add("--part", choices=(CHECK, TRAIN), required=True)
     add(
         "--minutes",
         type=float,
@@ -483,10 +357,6 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     add("--wheels", type=Path, help="folder of wheels that this machine lacks; device_wheels.sh fetches them")
     add("--revision", help="of this code, where git cannot tell [git describe]")
     options = parser.parse_args(arguments)
-    if options.part == SUMMARY:
-        if not options.out or not any((options.out / f"{p}.json").is_file() for p in MINUTES):
-            fail(f"--part {SUMMARY} wants as OUT a folder that holds {CHECK}.json or {TRAIN}.json")
-        return options
     most = MINUTES[options.part]
     options.minutes = most if options.minutes is None else options.minutes
     if not 0 < options.minutes <= most:
@@ -503,9 +373,6 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     options = options_of(arguments)
-    if options.part == SUMMARY:
-        (options.out / "summary.md").write_text(summary(options.out))
-        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # and what it has started ends with it
     with tempfile.TemporaryDirectory() as temporary:
         site, folder = (Path(temporary) / name for name in ("site", "tmp"))
@@ -534,9 +401,9 @@ def main(arguments: list[str] | None = None) -> int:
             check(report, options.device, ends, folder)
         else:
             train(report, options.device, options.data_dir.resolve(), ends, folder)
-        report.say(f"== {round(time.monotonic() - began)} s, written to {out}\n\n{summary(out)}")
+        report.say(f"== {round(time.monotonic() - began)} s, written to {out}\n\n{(out / 'summary.md').read_text()}")
     commands = report.content["commands"]
-    return int(not commands or any(c["status"] not in (0, "stopped") for c in commands))
+    return int(not commands or any(c["status"] not in ENDED_WELL for c in commands))
 
 
 if __name__ == "__main__":

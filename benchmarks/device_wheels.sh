@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Wheels that a machine for training is likely not to have, to be carried there: benchmarks/device.sh OUT --wheels DIR.
+# Wheels that a machine for training is likely not to have, to be carried there: benchmarks/device.sh --part check --wheels DIR.
 #
 #   benchmarks/device_wheels.sh DIR [PYTHON_VERSION]
 #
@@ -11,11 +11,11 @@
 set -euo pipefail
 dir=${1:?usage: benchmarks/device_wheels.sh DIR [PYTHON_VERSION]}
 download() {
-    "${PYTHON:-python}" -m pip download --quiet --disable-pip-version-check --dest "$dir" --only-binary=:all: \
+    "${PYTHON:-python3}" -m pip download --quiet --disable-pip-version-check --dest "$dir" --only-binary=:all: \
         --python-version "$version" --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
         --platform manylinux2014_x86_64 --platform manylinux1_x86_64 "$@"
 }
 version=${2:-3.12}
-download --no-deps "semilearn==0.3.2" "ruamel.yaml>=0.18" pytorch-metric-learning
+download --no-deps "semilearn==0.3.2" "ruamel.yaml>=0.18" pytorch-metric-learning pytest-xdist execnet pytest-timeout
 download pydantic
 du -sh "$dir"

@@ -165,7 +165,7 @@ def in_own_process(n: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """What :func:`measure` prints of one size."""
     command = [sys.executable, __file__, "--measure", str(n), "--d", str(arguments.d), "--k", str(arguments.k)]
     command += ["--classes", str(arguments.classes[0]), "--neighbours", arguments.neighbours]
-    command += ["--device", arguments.device]
+    command += ["--labels", str(arguments.labels), "--device", arguments.device]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 

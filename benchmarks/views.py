@@ -2,7 +2,8 @@
 
 One process, one thread, the same images, in turns (USB's, ours, USB's, ...). Both start at uint8 images in memory and
 end at a normalised float32 batch. USB's weak and strong transforms are composed as in
-semilearn/datasets/cv_datasets/cifar.py. With ``--device cuda`` ours is also timed there, by the GPU's own clock.
+semilearn/datasets/cv_datasets/cifar.py. Then ours as training makes them, on ``--device``: parameters drawn one batch ahead
+in a thread if that is a GPU, where one kernel makes what it can; each batch is waited for.
 
     python benchmarks/views.py [--batch 448] [--size 32] [--channels 3] [--seconds 5] [--device cpu] [--json FILE]
 """
@@ -10,15 +11,18 @@ semilearn/datasets/cv_datasets/cifar.py. With ``--device cuda`` ours is also tim
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
+from unittest import mock
 
 import torch
-from common import add_common_options, write_figures
+from common import add_common_options, wait_for, write_figures
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +30,9 @@ from torch import Tensor
 from torchvision import transforms
 
 from muscle_plugin.data.augment import AFTER_WEAK, AUGMENTATIONS
+from muscle_plugin.data.sources import Source
+from muscle_plugin.data.splits import Split
+from muscle_plugin.data.views import HARD, LABELLED, UNLABELLED, WEAK, Batches, View
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # view: (the stock transform it is held against, how many times as fast it is to be at 32 x 32, if there is a goal)
@@ -90,15 +97,6 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def gpu_seconds_of(function: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    function()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
-
-
 def in_turns(functions: list[Callable[[], object]], timer: Callable, limit: float) -> list[list[float]]:
     """The times of each function, called in turns for about ``limit`` seconds, after two turns to warm up."""
     times: list[list[float]] = [[] for _ in functions]
@@ -125,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=32, help="their side in pixels (default 32)")
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="their channels (default 3)")
     parser.add_argument("--seconds", type=float, default=5, help="time for each line of the table (default 5)")
-    parser.add_argument("--device", default="cpu", help="a CUDA device to time ours on too (default cpu: none)")
+    parser.add_argument("--device", default="cpu", help="where training makes them, cpu or cuda (default cpu)")
     add_common_options(parser.add_argument)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -158,51 +156,90 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table.add_row(name, reference, shown(rates(theirs, n)), shown(rates(times, n)), f"{ratio:.1f}x", verdict)
     Console(width=130, highlight=False).print(table)
     write_figures(options, views_per_second=found)  # what is measured is there if time runs out
-    if options.device != "cpu":
-        gpu = on_gpu(torch.device(options.device), images, options.seconds)
-        write_figures(options, views_per_second=found, on_gpu=gpu)
+    training = in_training(torch.device(options.device), images, options.seconds)
+    write_figures(options, views_per_second=found, in_training=training)
 
 
-def on_gpu(device: torch.device, images: Tensor, limit: float) -> dict[str, Any]:
-    """Our views per second on a GPU, and the share that a MUSCLE + FixMatch batch's views take of a training step.
+def batches_of(
+    views: Mapping[str, View], images: Tensor, hard: str, device: torch.device, kernel: bool = True
+) -> Batches:
+    """What makes views of these images in training, all of them in each batch.
 
-    The step is the forward and backward pass of cnn13 over 512 images: 64 + 64 weak views, 3 hard ones of each.
+    Args:
+        kernel: by the Triton kernel, where there is one.
     """
+    n, every = len(images), torch.arange(len(images))
+    source = Source(images, every % 2, every, every[:0], ("a", "b"))
+    without = {} if kernel else {"MUSCLE_VIEW_KERNEL": "0"}
+    with mock.patch.dict(os.environ, without):
+        made = Batches(source, Split(every, every), n, n, (), "", "crop_flip", hard, images.shape[1], 0, device)
+    made.add_views(views)
+    made.channels_last = True  # as the host asks for
+    return made
+
+
+def maker(batches: Batches) -> Callable[[], None]:
+    """One batch, waited for."""
+    steps = itertools.count()
+
+    def make() -> None:
+        batches.batch(next(steps))
+        wait_for(batches.device)
+
+    return make
+
+
+def in_training(device: torch.device, images: Tensor, limit: float) -> dict[str, Any]:
+    """Views per second as training makes them; on a GPU with the kernel and without, and the share of a step they take.
+
+    The step is MUSCLE + FixMatch's: 64 + 64 weak views, 3 hard ones of each, and the forward and backward pass of cnn13
+    over these 512 images.
+    """
+    on_gpu = device.type == "cuda"
+    name_of_device = torch.cuda.get_device_name(device) if on_gpu else "the CPU"
+    table = Table(title=f"as training makes them, on {name_of_device}: batches of {len(images)}", title_justify="left")
+    for column in ("view", "views per second", "without the kernel"):
+        table.add_column(column)
+    rates_by_kernel: dict[str, dict[str, list[float]]] = {"views_per_second": {}, "without_kernel": {}}
+    notes = set()
+    for name in VIEWS:
+        every = {"view": View(UNLABELLED, HARD, 1)}
+        kinds = [batches_of(every, images, name, device, kernel) for kernel in ((True, False) if on_gpu else (True,))]
+        notes |= {note for kind in kinds for note in kind.notes}
+        times = in_turns([maker(kind) for kind in kinds], seconds_of, limit * len(kinds))
+        quartiles = [rates(its, len(images)) for its in times]
+        for of, its in zip(rates_by_kernel.values(), quartiles, strict=False):
+            of[name] = its
+        table.add_row(name, *map(shown, quartiles))
+    Console(width=130, highlight=False).print(table)
+    print(*(f"note: {note}" for note in sorted(notes)), sep="\n", end="\n" if notes else "")
+    if not on_gpu:
+        return rates_by_kernel
+    return {**rates_by_kernel, "notes": sorted(notes), **share_of_a_step(device, images[:64], limit)}
+
+
+def share_of_a_step(device: torch.device, images: Tensor, limit: float) -> dict[str, float]:
     from muscle_plugin.nets import cnn13
 
-    with torch.cuda.device(device):
-        table = Table(title=f"on {torch.cuda.get_device_name(device)}: batches of {len(images)}, by the GPU's clock")
-        for column in ("view", "views per second"):
-            table.add_column(column)
-        found = {}
-        for name in VIEWS:
-            (times,) = in_turns([ours(name, images.to(device))], gpu_seconds_of, limit)
-            found[name] = rates(times, len(images))
-            table.add_row(name, shown(found[name]))
-        Console(width=130, highlight=False).print(table)
+    kinds = {LABELLED: "lb", UNLABELLED: "ulb"}
+    weak = {f"x_{name}_w": View(of, WEAK, 1) for of, name in kinds.items()}
+    hard = {f"x_{name}_h": View(of, HARD, 3) for of, name in kinds.items()}
+    batches = batches_of({**weak, **hard}, images, "randaugment", device)
+    x = torch.cat([*batches.batch(0).values()])
+    net = cnn13(10, x.shape[1]).to(device, memory_format=torch.channels_last)
 
-        net = cnn13(10, 3).to(device)
-        batch = images[torch.arange(128) % len(images)].to(device)
-        weak, hard = ours("crop_flip", batch), ours("randaugment", batch.repeat(3, 1, 1, 1))
-        x = torch.cat([weak(), hard()])
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            net(x)["logits"].float().sum().backward()
+        wait_for(device)
 
-        def views() -> None:
-            weak(), hard()
-
-        def step() -> None:
-            with torch.autocast("cuda", torch.bfloat16):
-                net(x)["logits"].float().sum().backward()
-
-        making, training = in_turns([views, step], lambda f: seconds_of(lambda: (f(), torch.cuda.synchronize())), limit)
-        view_seconds, net_seconds = statistics.median(making), statistics.median(training)
-        share = view_seconds / (view_seconds + net_seconds)
-        print(
-            f"views of a step {1000 * view_seconds:.2f} ms, cnn13 on 512 images (bf16)"
-            f" {1000 * net_seconds:.2f} ms: {100 * share:.1f} % of a step"
-            f" (goal: under 10 %, {'met' if share < 0.1 else 'MISSED'})"
-        )
-    seconds = {"seconds_of_a_steps_views": view_seconds, "seconds_of_its_net": net_seconds}
-    return {"views_per_second": found, **seconds, "share_of_a_step": share}
+    making, training = (statistics.median(its) for its in in_turns([maker(batches), step], seconds_of, limit))
+    share = making / (making + training)
+    print(
+        f"views of a step {1000 * making:.2f} ms, cnn13 on {len(x)} images (bf16) {1000 * training:.2f} ms:"
+        f" {100 * share:.1f} % of a step (goal: under 10 %, {'met' if share < 0.1 else 'MISSED'})"
+    )
+    return {"seconds_of_a_steps_views": making, "seconds_of_its_net": training, "share_of_a_step": share}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import pickle
 from typing import Any
 
 import numpy as np
@@ -38,24 +37,98 @@ def figures(script, tmp_path):
 
 
 @pytest.fixture
-def cifar10(tmp_path, monkeypatch):
-    """A folder with 300 random images in CIFAR-10's format, which torchvision does not check."""
-    rng, folder = np.random.default_rng(0), tmp_path / "files" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        data, labels = rng.integers(0, 256, (60, 3072), dtype=np.uint8), [i % 10 for i in range(60)]
-        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}, protocol=2))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("0123456789")}, protocol=2))
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    return folder.parent
+def cifar10(script, monkeypatch):
+    """A folder with 300 + 60 random images in CIFAR-10's format."""
+    monkeypatch.setattr(
+        "torchvision.datasets.cifar.check_integrity", None
+    )  # as it is afterwards, whatever is put there
+    return script("common").made_cifar(60)
 
 
-def test_step(figures, cifar10):
+@pytest.fixture
+def summed_up(script):
+    """A function that gives the lines of a summary on figures of a benchmark."""
+    return lambda found: "\n".join(
+        script("device_summary").check_lines({"commands": [{"name": "it", "figures": found}]})
+    )
+
+
+def test_step(figures, cifar10, summed_up):
     short = ("--batch", 2, "--rounds", 2, "--seconds", 0, "--workers", 0, "--data_dir", cifar10)
-    fixmatch, muscle = figures("step", "--algorithms", "fixmatch", "muscle_fixmatch", *short)["seconds_per_step"]
+    found = figures("step", "--algorithms", "fixmatch", "muscle_fixmatch", *short)
+    fixmatch, muscle = found["seconds_per_step"]
     assert all(len(fixmatch[k]) == 2 and min(fixmatch[k]) > 0 for k in ("host", "stock", "bare"))
     assert (fixmatch["images"], muscle["images"]) == (6, 16)
     assert "stock" not in muscle
+    assert "| `muscle_fixmatch`, `small_cnn` | fp32 | 2 + 2, 16 forwarded |  | " in summed_up(found)
+
+
+def test_steps_on_made_images(script, tmp_path, monkeypatch, capsys):
+    made = script("common").made_cifar
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", None)
+    monkeypatch.setattr(script("common"), "made_cifar", lambda: made(60))
+    short = ("--batch", "2", "--rounds", "1", "--seconds", "0", "--workers", "0", "--algorithms", "fixmatch")
+    script("step").main(["--data_dir", "made", *short])
+    assert "made-up images" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="nowhere/cifar-10-batches-py: no such folder; .* 'made' for random images"):
+        script("step").main(["--data_dir", "nowhere"])
+
+
+def test_views(figures, summed_up):
+    found = figures("views", "--batch", 4, "--seconds", 0)
+    for view, rates in found["in_training"]["views_per_second"].items():
+        for low, middle, high in (rates, *found["views_per_second"][view].values()):
+            assert 0 < low <= middle <= high
+    assert "- views per second, 32 x 32: `crop_flip` " in summed_up(found)
+
+
+def test_share_that_views_take_of_a_step(script):
+    views = script("views")
+    found = views.share_of_a_step(torch.device("cpu"), views.pictures(2, 3, 32), 0)
+    assert 0 < found["share_of_a_step"] < 0.5
+
+
+def test_propagation_of_sizes(figures, summed_up):
+    found = figures("propagation", "--sizes", 300, "--classes", 3, "--labels", 9, "--k", 5)
+    (row,) = found["sizes"]
+    assert row["total"] >= row["knn"] + row["graph"] + row["diffusion"] > 0
+    assert "- a refresh of label propagation, n = 300, C = 3: " in summed_up(found)
+
+
+def test_profile_of_a_step(figures, cifar10, summed_up):
+    short = ("--batch", 2, "--warm", 2, "--steps", 2, "--rows", 1000, "--data_dir", cifar10)
+    found = figures("step_profile", "--algorithm", "fixmatch", *short)
+    profile = found["profile"]
+    operations = {name: (number, seconds) for name, number, seconds in profile["cpu_operations"]}
+    assert operations["Python between operations"][0] == 1
+    assert operations["aten::convolution_backward"][0] == 3
+    assert profile["cpu_seconds"] > 0
+    assert (profile["kernels"], profile["gpu_seconds"], profile["gpu_share"]) == (0, 0, None)
+    assert "- a step of `fixmatch`, `small_cnn`, fp32, 2 + 2 images: " in summed_up(found)
+
+
+def test_profile_of_what_a_gpu_does(script):
+    def event(category, name, start, duration, thread=1):
+        return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": duration, "pid": 1, "tid": thread}
+
+    events = [
+        {"ph": "M", "name": "process_name"}, {"ph": "f", "cat": "ac2g", "name": "ac2g", "ts": 1.0},
+        event("user_annotation", "ProfilerStep#3", 0, 100), event("gpu_user_annotation", "ProfilerStep#3", 0, 900),
+        event("cpu_op", "aten::outer", 10, 50), event("cpu_op", "aten::inner", 20, 30),
+        event("cuda_runtime", "cudaLaunchKernel", 25, 5), event("cpu_op", "aten::inner", 20, 30, thread=2),
+        event("kernel", "k", 100, 60, 7), event("kernel", "k", 120, 20, 8), event("gpu_memset", "m", 150, 30, 7),
+        event("gpu_memcpy", "c", 300, 10, 7),
+    ]  # fmt: skip
+    found = script("step_profile").summary(events, 2, 10)
+    assert found["gpu_seconds"] == pytest.approx(45e-6)
+    assert (found["kernels"], found["copies"]) == (1, 1)
+    kernels = {name: (n, pytest.approx(s)) for name, n, s in found["gpu_kernels"]}
+    assert kernels == {"k": (1, 40e-6), "m": (0.5, 15e-6), "c": (0.5, 5e-6)}
+    own = {name: (n, pytest.approx(s)) for name, n, s in found["cpu_operations"]}
+    assert own == {
+        "Python between operations": (0.5, 25e-6), "aten::outer": (0.5, 10e-6), "aten::inner": (1, 27.5e-6),
+        "cudaLaunchKernel": (0.5, 2.5e-6),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
