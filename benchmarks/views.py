@@ -2,8 +2,8 @@
 
 One process, one thread, the same images, in turns (USB's, ours, USB's, ...). Both start at uint8 images in memory and
 end at a normalised float32 batch. USB's weak and strong transforms are composed as in
-semilearn/datasets/cv_datasets/cifar.py. Then ours as training makes them, on ``--device``: parameters drawn one batch ahead
-in a thread if that is a GPU, where one kernel makes what it can; each batch is waited for.
+semilearn/datasets/cv_datasets/cifar.py. Before that ours as training makes them, on ``--device``: parameters drawn one batch
+ahead in a thread if that is a GPU, where one kernel makes what it can; each batch is waited for.
 
     python benchmarks/views.py [--batch 448] [--size 32] [--channels 3] [--seconds 5] [--device cpu] [--json FILE]
 """
@@ -129,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     n = options.batch
     images = pictures(n, options.channels, options.size)
+    training = in_training(torch.device(options.device), images, options.seconds)
+    write_figures(options, in_training=training)  # what is measured is there if time runs out
     arrays = [x.permute(1, 2, 0).squeeze(2).contiguous().numpy() for x in images]
     stock = stock_transforms(options.channels, options.size)
 
@@ -155,9 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         verdict = f"{goal:g}x {'met' if ratio >= goal else 'MISSED'}" if goal and options.size == 32 else ""
         table.add_row(name, reference, shown(rates(theirs, n)), shown(rates(times, n)), f"{ratio:.1f}x", verdict)
     Console(width=130, highlight=False).print(table)
-    write_figures(options, views_per_second=found)  # what is measured is there if time runs out
-    training = in_training(torch.device(options.device), images, options.seconds)
-    write_figures(options, views_per_second=found, in_training=training)
+    write_figures(options, in_training=training, views_per_second=found)
 
 
 def batches_of(

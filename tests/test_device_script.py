@@ -166,10 +166,10 @@ def test_commands_at_the_same_time_end_when_there_is_enough(report, tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "taken", "limits"),
     [
-        (220, {}, [90, 35, 35, 20, 20, 20]),  # each takes all that it may
-        (110, {}, [45, 17.5, 17.5, 10, 10, 10]),
-        (220, {0: 30, 1: 20}, [90, 95, 110, 20, 20, 20]),  # what one leaves, the next may take; the later keep theirs
-        (220, dict.fromkeys(range(6), 10), [90, 115, 140, 150, 160, 170]),
+        (220, {}, [70, 45, 35, 30, 20, 20]),  # each takes all that it may
+        (110, {}, [35, 22.5, 17.5, 15, 10, 10]),
+        (220, {0: 30, 1: 20}, [70, 85, 100, 30, 20, 20]),  # what one leaves, the next may take; the later keep theirs
+        (220, dict.fromkeys(range(6), 10), [70, 105, 130, 150, 160, 170]),
     ],
 )
 def test_shares_of_time(device, report, tmp_path, monkeypatch, seconds, taken, limits):
