@@ -99,12 +99,15 @@ def seconds_of(function: Callable[[], object]) -> float:
 
 def in_turns(functions: list[Callable[[], object]], timer: Callable, limit: float) -> list[list[float]]:
     """The times of each function, called in turns for about ``limit`` seconds, after two turns to warm up."""
+    for _ in range(2):
+        for function in functions:
+            function()
     times: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + limit
-    while time.perf_counter() < end or len(times[0]) < 7:
+    while time.perf_counter() < end or len(times[0]) < 5:
         for function, its in zip(functions, times, strict=True):
             its.append(timer(function))
-    return [its[2:] for its in times]
+    return times
 
 
 def rates(times: list[float], n: int) -> list[float]:
