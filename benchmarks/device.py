@@ -40,7 +40,7 @@ GRACE = 10
 CUDA_TESTS = ("tests/test_cuda.py",)
 TRAINED = ("fixmatch", "muscle_fixmatch")
 #: Share of the time that training is to fill, by the pace of short runs: a run that ends is worth more.
-FILLED = 0.9
+FILLED = 0.85
 
 ABOUT = """
 import importlib, json, os, shutil, subprocess, sys
@@ -191,7 +191,7 @@ class Report:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     running[name].wait(max(0.0, until - time.monotonic()))
             enough()
-            return {name: why if name in late else p.returncode for name, p in running.items()}
+            return {n: why if n in late and p.returncode != 0 else p.returncode for n, p in running.items()}
         finally:
             for process in running.values():
                 with contextlib.suppress(ProcessLookupError):
