@@ -241,7 +241,9 @@ def measure(algorithm: str, options: argparse.Namespace) -> dict[str, Any]:
     """Operations by part and milliseconds, without the kernel and with it."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), usb_calls_on("cpu"):
         warnings.simplefilter("ignore")
-        step = count_step(prepared(algorithm, options, folder, net=options.net, batch_size=4))  # of any number of images
+        step = count_step(
+            prepared(algorithm, options, folder, net=options.net, batch_size=4)
+        )  # of any number of images
         made = prepared(algorithm, options, folder, net="one_layer", batch_size=options.batch)
         made.prepare_steps()
         found: dict[str, Any] = {"algorithm": algorithm, "rest_ms": rest_ms(algorithm, options, folder)}

@@ -426,6 +426,5 @@ def test_affine_turns_scales_and_shifts_the_content():
     assert peak(zero, one, zero, torch.tensor([1 / 9]), torch.tensor([-2 / 9])) == (2, 7)
 
 
-
 def test_what_follows_a_weak_view_is_an_augmentation():
     assert set(AFTER_WEAK) < set(AUGMENTATIONS)

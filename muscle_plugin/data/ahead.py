@@ -56,7 +56,9 @@ class Parcel:
 
     def _places(self, buffer: Tensor) -> dict[str, Tensor]:
         parts = zip(self._like.items(), buffer.split(self._sizes), strict=True)
-        return {n: part[: dtype.itemsize * shape.numel()].view(dtype).view(shape) for (n, (dtype, shape)), part in parts}
+        return {
+            n: part[: dtype.itemsize * shape.numel()].view(dtype).view(shape) for (n, (dtype, shape)), part in parts
+        }
 
     def unpack(self) -> dict[str, Tensor]:
         """The tensors on the device, by name."""
