@@ -10,8 +10,8 @@ the fused optimiser that a GPU would have. Operations that only make another vie
 - outside the net: all but what the net's own forward and backward pass dispatch.
 - drawing: CPU time of what a step draws (and, without the kernel, of planning its groups). On a GPU it is done in a
   thread, one step ahead; here it is timed alone.
-- the rest: CPU time of a step without views whose net is one linear layer, and of two images of each kind: operations on so
-  few numbers take about as long as their dispatch.
+- the rest: CPU time of a step without views whose net is one linear layer, and of two images of each kind, less what that net
+  takes by itself: operations on so few numbers take about as long as their dispatch.
 """
 
 from __future__ import annotations
@@ -218,7 +218,8 @@ def one_layer(num_classes: int, channels: int) -> nn.Module:
 
 
 def rest_ms(algorithm: str, options: argparse.Namespace, folder: str) -> list[float]:
-    """CPU time of a step whose net and batch are as small as can be, and whose views are there, milliseconds."""
+    """CPU time of a step whose net and batch are as small as can be, and whose views are there, without what that net takes by
+    itself, milliseconds."""
     made = prepared(algorithm, options, folder, net="one_layer", batch_size=2)
     batch = made.batches.batch
     kept: dict[frozenset[str], Any] = {}
@@ -231,7 +232,23 @@ def rest_ms(algorithm: str, options: argparse.Namespace, folder: str) -> list[fl
 
     made.batches.batch = same_views
     clock = StepClock(made, torch.device("cpu"), now=time.thread_time)
-    return [1000 * clock.run(options.seconds / options.rounds, skip=STEP) for _ in range(options.rounds)]
+    images, seconds = torch.cat([v for v in same_views(0).values() if v.dim() == 4]), options.seconds / options.rounds
+    return [
+        1000 * (clock.run(seconds, skip=STEP + 1) - seconds_of_net(made, images, seconds))
+        for _ in range(options.rounds)
+    ]
+
+
+def seconds_of_net(algorithm: Any, images: Tensor, seconds: float) -> float:
+    """CPU time of the net's forward and backward pass."""
+    end, steps, start = time.perf_counter() + seconds, 0, time.thread_time()
+    while steps == 0 or time.perf_counter() < end:
+        with algorithm.amp_cm():
+            logits = algorithm.model(images)["logits"]
+        logits.backward(logits.detach())
+        algorithm.model.zero_grad(set_to_none=True)
+        steps += 1
+    return (time.thread_time() - start) / steps
 
 
 # -------------------------------------------------------------------------------------------------------------- figures

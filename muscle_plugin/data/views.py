@@ -298,7 +298,7 @@ class Batches:
             draws = self._draws(step, {n: (v.count, self.size[v.images]) for n, v in views.items()})
             plans[strength] = plan = self._augment[strength].draw(draws, self._shape)
             if self._kernel is not None and isinstance(plan, Plan):
-                of_views = torch.cat([rows[v.images].repeat(v.count) for v in views.values()])
+                of_views = torch.cat([rows[v.images] for v in views.values() for _ in range(v.count)])
                 send[strength] = self._kernel.pack(plan, of_views, *self._shape[1:])
         turns = to_rotate = None
         if "x_ulb_s_0_rot" in self.parameters:
