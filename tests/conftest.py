@@ -34,7 +34,7 @@ SHORT: dict[str, Any] = {
 #: What is left of waiting in a step, as docs/performance.md lists it; an algorithm not named has none.
 KNOWN = {
     # pytorch-metric-learning selects pairs by their labels
-    "contrastive": 7,
+    "contrastive": 9,
     # its class takes the confident rows out, asks whether there are any, and counts their classes by bincount
     "freematch": 6,
     # its class normalises the perturbation with NumPy

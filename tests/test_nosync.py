@@ -68,6 +68,7 @@ SCALAR, MASK = torch.tensor(1.0), torch.tensor([True, False])
         "to cpu": (lambda x: x.to("cpu"), 1),
         "mask": (lambda x: x[x > 0], 1),
         "put by mask": (lambda x: x.clone().__setitem__(x > 0, x[:1].sum()), 1),
+        "put a number": (lambda x: x.clone().__setitem__(torch.tensor([0]), 1.0), 1),
         "nonzero": (lambda x: x.nonzero(), 1),
         "bincount": (lambda x: x.long().bincount(), 1),
         "unique": (lambda x: x.unique(), 1),

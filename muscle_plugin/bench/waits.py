@@ -7,14 +7,15 @@ has done all it was asked:
 - ``nonzero``, ``masked_select``, indexing by a boolean mask, ``unique``, ``equal``, ``bincount``, ``repeat_interleave`` by a
   tensor;
 - a copy of a tensor made on the CPU (by a factory without ``device``) to the device, unless ``non_blocking``; ``torch.tensor``
-  with a ``device``.
+  with a ``device``; assignment of a number to places (``x[index] = 1``), which is such a copy.
 
 It is an upper bound: assignment of a number by a boolean mask is counted, though on a GPU it is a ``masked_fill``. What a
 CPU alone reads back is not counted (``one_hot`` and ``quantile`` check their arguments there), nor is what the host makes do
 nothing on a CPU (``.cuda()``, and ``torch.cuda.synchronize``, which USB calls in hooks that the host replaces). Making the
 batch is left out: its parameters are drawn on the CPU by design, and ``tests/test_cuda.py`` shows that it never waits. Of the
 fp16 loss scaler a CPU says nothing: it reads a flag back where the optimiser is not fused, as it is on a GPU. The proof on a
-GPU is ``torch.cuda.set_sync_debug_mode("error")``, in the same file.
+GPU is ``torch.cuda.set_sync_debug_mode("error")``, in the same file. ``tests/test_fake_cuda.py`` counts, on a CPU too, with
+tensors that say they are on a GPU: there it is known what lies where, and the batch, the loss scaler and hooks are seen too.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ class _Operations(TorchDispatchMode):
             masks = [i for i in args[1] if isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)]
             if masks:
                 self._waits.note(f"{name} by a mask")
+            elif "put" in name and not args[2].dim():
+                self._waits.note(f"{name} of a number")
         return func(*args, **(kwargs or {}))
 
 

@@ -78,11 +78,12 @@ class Health:
             step: counted from 1.
             gradient: (), its norm, or whatever is not finite if it is not; None: not known.
             skipped: (), more than 0 if the loss scaler left the step out.
-            log: name -> what the step logs. Numbers are ignored: what an algorithm reports as a number it has read itself.
+            log: name -> what the step logs. Numbers are ignored: what an algorithm reports as a number it has read itself;
+                so are tensors that are not where the loss is.
         """
         values = {LOSS: loss} | ({} if gradient is None else {GRADIENT: gradient})
         decisive = len(values)
-        values |= {k: v for k, v in log.items() if isinstance(v, Tensor) and v.numel() == 1}
+        values |= {k: v for k, v in log.items() if isinstance(v, Tensor) and v.numel() == 1 and v.device == loss.device}
         stacked = torch.stack([v.detach().reshape(()) for v in values.values()])  # of the widest type among them
         bad = (stacked - stacked).ne(0)  # in fewer operations than isfinite: infinity less itself is no number
         names = tuple(values)

@@ -155,7 +155,10 @@ def added(sums: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 def read(values: dict[str, Any]) -> dict[str, float]:
     """Numbers and scalar tensors as numbers, the latter in one transfer."""
     tensors = [k for k, v in values.items() if isinstance(v, Tensor)]
-    numbers = torch.stack([values[k].double().reshape(()) for k in tensors]).tolist() if tensors else []
+    # some may be on the CPU: what an algorithm has there, a continued run's sums
+    device = next((values[k].device for k in tensors if not values[k].is_cpu), torch.device("cpu"))
+    parts = [values[k].to(device, torch.float64, non_blocking=True).reshape(()) for k in tensors]
+    numbers = torch.stack(parts).tolist() if tensors else []
     on_device = dict(zip(tensors, numbers, strict=True))
     return {k: on_device[k] if k in on_device else float(v) for k, v in values.items()}
 

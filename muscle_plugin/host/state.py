@@ -91,7 +91,7 @@ def _may_set(obj: Any, name: str, packed: Any) -> bool:
         return True
     if isinstance(now, (bool, int, float)):
         return isinstance(packed, (bool, int, float))
-    return type(now) is type(packed)
+    return type(now) is type(packed) or (isinstance(now, torch.Tensor) and isinstance(packed, torch.Tensor))
 
 
 def _restore_object(obj: Any, state: dict[str, Any]) -> None:
