@@ -190,11 +190,11 @@ class Parts(Timeline):
 def prepared(algorithm: str, options: argparse.Namespace, folder: str, **settings: Any) -> Any:
     """A hosted algorithm on made-up CIFAR-10, which computes its updates as on a GPU."""
     resolved = load_settings(
-        None, algorithm=algorithm, dataset="cifar10", num_labels=40, uratio=1, num_train_iter=FOREVER,
+        None, algorithm=algorithm, dataset="cifar10", num_labels=250, uratio=1, num_train_iter=FOREVER,
         num_eval_iter=FOREVER, num_log_iter=50, hard_augment="randaugment", precision=options.precision,
         save_dir=folder, device="cpu", **settings,
     )  # fmt: skip
-    made = build(resolved, source=stand_in(resolved.settings))
+    made = build(resolved, source=stand_in(resolved.settings, per_group=500))
     compute_update_on(made.optimizer, CUDA)
     return made
 
@@ -291,7 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         title_justify="left",
     )
     for column in ("algorithm", "views by", *columns, "outside the net", "the net", "drawing, ms", "rest, ms"):
-        table.add_column(column, justify="left" if column in ("algorithm", "views by") else "right")
+        table.add_column(
+            column, justify="left" if column in ("algorithm", "views by") else "right", no_wrap=column == "algorithm"
+        )
     every = [measure(algorithm, options) for algorithm in options.algorithms]
     for found in every:
         rest = statistics.median(found["rest_ms"])
@@ -301,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found["algorithm"], way, *(str(counts.get(part, 0)) for part in columns), str(found[way]["outside"]),
                 str(counts[NET]), f"{statistics.median(found[way]['drawing_ms']):.2f}", f"{rest:.2f}",
             )  # fmt: skip
-    Console(width=160, highlight=False).print(table)
+    Console(width=170, highlight=False).print(table)
     for found in every:
         ratio = found["PyTorch"]["outside"] / found["kernel"]["outside"]
         now = found["kernel"]

@@ -191,6 +191,33 @@ def test_batches_are_those_of_the_cpu_and_wait_for_nothing(gpu, data_on, hard):
     assert not gpu.waits
 
 
+@pytest.mark.parametrize("data_on", ["device", "host"])
+def test_the_kernel_is_given_what_is_on_the_gpu(gpu, monkeypatch, data_on):
+    """Triton itself, which wants a driver, is left out: what it would be launched with is looked at."""
+    kernel = pytest.importorskip("muscle_plugin.data.kernel", reason="Triton is not installed")
+    launched = []
+
+    class Launched:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: launched.append((grid, arguments, constants))
+
+    made = batches(CUDA, data_on)
+    made._kernel = kernel
+    monkeypatch.setattr(kernel, "_views", Launched())
+    gpu.waits.clear()
+    batch = made.batch(1)
+    assert not gpu.waits
+    counts = [sum(v.count * made.size[v.images] for v in views.values()) for views in made._by_strength().values()]
+    assert [grid for grid, *_ in launched] == [(n,) for n in counts]
+    for (n,), (pool, plan, out, *others), constants in launched:
+        assert all(x.device == CUDA for x in (pool, plan, out, *others[:2]))
+        assert (pool.dtype, plan.dtype, out.dtype) == (torch.uint8, torch.int32, torch.float32)
+        assert (plan.shape, out.shape) == ((n, constants["COLUMNS"]), (n, 3, *made._shape[1:]))
+        assert pool.is_contiguous()
+        assert plan.value[:, 0].max() < len(pool)
+    assert all(x.device == CUDA for x in batch.values())
+
+
 # ------------------------------------------------------------------------------------------------------- the algorithms
 
 LEARNING = "pytorch_metric_learning/"

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from muscle_plugin.data.randaugment import OPERATIONS, Fill, Plan, apply, luminance, matrices_of
+from muscle_plugin.data.randaugment import OPERATIONS, Fill, Plan, Window, apply, luminance, matrices_of
 
 #: Largest image, in pixels: one of 84 x 84 still stays in a program's registers and shared memory.
 MOST_PIXELS = 8192
@@ -193,14 +193,12 @@ def pack(plan: Plan, rows: Tensor, height: int, width: int) -> Tensor:
         (N, columns) int32, on the CPU.
     """
     slots, n = plan.operations.shape
-    packed = torch.zeros(_FIXED + _SLOT * slots, n, dtype=torch.int32)
-    packed[0] = rows
-    if plan.window is not None:
-        packed[1], packed[2] = plan.window.top, plan.window.left
-        if plan.window.flip is not None:
-            packed[3] = plan.window.flip
-    if plan.hole is not None:
-        packed[4:8] = plan.hole
+    nothing = torch.zeros_like(rows)
+    window = plan.window or Window(nothing, nothing, None, (0, 0))
+    flip = nothing if window.flip is None else window.flip
+    hole = nothing.expand(4, -1) if plan.hole is None else plan.hole
+    packed = torch.empty(_FIXED + _SLOT * slots, n, dtype=torch.int32)
+    packed[:_FIXED] = torch.cat([torch.stack([rows, window.top, window.left, flip]), hole])
     if slots:
         steps = packed[_FIXED:].view(slots, _SLOT, n)
         steps[:, 0] = plan.operations

@@ -199,14 +199,23 @@ def _matrices(kind: Tensor, values: Tensor, height: int, width: int) -> Tensor:
         (6, ...) int32.
     """
     kinds = torch.arange(len(_GEOMETRIC), device=kind.device).view(-1, *(1,) * values.dim())
-    shear_x, pixels_x, pixels_y, degrees, shear_y = values.double() * (kind == kinds)
+    values = values.double() * (kind == kinds)
+    shear_x, _, _, degrees, shear_y = values
     cos, sin = degrees.deg2rad_().cos(), degrees.sin()
-    x, y = width / 2, height / 2
-    a, b, d, e = cos, shear_x - sin, shear_y + sin, cos
-    c = x - cos * x + sin * y + (pixels_x + 0.5).floor_()  # by whole pixels, halves upwards
-    f = y - cos * y - sin * x + (pixels_y + 0.5).floor_()
-    at_centres = torch.stack([a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5])
+    to_input = torch.stack([cos, shear_x - sin, shear_y + sin, cos]).unflatten(0, (2, 2))
+    centre, across = _centre(height, width, values.dim() - 1).to(values.device, non_blocking=True)
+    # the centre stays where it is; translations are by whole pixels, halves upwards
+    shift = centre - cos * centre + sin * across + (values[1:3] + 0.5).floor_()
+    half = to_input * 0.5
+    at_centres = torch.cat([to_input, (shift + half[:, 0] + half[:, 1]).unsqueeze(1)], 1).flatten(0, 1)
     return (at_centres * 65536 + 0.5).floor_().int()
+
+
+@cache
+def _centre(height: int, width: int, dims: int) -> Tensor:
+    """(2, 2, 1, ...) the image's centre (x, y), and (y, -x), to broadcast over so many dimensions."""
+    x, y = width / 2, height / 2
+    return torch.tensor([[x, y], [y, -x]], dtype=torch.float64).view(2, 2, *(1,) * dims)
 
 
 def _geometric(name: str, images: Tensor, values: Tensor, fill: int) -> Tensor:
@@ -459,6 +468,15 @@ def _pixels(per_x: float, per_y: float) -> Tensor:
     return factor
 
 
+@cache
+def _signed_levels(height: int, width: int) -> Tensor:
+    """(14, 9, 2) FixMatch's values by operation and level: of geometric operations the negative one first, of others twice the
+    same."""
+    names, levels = _FIXMATCH
+    levels = levels * _pixels(width / 32, height / 32)[names].unsqueeze(1)
+    return torch.stack([torch.where(names.unsqueeze(1) >= _FIRST_GEOMETRIC, -levels, levels), levels], 2)
+
+
 def draw_randaugment(draws: Draws, shape: tuple[int, ...], ops: int = 2) -> Plan:
     """FixMatch's RandAugment, on top of the weak augmentation.
 
@@ -473,11 +491,9 @@ def draw_randaugment(draws: Draws, shape: tuple[int, ...], ops: int = 2) -> Plan
     names, levels = _FIXMATCH
     height, width = shape[1:]
     choice, level = draws.integers(len(names), ops), draws.integers(levels.shape[1], ops)
-    sign = draws.integers(2, ops) * 2 - 1
-    applied = draws.coins(ops)
-    operations = names[choice] * applied  # the identity is operation 0
-    values = torch.where(operations >= _FIRST_GEOMETRIC, sign, 1) * levels[choice, level]
-    values = values * _pixels(width / 32, height / 32)[operations]
+    positive = draws.integers(2, ops)
+    operations = names[choice] * draws.coins(ops)  # the identity is operation 0
+    values = _signed_levels(height, width)[choice, level, positive]
     x, y = draws.integers(width), draws.integers(height)
     hole = torch.stack([x - width // 4, y - height // 4, x + width // 4, y + height // 4])
     return Plan(operations, values, GREY, hole, GREY)

@@ -244,7 +244,8 @@ class Batches:
             for first in range(0, len(members), FEATURES_AT_A_TIME):
                 chunk = members[first : first + FEATURES_AT_A_TIME]
                 start, stop = (min(max(i - first, 0), len(chunk)) for i in (own.start, own.stop))
-                images = pool[chunk[start:stop].to(pool.device)].to(self.device, non_blocking=True)
+                chosen = chunk[start:stop].to(pool.device, non_blocking=True)
+                images = pool[chosen].to(self.device, non_blocking=True)
                 # drawn for the others too, so that views do not depend on the number of processes
                 views = self._augment[WEAK](images, Draws([Part(generator, 1, len(chunk), start, stop)]))
                 for part in views.split(batch) if len(views) else ():
