@@ -176,6 +176,8 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     options = vars(parser.parse_args(list(argv)))
     try:  # before torch, which a name mistyped need not wait for; what the run's own files name is not loaded
         config.load_plugins([], options.pop("plugins"))
+        if fault := config.device_fault(options["device"]):
+            raise ValueError(f"--device: {fault}, got {options['device']!r}")
         if not options["overwrite"]:
             refuse_existing(options["out"], "--overwrite replaces it")
     except ValueError as e:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import YAMLError
@@ -61,6 +63,22 @@ class ConfigError(ValueError):
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = list(faults)
+
+
+def device_fault(name: str) -> str | None:
+    """Why a device cannot be used, whether or not this machine has it; None if it can."""
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name):
+        return None
+    return (
+        "only CPUs and CUDA GPUs can be used (USB's algorithms call CUDA by name): give auto, cpu, cuda or cuda:N with"
+        " N = 0, 1, ..."
+    )
+
+
+def _known_device(name: str) -> str:
+    if fault := device_fault(name):
+        raise PydanticCustomError("device", "{fault}", {"fault": fault})
+    return name
 
 
 class RunSettings(BaseModel):
@@ -214,8 +232,12 @@ class RunSettings(BaseModel):
     pretrain_path: str = Field("", description="file of pretrained weights, for nets of USB, torchvision and timm")
 
     # -- device
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    gpu: int | None = Field(None, ge=0, lt=128, description="USB's name: the same as device cuda:N")
+    device: Annotated[str, AfterValidator(_known_device)] = Field(
+        "auto", description="auto, cpu, cuda or cuda:N", json_schema_extra={"moves": True}
+    )
+    gpu: int | None = Field(
+        None, ge=0, lt=128, description="USB's name: the same as device cuda:N", json_schema_extra={"moves": True}
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "fp32", description="auto: bf16 where the GPU has it, else fp16 on a GPU, fp32 on a CPU"
     )

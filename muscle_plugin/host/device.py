@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from muscle_plugin.config import device_fault
 from muscle_plugin.distributed import launched, local_rank
+from muscle_plugin.text import shown
 
 #: USB's classes that add half-precision soft-max to float32: autocast makes it float32 on a GPU, not on a CPU.
 NOT_HALF_ON_CPU = frozenset({"simmatch"})
@@ -23,8 +25,10 @@ def choose_device(name: str) -> torch.device:
     """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``; of several processes each takes a GPU of its own.
 
     Raises:
-        DeviceError: no such GPU.
+        DeviceError: no such GPU, or a device of another kind.
     """
+    if fault := device_fault(name):
+        raise DeviceError(f"device: {fault}, got {shown(repr(name))}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if count else "cpu"
