@@ -82,8 +82,8 @@ def _known_device(name: str) -> str:
 
 
 class RunSettings(BaseModel):
-    """Settings that every run has. ``json_schema_extra={"moves": True}`` marks those that
-    may differ when a run is resumed, since they do not change what is computed."""
+    """Settings that every run has. ``json_schema_extra={"moves": True}`` marks those that may differ when a run is resumed
+    (and among runs that a report averages), since they say where and how it is computed, not what: at most rounding differs."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
@@ -243,10 +243,16 @@ class RunSettings(BaseModel):
     )
     amp: bool | None = Field(None, description="USB's name: true is precision fp16")
     compile: Literal["no", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = Field(
-        "no", description="torch.compile of the net's forward; reduce-overhead uses CUDA graphs. Changes the last bits"
+        "no",
+        description="torch.compile of the net's forward; reduce-overhead uses CUDA graphs. Changes the last bits",
+        json_schema_extra={"moves": True},
     )
     num_threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads; default: PyTorch's. Changes the last bits"
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads; default: PyTorch's. Changes the last bits",
+        json_schema_extra={"moves": True},
     )
     sync_bn: bool = Field(
         True, description="with several processes: batch norm's statistics are those of all their images"
@@ -258,7 +264,11 @@ class RunSettings(BaseModel):
         description="seconds that an exchange between processes may take before the run ends with an error",
         json_schema_extra={"moves": True},
     )
-    deterministic: bool = Field(True, description="deterministic GPU kernels, so that a seed fixes the weights")
+    deterministic: bool = Field(
+        True,
+        description="deterministic GPU kernels, so that a seed fixes the weights",
+        json_schema_extra={"moves": True},
+    )
 
     # -- saving
     save_dir: str = Field("./runs", description="folder of runs", json_schema_extra={"moves": True})

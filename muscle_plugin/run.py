@@ -229,9 +229,11 @@ def _train_in(
                 "config": resolved.name,
                 **environment(algorithm, command),
                 "plugins": fingerprints(settings.plugins),
+                "compile": settings.compile,
+                "deterministic": settings.deterministic,
             }
             if checkpoints:
-                algorithm.notes += _changed_plugins(run_dir / "environment.json", about["plugins"])
+                algorithm.notes += _changes(run_dir / "environment.json", about)
             _save_environment(run_dir / "environment.json", about, bool(checkpoints))
             recorder = stack.enter_context(Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress))
             recorder.note_missing(int(algorithm.health.last_line.get("step", 0)))
@@ -248,7 +250,7 @@ def _train_in(
             except Interrupted as e:
                 if not saved_checkpoints(run_dir):
                     raise
-                raise Interrupted(f"{e}\nto go on: {_resume_command(command)}") from None
+                raise Interrupted(f"{e}\nto go on: {_resume_command(command, '--load_path', '--load-path')}") from None
             except CompileError as e:  # found at the first step
                 raise RunError(str(e)) from e
         result: dict[str, Any] = distributed.from_first(lambda: recorder.write_result(algorithm))
@@ -358,8 +360,12 @@ def _signals(algorithm: Any) -> Iterator[None]:
         yield
 
 
-def _resume_command(command: Sequence[str]) -> str:
-    """The command line that continues a run: the same, with ``--resume`` in place of how it was begun."""
+def _resume_command(command: Sequence[str], *done_with: str) -> str:
+    """The command line that continues a run: the same, with ``--resume`` in place of how it was begun.
+
+    Args:
+        done_with: further flags to leave out: the checkpoint it began from, once it has one of its own.
+    """
     words: list[str] = []
     if distributed.world() > 1:
         here, machines = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get("GROUP_WORLD_SIZE", "1")
@@ -372,7 +378,7 @@ def _resume_command(command: Sequence[str]) -> str:
     of_dropped_flag = False
     for word in command:
         flag = word.partition("=")[0]
-        if flag in ("--overwrite", "-o", "--resume"):
+        if flag in ("--overwrite", "-o", "--resume", *done_with):
             of_dropped_flag = "=" not in word
         elif of_dropped_flag and not word.startswith("-"):
             of_dropped_flag = False
@@ -626,14 +632,25 @@ def _from_here(word: str) -> str:
     return re.sub(rf"^(--[\w-]+=)?{here}(?=.)", r"\1", word)
 
 
-def _changed_plugins(path: Path, now: dict[str, str | None]) -> list[str]:
-    """Notes on plugins whose file is another than when the run began, or when it was last continued."""
+#: Of a run's environment: what the rounding of its numbers depends on, and so its weights.
+_ROUNDING = ("torch", "gpu", "threads", "compile", "deterministic", "processes")
+
+
+def _changes(path: Path, now: dict[str, Any]) -> list[str]:
+    """Notes on what is other in the environment ``now`` than when the run began, or when it was last continued: files of
+    plugins, and what changes rounding."""
     before: dict[str, Any] = {}
+    plugins: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         saved = read_json(path)
         for part in (saved, *(saved.get("continuations") or [])):
-            before |= part.get("plugins") or {}
-    return [f"plugin {p} has changed since the run began" for p, x in now.items() if before.get(p, x) != x]
+            plugins |= part.get("plugins") or {}
+            before |= part
+    notes = [f"plugin {p} has changed since the run began" for p, x in now["plugins"].items() if plugins.get(p, x) != x]
+    other = [f"{k} {now[k]} (was {shown(before[k])})" for k in _ROUNDING if before.get(k, now[k]) != now[k]]
+    if other:
+        notes.append(f"goes on with {', '.join(other)}: from here on not bit-identical to an uninterrupted run")
+    return notes
 
 
 def _save_environment(path: Path, now: dict[str, Any], resumed: bool) -> None:

@@ -5,14 +5,19 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
 from conftest import ROOT, SHORT
 from plugin_fixture import plugins_forgotten  # noqa: F401
 
-from muscle_plugin import cli
+from muscle_plugin import cli, config
+from muscle_plugin.files import load_tensors
+from muscle_plugin.host import state
 from muscle_plugin.host.device import DeviceError, choose_device
+from muscle_plugin.host.host import Host
+from muscle_plugin.run import RunError
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 GPU_IS_FULL = (
@@ -66,3 +71,160 @@ def test_a_library_call_refuses_it_too_and_takes_no_gpu_instead(name, monkeypatc
     with pytest.raises(DeviceError, match=f"device: only CPUs and CUDA GPUs can be used.*got '{name}'"):
         choose_device(name)
     assert choose_device("cuda:1") == torch.device("cuda", 1)
+
+
+# -------------------------------------------------------------------------------------------------------------- resume
+
+
+def stopped(short_run, monkeypatch, **settings):
+    """Train to step 3 of a run, which goes on with ``resume``."""
+    from muscle_plugin.host.host import Interrupted
+
+    save = Host._save_if_due
+    with monkeypatch.context() as patch:
+        patch.setattr(Host, "_save_if_due", lambda self: (self.it == 3 and self.request_stop(), save(self)))
+        with pytest.raises(Interrupted):
+            short_run(save_name="r", **settings)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "note"),
+    [
+        ({"device": "cpu"}, {"device": "auto"}, None),
+        ({"num_threads": 2}, {"num_threads": 1}, "threads 1 (was 2)"),
+        ({}, {"deterministic": False}, "deterministic False (was True)"),
+        ({"compile": "default"}, {"compile": "no"}, "compile no (was default)"),
+    ],
+)
+def test_settings_of_the_machine_may_change_on_resume(short_run, tmp_path, monkeypatch, capsys, there, here, note):
+    stopped(short_run, monkeypatch, **there)
+    assert train(tmp_path, "--resume", save_name="r", **here) == 0
+    out = capsys.readouterr().out
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["steps"] == 6
+    if note is None:
+        assert torch.cuda.is_available() or "bit-identical" not in out
+    else:
+        assert f"note: goes on with {note}: from here on not bit-identical to an uninterrupted run" in out
+
+
+def test_a_run_directory_and_its_checkpoint_agree_on_what_may_change(short_run, tmp_path):
+    """Refused on resume by ``config.yaml`` or by the checkpoint is whatever changes results, and nothing else."""
+    short_run(save_name="r")
+    kept = load_tensors(tmp_path / "r" / "latest_model.pth")["settings"].keys()
+    moves = config.moving_settings()
+    assert not kept & moves
+    spelled_otherwise = {"amp"}  # precision
+    assert config.RunSettings.model_fields.keys() - moves - spelled_otherwise <= kept
+    machine = {"device", "gpu", "num_threads", "compile", "deterministic", "num_workers", "data_on", "dist_timeout"}
+    assert machine <= moves
+    assert not {"precision", "sync_bn", "seed", "lr", "epoch"} & moves
+
+
+def test_the_precision_that_auto_was_does_not_change_on_resume(short_run, monkeypatch):
+    from muscle_plugin.host import host
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "choose_precision", lambda *_: "bf16")  # as on a GPU that has it
+        stopped(short_run, monkeypatch, algorithm="fixmatch", precision="auto", device="cpu")
+    with pytest.raises(RunError, match=r"a checkpoint of another run: precision 'bf16', here 'fp32'$"):
+        short_run(algorithm="fixmatch", save_name="r", precision="auto", device="cpu", resume="yes")
+
+
+def test_a_checkpoint_that_kept_auto_itself_still_loads(short_run, tmp_path, monkeypatch):
+    from muscle_plugin.files import save_tensors
+
+    stopped(short_run, monkeypatch, algorithm="fixmatch", precision="auto", device="cpu")
+    path = tmp_path / "r" / "latest_model.pth"
+    content = load_tensors(path)
+    save_tensors(path, {**content, "settings": {**content["settings"], "precision": "auto"}})
+    assert short_run(algorithm="fixmatch", save_name="r", precision="auto", device="cpu", resume="yes")["complete"]
+
+
+def test_a_sweep_takes_runs_of_another_device_for_its_own(tmp_path):
+    from muscle_plugin.bench.pool import execute
+    from muscle_plugin.bench.sweep import jobs_of
+
+    def job(**settings):
+        given = {**SHORT, "save_dir": str(tmp_path), "img_size": None, **settings}
+        (found,) = jobs_of(["supervised_digits_10"], 1, config.Layer("command line", given))
+        return found
+
+    begun = job(device="cpu")
+    assert execute(begun.work, [])["result"]["complete"]
+    others = [
+        {"device": "auto"},
+        {"device": "cuda"},
+        {"num_threads": 2},
+        {"compile": "default"},
+        {"deterministic": False},
+    ]
+    assert [job(**x).state for x in others] == ["finished"] * len(others)
+    assert [job(**x).state for x in ({"lr": 0.5}, {"precision": "bf16"})] == ["of other settings"] * 2
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["comatch", "freematch", "softmatch", "labelprop", "muscle_flexmatch", "remixmatch"]
+)
+def test_what_a_run_on_a_cpu_remembers_goes_to_another_device(build_short, algorithm):
+    """The device ``meta`` stands for a GPU: tensors that come into being while training follow the run; those that the class
+    has made when it is built are brought where the class has them now."""
+    settings = {"algorithm": algorithm, "device": "cpu"}
+    settings |= {"lp_start": 0.5, "lp_k": 5} if algorithm == "labelprop" else {}
+    trained, fresh = build_short(**settings, save_name="a"), build_short(**settings, save_name="b")
+    trained.train()
+    built = state.capture(fresh)
+    captured = state.capture(trained)
+    for name in ("model", "ema_model", "optimizer", "scheduler"):  # these are copied into what is there
+        del captured["algorithm"][name]
+    state.restore(fresh, captured, torch.device("meta"))
+    seen = {"cpu": 0, "meta": 0}
+    for owner, before, after in (
+        (fresh, built["algorithm"], captured["algorithm"]),
+        *((h, built["hooks"][n], captured["hooks"][n]) for n, h in fresh.hooks_dict.items()),
+    ):
+        for name, value in after.items():
+            if isinstance(value, torch.Tensor):
+                where = "cpu" if isinstance(before.get(name), torch.Tensor) else "meta"
+                assert getattr(owner, name).device.type == where, name
+                seen[where] += 1
+    assert seen["meta"] or algorithm not in ("softmatch", "labelprop", "remixmatch")
+    assert sum(seen.values())
+
+
+def test_a_restored_tensor_is_where_the_class_keeps_it():
+    owner = Namespace(here=torch.zeros(2), there=torch.zeros(2, device="meta"), absent=None, several=[torch.zeros(1)])
+    saved = state._capture_object(
+        Namespace(**{k: torch.ones(2) for k in ("here", "there", "absent")}, several=[torch.ones(1)])
+    )
+    state._restore_object(owner, saved, torch.device("meta"))
+    kept = (owner.here, owner.there, owner.absent, *owner.several)
+    assert [x.device.type for x in kept] == ["cpu", "meta", "meta", "meta"]
+    state._restore_object(owner, saved, None)
+    assert all(x.device.type == "cpu" for x in (owner.here, owner.there, owner.absent, *owner.several))
+
+
+def test_a_run_on_a_cpu_asks_nothing_of_a_gpu(short_run, monkeypatch):
+    """A checkpoint would else begin a context on the GPU, of hundreds of megabytes, and fail where it is full."""
+
+    def refuse(*_, **__):
+        raise torch.cuda.OutOfMemoryError(GPU_IS_FULL)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", refuse)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", refuse)
+    settings = {"algorithm": "muscle", "device": "cpu", "save_name": "r"}
+    assert short_run(**settings)["complete"]
+    assert short_run(**settings, resume="yes")["complete"]
+
+
+def test_a_run_that_began_from_a_named_checkpoint_goes_on_from_its_own(short_run, tmp_path, monkeypatch, capsys):
+    short_run(save_name="first", num_save_iter=3)
+    before = tmp_path / "first" / "previous_model.pth"
+    assert load_tensors(before)["it"] == 3
+    save = Host._save_if_due
+    monkeypatch.setattr(Host, "_save_if_due", lambda self: (self.it == 5 and self.request_stop(), save(self)))
+    words = ["--load_path", str(before), "--resume"]
+    assert train(tmp_path, *words, save_name="r", num_save_iter=3) == 130
+    command = capsys.readouterr().err.partition("to go on: ")[2]
+    assert command.strip().endswith("--num_save_iter 3 --resume")
+    assert "load_path" not in command

@@ -60,8 +60,6 @@ from muscle_plugin.text import first_line, shown
 from muscle_plugin.usb import nets
 
 CHECKPOINT_FORMAT = 1
-#: Settings that say where a run is computed, rather than what.
-_OF_THE_MACHINE = {"device", "gpu", "amp", "num_threads", "compile", "deterministic"}
 #: Steps between two times at which several processes agree on whether to stop.
 AGREE_EVERY = 10
 
@@ -383,8 +381,9 @@ class Host:
 
     def _settings(self) -> dict[str, Any]:
         fields = {*RunSettings.model_fields, *MuscleSettings.model_fields}
-        names = {*fields, *(a.name.lstrip("-") for a in self.get_argument())} - moving_settings() - _OF_THE_MACHINE
+        names = {*fields, *(a.name.lstrip("-") for a in self.get_argument())} - moving_settings() - {"amp"}
         values = {n: getattr(self.args, n) for n in sorted(names) if hasattr(self.args, n)}
+        values["precision"] = self.precision  # what auto has become, on another device something else; amp says no more
         values["uratio"] = float(values["uratio"])
         plain = (bool, int, float, str, type(None))
         return {n: v if isinstance(v, plain) else repr(v) for n, v in values.items()}
@@ -688,7 +687,7 @@ class Host:
         with self.not_training():
             self.health.check_now(self, self.it)
             self._check_alike()
-            own = {"random": state.capture_random(), "logged": self.hooks_dict["LoggingHook"].on_cpu()}
+            own = {"random": state.capture_random(self.device), "logged": self.hooks_dict["LoggingHook"].on_cpu()}
             processes = distributed.gather_objects(own)
             if self.args.rank:
                 return
@@ -780,10 +779,14 @@ class Host:
             )
         images = {k: v for k, v in self._about_images().items() if k not in ("mean", "std")}
         known = {*ours, *images, "algorithm"}
+        found = checkpoint.get("settings")
+        settings = dict(found) if isinstance(found, dict) else {}
+        if settings.get("precision") == "auto":  # of an earlier version, which did not say what that was
+            del settings["precision"]
         differing = [
             *_differences(checkpoint, ours),
             *_differences(checkpoint["images"], images),
-            *_differences(checkpoint.get("settings", {}), {k: v for k, v in self.settings.items() if k not in known}),
+            *_differences(settings, {k: v for k, v in self.settings.items() if k not in known}),
         ]
         differing = differing or self._other_weights(checkpoint["model"])
         if differing:
@@ -811,8 +814,9 @@ class Host:
             for name in ("model", "ema_model"):
                 content["algorithm"][name] = {"state": checkpoint[name]}
             keep_how(content["algorithm"]["optimizer"]["state"], self.optimizer)
+            saved_on_cpu = all(t.is_cpu for t in checkpoint["model"].values())
             with usb_calls_on(self.device):
-                state.restore(self, content)
+                state.restore(self, content, self.device if saved_on_cpu else None)
                 if "health" in content:
                     self.health.load_state_dict(content["health"])
                 self._restore_process(content.get("processes", []))
@@ -852,7 +856,7 @@ class Host:
         processes, generators begin anew from where the run is, and the sums are the mean ones."""
         args = self.args
         if len(processes) == args.world_size:
-            state.restore_random(processes[args.rank]["random"])
+            state.restore_random(processes[args.rank]["random"], self.device)
             self.hooks_dict["LoggingHook"].sums = dict(processes[args.rank]["logged"])
             return
         if args.rank:
