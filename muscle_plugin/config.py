@@ -266,7 +266,8 @@ class RunSettings(BaseModel):
     )
     deterministic: bool = Field(
         True,
-        description="deterministic GPU kernels, so that a seed fixes the weights",
+        description="on a GPU, PyTorch's and cuDNN's deterministic algorithms: a seed fixes the weights to the last bit, for"
+        " equal GPU model, driver and versions; an operation that has no such algorithm is named in a warning",
         json_schema_extra={"moves": True},
     )
 

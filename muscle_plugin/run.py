@@ -197,16 +197,14 @@ def _train_in(
 ) -> dict[str, Any]:
     """``built`` gets the algorithm as soon as the run has one."""
     settings = resolved.settings
-    if settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
-    torch.backends.cudnn.deterministic = settings.deterministic
-    torch.backends.cudnn.benchmark = not settings.deterministic
-
     import muscle_plugin.register  # noqa: F401
 
     progress = Progress(settings, quiet)
     first = distributed.rank() == 0
     with contextlib.ExitStack() as stack:
+        if settings.num_threads:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(settings.num_threads)
         logger = stack.enter_context(_log_file(run_dir)) if first else None
         if distributed.world() > 1:  # one process of a machine makes the array files that its others map
             _together(lambda: None if distributed.local_rank() else _warm_caches(resolved, logger))

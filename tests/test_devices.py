@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from argparse import Namespace
 
 import pytest
@@ -14,8 +15,8 @@ from plugin_fixture import plugins_forgotten  # noqa: F401
 
 from muscle_plugin import cli, config
 from muscle_plugin.files import load_tensors
-from muscle_plugin.host import state
-from muscle_plugin.host.device import DeviceError, choose_device
+from muscle_plugin.host import device, state
+from muscle_plugin.host.device import DeviceError, choose_device, deterministic_kernels, fix_workspaces
 from muscle_plugin.host.host import Host
 from muscle_plugin.run import RunError
 
@@ -228,3 +229,126 @@ def test_a_run_that_began_from_a_named_checkpoint_goes_on_from_its_own(short_run
     command = capsys.readouterr().err.partition("to go on: ")[2]
     assert command.strip().endswith("--num_save_iter 3 --resume")
     assert "load_path" not in command
+
+
+# --------------------------------------------------------------------------------------------------------- determinism
+
+
+def flags():
+    cudnn, cuda = torch.backends.cudnn, torch.backends.cuda
+    return (
+        torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory, cudnn.deterministic, cudnn.benchmark,
+        cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled(),
+    )  # fmt: skip
+
+
+def unpooled():
+    """An operation that PyTorch computes deterministically on no device, a CPU among them."""
+    out, at = torch.nn.functional.max_pool2d(torch.rand(1, 1, 4, 4), 2, return_indices=True)
+    return torch.nn.functional.max_unpool2d(out, at, 2)
+
+
+def test_deterministic_algorithms_are_on_within_and_as_they_were_afterwards():
+    before, told = flags(), []
+    for asked in (True, False):
+        with pytest.raises(KeyError), deterministic_kernels(CUDA, asked, told.append):
+            inside = flags()
+            raise KeyError
+        assert flags() == before
+        if asked:
+            assert inside == (True, True, False, True, False, False, False, True, False)
+        else:
+            assert inside == (*before[:3], False, True, *before[5:])
+    with deterministic_kernels(CPU, True, told.append):
+        assert flags() == before
+        unpooled()
+    assert told == []
+
+
+def test_a_user_who_wants_errors_keeps_them():
+    torch.use_deterministic_algorithms(True)
+    try:
+        with deterministic_kernels(CUDA, True, print), pytest.raises(RuntimeError, match="max_unpooling2d_forward_out"):
+            unpooled()
+        assert flags()[:2] == (True, False)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("action", ["ignore", "error", "once"])
+def test_an_operation_that_is_not_deterministic_is_heard_of_whatever_warnings_are_filtered(action):
+    told, others = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        warnings.showwarning = lambda message, *_, **__: others.append(str(message))
+        with deterministic_kernels(CUDA, True, told.append):
+            unpooled()
+            unpooled()
+        if action == "once":
+            warnings.warn("of something else", stacklevel=1)
+    assert told == ["max_unpooling2d_forward_out"] * 2
+    assert others == ["of something else"] * (action == "once")
+
+
+def test_cublas_is_told_before_its_first_use_unless_the_user_has(monkeypatch):
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.delenv(name, raising=False)
+    fix_workspaces(CPU, True)
+    fix_workspaces(CUDA, False)
+    assert name not in os.environ
+    fix_workspaces(CUDA, True)
+    assert os.environ[name] == ":4096:8"
+    monkeypatch.setenv(name, ":16:8")
+    fix_workspaces(CUDA, True)
+    assert os.environ[name] == ":16:8"
+
+
+#: A net with an operation that PyTorch computes deterministically on no device.
+UNPOOLING = """
+import torch.nn.functional as F
+from torch import nn
+from muscle_plugin.extend import net
+
+class Unpool(nn.Module):
+    def forward(self, x):
+        out, at = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(out, at, 2)
+
+@net("unpooling")
+def unpooling(num_classes, channels):
+    layers = nn.Conv2d(channels, 8, 3, padding=1), Unpool(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(8, num_classes))
+"""
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_run_tells_its_user_once_of_an_operation_that_is_not_deterministic(
+    asked, tmp_path, monkeypatch, capsys, plugins_forgotten  # noqa: F811
+):  # fmt: skip
+    """A run on this machine's CPU, within what surrounds one on a GPU."""
+    from muscle_plugin.host import host
+
+    monkeypatch.setattr(host, "deterministic_kernels", lambda _, *rest: device.deterministic_kernels(CUDA, *rest))
+    (tmp_path / "unpooling.py").write_text(UNPOOLING)
+    before = flags()
+    settings = {"plugins": tmp_path / "unpooling.py", "net": "unpooling", "save_name": "r", "deterministic": asked}
+    assert train(tmp_path, algorithm="fixmatch", device="cpu", **settings) == 0
+    said = "max_unpooling2d_forward_out has no deterministic algorithm here: equal seeds may give other weights"
+    found = json.loads((tmp_path / "r" / "result.json").read_text())["warnings"]
+    assert [w for w in found if "deterministic" in w] == [said] * asked
+    assert capsys.readouterr().out.count(f"warning: {said}") == asked
+    assert flags() == before
+
+
+def test_a_run_leaves_the_process_as_it_was(short_run):
+    threads, before = torch.get_num_threads(), flags()
+    torch.set_num_threads(2)
+    torch.backends.cudnn.benchmark = True
+    try:
+        inside = flags()
+        short_run(save_name="r")
+        assert (torch.get_num_threads(), flags()) == (2, inside)
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = before[4]

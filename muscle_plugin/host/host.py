@@ -43,7 +43,15 @@ from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.host import state
 from muscle_plugin.host.batch_norm import synchronise_batch_norm
 from muscle_plugin.host.compiled import begin_step, check_compiler, compile_net
-from muscle_plugin.host.device import DeviceError, autocast_context, choose_device, choose_precision, usb_calls_on
+from muscle_plugin.host.device import (
+    DeviceError,
+    autocast_context,
+    choose_device,
+    choose_precision,
+    deterministic_kernels,
+    fix_workspaces,
+    usb_calls_on,
+)
 from muscle_plugin.host.ema import EMA
 from muscle_plugin.host.health import FP16_STEPS, Health
 from muscle_plugin.host.hooks import REPLACEMENTS
@@ -319,6 +327,7 @@ class Host:
         seed_everything(args.seed)
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device, self.usb_name)
+        fix_workspaces(self.device, args.deterministic)
         check_compiler(args.compile, self.device)
         args.gpu = self.device.index
         args.amp = self.precision != "fp32"
@@ -447,6 +456,18 @@ class Host:
             self.device, self.args.rank, self.args.world_size,
         )  # fmt: skip
 
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """What surrounds training."""
+
+        def tell(operation: str) -> None:
+            self.health.warn(
+                self, f"{operation} has no deterministic algorithm here: equal seeds may give other weights"
+            )
+
+        with usb_calls_on(self.device), deterministic_kernels(self.device, self.args.deterministic, tell):
+            yield
+
     def _channels(self) -> int:
         """Own nets and those of plugins take the data's channels; USB's and torchvision's want three."""
         own = self.args.net in (*NETS, *PLUGIN_NETS) and not self.args.net_from_name
@@ -523,7 +544,7 @@ class Host:
         began, rates = dict(self.scheduler.state_dict()), [g["lr"] for g in self.optimizer.param_groups]
         self._warming_up = True
         try:
-            with usb_calls_on(self.device):
+            with self._computing():
                 stage()
         finally:
             loaders["eval"] = test
@@ -583,7 +604,7 @@ class Host:
         if self.recorder is None and self.logger is not None:  # USB's train.py knows of no notes
             for note in self.notes:
                 self.logger.info(note)
-        with usb_calls_on(self.device):
+        with self._computing():
             self.epoch = self._epoch_of(self.it)
             self.call_hook("before_run")
             self.prepare_steps()
