@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.text import one_line
+from muscle_plugin.text import first_line, one_line, out_of_memory
 from muscle_plugin.version import __version__
 
 EXIT_FAILED = 1
@@ -281,6 +281,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return COMMANDS[words[0]][0](words[1:], f"muscle-plugin {words[0]}")
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            return fail([f"out of memory ({first_line(e)}): fewer images at a time or --device cpu may need less"])
     parser = argparse.ArgumentParser(prog="muscle-plugin", description="MUSCLE for USB (arXiv 2012.00150).")
     parser.add_argument("--version", action="version", version=f"muscle-plugin {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

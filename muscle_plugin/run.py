@@ -58,7 +58,7 @@ from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
 from muscle_plugin.host.health import NotFinite
 from muscle_plugin.host.host import Interrupted, read_source, split_seed
-from muscle_plugin.host.memory import keep_freed_memory
+from muscle_plugin.host.memory import keep_freed_memory, memory_for
 from muscle_plugin.plugins import fingerprints
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
@@ -75,12 +75,14 @@ from muscle_plugin.run_dir import (
     is_worth_keeping,
     saved_checkpoints,
 )
-from muscle_plugin.text import first_line, shown
+from muscle_plugin.text import first_line, out_of_memory, shown
 from muscle_plugin.version import __version__
 
 T = TypeVar("T")
 __all__ = ["Interrupted", "NotFinite", "RunError", "train"]
 
+#: What keeps images and nets out of a GPU's memory, or makes them smaller.
+LESS = "--data_on host, a smaller --net or --img_size"
 #: log.txt is begun anew at this size; the two before are kept.
 LOG_BYTES = 10_000_000
 #: Warnings of different words that log.txt takes from one call into USB's code.
@@ -251,6 +253,12 @@ def _train_in(
                 raise Interrupted(f"{e}\nto go on: {_resume_command(command, '--load_path', '--load-path')}") from None
             except CompileError as e:  # found at the first step
                 raise RunError(str(e)) from e
+            except DeviceError as e:
+                left = "there is no checkpoint yet"
+                if saved_checkpoints(run_dir):
+                    left = f"the last checkpoint is whole: {_resume_command(command)} goes on from it, also with"
+                    left += " another --device, --data_on or --eval_batch_size"
+                raise RunError(f"{e}; {left}") from e
         result: dict[str, Any] = distributed.from_first(lambda: recorder.write_result(algorithm))
     progress.finish(result, run_dir)
     return result
@@ -308,7 +316,8 @@ def _refused(e: OSError) -> str:
 def _said(work: Callable[[], T]) -> T:
     """What ``work`` returns; what is wrong with its input, or with the disk, as a :class:`RunError`."""
     try:
-        return work()
+        with memory_for("the images and nets", LESS):
+            return work()
     except WriteError as e:
         raise RunError(_refused(e)) from e
     except (DataError, DeviceError, ValueError) as e:
@@ -400,9 +409,10 @@ def build(resolved: Resolved, logger: Any = None, source: Any = None) -> Any:
     settings = resolved.settings
     args = Namespace(**resolved.as_dict())
     args.imb_algorithm, args.source = None, source
-    with _stdout_to(logger):
-        algorithm = algorithm_class(settings.algorithm)(args, _net_builder(settings), None, logger)
-    _try_net(algorithm, settings)
+    with memory_for("the images and nets", LESS):
+        with _stdout_to(logger):
+            algorithm = algorithm_class(settings.algorithm)(args, _net_builder(settings), None, logger)
+        _try_net(algorithm, settings)
     return algorithm
 
 
@@ -416,9 +426,10 @@ def _try_net(algorithm: Any, settings: Any) -> None:
         with torch.no_grad():
             net(blank)
     except (RuntimeError, ValueError) as e:
-        reason = str(e).splitlines()[0]
+        if out_of_memory(e):
+            raise
         raise ValueError(
-            f"net: {settings.net} cannot take images of {settings.img_size} x {settings.img_size}: {reason}"
+            f"net: {settings.net} cannot take images of {settings.img_size} x {settings.img_size}: {first_line(e)}"
         ) from e
     net.train(was_training)
 

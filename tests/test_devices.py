@@ -14,11 +14,12 @@ from conftest import ROOT, SHORT
 from plugin_fixture import plugins_forgotten  # noqa: F401
 
 from muscle_plugin import cli, config
-from muscle_plugin.files import load_tensors
+from muscle_plugin.files import load_tensors, read_whole
 from muscle_plugin.host import device, state
 from muscle_plugin.host.device import DeviceError, choose_device, deterministic_kernels, fix_workspaces
 from muscle_plugin.host.host import Host
 from muscle_plugin.run import RunError
+from muscle_plugin.text import out_of_memory
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 GPU_IS_FULL = (
@@ -229,6 +230,248 @@ def test_a_run_that_began_from_a_named_checkpoint_goes_on_from_its_own(short_run
     command = capsys.readouterr().err.partition("to go on: ")[2]
     assert command.strip().endswith("--num_save_iter 3 --resume")
     assert "load_path" not in command
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+#: A net that finds no memory when the environment says so.
+HUNGRY = f"""
+import os, torch
+from torch import nn
+from muscle_plugin.extend import net
+
+class Hungry(nn.Conv2d):
+    steps = 0
+    def forward(self, x):
+        when, _, step = os.environ.get("HUNGRY", "").partition(" ")
+        self.steps += self.training
+        if {{"layout": not self.weight.is_contiguous(), "training": self.training and self.steps > int(step or 0),
+            "evaluation": not self.training and len(x) > 2}}.get(when):
+            raise torch.cuda.OutOfMemoryError({GPU_IS_FULL!r})
+        return super().forward(x)
+
+@net("hungry")
+def hungry(num_classes, channels):
+    layers = nn.Conv2d(channels, 8, 3), nn.ReLU(), Hungry(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(8, num_classes))
+"""
+
+
+@pytest.fixture
+def hungry(tmp_path, plugins_forgotten):  # noqa: F811
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    return {"plugins": tmp_path / "hungry.py", "net": "hungry", "algorithm": "fixmatch", "save_name": "r"}
+
+
+def test_a_gpu_without_room_for_the_net_is_one_line(hungry, tmp_path, monkeypatch, capsys):
+    """Not taken for a net that cannot compute channels last, nor for one that cannot take the images."""
+    monkeypatch.setenv("HUNGRY", "layout")
+    assert train(tmp_path, **hungry) == 2
+    line = one_error(capsys)
+    assert line.startswith(
+        "error: out of memory for the images and nets (CUDA out of memory. Tried to allocate 2.00 GiB."
+    )
+    assert line.endswith("): --data_on host, a smaller --net or --img_size needs less")
+    assert json.loads((tmp_path / "r" / "failure.json").read_text())["error"].startswith("RunError: out of memory for")
+
+
+def test_memory_that_runs_out_in_training_leaves_the_last_checkpoint_to_go_on_from(
+    hungry, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HUNGRY", "training 5")
+    assert train(tmp_path, num_save_iter=2, **hungry) == 2
+    line = one_error(capsys)
+    assert line.startswith("error: out of memory for a training step (CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert "a smaller --total_batch (it is 16) or --net, --precision bf16 or --data_on host needs less; " in line
+    assert "the last checkpoint is whole: python train.py " in line
+    assert line.endswith(" --resume goes on from it, also with another --device, --data_on or --eval_batch_size")
+    failure = json.loads((tmp_path / "r" / "failure.json").read_text())
+    assert failure["after_step"] == 5
+    assert "OutOfMemoryError" in failure["traceback"]
+    read_whole(tmp_path / "r" / "latest_model.pth")
+    assert load_tensors(tmp_path / "r" / "latest_model.pth")["it"] == 4
+    monkeypatch.delenv("HUNGRY")
+    assert train(tmp_path, "--resume", num_save_iter=2, data_on="host", num_workers=0, **hungry) == 0
+    assert not (tmp_path / "r" / "failure.json").exists()
+
+
+def test_memory_that_runs_out_in_an_evaluation_names_its_batch(hungry, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HUNGRY", "evaluation")
+    assert train(tmp_path, **hungry) == 2
+    line = one_error(capsys)
+    assert line.startswith("error: out of memory for an evaluation (CUDA out of memory.")
+    assert line.endswith(": a smaller --eval_batch_size (it is 256) needs less; there is no checkpoint yet")
+
+
+#: What a plugin can do to leave a process no more memory than it has, and 200 MB.
+LIMITED = """
+import resource
+from torch import nn
+from muscle_plugin.extend import net
+
+@net("limited")
+def limited(num_classes, channels):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * 64 * 64, num_classes))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_machine_whose_memory_runs_out_says_so(tmp_path):
+    """PyTorch's own refusal, of the first batch: 2^18 images of 64 x 64."""
+    (tmp_path / "limited.py").write_text(LIMITED)
+    settings = {**SHORT, "save_dir": tmp_path, "save_name": "r", "plugins": tmp_path / "limited.py", "net": "limited",
+                "algorithm": "supervised", "img_size": 64, "total_batch": 2**18, "device": "cpu"}  # fmt: skip
+    words = [str(w) for k, v in settings.items() for w in (f"--{k}", v)]
+    done = subprocess.run(
+        [sys.executable, "train.py", *words], capture_output=True, text=True, timeout=300, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: out of memory for a training step (")
+    assert "a smaller --total_batch (it is 262144)" in line
+
+
+def full(*_, **__):
+    raise torch.cuda.OutOfMemoryError(GPU_IS_FULL)
+
+
+def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(short_run, tmp_path, monkeypatch):
+    short_run(save_name="r")
+    files = {p.name: p.read_bytes() for p in (tmp_path / "r").glob("*.pth")}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", full)
+        with pytest.raises(
+            RunError, match="latest_model.pth: cannot be read: out of memory .CUDA out of memory. Tried"
+        ):
+            short_run(save_name="r", resume="yes")
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "restore", full)
+        with pytest.raises(RunError, match="^out of memory for the images and nets .CUDA out of memory. Tried"):
+            short_run(save_name="r", resume="yes")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "r").glob("*.pth*")} == files
+    assert short_run(save_name="r", resume="yes")["complete"]
+
+
+def test_an_exchange_and_a_compiler_without_memory_do_not_blame_others(monkeypatch):
+    from muscle_plugin import distributed
+    from muscle_plugin.host import compiled
+
+    with pytest.raises(torch.cuda.OutOfMemoryError), distributed._exchange():
+        full()
+    with pytest.raises(distributed.ExchangeError), distributed._exchange():
+        raise RuntimeError("Connection closed by peer")
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        compiled.check_compiler("default", CPU)
+    net = torch.nn.Linear(2, 2)
+    compiled.compile_net(net, "default")
+
+    def failing(*_):  # Inductor wraps what its compiler meets
+        raise torch._dynamo.exc.TorchDynamoException(f"backend='inductor' raised:\nOutOfMemoryError: {GPU_IS_FULL}")
+
+    net.forward.compiled = failing
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        net(torch.zeros(1, 2))
+
+
+def test_predict_and_dry_run_say_that_memory_ran_out(hungry, short_run, tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    short_run(**{k: str(v) for k, v in hungry.items()})
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        Image.new("L", (16, 16), 80 * i).save(tmp_path / "images" / f"{i}.png")
+    monkeypatch.setenv("HUNGRY", "evaluation")
+    words = ["--checkpoint", tmp_path / "r", "--images", tmp_path / "images", "--out", tmp_path / "o.csv"]
+    capsys.readouterr()
+    assert cli.main(["predict", *map(str, words), "--plugins", str(hungry["plugins"])]) == 2
+    assert one_error(capsys).startswith("error: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert not (tmp_path / "o.csv").exists()
+    monkeypatch.setenv("HUNGRY", "training 1")
+    more = [
+        "--plugins",
+        str(hungry["plugins"]),
+        "--net",
+        "hungry",
+        "--save_dir",
+        str(tmp_path / "runs"),
+        "--seeds",
+        "1",
+    ]
+    assert cli.main(["sweep", "fixmatch_digits_10", *more, "--dry-run"]) == 2
+    assert "not measured: out of memory for a training step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (RuntimeError("view size is not compatible with input tensor's size and stride"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error, memory):
+    assert out_of_memory(error) == memory
+
+
+# -------------------------------------------------------------------------------------------------------------- layout
+
+
+#: A net that cannot compute channels last: images of three channels, or its feature maps, are flattened by ``view``.
+FLAT = """
+from torch import nn
+from muscle_plugin.extend import net
+
+class View(nn.Module):
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+@net("flat_maps")
+def flat_maps(num_classes, channels, img_size):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), View(), nn.Linear(4 * (img_size - 2) ** 2, num_classes))
+
+@net("flat_images")
+def flat_images(num_classes, channels, img_size):
+    return nn.Sequential(View(), nn.Linear(channels * img_size**2, num_classes))
+"""
+
+
+@pytest.mark.parametrize("net", ["flat_maps", "flat_images", "small_cnn"])
+def test_a_net_that_cannot_compute_channels_last_trains_and_is_told_of(net, tmp_path, plugins_forgotten):  # noqa: F811
+    from muscle_plugin.bench.speeds import stand_in
+    from muscle_plugin.run import build
+
+    (tmp_path / "flat.py").write_text(FLAT)
+    settings = {
+        **SHORT,
+        "dataset": "cifar10",
+        "save_dir": str(tmp_path),
+        "plugins": str(tmp_path / "flat.py"),
+        "net": net,
+    }
+    resolved = config.load_settings(None, **settings)
+    algorithm = build(resolved, source=stand_in(resolved.settings))
+    notes = [n for n in algorithm.notes if "channels last" in n]
+    assert bool(notes) == (net != "small_cnn")
+    assert all(
+        n.startswith(f"net {net} cannot compute channels last, which is faster (view size is not compatible")
+        for n in notes
+    )
+    algorithm.train()
+    assert algorithm.it == 6
 
 
 # --------------------------------------------------------------------------------------------------------- determinism

@@ -29,7 +29,7 @@ _NOT_DETERMINISTIC = re.compile(
 
 
 class DeviceError(RuntimeError):
-    """The device or precision asked for is not there."""
+    """The device, precision or memory asked for is not there."""
 
 
 def choose_device(name: str) -> torch.device:

@@ -57,6 +57,7 @@ from muscle_plugin.host.health import FP16_STEPS, Health
 from muscle_plugin.host.hooks import REPLACEMENTS
 from muscle_plugin.host.initial import load_weights
 from muscle_plugin.host.loaders import step_loaders
+from muscle_plugin.host.memory import memory_for
 from muscle_plugin.host.metrics import prediction_metrics
 from muscle_plugin.host.nosync import no_waiting
 from muscle_plugin.host.optimiser import compute_update_on, keep_how
@@ -64,7 +65,7 @@ from muscle_plugin.host.thresholds import TAKE_OVER
 from muscle_plugin.run_dir import BEST, LATEST, checkpoint_of, earlier_checkpoints
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import derive, seed_everything
-from muscle_plugin.text import first_line, shown
+from muscle_plugin.text import first_line, out_of_memory, shown
 from muscle_plugin.usb import nets
 
 CHECKPOINT_FORMAT = 1
@@ -400,15 +401,18 @@ class Host:
     def _set_layout(self) -> None:
         """Keep the nets' weights and images channels last, which makes convolutions a sixth faster, on a CPU too; not for a
         net that cannot compute so (one that flattens feature maps by ``view``)."""
-        size = self.args.img_size
-        blank = torch.zeros(2, self.batches.channels, size, size, device=self.device)
+        size, last = self.args.img_size, torch.channels_last
+        blank = torch.zeros(2, self.batches.channels, size, size, device=self.device).contiguous(memory_format=last)
         was_training = self.model.training
-        self.model.to(memory_format=torch.channels_last).eval()
+        self.model.eval()
         try:
             with torch.no_grad(), usb_calls_on(self.device):
-                self.model(blank)
-        except (RuntimeError, ValueError):
+                self.model.to(memory_format=last)(blank)
+        except (RuntimeError, ValueError) as e:
+            if out_of_memory(e):
+                raise
             self.model.to(memory_format=torch.contiguous_format)
+            self.notes.append(f"net {self.args.net} cannot compute channels last, which is faster ({first_line(e)})")
         else:
             self.ema_model.to(memory_format=torch.channels_last)
             for net in (self.model, self.ema_model):
@@ -465,7 +469,13 @@ class Host:
                 self, f"{operation} has no deterministic algorithm here: equal seeds may give other weights"
             )
 
-        with usb_calls_on(self.device), deterministic_kernels(self.device, self.args.deterministic, tell):
+        args = self.args
+        less = f"a smaller --total_batch (it is {args.total_batch}) or --net, --precision bf16 or --data_on host"
+        with (
+            usb_calls_on(self.device),
+            deterministic_kernels(self.device, args.deterministic, tell),
+            memory_for("a training step", less),
+        ):
             yield
 
     def _channels(self) -> int:
@@ -597,6 +607,7 @@ class Host:
 
         Raises:
             Interrupted: a stop was requested (see :meth:`request_stop`); a checkpoint has been written.
+            DeviceError: out of memory.
         """
         self.model.train()
         self._begin_alike()
@@ -854,6 +865,8 @@ class Host:
             OverflowError,
             MemoryError,
         ) as e:
+            if isinstance(e, RuntimeError) and out_of_memory(e):
+                raise
             raise ValueError(f"{path}: does not fit this run ({type(e).__name__}: {first_line(e)})") from e
         self.start_epoch = self.epoch
         self.health.saved = self.it
