@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.text import one_line
+from muscle_plugin.text import first_line, one_line, out_of_memory
 from muscle_plugin.version import __version__
 
 EXIT_FAILED = 1
@@ -176,6 +176,8 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     options = vars(parser.parse_args(list(argv)))
     try:  # before torch, which a name mistyped need not wait for; what the run's own files name is not loaded
         config.load_plugins([], options.pop("plugins"))
+        if fault := config.device_fault(options["device"]):
+            raise ValueError(f"--device: {fault}, got {options['device']!r}")
         if not options["overwrite"]:
             refuse_existing(options["out"], "--overwrite replaces it")
     except ValueError as e:
@@ -279,6 +281,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return COMMANDS[words[0]][0](words[1:], f"muscle-plugin {words[0]}")
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            return fail([f"out of memory ({first_line(e)}): fewer images at a time or --device cpu may need less"])
     parser = argparse.ArgumentParser(prog="muscle-plugin", description="MUSCLE for USB (arXiv 2012.00150).")
     parser.add_argument("--version", action="version", version=f"muscle-plugin {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import YAMLError
@@ -63,9 +65,25 @@ class ConfigError(ValueError):
         self.faults = list(faults)
 
 
+def device_fault(name: str) -> str | None:
+    """Why a device cannot be used, whether or not this machine has it; None if it can."""
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name):
+        return None
+    return (
+        "only CPUs and CUDA GPUs can be used (USB's algorithms call CUDA by name): give auto, cpu, cuda or cuda:N with"
+        " N = 0, 1, ..."
+    )
+
+
+def _known_device(name: str) -> str:
+    if fault := device_fault(name):
+        raise PydanticCustomError("device", "{fault}", {"fault": fault})
+    return name
+
+
 class RunSettings(BaseModel):
-    """Settings that every run has. ``json_schema_extra={"moves": True}`` marks those that
-    may differ when a run is resumed, since they do not change what is computed."""
+    """Settings that every run has. ``json_schema_extra={"moves": True}`` marks those that may differ when a run is resumed
+    (and among runs that a report averages), since they say where and how it is computed, not what: at most rounding differs."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
@@ -214,17 +232,27 @@ class RunSettings(BaseModel):
     pretrain_path: str = Field("", description="file of pretrained weights, for nets of USB, torchvision and timm")
 
     # -- device
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    gpu: int | None = Field(None, ge=0, lt=128, description="USB's name: the same as device cuda:N")
+    device: Annotated[str, AfterValidator(_known_device)] = Field(
+        "auto", description="auto, cpu, cuda or cuda:N", json_schema_extra={"moves": True}
+    )
+    gpu: int | None = Field(
+        None, ge=0, lt=128, description="USB's name: the same as device cuda:N", json_schema_extra={"moves": True}
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "fp32", description="auto: bf16 where the GPU has it, else fp16 on a GPU, fp32 on a CPU"
     )
     amp: bool | None = Field(None, description="USB's name: true is precision fp16")
     compile: Literal["no", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = Field(
-        "no", description="torch.compile of the net's forward; reduce-overhead uses CUDA graphs. Changes the last bits"
+        "no",
+        description="torch.compile of the net's forward; reduce-overhead uses CUDA graphs. Changes the last bits",
+        json_schema_extra={"moves": True},
     )
     num_threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads; default: PyTorch's. Changes the last bits"
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads; default: PyTorch's. Changes the last bits",
+        json_schema_extra={"moves": True},
     )
     sync_bn: bool = Field(
         True, description="with several processes: batch norm's statistics are those of all their images"
@@ -236,7 +264,12 @@ class RunSettings(BaseModel):
         description="seconds that an exchange between processes may take before the run ends with an error",
         json_schema_extra={"moves": True},
     )
-    deterministic: bool = Field(True, description="deterministic GPU kernels, so that a seed fixes the weights")
+    deterministic: bool = Field(
+        True,
+        description="on a GPU, PyTorch's and cuDNN's deterministic algorithms: a seed fixes the weights to the last bit, for"
+        " equal GPU model, driver and versions; an operation that has no such algorithm is named in a warning",
+        json_schema_extra={"moves": True},
+    )
 
     # -- saving
     save_dir: str = Field("./runs", description="folder of runs", json_schema_extra={"moves": True})

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from muscle_plugin.text import out_of_memory
+
 T = TypeVar("T")
 
 
@@ -75,6 +77,8 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
+        if out_of_memory(e):
+            raise
         raise ExchangeError("another process has ended, or did not answer within dist_timeout seconds") from e
 
 

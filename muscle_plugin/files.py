@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from muscle_plugin.text import first_line
+from muscle_plugin.text import first_line, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -343,6 +343,8 @@ def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | 
     except ValueError as e:  # our own
         raise DamagedError(f"{path}: not a readable checkpoint ({first_line(e)})") from None
     except Exception as e:  # whatever torch's readers meet; their texts advise to run what the file holds
+        if isinstance(e, RuntimeError) and out_of_memory(e):
+            raise ValueError(f"{path}: cannot be read: out of memory ({first_line(e)})") from None
         if not content.startswith(b"PK"):
             what = "another kind of file" if content else "it is empty"
         elif "GLOBAL" in str(e):

@@ -58,7 +58,7 @@ from muscle_plugin.host.compiled import CompileError
 from muscle_plugin.host.device import DeviceError, choose_device
 from muscle_plugin.host.health import NotFinite
 from muscle_plugin.host.host import Interrupted, read_source, split_seed
-from muscle_plugin.host.memory import keep_freed_memory
+from muscle_plugin.host.memory import keep_freed_memory, memory_for
 from muscle_plugin.plugins import fingerprints
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
@@ -75,12 +75,14 @@ from muscle_plugin.run_dir import (
     is_worth_keeping,
     saved_checkpoints,
 )
-from muscle_plugin.text import first_line, shown
+from muscle_plugin.text import first_line, out_of_memory, shown
 from muscle_plugin.version import __version__
 
 T = TypeVar("T")
 __all__ = ["Interrupted", "NotFinite", "RunError", "train"]
 
+#: What keeps images and nets out of a GPU's memory, or makes them smaller.
+LESS = "--data_on host, a smaller --net or --img_size"
 #: log.txt is begun anew at this size; the two before are kept.
 LOG_BYTES = 10_000_000
 #: Warnings of different words that log.txt takes from one call into USB's code.
@@ -197,16 +199,14 @@ def _train_in(
 ) -> dict[str, Any]:
     """``built`` gets the algorithm as soon as the run has one."""
     settings = resolved.settings
-    if settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
-    torch.backends.cudnn.deterministic = settings.deterministic
-    torch.backends.cudnn.benchmark = not settings.deterministic
-
     import muscle_plugin.register  # noqa: F401
 
     progress = Progress(settings, quiet)
     first = distributed.rank() == 0
     with contextlib.ExitStack() as stack:
+        if settings.num_threads:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(settings.num_threads)
         logger = stack.enter_context(_log_file(run_dir)) if first else None
         if distributed.world() > 1:  # one process of a machine makes the array files that its others map
             _together(lambda: None if distributed.local_rank() else _warm_caches(resolved, logger))
@@ -229,9 +229,11 @@ def _train_in(
                 "config": resolved.name,
                 **environment(algorithm, command),
                 "plugins": fingerprints(settings.plugins),
+                "compile": settings.compile,
+                "deterministic": settings.deterministic,
             }
             if checkpoints:
-                algorithm.notes += _changed_plugins(run_dir / "environment.json", about["plugins"])
+                algorithm.notes += _changes(run_dir / "environment.json", about)
             _save_environment(run_dir / "environment.json", about, bool(checkpoints))
             recorder = stack.enter_context(Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress))
             recorder.note_missing(int(algorithm.health.last_line.get("step", 0)))
@@ -248,9 +250,15 @@ def _train_in(
             except Interrupted as e:
                 if not saved_checkpoints(run_dir):
                     raise
-                raise Interrupted(f"{e}\nto go on: {_resume_command(command)}") from None
+                raise Interrupted(f"{e}\nto go on: {_resume_command(command, '--load_path', '--load-path')}") from None
             except CompileError as e:  # found at the first step
                 raise RunError(str(e)) from e
+            except DeviceError as e:
+                left = "there is no checkpoint yet"
+                if saved_checkpoints(run_dir):
+                    left = f"the last checkpoint is whole: {_resume_command(command)} goes on from it, also with"
+                    left += " another --device, --data_on or --eval_batch_size"
+                raise RunError(f"{e}; {left}") from e
         result: dict[str, Any] = distributed.from_first(lambda: recorder.write_result(algorithm))
     progress.finish(result, run_dir)
     return result
@@ -308,7 +316,8 @@ def _refused(e: OSError) -> str:
 def _said(work: Callable[[], T]) -> T:
     """What ``work`` returns; what is wrong with its input, or with the disk, as a :class:`RunError`."""
     try:
-        return work()
+        with memory_for("the images and nets", LESS):
+            return work()
     except WriteError as e:
         raise RunError(_refused(e)) from e
     except (DataError, DeviceError, ValueError) as e:
@@ -358,8 +367,12 @@ def _signals(algorithm: Any) -> Iterator[None]:
         yield
 
 
-def _resume_command(command: Sequence[str]) -> str:
-    """The command line that continues a run: the same, with ``--resume`` in place of how it was begun."""
+def _resume_command(command: Sequence[str], *done_with: str) -> str:
+    """The command line that continues a run: the same, with ``--resume`` in place of how it was begun.
+
+    Args:
+        done_with: further flags to leave out: the checkpoint it began from, once it has one of its own.
+    """
     words: list[str] = []
     if distributed.world() > 1:
         here, machines = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get("GROUP_WORLD_SIZE", "1")
@@ -372,7 +385,7 @@ def _resume_command(command: Sequence[str]) -> str:
     of_dropped_flag = False
     for word in command:
         flag = word.partition("=")[0]
-        if flag in ("--overwrite", "-o", "--resume"):
+        if flag in ("--overwrite", "-o", "--resume", *done_with):
             of_dropped_flag = "=" not in word
         elif of_dropped_flag and not word.startswith("-"):
             of_dropped_flag = False
@@ -396,9 +409,10 @@ def build(resolved: Resolved, logger: Any = None, source: Any = None) -> Any:
     settings = resolved.settings
     args = Namespace(**resolved.as_dict())
     args.imb_algorithm, args.source = None, source
-    with _stdout_to(logger):
-        algorithm = algorithm_class(settings.algorithm)(args, _net_builder(settings), None, logger)
-    _try_net(algorithm, settings)
+    with memory_for("the images and nets", LESS):
+        with _stdout_to(logger):
+            algorithm = algorithm_class(settings.algorithm)(args, _net_builder(settings), None, logger)
+        _try_net(algorithm, settings)
     return algorithm
 
 
@@ -412,9 +426,10 @@ def _try_net(algorithm: Any, settings: Any) -> None:
         with torch.no_grad():
             net(blank)
     except (RuntimeError, ValueError) as e:
-        reason = str(e).splitlines()[0]
+        if out_of_memory(e):
+            raise
         raise ValueError(
-            f"net: {settings.net} cannot take images of {settings.img_size} x {settings.img_size}: {reason}"
+            f"net: {settings.net} cannot take images of {settings.img_size} x {settings.img_size}: {first_line(e)}"
         ) from e
     net.train(was_training)
 
@@ -626,14 +641,25 @@ def _from_here(word: str) -> str:
     return re.sub(rf"^(--[\w-]+=)?{here}(?=.)", r"\1", word)
 
 
-def _changed_plugins(path: Path, now: dict[str, str | None]) -> list[str]:
-    """Notes on plugins whose file is another than when the run began, or when it was last continued."""
+#: Of a run's environment: what the rounding of its numbers depends on, and so its weights.
+_ROUNDING = ("torch", "gpu", "threads", "compile", "deterministic", "processes")
+
+
+def _changes(path: Path, now: dict[str, Any]) -> list[str]:
+    """Notes on what is other in the environment ``now`` than when the run began, or when it was last continued: files of
+    plugins, and what changes rounding."""
     before: dict[str, Any] = {}
+    plugins: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         saved = read_json(path)
         for part in (saved, *(saved.get("continuations") or [])):
-            before |= part.get("plugins") or {}
-    return [f"plugin {p} has changed since the run began" for p, x in now.items() if before.get(p, x) != x]
+            plugins |= part.get("plugins") or {}
+            before |= part
+    notes = [f"plugin {p} has changed since the run began" for p, x in now["plugins"].items() if plugins.get(p, x) != x]
+    other = [f"{k} {now[k]} (was {shown(before[k])})" for k in _ROUNDING if before.get(k, now[k]) != now[k]]
+    if other:
+        notes.append(f"goes on with {', '.join(other)}: from here on not bit-identical to an uninterrupted run")
+    return notes
 
 
 def _save_environment(path: Path, now: dict[str, Any], resumed: bool) -> None:

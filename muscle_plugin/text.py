@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+#: What PyTorch, cuBLAS and its like, NCCL and the CPU's allocator say where memory runs out.
+_RAN_OUT = re.compile(
+    r"out of memory|_STATUS_ALLOC_FAILED|can(?:no|')t allocate memory|not enough memory", re.IGNORECASE
+)
 
 
 def one_line(text: Any) -> str:
@@ -23,3 +29,9 @@ def shown(text: Any, most: int = 200) -> str:
 def first_line(error: BaseException) -> str:
     """What an exception says first, or its name where it says nothing."""
     return shown((str(error).splitlines() or [""])[0]) or type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory of a GPU, or of the machine, ran out. PyTorch raises a class of its own for
+    one of the ways in which that shows, else a RuntimeError."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_RAN_OUT.search(str(error))))

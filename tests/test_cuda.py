@@ -170,6 +170,33 @@ def test_a_net_trained_on_the_gpu_predicts_the_same_on_the_cpu(short_run, tmp_pa
     assert torch.allclose(there, here, atol=1e-3)
 
 
+@pytest.mark.parametrize("algorithm", ["fixmatch", "comatch", "softmatch", "muscle_remixmatch", "labelprop"])
+@pytest.mark.parametrize(("there", "here"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_on_another_device(short_run, monkeypatch, algorithm, there, here):
+    from muscle_plugin.host.host import Host, Interrupted
+
+    settings = {"algorithm": algorithm, "save_name": "r"}
+    settings |= {"lp_start": 0.5, "lp_k": 5} if algorithm == "labelprop" else {}
+    save = Host._save_if_due
+    with monkeypatch.context() as patch:
+        patch.setattr(Host, "_save_if_due", lambda self: (self.it == 4 and self.request_stop(), save(self)))
+        with pytest.raises(Interrupted):
+            short_run(**settings, device=there)
+    assert short_run(**settings, device=here, resume="yes")["complete"]
+
+
+@pytest.mark.parametrize(
+    ("net", "img_size"), [("small_cnn", 16), ("cnn13", 16), ("wrn_28_2", 32), ("timm:vit_tiny_patch16_224", 32)]
+)
+@pytest.mark.parametrize("algorithm", ["fixmatch", "muscle_fixmatch"])
+def test_a_seed_fixes_the_weights(short_run, tmp_path, algorithm, net, img_size):
+    for name in ("a", "b"):
+        result = short_run(algorithm=algorithm, device="cuda", save_name=name, net=net, img_size=img_size, seed=1)
+        assert not any("deterministic" in w for w in result["warnings"])
+    a, b = (torch.load(tmp_path / n / "latest_model.pth", weights_only=True)["model"] for n in ("a", "b"))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
 def test_a_gpu_run_learns(short_run):
     result = short_run(
         algorithm="muscle_fixmatch", device="cuda", num_labels=40, num_train_iter=300, num_eval_iter=100,

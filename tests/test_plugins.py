@@ -229,15 +229,16 @@ def test_where_names_are_looked_up(tmp_path):
 
 
 def test_a_plugin_that_changed_is_said_on_resuming(short_run, tmp_path, capsys):
-    from muscle_plugin.run import _changed_plugins
+    from muscle_plugin.run import _changes
 
     (tmp_path / "p.py").write_text(own_dataset("changing"))
     settings = {"save_name": "r", "plugins": str(tmp_path / "p.py"), "num_train_iter": 4, "algorithm": "supervised"}
     short_run(**settings)
     path = tmp_path / "r" / "environment.json"
-    (known,) = json.loads(path.read_text())["plugins"].items()
-    assert _changed_plugins(path, dict([known])) == []
-    assert _changed_plugins(path, {known[0]: "0"}) == [f"plugin {known[0]} has changed since the run began"]
+    now = json.loads(path.read_text())
+    (name,) = now["plugins"]
+    assert _changes(path, now) == []
+    assert _changes(path, now | {"plugins": {name: "0"}}) == [f"plugin {name} has changed since the run began"]
 
 
 # -------------------------------------------------------------------------------------------------------------- security

@@ -11,8 +11,10 @@ from importlib.util import find_spec
 
 import pytest
 from conftest import ROOT
+from plugin_fixture import plugins_forgotten  # noqa: F401
 
 from muscle_plugin import cli
+from muscle_plugin.bench.pool import PoolError
 
 LIGHT = (
     "--num_train_iter",
@@ -203,3 +205,154 @@ def test_on_ray_a_sweep_with_a_killed_worker_is_complete_and_each_run_once(tmp_p
     assert set(reported.values()) == {1}
     again = [json.loads((runs / n / "environment.json").read_text()).get("continuations", []) for n in done]
     assert sum(map(len, again)) <= 1  # only the killed one, if it had saved something
+
+
+# ---------------------------------------------------------------------------------------------------------------- GPUs
+
+
+#: A plugin that notes which GPU its process sees, in a file for each process.
+SEEN = """
+import os
+from pathlib import Path
+here = Path(__file__).with_name("seen")
+here.mkdir(exist_ok=True)
+(here / str(os.getpid())).write_text(str(os.environ.get("CUDA_VISIBLE_DEVICES")))
+"""
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A function that lets the sweep, but no run, find so many GPUs; runs train on the CPU. The environment may name some."""
+    import torch
+
+    def there(count, visible=None):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    return there
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "words", "at_once", "names"),
+    [
+        (0, None, ("--jobs", "2"), 2, ()),
+        (0, "", ("--jobs", "2"), 2, ()),
+        (2, None, (), 2, ("0", "1")),
+        (2, None, ("--jobs", "3"), 3, ("0", "1")),
+        (2, None, ("--device", "cpu", "--jobs", "3"), 3, ()),
+        (2, None, ("--gpus_per_run", "0.4"), 4, ("0", "1")),
+        (1, None, ("--gpus_per_run", "0.5", "--jobs", "8"), 2, ("0",)),
+        (2, "3,5", (), 2, ("3", "5")),
+        (1, "7,9", (), 1, ("7",)),  # of which CUDA finds but the first
+        (2, "GPU-8932f937,GPU-4c2a", (), 2, ("GPU-8932f937", "GPU-4c2a")),
+        (1, "MIG-1a,MIG-2b", (), 2, ("MIG-1a", "MIG-2b")),  # of which a process sees one
+    ],
+)
+def test_gpus_and_how_many_runs_share_them(
+    gpus, monkeypatch, count, visible, words, at_once, names, tmp_path, capsys
+):  # fmt: skip
+    from muscle_plugin.bench import sweep as module
+
+    def pool(*asked):
+        raise PoolError(repr(asked))
+
+    gpus(count, visible)
+    monkeypatch.setattr(module, "LocalPool", pool)
+    # what needs no GPU is first: the others want some all the same
+    (tmp_path / "first.yaml").write_text("extends: supervised_digits_10\ndevice: cpu\n")
+    runs = [str(tmp_path / "first.yaml"), "supervised_digits_10", "--save_dir", str(tmp_path / "runs")]
+    assert cli.main(["sweep", *runs, *words]) == 2
+    found = capsys.readouterr()
+    assert found.err == f"error: {(at_once, names)!r}\n"
+    assert ("runs share a GPU" in found.out) == (at_once > len(names) > 0)
+    told = "note: --jobs 8: 2 runs at a time, for which --gpus_per_run 0.5 leaves room"
+    assert (told in found.out) == ("8" in words)
+
+
+def test_more_runs_than_gpus_take_them_in_turn(gpus, tmp_path, plugins_forgotten, capsys):  # noqa: F811
+    gpus(2, "GPU-8932f937,GPU-4c2a")
+    (tmp_path / "seen.py").write_text(SEEN)
+    words = ("supervised_digits_10", "--seeds", 3, "--jobs", 3, "--save_dir", tmp_path / "runs", *LIGHT)
+    assert cli.main(["sweep", *map(str, words), "--plugins", str(tmp_path / "seen.py")]) == 0
+    (tmp_path / "seen" / str(os.getpid())).unlink()  # of this process, which reads the settings
+    seen = sorted(p.read_text() for p in (tmp_path / "seen").iterdir())
+    assert seen == ["GPU-4c2a", "GPU-8932f937", "GPU-8932f937"]
+    assert "\n3 at a time; " in capsys.readouterr().out
+    assert len(results(tmp_path / "runs")) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "message"),
+    [
+        (2, ("--device", "cuda:1"), "--device: a sweep gives each run its GPU itself, got cuda:1; give --device cuda, and in"),
+        (2, ("--gpu", "0"), "--device: a sweep gives each run its GPU itself, got cuda:0; give --device cuda"),
+        (2, ("--gpus_per_run", "2"), "--gpus_per_run: a share of one GPU, above 0 and at most 1, got 2"),
+        (2, ("--gpus_per_run", "0"), "--gpus_per_run: a share of one GPU, above 0 and at most 1, got 0"),
+        (2, ("--device", "cpu", "--gpus_per_run", "0.5"), "--gpus_per_run: asks for GPUs, but there are none for these runs ("),
+        (0, ("--gpus_per_run", "0.5"), "--gpus_per_run: asks for GPUs, but there are none for these runs (this machine has no"),
+        (0, ("--device", "cuda"), "device cuda: asks for GPUs, but there are none for these runs (this machine has no usable"),
+        (0, ("--device", "cuda", "--ray"), "device cuda: asks for GPUs, but there are none for these runs"),
+        (2, ("--jobs", "3", "--ray", "auto"), "--jobs: the cluster at auto runs as many as it has room for (--gpus_per_run)"),
+    ],
+)  # fmt: skip
+def test_gpus_that_runs_cannot_have_are_one_line_and_nothing_is_begun(gpus, count, words, message, tmp_path, capsys):
+    gpus(count)
+    assert cli.main(["sweep", "supervised_digits_10", "--save_dir", str(tmp_path / "runs"), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_configuration_that_names_a_gpu_is_named(tmp_path, capsys):
+    (tmp_path / "second.yaml").write_text("extends: supervised_digits_10\ndevice: cuda:1\n")
+    words = ["supervised_digits_10", str(tmp_path / "second.yaml"), "--save_dir", str(tmp_path / "runs")]
+    assert cli.main(["sweep", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: second: device: a sweep gives each run its GPU itself, got cuda:1")
+
+
+@pytest.mark.parametrize(("share", "runs"), [(1, 1), (0.5, 2), (0.4, 2), (0.3, 3), (0.1, 10), (1 / 3, 3), (0.3333, 3)])
+def test_a_share_of_a_gpu_leaves_room_for_so_many_runs(share, runs):
+    from muscle_plugin.bench.pool import runs_per_gpu
+
+    assert runs_per_gpu(share) == runs
+
+
+@pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed (extra `cluster`)")
+def test_on_ray_more_jobs_than_gpus_share_them(gpus, tmp_path, plugins_forgotten, capsys):  # noqa: F811
+    gpus(1)
+    (tmp_path / "seen.py").write_text(SEEN)
+    words = ("supervised_digits_10", "--seeds", 2, "--jobs", 2, "--ray", "--save_dir", tmp_path / "runs", *LIGHT)
+    assert cli.main(["sweep", *map(str, words), "--plugins", str(tmp_path / "seen.py")]) == 0
+    (tmp_path / "seen" / str(os.getpid())).unlink()
+    assert "\n2 at a time; " in capsys.readouterr().out
+    assert len(results(tmp_path / "runs")) == 2
+    assert {p.read_text() for p in (tmp_path / "seen").iterdir()} == {"0"}
+
+
+def test_a_worker_keeps_no_memory_of_a_run_that_is_over(tmp_path, monkeypatch):
+    """Its next run, or another process, wants it: a compiled net refers to itself, and PyTorch keeps what is freed of a GPU."""
+    import gc
+
+    import torch
+
+    from muscle_plugin.bench.pool import Work, execute
+
+    def parameters():
+        return sum(type(x) is torch.nn.Parameter for x in gc.get_objects())
+
+    given_back = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(parameters()))
+    gc.collect()
+    before = parameters()
+    settings = dict(zip([w[2:] for w in LIGHT[::2]], LIGHT[1::2], strict=True)) | {"num_train_iter": 2, "device": "cpu"}
+    gc.disable()
+    try:
+        outcome = execute(Work("fixmatch_digits_10", {**settings, "save_dir": str(tmp_path), "compile": "default"}), [])
+    finally:
+        gc.enable()
+    assert outcome["result"]["complete"]
+    assert given_back == [before]

@@ -97,7 +97,6 @@ def _bounds(metadata: Iterable[Any]) -> str:
     """``≥ 1, < 10``"""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     found = [f"{sign} {_number(getattr(m, k))}" for m in metadata for k, sign in signs.items() if hasattr(m, k)]
-    found += [f"as `{p}`" for m in metadata if (p := getattr(m, "pattern", None))]
     return _cell(", ".join(found))
 
 

@@ -145,10 +145,10 @@ def _trial(job: Job) -> Speed:
             if resolved.settings.num_threads:
                 torch.set_num_threads(resolved.settings.num_threads)
             algorithm = build(resolved)
+            clock = StepClock(algorithm, algorithm.device)
+            per_step = clock.run(TRIAL_SECONDS)
         except (ConfigError, DataError, DeviceError, ValueError, NotImplementedError) as e:
             return Speed(None, None, f"not measured: {str(e).splitlines()[0]}")
-        clock = StepClock(algorithm, algorithm.device)
-        per_step = clock.run(TRIAL_SECONDS)
         where = torch.cuda.get_device_name(algorithm.device) if algorithm.device.type == "cuda" else "this CPU"
         images, labels = len(algorithm.source.train), len(algorithm.split.labelled)
         return Speed(per_step, images, f"{plural(clock.steps, 'step')} on {where}", labels)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -51,6 +53,9 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
         return {"error": f"{type(e).__name__}: {e}"}
     finally:
         _training.clear()
+        gc.collect()  # a compiled net refers to itself
+        if torch := sys.modules.get("torch"):
+            torch.cuda.empty_cache()  # other processes may share the GPU
 
 
 class Pool(Protocol):
@@ -75,12 +80,12 @@ class LocalPool:
 
     Args:
         at_once: runs at a time.
-        gpus: numbers of the GPUs that slots take in turn; none: the environment decides.
+        gpus: what CUDA calls the GPUs that slots take in turn; none: the environment decides.
     """
 
-    def __init__(self, at_once: int, gpus: tuple[int, ...] = ()) -> None:
+    def __init__(self, at_once: int, gpus: tuple[str, ...] = ()) -> None:
         self.at_once = at_once
-        self._slots: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         for i in range(at_once):
             self._slots.put(gpus[i % len(gpus)] if gpus else None)
         self._own = threading.local()
@@ -129,11 +134,10 @@ def _died(times: int) -> str:
     return f"its process died {times} times (killed, or out of memory?)"
 
 
-def _begin_process(gpu: int | None) -> None:
+def _begin_process(gpu: str | None) -> None:
     """In a new process: see one GPU only, and end with the process that started it."""
     if gpu is not None:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[gpu] if seen else str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -156,16 +160,18 @@ class RayPool:
     Args:
         address: of a cluster (``auto``, ``ray://host:10001``); ``local``: one started here for this purpose.
         at_once: runs at a time, of a cluster started here.
-        gpus_per_run: GPUs, or a fraction of one, that a run needs.
+        gpus: of a cluster started here.
+        gpus_per_run: the GPU, or the fraction of one, that a run needs; None: one, if the cluster has any.
         cpus_per_run: CPU cores that a run needs.
 
     Raises:
-        PoolError: Ray is not installed, or the cluster cannot be reached.
+        PoolError: Ray is not installed, or the cluster cannot be reached, or has no room for a run.
     """
 
-    def __init__(self, address: str, at_once: int, gpus_per_run: float, cpus_per_run: int) -> None:
+    def __init__(self, address: str, at_once: int, gpus: int, gpus_per_run: float | None, cpus_per_run: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # a run that has been given no GPU must see none: it would take the first, which others have been given
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         try:
             import ray
         except ImportError:
@@ -175,18 +181,21 @@ class RayPool:
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         try:
             if address == "local":
-                ray.init(num_cpus=at_once * cpus_per_run, include_dashboard=False, **quiet)
+                ray.init(num_cpus=at_once * cpus_per_run, num_gpus=gpus, include_dashboard=False, **quiet)
             else:
                 ray.init(address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as e:
             raise PoolError(f"no Ray cluster at {address}: {str(e).splitlines()[0]}") from None
         there = ray.cluster_resources()
-        per_cpu = int(there.get("CPU", 0) // cpus_per_run)
-        self.at_once = min(per_cpu, int(there.get("GPU", 0) // gpus_per_run)) if gpus_per_run else per_cpu
+        has = int(there.get("GPU", 0))
+        gpus_per_run = float(bool(has)) if gpus_per_run is None else gpus_per_run
+        self.at_once = int(there.get("CPU", 0) // cpus_per_run)
+        if gpus_per_run:
+            self.at_once = min(self.at_once, has * runs_per_gpu(gpus_per_run))
         if self.at_once < 1:
             raise PoolError(
-                f"the Ray cluster at {address} has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs; a run"
-                f" wants {cpus_per_run} and {gpus_per_run:g} (--gpus_per_run)"
+                f"the Ray cluster at {address} has {there.get('CPU', 0):g} CPUs and {has} GPUs; a run wants {cpus_per_run}"
+                f" (--num_threads) and {gpus_per_run:g} (--gpus_per_run; none with --device cpu)"
             )
         self._task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=RETRIES)(execute)
         self._tasks: list[Any] = []
@@ -203,6 +212,11 @@ class RayPool:
     def close(self) -> None:
         if self._owned:
             self._ray.shutdown()
+
+
+def runs_per_gpu(share: float) -> int:
+    """Runs that find room on one GPU if each is given such a share of it; a run is not spread over several."""
+    return int(1 / share + 1e-6)
 
 
 class PoolError(RuntimeError):

@@ -27,7 +27,7 @@ from muscle_plugin.run_dir import LATEST, SPLIT_FILE
 from muscle_plugin.text import one_line, shown
 
 #: Settings that may differ from the configuration's without making it another experiment.
-_INDIFFERENT = ("seed", "split_seed", "num_threads", "device", "deterministic")
+_INDIFFERENT = ("seed", "split_seed")
 
 #: The key of test accuracy in ``metrics.jsonl``, all that a summary keeps of an evaluation.
 ACCURACY = "eval/top-1-acc"
@@ -343,7 +343,7 @@ def read_summaries(path: Path) -> list[Run]:
             _refuse_other_changes(changed)
             failure = None if c["failure"] is None else str(c["failure"])
             config = c["config"] if c["config"] in _known_configurations() else None
-            settings = dict(c.get("settings", {}))
+            settings = {k: v for k, v in c.get("settings", {}).items() if k not in moving_settings()}
             runs.append(Run(where, c["result"], metrics, c["environment"], config, changed, failure, settings))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise RunsError(f"{path} line {number}: not a summary of a run, as `report` writes them") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import time
@@ -17,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from muscle_plugin import config
-from muscle_plugin.bench.pool import LocalPool, Pool, PoolError, RayPool, Work
+from muscle_plugin.bench.pool import LocalPool, Pool, PoolError, RayPool, Work, runs_per_gpu
 from muscle_plugin.bench.studies import expand, study_names
 from muscle_plugin.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, fail
 from muscle_plugin.config import ConfigError, Layer, Resolved
@@ -244,7 +245,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
         description="Train many runs by name. What is finished is skipped, what was cut off goes on, and a run that fails does"
         " not stop the others.",
         epilog=f"Studies: {', '.join(study_names())}. A setting given here is for all runs. Each run trains with one CPU thread"
-        " unless --num_threads says otherwise.",
+        " unless --num_threads says otherwise, and gets its GPU from the sweep: --device cuda, without a number.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
     )  # fmt: skip
     add = parser.add_argument
@@ -255,12 +256,20 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
         action="store_true",
         help="list the runs with the time they would take, measured here; train nothing",
     )
-    add("--jobs", type=int, metavar="N", help="runs at a time; default: one per GPU, without GPU one per CPU core")
+    add(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at a time; if more than GPUs, several share one; default: one per GPU, without GPU one per CPU core",
+    )
     add(
         "--ray", nargs="?", const="local", metavar="ADDRESS", help="run on Ray: started here, or the cluster at ADDRESS"
     )
     add(
-        "--gpus_per_run", type=float, metavar="X", help="GPUs of a run, also a fraction; default: 1 where there are any"
+        "--gpus_per_run",
+        type=float,
+        metavar="X",
+        help="share of a GPU that a run is given, at most 1: 0.5 lets two share one; default: what --jobs asks for, else 1",
     )
     faults: list[str] = []
     jobs: list[Job] = []
@@ -270,11 +279,14 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
         options, layer, faults = config.parse_command_line(parser, argv)
         counts = {"seeds": options.seeds, "jobs": options.jobs}
         faults += [f"--{k}: must be at least 1, got {v}" for k, v in counts.items() if v is not None and v < 1]
-        if options.gpus_per_run is not None and options.gpus_per_run < 0:
-            faults.append(f"--gpus_per_run: must not be negative, got {options.gpus_per_run:g}")
+        if options.gpus_per_run is not None and not 0 < options.gpus_per_run <= 1:
+            faults.append(f"--gpus_per_run: a share of one GPU, above 0 and at most 1, got {options.gpus_per_run:g}")
+        if options.jobs and options.ray not in (None, "local"):
+            faults.append(f"--jobs: the cluster at {options.ray} runs as many as it has room for (--gpus_per_run)")
         if options.c or options.print_config:
             faults.append("--c, --print-config: of train; a sweep takes configurations by name or path, without a flag")
         jobs = jobs_of(options.names, max(options.seeds, 1), layer)
+        faults += _device_faults(jobs, layer)
     except ConfigError as e:
         faults += e.faults
     except config.CatalogueError as e:
@@ -288,9 +300,18 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
 
     for notice in dict.fromkeys(n for job in jobs for n in job.resolved.notices):
         say(f"note: {notice}")
-    gpus = _gpus(jobs[0].resolved.settings)
-    per_run = options.gpus_per_run if options.gpus_per_run is not None else float(bool(gpus))
-    at_once = options.jobs or (max(1, int(len(gpus) / (per_run or 1))) if gpus else _cores())
+    gpus, here = _gpus(jobs), options.ray in (None, "local")
+    per_run, room = options.gpus_per_run, len(gpus) * runs_per_gpu(options.gpus_per_run or 1)
+    at_once = options.jobs or room or _cores()
+    if per_run is None and at_once > room > 0:
+        per_run = math.floor(10_000 / -(-at_once // len(gpus))) / 10_000  # Ray counts in ten thousandths
+    elif at_once > room > 0:
+        say(
+            f"note: --jobs {at_once}: {plural(room, 'run')} at a time, for which --gpus_per_run {per_run:g} leaves room"
+        )
+        at_once = room
+    if at_once > len(gpus) > 0 and here:
+        say("note: runs share a GPU and slow each other down, by how much is not estimated")
     states = [job.state for job in jobs]
     others = [job for job, state in zip(jobs, states, strict=True) if state == "of other settings"]
     if others:
@@ -305,9 +326,17 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     say(f"{plural(len(jobs), 'run')}, {finished} of them finished before, in {folder}")
     if finished == len(jobs):
         return _close(jobs, {"finished": [], "failed": [], "stopped": []}, say)
-    cpus = max(j.resolved.settings.num_threads for j in jobs)
+    cpus = max(j.resolved.settings.num_threads or 1 for j in jobs)
+    devices = {j.resolved.settings.device for j in jobs}
     try:
-        pool: Pool = RayPool(options.ray, at_once, per_run, cpus) if options.ray else LocalPool(at_once, gpus)
+        if not gpus and (here or devices == {"cpu"}):
+            _refuse_absent_gpus(devices, per_run)
+        pool: Pool
+        if options.ray:
+            share = 0.0 if devices == {"cpu"} else per_run or (1.0 if "cuda" in devices else None)
+            pool = RayPool(options.ray, at_once, len(gpus), share, cpus)
+        else:
+            pool = LocalPool(at_once, gpus)
     except PoolError as e:
         return fail([str(e)])
     say(f"{pool.at_once} at a time; Ctrl-C saves and stops, the same command goes on")
@@ -337,13 +366,38 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _gpus(settings: Any) -> tuple[int, ...]:
-    """Numbers of the GPUs that runs may use."""
-    if settings.device == "cpu":
+def _device_faults(jobs: Sequence[Job], layer: Layer) -> list[str]:
+    """What is wrong with the devices of runs, of which a sweep gives each one."""
+    faults = []
+    for job in jobs:
+        name, _, number = job.resolved.settings.device.partition(":")
+        if number:
+            where = "--device" if {"device", "gpu"} & layer.values.keys() else f"{job.name}: device"
+            faults.append(
+                f"{where}: a sweep gives each run its GPU itself, got {name}:{number}; give --device cuda, and in the"
+                " environment CUDA_VISIBLE_DEVICES with the GPUs to use"
+            )
+    return faults
+
+
+def _refuse_absent_gpus(devices: set[str], per_run: float | None) -> None:
+    """Raises PoolError if GPUs are asked for, of which there are none for these runs."""
+    asked = "--gpus_per_run" if per_run else "device cuda"
+    if per_run or "cuda" in devices:
+        why = "--device cpu" if devices == {"cpu"} else "this machine has no usable GPU"
+        raise PoolError(f"{asked}: asks for GPUs, but there are none for these runs ({why}); leave it out")
+
+
+def _gpus(jobs: Sequence[Job]) -> tuple[str, ...]:
+    """What CUDA calls the GPUs that runs may use."""
+    if all(job.resolved.settings.device == "cpu" for job in jobs):
         return ()
     import torch
 
-    return tuple(range(torch.cuda.device_count()))
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(count)]
+    # of the parts of a GPU (MIG) a process sees, and counts, but one; each run gets one of them
+    return tuple(names if count and names[0].startswith("MIG-") else names[:count])
 
 
 def _shortened(faults: list[str], most: int = 12) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from muscle_plugin.text import out_of_memory
+
 #: Modes that record CUDA graphs, whose outputs live until the next step begins.
 WITH_GRAPHS = ("reduce-overhead",)
 
@@ -41,6 +43,8 @@ class CompiledForward:
         try:
             return self.compiled(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as e:
+            if out_of_memory(e):
+                raise
             raise CompileError(
                 f"compile: {type(self.net).__name__} cannot be compiled ({_reason(e)}); use --compile no"
             ) from e
@@ -71,6 +75,8 @@ def check_compiler(mode: str, device: torch.device) -> None:
     try:
         torch.compile(line, mode=mode)(torch.zeros(8, device=device))
     except Exception as e:  # whatever a compiler, or its absence, brings up
+        if out_of_memory(e):
+            raise
         if device.type == "cpu" and not any(shutil.which(c) for c in ("g++", "clang++", "c++")):
             raise CompileError("compile: needs a C++ compiler such as g++, which is not here; use --compile no") from e
         what = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler that works"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from muscle_plugin import distributed
 from muscle_plugin.host.ema import EMA
+from muscle_plugin.host.memory import memory_for
 from muscle_plugin.schedules import ema_momentum
 from muscle_plugin.usb import (
     CheckpointHook,
@@ -72,7 +73,8 @@ class HostEvaluationHook(Hook):
             return
         if not len(algorithm.loader_dict["eval"]):
             return
-        with algorithm.not_training():
+        less = f"a smaller --eval_batch_size (it is {algorithm.args.eval_batch_size})"
+        with algorithm.not_training(), memory_for("an evaluation", less):
             algorithm.health.check_now(algorithm, algorithm.it + 1)
             algorithm.last_metrics = algorithm.evaluate("eval")
         algorithm.log_dict.update(algorithm.last_metrics)

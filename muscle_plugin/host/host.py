@@ -43,12 +43,21 @@ from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.host import state
 from muscle_plugin.host.batch_norm import synchronise_batch_norm
 from muscle_plugin.host.compiled import begin_step, check_compiler, compile_net
-from muscle_plugin.host.device import DeviceError, autocast_context, choose_device, choose_precision, usb_calls_on
+from muscle_plugin.host.device import (
+    DeviceError,
+    autocast_context,
+    choose_device,
+    choose_precision,
+    deterministic_kernels,
+    fix_workspaces,
+    usb_calls_on,
+)
 from muscle_plugin.host.ema import EMA
 from muscle_plugin.host.health import FP16_STEPS, Health
 from muscle_plugin.host.hooks import REPLACEMENTS
 from muscle_plugin.host.initial import load_weights
 from muscle_plugin.host.loaders import step_loaders
+from muscle_plugin.host.memory import memory_for
 from muscle_plugin.host.metrics import prediction_metrics
 from muscle_plugin.host.nosync import no_waiting
 from muscle_plugin.host.optimiser import compute_update_on, keep_how
@@ -56,12 +65,10 @@ from muscle_plugin.host.thresholds import TAKE_OVER
 from muscle_plugin.run_dir import BEST, LATEST, checkpoint_of, earlier_checkpoints
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import derive, seed_everything
-from muscle_plugin.text import first_line, shown
+from muscle_plugin.text import first_line, out_of_memory, shown
 from muscle_plugin.usb import nets
 
 CHECKPOINT_FORMAT = 1
-#: Settings that say where a run is computed, rather than what.
-_OF_THE_MACHINE = {"device", "gpu", "amp", "num_threads", "compile", "deterministic"}
 #: Steps between two times at which several processes agree on whether to stop.
 AGREE_EVERY = 10
 
@@ -321,6 +328,7 @@ class Host:
         seed_everything(args.seed)
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device, self.usb_name)
+        fix_workspaces(self.device, args.deterministic)
         check_compiler(args.compile, self.device)
         args.gpu = self.device.index
         args.amp = self.precision != "fp32"
@@ -383,8 +391,9 @@ class Host:
 
     def _settings(self) -> dict[str, Any]:
         fields = {*RunSettings.model_fields, *MuscleSettings.model_fields}
-        names = {*fields, *(a.name.lstrip("-") for a in self.get_argument())} - moving_settings() - _OF_THE_MACHINE
+        names = {*fields, *(a.name.lstrip("-") for a in self.get_argument())} - moving_settings() - {"amp"}
         values = {n: getattr(self.args, n) for n in sorted(names) if hasattr(self.args, n)}
+        values["precision"] = self.precision  # what auto has become, on another device something else; amp says no more
         values["uratio"] = float(values["uratio"])
         plain = (bool, int, float, str, type(None))
         return {n: v if isinstance(v, plain) else repr(v) for n, v in values.items()}
@@ -392,15 +401,18 @@ class Host:
     def _set_layout(self) -> None:
         """Keep the nets' weights and images channels last, which makes convolutions a sixth faster, on a CPU too; not for a
         net that cannot compute so (one that flattens feature maps by ``view``)."""
-        size = self.args.img_size
-        blank = torch.zeros(2, self.batches.channels, size, size, device=self.device)
+        size, last = self.args.img_size, torch.channels_last
+        blank = torch.zeros(2, self.batches.channels, size, size, device=self.device).contiguous(memory_format=last)
         was_training = self.model.training
-        self.model.to(memory_format=torch.channels_last).eval()
+        self.model.eval()
         try:
             with torch.no_grad(), usb_calls_on(self.device):
-                self.model(blank)
-        except (RuntimeError, ValueError):
+                self.model.to(memory_format=last)(blank)
+        except (RuntimeError, ValueError) as e:
+            if out_of_memory(e):
+                raise
             self.model.to(memory_format=torch.contiguous_format)
+            self.notes.append(f"net {self.args.net} cannot compute channels last, which is faster ({first_line(e)})")
         else:
             self.ema_model.to(memory_format=torch.channels_last)
             for net in (self.model, self.ema_model):
@@ -448,6 +460,24 @@ class Host:
             self.batches.images.all_images(), members, labels, self.batches.normalise, self.args.eval_batch_size,
             self.device, self.args.rank, self.args.world_size,
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """What surrounds training."""
+
+        def tell(operation: str) -> None:
+            self.health.warn(
+                self, f"{operation} has no deterministic algorithm here: equal seeds may give other weights"
+            )
+
+        args = self.args
+        less = f"a smaller --total_batch (it is {args.total_batch}) or --net, --precision bf16 or --data_on host"
+        with (
+            usb_calls_on(self.device),
+            deterministic_kernels(self.device, args.deterministic, tell),
+            memory_for("a training step", less),
+        ):
+            yield
 
     def _channels(self) -> int:
         """Own nets and those of plugins take the data's channels; USB's and torchvision's want three."""
@@ -525,7 +555,7 @@ class Host:
         began, rates = dict(self.scheduler.state_dict()), [g["lr"] for g in self.optimizer.param_groups]
         self._warming_up = True
         try:
-            with usb_calls_on(self.device):
+            with self._computing():
                 stage()
         finally:
             loaders["eval"] = test
@@ -578,6 +608,7 @@ class Host:
 
         Raises:
             Interrupted: a stop was requested (see :meth:`request_stop`); a checkpoint has been written.
+            DeviceError: out of memory.
         """
         self.model.train()
         self._begin_alike()
@@ -585,7 +616,7 @@ class Host:
         if self.recorder is None and self.logger is not None:  # USB's train.py knows of no notes
             for note in self.notes:
                 self.logger.info(note)
-        with usb_calls_on(self.device):
+        with self._computing():
             self.epoch = self._epoch_of(self.it)
             self.call_hook("before_run")
             self.prepare_steps()
@@ -689,7 +720,7 @@ class Host:
         with self.not_training():
             self.health.check_now(self, self.it)
             self._check_alike()
-            own = {"random": state.capture_random(), "logged": self.hooks_dict["LoggingHook"].on_cpu()}
+            own = {"random": state.capture_random(self.device), "logged": self.hooks_dict["LoggingHook"].on_cpu()}
             processes = distributed.gather_objects(own)
             if self.args.rank:
                 return
@@ -781,10 +812,14 @@ class Host:
             )
         images = {k: v for k, v in self._about_images().items() if k not in ("mean", "std")}
         known = {*ours, *images, "algorithm"}
+        found = checkpoint.get("settings")
+        settings = dict(found) if isinstance(found, dict) else {}
+        if settings.get("precision") == "auto":  # of an earlier version, which did not say what that was
+            del settings["precision"]
         differing = [
             *_differences(checkpoint, ours),
             *_differences(checkpoint["images"], images),
-            *_differences(checkpoint.get("settings", {}), {k: v for k, v in self.settings.items() if k not in known}),
+            *_differences(settings, {k: v for k, v in self.settings.items() if k not in known}),
         ]
         differing = differing or self._other_weights(checkpoint["model"])
         if differing:
@@ -812,8 +847,9 @@ class Host:
             for name in ("model", "ema_model"):
                 content["algorithm"][name] = {"state": checkpoint[name]}
             keep_how(content["algorithm"]["optimizer"]["state"], self.optimizer)
+            saved_on_cpu = all(t.is_cpu for t in checkpoint["model"].values())
             with usb_calls_on(self.device):
-                state.restore(self, content)
+                state.restore(self, content, self.device if saved_on_cpu else None)
                 if "health" in content:
                     self.health.load_state_dict(content["health"])
                 self._restore_process(content.get("processes", []))
@@ -830,6 +866,8 @@ class Host:
             OverflowError,
             MemoryError,
         ) as e:
+            if isinstance(e, RuntimeError) and out_of_memory(e):
+                raise
             raise ValueError(f"{path}: does not fit this run ({type(e).__name__}: {first_line(e)})") from e
         self.start_epoch = self.epoch
         self.health.saved = self.it
@@ -853,7 +891,7 @@ class Host:
         processes, generators begin anew from where the run is, and the sums are the mean ones."""
         args = self.args
         if len(processes) == args.world_size:
-            state.restore_random(processes[args.rank]["random"])
+            state.restore_random(processes[args.rank]["random"], self.device)
             self.hooks_dict["LoggingHook"].sums = dict(processes[args.rank]["logged"])
             return
         if args.rank:

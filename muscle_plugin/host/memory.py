@@ -1,8 +1,13 @@
-"""Memory that a step frees is kept for the next one."""
+"""Memory: what a step frees is kept for the next one, and what does not fit is said in one line."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
+
+from muscle_plugin.host.device import DeviceError
+from muscle_plugin.text import first_line, out_of_memory
 
 # of glibc's <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -20,3 +25,19 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@contextlib.contextmanager
+def memory_for(what: str, less: str) -> Iterator[None]:
+    """Within it, memory that runs out is a :class:`DeviceError` of one line.
+
+    Args:
+        what: needs it.
+        less: what would need less.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if isinstance(e, DeviceError) or not out_of_memory(e):
+            raise
+        raise DeviceError(f"out of memory for {what} ({first_line(e)}): {less} needs less") from e

@@ -60,17 +60,17 @@ def _clone(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _unpack(packed: Any) -> Any:
+def _unpack(packed: Any, on: torch.device | None = None) -> Any:
     if not isinstance(packed, dict):
-        return packed.clone() if isinstance(packed, torch.Tensor) else packed
+        return packed.to(on or packed.device, copy=True) if isinstance(packed, torch.Tensor) else packed
     ((kind, content),) = packed.items()
     if kind == "array":
         return content.numpy().copy()
     if kind == "list":
-        return [_unpack(v) for v in content]
+        return [_unpack(v, on) for v in content]
     if kind == "tuple":
-        return tuple(_unpack(v) for v in content)
-    return {_unpack(k): _unpack(v) for k, v in content}
+        return tuple(_unpack(v, on) for v in content)
+    return {_unpack(k, on): _unpack(v, on) for k, v in content}
 
 
 def _capture_object(obj: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _may_set(obj: Any, name: str, packed: Any) -> bool:
     return type(now) is type(packed) or (isinstance(now, torch.Tensor) and isinstance(packed, torch.Tensor))
 
 
-def _restore_object(obj: Any, state: dict[str, Any]) -> None:
+def _restore_object(obj: Any, state: dict[str, Any], on: torch.device | None) -> None:
     for name, packed in state.items():
         if name in _NO_LONGER_KEPT:
             continue
@@ -103,7 +103,8 @@ def _restore_object(obj: Any, state: dict[str, Any]) -> None:
         if isinstance(packed, dict) and "state" in packed:
             getattr(obj, name).load_state_dict(packed["state"])
         else:
-            setattr(obj, name, _unpack(packed))
+            now = vars(obj).get(name)
+            setattr(obj, name, _unpack(packed, now.device if on and isinstance(now, torch.Tensor) else on))
     for name in [k for k, v in vars(obj).items() if k not in PLACE and k not in state and _pack(v) is not _SKIP]:
         delattr(obj, name)  # it came into being after the state was taken
 
@@ -111,36 +112,40 @@ def _restore_object(obj: Any, state: dict[str, Any]) -> None:
 def capture(algorithm: Any) -> dict[str, Any]:
     """Everything that the algorithm and its hooks remember, and the global random generators."""
     hooks = {name: _capture_object(hook) for name, hook in algorithm.hooks_dict.items()}
-    return {"algorithm": _capture_object(algorithm), "hooks": hooks, "random": capture_random()}
+    return {"algorithm": _capture_object(algorithm), "hooks": hooks, "random": capture_random(algorithm.device)}
 
 
-def restore(algorithm: Any, state: dict[str, Any]) -> None:
-    """Put an algorithm of the same class and sizes back into a captured state."""
-    _restore_object(algorithm, state["algorithm"])
+def restore(algorithm: Any, state: dict[str, Any], on: torch.device | None = None) -> None:
+    """Put an algorithm of the same class and sizes back into a captured state.
+
+    Args:
+        on: where tensors go, but for those that are elsewhere in the algorithm as it was built; None: where they are.
+    """
+    _restore_object(algorithm, state["algorithm"], on)
     for name, hook in algorithm.hooks_dict.items():
         if name in state["hooks"]:
-            _restore_object(hook, state["hooks"][name])
-    restore_random(state["random"])
+            _restore_object(hook, state["hooks"][name], on)
+    restore_random(state["random"], algorithm.device)
 
 
-def capture_random() -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's global generators."""
+def capture_random(device: torch.device) -> dict[str, Any]:
+    """The states of Python's, NumPy's and PyTorch's global generators; of GPUs, of the one that ``device`` is, if it is one."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": _pack(random.getstate()),
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, float(gauss)],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda" and torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def restore_random(state: dict[str, Any]) -> None:
-    """Undo :func:`capture_random`. A GPU's state is left out where there is none."""
+def restore_random(state: dict[str, Any], device: torch.device) -> None:
+    """Undo :func:`capture_random`, which may have been on another device."""
     random.setstate(_unpack(state["python"]))
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+    if "cuda" in state and device.type == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
