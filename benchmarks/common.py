@@ -19,7 +19,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from torchvision.datasets import cifar as torchvision_cifar
 
 from muscle_plugin.config import load_settings
 from muscle_plugin.files import write_json
+from muscle_plugin.host.device import deterministic_kernels, usb_calls_on
 from muscle_plugin.host.memory import keep_freed_memory
 from muscle_plugin.run import build, git_revision, net_builder
 from muscle_plugin.version import __version__
@@ -52,6 +53,7 @@ def add_step_options(add: Callable[..., Any], timed: bool = True) -> None:
     add("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="stock USB: fp32, or its amp (fp16)")
     add("--data_dir", default="data", help=f"folder that holds cifar-10-batches-py, or '{MADE}': random [%(default)s]")
     add("--batch", type=int, default=64, help="labelled images of a step, and as many unlabelled ones [%(default)s]")
+    add("--fastest", action="store_true", help="on a GPU: --deterministic false, for all that are compared")
     if timed:
         add("--seconds", type=float, default=4.0, help="of each turn [%(default)s]")
         add("--rounds", type=int, default=5, help="turns of each [%(default)s]")
@@ -68,6 +70,14 @@ def as_train_does(options: argparse.Namespace) -> None:
     """What ``train.py`` sets for its process, for all that are compared here: threads, and memory that is kept."""
     torch.set_num_threads(options.threads)
     keep_freed_memory()
+
+
+@contextlib.contextmanager
+def kernels_of(options: argparse.Namespace) -> Iterator[None]:
+    """Within it all that are compared compute by the kernels that ``--deterministic`` gives the host."""
+    device = torch.device(options.device)
+    with usb_calls_on(device), deterministic_kernels(device, not options.fastest, lambda _: None):
+        yield
 
 
 def need_cifar(options: argparse.Namespace) -> None:
@@ -113,7 +123,7 @@ def hosted(algorithm: str, net: str, options: argparse.Namespace, folder: str, *
         "algorithm": algorithm, "dataset": "cifar10", "net": net, "num_labels": 250, "batch_size": options.batch,
         "uratio": 1, "num_train_iter": FOREVER, "num_eval_iter": FOREVER, "num_log_iter": 50,
         "hard_augment": "randaugment_usb", "data_dir": options.data_dir, "save_dir": folder, "device": options.device,
-        "precision": options.precision, "deterministic": options.device == "cpu", "include_lb_to_ulb": True,
+        "precision": options.precision, "deterministic": not options.fastest, "include_lb_to_ulb": True,
     }  # fmt: skip
     return build(load_settings(None, **{**given, **settings}))
 

@@ -92,10 +92,11 @@ def checks(device: str) -> dict[str, tuple[float, str]]:
     return {
         **{file: (70 / len(CUDA_TESTS), f"{tests} {file}") for file in CUDA_TESTS},
         "step bf16": (45, f"{step} --precision bf16"),  # stock USB: fp16, its amp; the first one compiles
-        "step fp32": (35, f"{step} --precision fp32"),
+        "step fp32": (30, f"{step} --precision fp32"),
         "views": (30, f"benchmarks/views.py --device {device} --seconds {seconds}{'' if cuda else ' --batch 32'}"),
         "propagation": (20, f"benchmarks/propagation.py --device {device} --sizes {points} --classes 10"),
         "profile": (20, profile),
+        **({"step bf16, fastest kernels": (25, f"{step} --precision bf16 --fastest")} if cuda else {}),
     }
 
 

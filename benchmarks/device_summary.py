@@ -113,6 +113,7 @@ def table_of_steps(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterato
         ms = {k: f"{1000 * statistics.median(row[k]):.1f}" for k in ("stock", "host", "bare") if k in row}
         over = {k: spread(a / b for a, b in zip(row[k], row["host"], strict=True)) for k in ms}
         precision = options["precision"] + ("" if options["precision"] == "fp32" else " (stock: fp16)")
+        precision += ", fastest kernels" if options.get("fastest") else ""
         images = f"{options['batch']} + {options['batch']}, {row['images']} forwarded"
         yield table_row(
             f"`{row['algorithm']}`, `{row['net']}`", precision, images, ms.get("stock", ""), ms["host"], ms["bare"],

@@ -41,6 +41,7 @@ from common import (
     as_train_does,
     bare,
     hosted,
+    kernels_of,
     need_cifar,
     spread,
     write_figures,
@@ -50,7 +51,6 @@ from rich.table import Table
 
 from muscle_plugin.algorithms.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
 from muscle_plugin.bench.clock import StepClock, images_forwarded
-from muscle_plugin.host.device import usb_calls_on
 from muscle_plugin.progress import Progress
 from muscle_plugin.recorder import Recorder
 
@@ -98,7 +98,7 @@ def measure(net: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(usb_calls_on(device))
+        stack.enter_context(kernels_of(options))
         found: dict[str, dict[str, Any]] = {}
         for algorithm in options.algorithms:
             folder = stack.enter_context(tempfile.TemporaryDirectory())

@@ -103,7 +103,7 @@ def repeated(function: Callable[[], Any], options: argparse.Namespace) -> Callab
 def steps(sizes: Sequence[int], options: argparse.Namespace, settings: Callable[[int], dict[str, Any]]) -> Any:
     """Seconds of a step of MUSCLE + FixMatch by size, and the images that it forwards."""
     device = torch.device(options.device)
-    digits = Namespace(data_dir=".", device=options.device, precision="fp32", batch=0)
+    digits = Namespace(data_dir=".", device=options.device, precision="fp32", batch=0, fastest=False)
     jobs: dict[int, Callable[[], float]] = {}
     forwarded = {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), usb_calls_on(device):

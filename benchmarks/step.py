@@ -5,7 +5,8 @@
     python benchmarks/step.py --data_dir made    # without CIFAR-10: random images of its size, which take as long
 
 CIFAR-10, 64 labelled and 64 unlabelled images a step, data included. All in one process, in turns; ratios are taken within
-a round, shown are their medians (lowest to highest). What the host does besides forward and backward: ``overhead.py``.
+a round, shown are their medians (lowest to highest). What the host does besides forward and backward: ``overhead.py``. On a
+GPU all use the deterministic kernels that ``train.py`` uses by default; ``--fastest``: those that cuDNN finds fastest.
 
 - host: what ``train.py`` runs.
 - stock: USB's class, engine, data sets and loaders. Its loaders' processes (``--workers`` for labelled images, twice as many
@@ -32,6 +33,7 @@ from common import (
     as_train_does,
     bare,
     hosted,
+    kernels_of,
     need_cifar,
     ratios,
     spread,
@@ -42,7 +44,6 @@ from rich.console import Console
 from rich.table import Table
 
 from muscle_plugin.bench.clock import StepClock, images_forwarded
-from muscle_plugin.host.device import usb_calls_on
 
 GOALS = {"cpu": (1.5, 0.95), "cuda": (3.0, 0.85)}
 
@@ -50,7 +51,7 @@ GOALS = {"cpu": (1.5, 0.95), "cuda": (3.0, 0.85)}
 def measure(algorithm: str, net: str, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds per step of each contender, round by round; and the images that a step forwards."""
     device = torch.device(options.device)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), usb_calls_on(device):
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), kernels_of(options):
         warnings.simplefilter("ignore")
         ours = hosted(algorithm, net, options, folder)
         images = images_forwarded(ours)
@@ -82,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     b = options.batch
     sizes = f"{options.images}, {b} + {b} a step, {options.workers} + {2 * options.workers} loader processes of stock"
     kind = options.precision if options.precision == "fp32" else f"{options.precision} (stock: its amp, fp16)"
-    title = f"milliseconds a step, {sizes}, {options.device}, {kind}, {options.rounds} rounds"
+    kernels = "fastest kernels" if options.fastest else "deterministic kernels"
+    title = f"milliseconds a step, {sizes}, {options.device}, {kind}, {kernels}, {options.rounds} rounds"
     table = Table(title=title, title_justify="left")
     for column in (
         "algorithm", "net", "images", "stock", "host", "bare", "host over stock", "bare over host", "views too"

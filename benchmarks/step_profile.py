@@ -26,12 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import FOREVER, add_step_options, as_train_does, hosted, need_cifar, wait_for, write_figures
+from common import FOREVER, add_step_options, as_train_does, hosted, kernels_of, need_cifar, wait_for, write_figures
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, schedule
-
-from muscle_plugin.host.device import usb_calls_on
 
 WARM_UP = 2  # steps that the profiler watches but does not record
 BETWEEN = "Python between operations"  # the own time of what the profiler calls a step
@@ -151,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     need_cifar(options)
     as_train_does(options)
     device = torch.device(options.device)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), usb_calls_on(device):
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), kernels_of(options):
         warnings.simplefilter("ignore")
         never = dict.fromkeys(("num_log_iter", "num_save_iter"), FOREVER)
         algorithm = hosted(options.algorithm, options.net, options, folder, **never)

@@ -209,7 +209,8 @@ def in_training(device: torch.device, images: Tensor, limit: float) -> dict[str,
         every = {"view": View(UNLABELLED, HARD, 1)}
         kinds = [batches_of(every, images, name, device, kernel) for kernel in ((True, False) if on_gpu else (True,))]
         notes |= {note for kind in kinds for note in kind.notes}
-        times = in_turns([maker(kind) for kind in kinds], seconds_of, limit * len(kinds))
+        # one after the other: each draws its next batch while another would be timed
+        times = [its for kind in kinds for its in in_turns([maker(kind)], seconds_of, limit)]
         quartiles = [rates(its, len(images)) for its in times]
         for of, its in zip(rates_by_kernel.values(), quartiles, strict=False):
             of[name] = its

@@ -658,7 +658,7 @@ def _changes(path: Path, now: dict[str, Any]) -> list[str]:
     notes = [f"plugin {p} has changed since the run began" for p, x in now["plugins"].items() if plugins.get(p, x) != x]
     other = [f"{k} {now[k]} (was {shown(before[k])})" for k in _ROUNDING if before.get(k, now[k]) != now[k]]
     if other:
-        notes.append(f"goes on with {', '.join(other)}: from here on not bit-identical to an uninterrupted run")
+        notes.append(f"resumed with {', '.join(other)}: no longer bit-identical to an uninterrupted run")
     return notes
 
 

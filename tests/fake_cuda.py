@@ -1,4 +1,4 @@
-"""A GPU that is not there: tensors that say ``cuda:0`` and whose values the CPU computes; and what would wait for it.
+"""A simulated GPU: tensors that say ``cuda:0`` and whose values the CPU computes; and what would wait for it.
 
 Such a tensor is a ``FakeTensor`` of PyTorch's: for autograd, autocast and modules it is on the GPU, of a shape and without
 data. Here it has a ``value`` too, of the CPU's kernels, so that a program goes the way it would go on a GPU, to its end: with
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.cuda._utils import _get_device_index
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -226,13 +227,14 @@ def _place() -> str:
 def _stand_ins(gpu: FakeCuda) -> Iterator[contextlib.AbstractContextManager[Any]]:
     """For what asks the driver: PyTorch's, and of ``FakeTensor`` what it cannot do without one."""
     answers = {
-        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "set_device": None,
+        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
         "_lazy_init": None, "_exchange_device": 0, "_maybe_exchange_device": 0, "get_device_name": "no GPU",
         "is_bf16_supported": True, "mem_get_info": (2**33, 2**33), "manual_seed_all": None,
     }  # fmt: skip
     stand_ins: list[tuple[Any, str, Any]] = [
         *((torch.cuda, name, lambda *_, answer=answer, **__: answer) for name, answer in answers.items()),
         (torch.cuda, "Event", mock.MagicMock()),
+        (torch.cuda, "set_device", lambda device: _get_device_index(device) and None),  # refuses one without a number
         (torch.cuda, "synchronize", lambda _=None: gpu.wait("synchronize")),
         (torch.cuda, "get_rng_state", lambda _=None: torch.get_rng_state()),
         (torch.cuda, "set_rng_state", lambda state, _=None: torch.set_rng_state(state)),

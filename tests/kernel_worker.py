@@ -67,6 +67,29 @@ def whole_batches(data_on, parameters, rank=0, world=1, colour=False):
     return all(torch.equal(a[k], b[k]) for a, b in zip(*made, strict=True) for k in a | b)
 
 
+def hue_is_left():
+    """Views whose plan has an operation that the kernel lacks are those of PyTorch."""
+
+    original = AUGMENTATIONS["randaugment"]
+
+    def draw(draws, shape, ops=2):
+        plan = original.draw(draws, shape, ops)
+        plan.operations[0] = OPERATIONS.index("hue")
+        return plan
+
+    AUGMENTATIONS["randaugment"] = replace(original, draw=draw)
+    return whole_batches("device", ("x_lb", "x_ulb_w", "x_ulb_s"), colour=True)
+
+
+def wrong_views_are_noticed():
+    """With a constant of the kernel's that is another than PyTorch's."""
+    constants_of = kernel.constants_of
+    kernel.constants_of = lambda *a: ({**constants_of(*a)[0], "FILL": 1}, constants_of(*a)[1])
+    why = kernel.why_not(torch.device("cpu"), (3, 16, 16), 3)
+    kernel.constants_of = constants_of
+    return why == "the kernel's views are not those of PyTorch's operations"
+
+
 def main():
     found = {}
     for size in SIZES:
@@ -82,7 +105,10 @@ def main():
     found["batches of a process"] = whole_batches("device", step, 1, 2)
     found["batches rotated"] = whole_batches("device", ("x_lb", "x_ulb_w", "x_ulb_s_0", "x_ulb_s_0_rot", "rot_v"))
     found["batches rotated weakly"] = whole_batches("device", ("x_lb", "x_ulb_w", "x_ulb_rot", "rot_v"))
-    found["it says that it works"] = kernel.works_on(torch.device("cpu"))
+    found["it says that it works"] = kernel.why_not(torch.device("cpu"), (3, 33, 28), 3) is None
+    found["it says that it works for grey images"] = kernel.why_not(torch.device("cpu"), (1, 16, 16), 3) is None
+    found["it notices wrong views"] = wrong_views_are_noticed()
+    found["hue is left to PyTorch"] = hue_is_left()
     json.dump(found, sys.stdout)
 
 

@@ -143,6 +143,7 @@ def test_the_loss_scaler_does_not_ask_for_its_flag(build_short, optim, clip_grad
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.timeout(300)  # compiles
 @pytest.mark.parametrize("algorithm", ["fixmatch", "meanteacher", "muscle_fixmatch", "muscle_meanteacher"])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_compiled_net_trains_as_one_that_is_not(short_run, tmp_path, algorithm, mode):

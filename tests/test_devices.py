@@ -106,7 +106,7 @@ def test_settings_of_the_machine_may_change_on_resume(short_run, tmp_path, monke
     if note is None:
         assert torch.cuda.is_available() or "bit-identical" not in out
     else:
-        assert f"note: goes on with {note}: from here on not bit-identical to an uninterrupted run" in out
+        assert f"note: resumed with {note}: no longer bit-identical to an uninterrupted run" in out
 
 
 def test_a_run_directory_and_its_checkpoint_agree_on_what_may_change(short_run, tmp_path):

@@ -1,4 +1,4 @@
-"""The package on a GPU that is not there (``fake_cuda``): nothing mixes devices, a steady step waits for nothing, and what
+"""The package on a simulated GPU (``fake_cuda``): nothing mixes devices, a steady step waits for nothing, and what
 comes out is what the CPU computes. What this cannot see is left to ``test_cuda.py``: kernels, timing, several GPUs."""
 
 from collections import Counter
@@ -16,6 +16,7 @@ from muscle_plugin.data.augment import AUGMENTATIONS
 from muscle_plugin.data.sources import SourceOptions, digits
 from muscle_plugin.data.splits import draw_split
 from muscle_plugin.data.views import HARD, UNLABELLED, Batches, View
+from muscle_plugin.host.host import Host, Interrupted
 from muscle_plugin.host.metrics import prediction_metrics
 from muscle_plugin.predict import Predictor
 from muscle_plugin.propagation import propagate
@@ -180,7 +181,7 @@ def batches(device, data_on, hard="randaugment"):
 @pytest.mark.parametrize("data_on", ["device", "host"])
 @pytest.mark.parametrize("hard", ["randaugment", "digits_hard"])
 def test_batches_are_those_of_the_cpu_and_wait_for_nothing(gpu, data_on, hard):
-    there, here = (batches(d, data_on, hard) for d in (CUDA, CPU))
+    there, here = (batches(d, data_on, hard) for d in (torch.device("cuda"), CPU))
     assert there.resident == (data_on == "device")
     gpu.waits.clear()
     for step in (0, 1, 5):
@@ -385,6 +386,22 @@ def test_a_run_goes_on_to_the_bit(gpu, whole_and_resumed, name, tmp_path):
     images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
     there, here = (Predictor(tmp_path / "whole" / "latest_model.pth", d).probabilities(images) for d in ("cuda", "cpu"))
     assert torch.equal(there, here)
+
+
+@pytest.mark.parametrize("name", ["muscle_comatch", "softmatch", "remixmatch", "meanteacher_labelprop"])
+@pytest.mark.parametrize("there", ["cpu", "cuda"])
+def test_a_run_goes_on_on_another_device(short_run, monkeypatch, name, there):
+    devices = {"cpu": nullcontext, "cuda": FakeCuda}
+    (here,) = devices.keys() - {there}
+    save = Host._save_if_due
+    with monkeypatch.context() as patch:
+        patch.setattr(Host, "_save_if_due", lambda self: (self.it == 4 and self.request_stop(), save(self)))
+        with pytest.raises(Interrupted), devices[there]():
+            short_run(algorithm=name, device=there, save_name="r")
+    with devices[here]():
+        result = short_run(algorithm=name, device=here, save_name="r", resume="yes")
+    assert result["complete"]
+    assert not result["warnings"]
 
 
 def test_an_algorithm_may_log_what_it_has_on_the_cpu(build_short, gpu, monkeypatch):

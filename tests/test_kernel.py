@@ -17,6 +17,9 @@ from test_augment import VALUES  # noqa: E402
 from test_data import batches  # noqa: E402
 
 from muscle_plugin.data import kernel  # noqa: E402
+from muscle_plugin.data.augment import AUGMENTATIONS  # noqa: E402
+from muscle_plugin.data.draws import Draws  # noqa: E402
+from muscle_plugin.data.randaugment import OPERATIONS  # noqa: E402
 
 BATCHES = [f"batches {where}" for where in ("device", "host", "device channels last", "host channels last")]
 BATCHES += ["batches of a process", "batches rotated", "batches rotated weakly"]
@@ -45,7 +48,15 @@ def test_views_are_those_of_pytorch_to_the_bit(interpreted, what, channels, size
     assert interpreted[f"{what} {channels} {size[0]}x{size[1]}"]
 
 
-@pytest.mark.parametrize("what", [*BATCHES, "it says that it works"])
+SAYS = [
+    "it says that it works",
+    "it says that it works for grey images",
+    "it notices wrong views",
+    "hue is left to PyTorch",
+]
+
+
+@pytest.mark.parametrize("what", [*BATCHES, *SAYS])
 def test_batches_are_those_without_it(interpreted, what):
     assert interpreted[what]
 
@@ -69,8 +80,13 @@ def test_where_triton_finds_no_gpu_views_are_made_by_pytorch_and_the_user_told(m
     assert all(torch.equal(there[k], here[k]) for k in here)
 
 
-def test_it_knows_all_that_randaugment_draws():
-    assert {"identity", *VALUES} == kernel.KNOWN
+@pytest.mark.parametrize("name", ["randaugment", "randaugment_usb"])
+def test_it_has_all_operations_that_randaugment_draws(name):
+    plan = AUGMENTATIONS[name].draw(Draws.of(torch.Generator().manual_seed(0), 5000), (3, 8, 8))
+    assert len(plan.operations.unique()) == 14
+    assert kernel.takes(plan)
+    plan.operations[0, 7] = OPERATIONS.index("hue")
+    assert not kernel.takes(plan)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from muscle_plugin.data.sources import SOURCES, SourceOptions, digits, load_sour
 
 CIFAR = Path(os.environ.get("CIFAR_DIR", ROOT / "data"))
 needs_cifar = pytest.mark.skipif(
-    not (CIFAR / "cifar-10-batches-py").is_dir(), reason=f"CIFAR's files are not in {CIFAR} (set CIFAR_DIR)"
+    not all((CIFAR / name).is_dir() for name in ("cifar-10-batches-py", "cifar-100-python")),
+    reason=f"CIFAR's files are not in {CIFAR} (set CIFAR_DIR)",
 )
 RNG = np.random.default_rng(0)
 

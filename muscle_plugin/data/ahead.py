@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -22,8 +23,11 @@ class OneAhead(Generic[T]):
     """
 
     def __init__(self, draw: Callable[[int], T], device: torch.device) -> None:
-        of_thread = (torch.cuda.set_device, (device,)) if torch.cuda.is_available() else (None, ())
-        self._pool = ThreadPoolExecutor(1, "draws", *of_thread)
+        begin: Callable[[], None] | None = None
+        if device.type == "cuda":  # a thread begins on the first GPU, which may not be this one
+            index = torch.cuda.current_device() if device.index is None else device.index
+            begin = partial(torch.cuda.set_device, index)
+        self._pool = ThreadPoolExecutor(1, "draws", begin)
         self._draw, self._next = draw, (-1, Future[T]())
 
     def __call__(self, step: int) -> T:
@@ -44,7 +48,7 @@ class OneAhead(Generic[T]):
 
 
 class Parcel:
-    """Tensors of the CPU that go to a device together: by one copy, for which nothing waits."""
+    """CPU tensors that go to a device together, in one asynchronous copy."""
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         self._like, self._device = {n: (t.dtype, t.shape) for n, t in tensors.items()}, device

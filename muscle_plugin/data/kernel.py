@@ -18,10 +18,10 @@ from torch import Tensor
 
 from muscle_plugin.data.randaugment import OPERATIONS, Fill, Plan, Window, apply, luminance, matrices_of
 
-#: Largest image, in pixels: one of 84 x 84 still stays in a program's registers and shared memory.
+#: Largest image, in pixels: 64 x 64 stays in a program's registers; of 84 x 84 some 300 to 500 bytes a thread do not.
 MOST_PIXELS = 8192
-#: What the kernel computes; ``hue`` is left to PyTorch.
-KNOWN = frozenset(OPERATIONS) - {"hue"}
+#: What the kernel does not compute.
+UNKNOWN = "hue"
 #: Columns of a packed plan: the image's row, top, left, whether mirrored, the hole's four sides; then for each slot the
 #: operation, the bits of its value and six of an affine matrix.
 _FIXED, _SLOT = 8, 8
@@ -264,14 +264,32 @@ def constants_of(
     return constants, {"num_warps": min(max(pixels // 256, 4), 16), "enable_fp_fusion": False}
 
 
-def works_on(device: torch.device) -> bool:
-    """Whether the kernel computes there what PyTorch does, found out on two small images.
+def takes(plan: Plan) -> bool:
+    """Whether the kernel has all operations of a plan."""
+    return not (plan.operations == OPERATIONS.index(UNKNOWN)).any()
 
-    Raises:
-        Exception: whatever a compiler, or its absence, brings up.
+
+def why_not(device: torch.device, shape: tuple[int, ...], channels: int) -> str | None:
+    """Why the kernel cannot make views of such images there; None if it can. Found out by making some of all operations.
+
+    Args:
+        shape: (C, H, W) of the images.
+        channels: of the views.
     """
-    images = torch.arange(2 * 3 * 64, dtype=torch.uint8).view(2, 3, 8, 8)
-    one = Plan(torch.tensor([[OPERATIONS.index("equalize"), OPERATIONS.index("rotate")]]), torch.tensor([[0.0, 30.0]]))
-    packed = pack(one, torch.arange(2), 8, 8).to(device)
-    made = views(images.to(device), packed, one, torch.ones(3, device=device), torch.zeros(3, device=device), 3)
-    return torch.equal(made.cpu(), apply(images, one).float())
+    if not hasattr(tl, "gather"):
+        return f"Triton {triton.__version__} is older than 3.2"
+    c, h, w = shape
+    known = torch.tensor([i for i, name in enumerate(OPERATIONS) if name != UNKNOWN])
+    n, rows = len(known), torch.arange(len(known)) % 2
+    images = torch.arange(2 * c * h * w).mul_(37).remainder_(251).to(torch.uint8).view(2, c, h, w)
+    side = torch.tensor([0, 1]).repeat(n)[:n]
+    plan = Plan(
+        torch.stack([known, known.flip(0)]), torch.full((2, n), 1.5), 128, torch.stack([side, side, side + 3, side + 4]),
+        (125, 123, 114), Window(side, side.flip(0), side > 0, (1, 1)),
+    )  # fmt: skip
+    scale, shift = torch.linspace(0.01, 0.02, c), torch.linspace(-2, -1, c)
+    packed = pack(plan, rows, h, w).to(device)
+    made = views(images.to(device), packed, plan, scale.to(device), shift.to(device), channels, True)
+    expected = apply(images[rows], plan).float().mul_(scale.view(1, -1, 1, 1)).add_(shift.view(1, -1, 1, 1))
+    same = torch.equal(made.cpu(), expected.repeat(1, channels // c, 1, 1))
+    return None if same else "the kernel's views are not those of PyTorch's operations"

@@ -113,10 +113,13 @@ def auto_contrast(images: Tensor) -> Tensor:
 def equalize(images: Tensor) -> Tensor:
     """Spread each channel's grey levels evenly over 0..255: ``ImageOps.equalize``. Exact."""
     index = images.flatten(2).long()
-    one = torch.ones((), device=images.device).expand(index.shape)
+    n, c, pixels = index.shape
+    # one-dimensional: a GPU's deterministic scatter_add_ of several dimensions would wait
+    place = index + torch.arange(0, 256 * n * c, 256, device=images.device).view(n, c, 1)
+    one = torch.ones((), device=images.device).expand(n * c * pixels)
     # whole numbers in float32, which divides several times faster than integers
-    histogram = torch.zeros(*index.shape[:2], 256, device=images.device).scatter_add_(2, index, one)
-    below = histogram.cumsum(2) - histogram
+    histogram = torch.zeros(n * c * 256, device=images.device).scatter_add_(0, place.flatten(), one).view(n, c, 256)
+    below = histogram.int().cumsum(2) - histogram  # of floats a GPU has no deterministic sum
     # a 255th of the pixels below the brightest level; a GPU multiplies by 1 / 255 and may fall short of a whole number
     step = ((below.gather(2, index.amax(2, keepdim=True)) + 0.5) / 255).floor_()
     level = torch.arange(256, dtype=torch.float32, device=images.device)

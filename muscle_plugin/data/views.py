@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from typing import Any
 
@@ -22,11 +22,12 @@ from muscle_plugin.data.draws import Draws, Part
 from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
 from muscle_plugin.data.randaugment import Plan
+from muscle_plugin.data.randaugment import apply as apply_plan
 from muscle_plugin.data.sampler import IndexStream
 from muscle_plugin.data.sources import Source
 from muscle_plugin.data.splits import Split
 from muscle_plugin.seeding import derive
-from muscle_plugin.text import first_line
+from muscle_plugin.text import shown
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
 WEAK, MEDIUM, HARD = "weak", "medium", "hard"
@@ -116,12 +117,11 @@ class _Drawn:
 class _Images:
     """A step's images by kind, gathered when they are asked for, and their indices."""
 
-    def __init__(self, images: ResidentImages | StreamedImages, step: int, sent: Mapping[str, Tensor]) -> None:
+    def __init__(self, images: ResidentImages | StreamedImages, step: int) -> None:
         self._resident = images if isinstance(images, ResidentImages) else None
+        self.index: dict[str, Tensor] = {}
         self._found: dict[str, Tensor] = {}
-        if isinstance(images, ResidentImages):
-            self.index = {kind: sent[kind] for kind in (LABELLED, UNLABELLED)}
-        else:
+        if isinstance(images, StreamedImages):
             found = images.step(step)
             self.index, self._found = ({kind: found[kind][k] for kind in (LABELLED, UNLABELLED)} for k in (0, 1))
 
@@ -131,7 +131,7 @@ class _Images:
             self._found[kind] = self._resident.gather(kind, self.index[kind])
         return self._found[kind]
 
-    @property
+    @cached_property
     def pool(self) -> Tensor:
         """All images, or the step's, labelled ones first; contiguous."""
         if self._resident is not None:
@@ -280,10 +280,16 @@ class Batches:
         try:
             from muscle_plugin.data import kernel
 
-            return kernel if kernel.fits(images.shape[1:]) and kernel.works_on(self.device) else None
-        except Exception as e:  # whatever is missing, or a compiler brings up
-            self.notes.append(f"views are made without Triton, more slowly ({type(e).__name__}: {first_line(e)})")
+            if not kernel.fits(images.shape[1:]):
+                return None
+            why = kernel.why_not(self.device, images.shape[1:], self.channels)
+        except Exception as e:  # whatever is missing, or a compiler brings up; Triton says why in its last line
+            lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+            why = f"{type(e).__name__}: {shown(lines[-1] if lines else '')}"
+        if why is not None:
+            self.notes.append(f"views are made without Triton, more slowly ({why})")
             return None
+        return kernel
 
     def _by_strength(self) -> dict[str, dict[str, View]]:
         """strength -> its views, which are made in one go."""
@@ -298,7 +304,8 @@ class Batches:
         for strength, views in self._by_strength().items():
             draws = self._draws(step, {n: (v.count, self.size[v.images]) for n, v in views.items()})
             plans[strength] = plan = self._augment[strength].draw(draws, self._shape)
-            if self._kernel is not None and isinstance(plan, Plan):
+            by_plan = self._augment[strength].apply is apply_plan and self._kernel is not None
+            if by_plan and self._kernel.takes(plan):
                 of_views = torch.cat([rows[v.images] for v in views.values() for _ in range(v.count)])
                 send[strength] = self._kernel.pack(plan, of_views, *self._shape[1:])
         turns = to_rotate = None
@@ -311,9 +318,10 @@ class Batches:
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Everything that the step's ``train_step`` asks for, on the device, images normalised."""
+        images = _Images(self.images, step)  # loader workers fork, which is safe only while no thread draws
         drawn = self._drawn(step)
         sent = drawn.parcel.unpack()
-        images = _Images(self.images, step, sent)
+        images.index = images.index or {kind: sent[kind] for kind in (LABELLED, UNLABELLED)}
         out: dict[str, Tensor] = {}
         for strength, views in self._by_strength().items():
             plan = drawn.plans[strength]

@@ -146,7 +146,7 @@ def usb_calls_on(device: torch.device | str) -> Iterator[None]:
 
 def fix_workspaces(device: torch.device, deterministic: bool) -> None:
     """Let cuBLAS compute deterministically, unless the user has said how large its workspaces are to be. It reads this once,
-    at its first use in the process: it is not undone."""
+    at its first use in the process, so the variable stays set."""
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -175,7 +175,7 @@ def deterministic_kernels(device: torch.device, asked: bool, tell: Callable[[str
             memory.fill_uninitialized_memory = False  # nothing here reads such memory
             if not before[0]:
                 torch.use_deterministic_algorithms(True, warn_only=True)
-            # of attention the fused kernels are deterministic in no mode that only warns
+            # fused attention is non-deterministic in warn-only mode
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(_hearing(tell))
         yield

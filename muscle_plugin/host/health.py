@@ -83,7 +83,8 @@ class Health:
         """
         values = {LOSS: loss} | ({} if gradient is None else {GRADIENT: gradient})
         decisive = len(values)
-        values |= {k: v for k, v in log.items() if isinstance(v, Tensor) and v.numel() == 1 and v.device == loss.device}
+        tensors = {k: v for k, v in log.items() if isinstance(v, Tensor) and v.is_floating_point()}
+        values |= {k: v for k, v in tensors.items() if v.numel() == 1 and v.device == loss.device}
         stacked = torch.stack([v.detach().reshape(()) for v in values.values()])  # of the widest type among them
         bad = (stacked - stacked).ne(0)  # in fewer operations than isfinite: infinity less itself is no number
         names = tuple(values)
