@@ -90,13 +90,13 @@ def checks(device: str) -> dict[str, tuple[float, str]]:
     profile = f"benchmarks/step_profile.py --device {device} --data_dir made --precision bf16"
     profile += " --net cnn13" if cuda else " --batch 8 --warm 3 --steps 3"
     return {
-        **{file: (70 / len(CUDA_TESTS), f"{tests} {file}") for file in CUDA_TESTS},
-        "step bf16": (45, f"{step} --precision bf16"),  # stock USB: fp16, its amp; the first one compiles
+        **{file: (60 / len(CUDA_TESTS), f"{tests} {file}") for file in CUDA_TESTS},
+        "step bf16": (40, f"{step} --precision bf16"),  # stock USB: fp16, its amp; the first one compiles
         "step fp32": (30, f"{step} --precision fp32"),
-        "views": (30, f"benchmarks/views.py --device {device} --seconds {seconds}{'' if cuda else ' --batch 32'}"),
-        "propagation": (20, f"benchmarks/propagation.py --device {device} --sizes {points} --classes 10"),
+        "views": (25, f"benchmarks/views.py --device {device} --seconds {seconds}{'' if cuda else ' --batch 32'}"),
+        "propagation": (15, f"benchmarks/propagation.py --device {device} --sizes {points} --classes 10"),
         "profile": (20, profile),
-        **({"step bf16, fastest kernels": (25, f"{step} --precision bf16 --fastest")} if cuda else {}),
+        **({"step bf16, fastest kernels": (30, f"{step} --precision bf16 --fastest")} if cuda else {}),
     }
 
 

@@ -401,7 +401,6 @@ def test_a_run_goes_on_on_another_device(short_run, monkeypatch, name, there):
     with devices[here]():
         result = short_run(algorithm=name, device=here, save_name="r", resume="yes")
     assert result["complete"]
-    assert not result["warnings"]
 
 
 def test_an_algorithm_may_log_what_it_has_on_the_cpu(build_short, gpu, monkeypatch):
