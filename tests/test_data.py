@@ -35,10 +35,10 @@ DIGITS = digits(SourceOptions(Path(), 8))
 
 def batches(
     parameters=("x_lb", "y_lb", "x_ulb_w", "x_ulb_s", "idx_lb", "idx_ulb"), usb_name="fixmatch", seed=0, channels=1,
-    **more,
+    weak="digits_weak", hard="digits_hard", **more,
 ):  # fmt: skip
     split = draw_split(DIGITS, 20, seed)
-    return Batches(DIGITS, split, 4, 6, parameters, usb_name, "digits_weak", "digits_hard", channels, seed, CPU, **more)
+    return Batches(DIGITS, split, 4, 6, parameters, usb_name, weak, hard, channels, seed, CPU, **more)
 
 
 def toy(labels, subclasses=None, images=None):

@@ -168,7 +168,11 @@ def test_commands_at_the_same_time_end_when_there_is_enough(report, tmp_path):
     [
         (220, {}, [60, 40, 30, 25, 15, 20, 30]),  # each takes all that it may
         (110, {}, [30, 20, 15, 12.5, 7.5, 10, 15]),
-        (220, {0: 30, 1: 20}, [60, 70, 80, 25, 15, 20, 30]),  # what one leaves, the next may take; the later keep theirs
+        (
+            220,
+            {0: 30, 1: 20},
+            [60, 70, 80, 25, 15, 20, 30],
+        ),  # what one leaves, the next may take; the later keep theirs
         (220, dict.fromkeys(range(7), 10), [60, 90, 110, 125, 130, 140, 160]),
     ],
 )

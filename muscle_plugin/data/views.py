@@ -275,7 +275,8 @@ class Batches:
         """The module of the kernel that makes views at once, where it can: on a GPU for which Triton compiles it."""
         if self.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return None
-        if os.environ.get("MUSCLE_VIEW_KERNEL") == "0":
+        by_plan = any(augment.apply is apply_plan for augment in self._augment.values())
+        if os.environ.get("MUSCLE_VIEW_KERNEL") == "0" or not by_plan:
             return None
         try:
             from muscle_plugin.data import kernel
