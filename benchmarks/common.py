@@ -47,22 +47,34 @@ VIEWS, FORWARD, BACKWARD, OPTIMISER, EMA, LOGGING, REST = PARTS = (
 # ------------------------------------------------------------------------------------------------------------ options
 
 
+def at_least_one(text: str) -> int:
+    """For ``type`` of an option."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
 def add_step_options(add: Callable[..., Any], timed: bool = True) -> None:
     """Options of a benchmark of steps on CIFAR-10, which takes turns if it is ``timed``."""
     add("--device", default="cpu", choices=["cpu", "cuda"])
     add("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="stock USB: fp32, or its amp (fp16)")
     add("--data_dir", default="data", help=f"folder that holds cifar-10-batches-py, or '{MADE}': random [%(default)s]")
-    add("--batch", type=int, default=64, help="labelled images of a step, and as many unlabelled ones [%(default)s]")
+    add(
+        "--batch",
+        type=at_least_one,
+        default=64,
+        help="labelled images of a step, and as many unlabelled ones [%(default)s]",
+    )
     add("--fastest", action="store_true", help="on a GPU: --deterministic false, for all that are compared")
     if timed:
         add("--seconds", type=float, default=4.0, help="of each turn [%(default)s]")
-        add("--rounds", type=int, default=5, help="turns of each [%(default)s]")
+        add("--rounds", type=at_least_one, default=5, help="turns of each [%(default)s]")
     add_common_options(add)
 
 
 def add_common_options(add: Callable[..., Any]) -> None:
     """Options of every benchmark."""
-    add("--threads", type=int, default=1, help="CPU threads [%(default)s]")
+    add("--threads", type=at_least_one, default=1, help="CPU threads [%(default)s]")
     add("--json", metavar="FILE", help="write the figures there")
 
 

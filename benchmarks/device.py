@@ -1,6 +1,6 @@
-"""What a GPU lent for fifteen minutes is asked, in two visits. See benchmarks/device.sh.
+"""GPU checks that fit into a loan of fifteen minutes, in two parts. See benchmarks/device.sh.
 
-OUT gets seven files of a part at most, written as it goes on: ``<part>.txt`` (what the commands print), ``<part>.json``
+Each part writes at most seven files to OUT, as it goes on: ``<part>.txt`` (what the commands print), ``<part>.json``
 (device, versions, revision, date; each command with its status, seconds and figures), ``summary.md`` of the parts that are
 there; of training besides each run's ``train.<algorithm>.metrics.jsonl``, where ``wall`` is seconds since both runs were
 started, and ``train.<algorithm>.result.json``. Ends with 1 if a command failed or ran out of time, with 2 if it could not
@@ -49,7 +49,7 @@ import torch
 import muscle_plugin.register
 cuda = sys.argv[1] != "cpu"
 if cuda and not torch.cuda.is_available():
-    raise RuntimeError("PyTorch finds no CUDA device")
+    sys.exit("PyTorch finds no CUDA device; --device cpu rehearses")
 for name in sys.argv[2:]:
     importlib.import_module(name)
 def version(name):
@@ -294,7 +294,8 @@ def train(report: Report, device: str, data_dir: Path, ends: float, folder: Path
     steps = max(1, int(FILLED * left / max(p["step"] + p["evaluation"] / evaluate for p in paces.values())))
     told = (f"{a} {1000 * p['step']:.1f} ms (an evaluation {p['evaluation']:.1f} s)" for a, p in paces.items())
     report.say(f"== a step beside the other: {', '.join(told)}; {left:.0f} s left: {steps} steps each\n")
-    report.content |= {"steps": steps, "paces": paces}
+    trained = "`small_cnn`, fp32, 16 images a step" if cpu else "`cnn13`, bf16, 64 + 64 images a step"
+    report.content |= {"steps": steps, "paces": paces, "trained": trained}
     found, evaluations = curves("run", "metrics.jsonl"), 0
 
     def watch() -> bool:
@@ -351,7 +352,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--minutes",
         type=float,
-        help=f"for all of it, at most {MINUTES[CHECK]:g} ({CHECK}), {MINUTES[TRAIN]:g} ({TRAIN})",
+        help=f"time limit; default and maximum: {MINUTES[CHECK]:g} ({CHECK}), {MINUTES[TRAIN]:g} ({TRAIN})",
     )
     add("--data_dir", type=Path, default=ROOT / "data", help=f"of {TRAIN}: has cifar-10-batches-py [data]")
     add("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a rehearsal with tiny settings [%(default)s]")
@@ -374,7 +375,8 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     options = options_of(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # and what it has started ends with it
+    for number in (signal.SIGTERM, signal.SIGINT):  # and what it has started ends with it
+        signal.signal(number, lambda *_: sys.exit("ended by a signal; what is done is on file"))
     with tempfile.TemporaryDirectory() as temporary:
         site, folder = (Path(temporary) / name for name in ("site", "tmp"))
         folder.mkdir()
@@ -390,11 +392,15 @@ def main(arguments: list[str] | None = None) -> int:
         told = output_of([sys.executable, "-c", ABOUT, options.device, *wanted], environment)
         about = json.loads(told.splitlines()[-1])
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        about["command"] = shlex.join(["benchmarks/device.sh", *(sys.argv[1:] if arguments is None else arguments)])
         about |= {"revision": options.revision or revision(), "date": now, "minutes": options.minutes}
         slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
         out = options.out or ROOT / "results" / "gpu" / f"{now[:10]}-{slug}"
         refuse_existing(out, options.part)
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(f"{out}: {error.strerror}; give another folder as OUT")
         report = Report(out, options.part, about, environment)
         report.say(f"== {json.dumps(about)}\n")
         ends = began + 60 * options.minutes - GRACE

@@ -56,11 +56,12 @@ def summary(folder: Path) -> str:
             report = json.loads((folder / f"{part}.json").read_text())
             told = [f"{name} {value}" for name, value in report["versions"].items() if value]
             told += [f"{key} {report[key]}" for key in ("cuda", "driver") if report[key]]
-            lines += [f"## {report['device']}, {report['date'][:10]}: {part}", ""]
-            lines += [f"`benchmarks/device.sh --part {part}`, revision {report['revision']}, {', '.join(told)}.", ""]
+            rehearsal = ", a rehearsal with tiny settings" if report["device"] == "cpu" else ""
+            lines += [f"## {report['device']}, {report['date'][:10]}: {part}{rehearsal}", ""]
+            lines += [f"`{report['command']}`, revision {report['revision']}, {', '.join(told)}.", ""]
             lines += of_part(report)
             bad = [f"{c['name']} ({c['status']})" for c in report["commands"] if c["status"] not in ENDED_WELL]
-            lines += [f"Not ended well: {'; '.join(bad)}.", ""] if bad else []
+            lines += [f"Failed or out of time: {'; '.join(bad)}.", ""] if bad else []
     return "\n".join(lines)
 
 
@@ -127,8 +128,9 @@ def training_lines(report: dict[str, Any]) -> list[str]:
         return []
     runs = [key for key in rows[0] if key not in ("by", "at")]
     lines = [
-        f"CIFAR-10, 250 labels, seed 0, {report['steps']:,} steps planned for each run, side by side on one device until"
-        " the faster one ends. Test accuracy (%) of the averaged weights at a run's last evaluation by then, and its step:",
+        f"CIFAR-10, 250 labels, seed 0, {report['trained']}, {report['steps']:,} steps planned for each run, side by side on"
+        " one device until the faster one ends. Test accuracy (%) of the averaged weights at a run's last evaluation by then,"
+        " and its step; empty: none by then. Seconds of training leave evaluations out:",
         "", table_row("at", *(f"`{run}`" for run in runs)), "|---" * (len(runs) + 1) + "|",
     ]  # fmt: skip
     units = {
@@ -149,6 +151,8 @@ def table_row(*cells: str) -> str:
 def spread(values: Iterable[float]) -> str:
     """Median (lowest to highest)."""
     ordered = sorted(values)
+    if len(ordered) == 1:
+        return f"{ordered[0]:.2f} (one round)"
     return f"{statistics.median(ordered):.2f} ({ordered[0]:.2f} to {ordered[-1]:.2f})"
 
 

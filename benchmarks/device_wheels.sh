@@ -9,7 +9,10 @@
 # Without dependencies, but for pydantic's, which must fit it exactly. pytorch-metric-learning is for the algorithm
 # contrastive alone. faiss (tens of megabytes) is left out: PyTorch does its work on a GPU in any case.
 set -euo pipefail
-dir=${1:?usage: benchmarks/device_wheels.sh DIR [PYTHON_VERSION]}
+case "${1:-}" in
+    "" | -*) echo "usage: benchmarks/device_wheels.sh DIR [PYTHON_VERSION]" >&2; exit 2 ;;
+esac
+dir=$1
 download() {
     "${PYTHON:-python3}" -m pip download --quiet --disable-pip-version-check --dest "$dir" --only-binary=:all: \
         --python-version "$version" --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \

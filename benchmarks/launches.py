@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -39,6 +40,7 @@ from common import (
     Timeline,
     add_common_options,
     as_train_does,
+    at_least_one,
     write_figures,
 )
 from rich.console import Console
@@ -48,7 +50,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from muscle_plugin.bench.clock import StepClock
 from muscle_plugin.bench.speeds import stand_in
-from muscle_plugin.config import load_settings
+from muscle_plugin.config import ConfigError, load_settings
 from muscle_plugin.data import kernel
 from muscle_plugin.data.randaugment import Plan, grouped
 from muscle_plugin.data.views import Batches
@@ -56,6 +58,7 @@ from muscle_plugin.extend import net
 from muscle_plugin.host.device import usb_calls_on
 from muscle_plugin.host.optimiser import compute_update_on
 from muscle_plugin.run import build
+from muscle_plugin.text import first_line
 
 NET, COPIES, DRAWN = "net", "copies", "drawn on the CPU"
 META, CUDA = torch.device("meta"), torch.device("cuda")
@@ -278,10 +281,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--algorithms", nargs="+", default=["muscle_fixmatch", "fixmatch", "muscle"])
     add("--net", default="cnn13", help="[%(default)s]")
-    add("--batch", type=int, default=64, help="labelled images of a step, and as many unlabelled ones [%(default)s]")
+    add(
+        "--batch",
+        type=at_least_one,
+        default=64,
+        help="labelled images of a step, and as many unlabelled ones [%(default)s]",
+    )
     add("--precision", default="fp32", choices=["fp32", "bf16"], help="[%(default)s]")
     add("--seconds", type=float, default=2.0, help="of each timing [%(default)s]")
-    add("--rounds", type=int, default=3, help="of it [%(default)s]")
+    add("--rounds", type=at_least_one, default=3, help="of it [%(default)s]")
     add_common_options(add)
     options = parser.parse_args(arguments)
     as_train_does(options)
@@ -316,4 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ConfigError, ValueError) as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)
+        sys.exit(2)

@@ -106,7 +106,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
     run_dir = Path(settings.save_dir) / settings.save_name
     with contextlib.ExitStack() as stack:
         try:
-            device = choose_device(settings.device) if distributed.launched() > 1 else torch.device("cpu")
+            device = choose_device(settings.device)  # before the run's directory is touched
             stack.enter_context(distributed.joined(device, settings.dist_timeout))
         except (DeviceError, RuntimeError, ValueError) as e:
             raise RunError(str(e).splitlines()[0]) from e

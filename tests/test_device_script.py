@@ -16,6 +16,7 @@ from conftest import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "device.sh"
 ABOUT = {"device": "NVIDIA H100", "date": "2026-11-28T10:00:00+00:00", "revision": "abc1234", "cuda": "13.0", "driver": "580.1",
+         "command": "benchmarks/device.sh out --part check",
          "versions": {"torch": "2.11.0", "triton": "3.6.0", "timm": None}}  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def test_exit_status(report, tmp_path, code):
     assert report.run("it", shlex.join(["-c", code]), 60) == ("begun" in code)
     (command,) = json.loads((tmp_path / "check.json").read_text())["commands"]
     assert command["status"] == (0 if "begun" in code else 3)
-    assert ("Not ended well: it (3)." in (tmp_path / "summary.md").read_text()) == ("begun" not in code)
+    assert ("Failed or out of time: it (3)." in (tmp_path / "summary.md").read_text()) == ("begun" not in code)
 
 
 def test_a_command_and_what_it_starts_end_with_their_time(device, report, tmp_path, monkeypatch):
@@ -160,7 +161,7 @@ def test_commands_at_the_same_time_end_when_there_is_enough(report, tmp_path):
     found = report.together(commands, 30, lambda: all(p.exists() for p in files))
     assert found == {"a": "stopped", "b": "stopped", "short": 4}
     assert {"a: saved\n", "b: saved\n"} < set((tmp_path / "check.txt").open())
-    assert "Not ended well: short (4)." in (tmp_path / "summary.md").read_text()
+    assert "Failed or out of time: short (4)." in (tmp_path / "summary.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -326,13 +327,13 @@ def test_equal_steps_and_equal_seconds(device_summary):
 
 def test_summary_of_training(device_summary, tmp_path):
     curves = {"fixmatch": evaluations((1000, 20, 30, 0.5)), "muscle_fixmatch": evaluations((1000, 40, 55, 0.75))}
-    told = {**ABOUT, "steps": 12345, "accuracy": device_summary.compared(curves), "commands": []}
+    told = {**ABOUT, "steps": 12345, "trained": "`cnn13`", "accuracy": device_summary.compared(curves), "commands": []}
     (tmp_path / "train.json").write_text(json.dumps(told))
     assert device_summary.main([str(tmp_path)]) == 0
     text = (tmp_path / "summary.md").read_text()
     assert text.startswith("## NVIDIA H100, 2026-11-28: train\n")
     assert "revision abc1234, torch 2.11.0, triton 3.6.0, cuda 13.0, driver 580.1." in text
-    assert "12,345 steps planned" in text
+    assert "seed 0, `cnn13`, 12,345 steps planned" in text
     assert "| at | `fixmatch` | `muscle_fixmatch` |" in text
     assert "| step 1,000 | 50.0 (1,000) | 75.0 (1,000) |" in text
     assert "| 20 s of training | 50.0 (1,000) |  |" in text

@@ -75,6 +75,18 @@ def test_a_library_call_refuses_it_too_and_takes_no_gpu_instead(name, monkeypatc
     assert choose_device("cuda:1") == torch.device("cuda", 1)
 
 
+def test_a_gpu_that_is_not_there_changes_no_run(short_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    short_run(save_name="r", algorithm="fixmatch", net="small_cnn")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
+    capsys.readouterr()
+    for name, *more in (("r", "--resume"), ("new",)):
+        assert train(tmp_path, *more, save_name=name, device="cuda", algorithm="fixmatch", net="small_cnn") == 2
+        assert "device: cuda asked for, but this machine has 0 usable GPU(s)" in one_error(capsys)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
 # -------------------------------------------------------------------------------------------------------------- resume
 
 
