@@ -65,6 +65,9 @@ class FakeCuda(TorchDispatchMode):
         self._places = FakeTensorMode(allow_non_fake_inputs=True)
 
     def __enter__(self) -> FakeCuda:
+        # at its first use in a process autograd's engine starts a thread per device that it finds, and with threads a process
+        # cannot fork: other tests do
+        torch.ones(1, requires_grad=True).sum().backward()
         self._open = contextlib.ExitStack()
         for stand_in in (self._places, *_stand_ins(self)):
             self._open.enter_context(stand_in)
