@@ -2,7 +2,7 @@
 
 A program makes one view: it reads a uint8 image, keeps it on chip while the operations of its plan follow one another, and
 writes the normalised view. The views equal those of ``randaugment.apply`` and ``views.Normaliser`` bit for bit, where these
-take some 500 launches for a batch. What rounds is therefore computed in the same order and precision as there (no fused
+take some 400 launches for a batch. What rounds is therefore computed in the same order and precision as there (no fused
 multiply-add, no approximate division), and in whole numbers where that gives the same.
 """
 
