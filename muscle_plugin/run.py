@@ -167,10 +167,9 @@ def _train_or_say_why(
         try:
             return _train_in(run_dir, resolved, checkpoints, command, quiet, built)
         except WriteError as e:
-            saved = (
-                "the checkpoints before it are whole" if saved_checkpoints(run_dir) else "there is no checkpoint yet"
-            )
-            raise RunError(f"{_refused(e)}; {saved}. To go on: {_resume_command(command)}") from e
+            own = bool(saved_checkpoints(run_dir))
+            saved = "the checkpoints before it are whole" if own else "there is no checkpoint yet"
+            raise RunError(f"{_refused(e)}; {saved}. To go on: {_resume_command(command, own)}") from e
         except OSError as e:
             if not e.filename:
                 raise
@@ -250,13 +249,13 @@ def _train_in(
             except Interrupted as e:
                 if not saved_checkpoints(run_dir):
                     raise
-                raise Interrupted(f"{e}\nto go on: {_resume_command(command, '--load_path', '--load-path')}") from None
+                raise Interrupted(f"{e}\nto go on: {_resume_command(command, True)}") from None
             except CompileError as e:  # found at the first step
                 raise RunError(str(e)) from e
             except DeviceError as e:
                 left = "there is no checkpoint yet"
                 if saved_checkpoints(run_dir):
-                    left = f"the last checkpoint is whole: {_resume_command(command)} goes on from it, also with"
+                    left = f"the last checkpoint is whole: {_resume_command(command, True)} goes on from it, also with"
                     left += " another --device, --data_on or --eval_batch_size"
                 raise RunError(f"{e}; {left}") from e
         result: dict[str, Any] = distributed.from_first(lambda: recorder.write_result(algorithm))
@@ -367,12 +366,13 @@ def _signals(algorithm: Any) -> Iterator[None]:
         yield
 
 
-def _resume_command(command: Sequence[str], *done_with: str) -> str:
+def _resume_command(command: Sequence[str], has_checkpoint: bool = False) -> str:
     """The command line that continues a run: the same, with ``--resume`` in place of how it was begun.
 
     Args:
-        done_with: further flags to leave out: the checkpoint it began from, once it has one of its own.
+        has_checkpoint: of its own, which it goes on from, and no longer from the one that ``--load_path`` named.
     """
+    dropped = ["--overwrite", "-o", "--resume", *(["--load_path", "--load-path"] if has_checkpoint else [])]
     words: list[str] = []
     if distributed.world() > 1:
         here, machines = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get("GROUP_WORLD_SIZE", "1")
@@ -385,7 +385,7 @@ def _resume_command(command: Sequence[str], *done_with: str) -> str:
     of_dropped_flag = False
     for word in command:
         flag = word.partition("=")[0]
-        if flag in ("--overwrite", "-o", "--resume", *done_with):
+        if flag in dropped:
             of_dropped_flag = "=" not in word
         elif of_dropped_flag and not word.startswith("-"):
             of_dropped_flag = False

@@ -391,6 +391,15 @@ def test_the_command_to_go_on(command, expected):
     assert _resume_command(command) == expected
 
 
+@pytest.mark.parametrize("flag", [["--load_path", "x.pth"], ["--load_path=x.pth"], ["--load-path", "x.pth"]])
+def test_the_command_to_go_on_names_another_checkpoint_only_until_there_is_an_own_one(flag):
+    from muscle_plugin.run import _resume_command
+
+    command = ["train.py", *flag, "--seed", "3"]
+    assert _resume_command(command) == f"python train.py {' '.join(flag)} --seed 3 --resume"
+    assert _resume_command(command, True) == "python train.py --seed 3 --resume"
+
+
 def test_plain_lines_when_not_a_terminal(tmp_path):
     process = _start(tmp_path)
     out, _ = process.communicate(timeout=300)

@@ -186,7 +186,7 @@ def pack(plan: Plan, rows: Tensor, height: int, width: int) -> Tensor:
     """A plan as the kernel reads it.
 
     Args:
-        plan: for N views; no operation but those of ``KNOWN``.
+        plan: for N views; one that :func:`takes` allows.
         rows: (N,) the image of each, as its row in the pool.
 
     Returns:

@@ -119,7 +119,7 @@ def restore(algorithm: Any, state: dict[str, Any], on: torch.device | None = Non
     """Put an algorithm of the same class and sizes back into a captured state.
 
     Args:
-        on: where tensors go, but for those that are elsewhere in the algorithm as it was built; None: where they are.
+        on: where tensors go; one whose attribute lives on another device already stays there. None: where they are.
     """
     _restore_object(algorithm, state["algorithm"], on)
     for name, hook in algorithm.hooks_dict.items():
