@@ -2,7 +2,8 @@
 
 import sys
 
-from muscle_plugin.cli import in_utf8, train_command
+from muscle_plugin.cli import in_utf8
+from muscle_plugin.cli.train import train_command
 
 if __name__ == "__main__":
     in_utf8()

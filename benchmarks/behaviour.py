@@ -21,8 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
-from muscle_plugin.bench.runs import mean_and_std, read_run
-from muscle_plugin.config import load_settings
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.studies.runs import mean_and_std, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 BASES = ROOT / "benchmark_configs" / "_base"
@@ -99,7 +99,7 @@ def directory(settings: dict[str, Any], seed: int) -> str:
 
 def train(settings: dict[str, Any], seed: int, group: str, data_dir: str) -> None:
     """One run, in a worker process; does nothing if it is finished."""
-    from muscle_plugin.run import train as run
+    from muscle_plugin.runs.train import train as run
 
     extra = {k: v for k, v in settings.items() if k != "after"}
     if "after" in settings:

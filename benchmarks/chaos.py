@@ -41,11 +41,11 @@ import torch
 import muscle_plugin.register  # noqa: F401  so that a fork need not import it
 from muscle_plugin import files
 from muscle_plugin.algorithms.label_propagation import PseudoLabels
-from muscle_plugin.cli import train_command
-from muscle_plugin.host import host
-from muscle_plugin.host.hooks import HostParamUpdateHook
-from muscle_plugin.recorder import Recorder
-from muscle_plugin.run_dir import LATEST
+from muscle_plugin.cli.train import train_command
+from muscle_plugin.run_files import LATEST
+from muscle_plugin.runs.recorder import Recorder
+from muscle_plugin.training import host
+from muscle_plugin.training.hooks import HostParamUpdateHook
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What runs if no words name a configuration: both stages, refreshes.

@@ -33,7 +33,8 @@ def _expect(condition: object, words: object) -> None:
 
 def read_config(folder: Path) -> Callable[[bytes], None]:
     """Reads a text as a YAML file of settings, and checks these."""
-    from muscle_plugin.config import ConfigError, load_settings
+    from muscle_plugin.errors import ConfigError
+    from muscle_plugin.settings.resolve import load_settings
 
     file = folder / "c.yaml"
 
@@ -49,8 +50,8 @@ def read_config(folder: Path) -> Callable[[bytes], None]:
 
 def read_csv(folder: Path) -> Callable[[bytes], None]:
     """Reads a text as a table of labels over a folder of three images."""
-    from muscle_plugin.data.errors import DataError
     from muscle_plugin.data.folders import _from_csv
+    from muscle_plugin.errors import DataError
 
     root, table = folder / "images", folder / "t.csv"
     (root / "sub").mkdir(parents=True)

@@ -48,17 +48,18 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muscle_plugin.bench.clock import StepClock
-from muscle_plugin.bench.speeds import stand_in
-from muscle_plugin.config import ConfigError, load_settings
 from muscle_plugin.data import kernel
 from muscle_plugin.data.randaugment import Plan, grouped
 from muscle_plugin.data.views import Batches
+from muscle_plugin.errors import ConfigError
 from muscle_plugin.extend import net
-from muscle_plugin.host.device import usb_calls_on
-from muscle_plugin.host.optimiser import compute_update_on
-from muscle_plugin.run import build
+from muscle_plugin.runs.train import build
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.studies.clock import StepClock
+from muscle_plugin.studies.speeds import stand_in
 from muscle_plugin.text import first_line
+from muscle_plugin.training.optimiser import compute_update_on
+from muscle_plugin.usb.calls import usb_calls_on
 
 NET, COPIES, DRAWN = "net", "copies", "drawn on the CPU"
 META, CUDA = torch.device("meta"), torch.device("cuda")

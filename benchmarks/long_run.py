@@ -23,9 +23,10 @@ import torch
 from common import write_figures
 from process_memory import memory
 
-from muscle_plugin import recorder
-from muscle_plugin.config import load_settings
-from muscle_plugin.run import Interrupted, train
+from muscle_plugin.errors import Interrupted
+from muscle_plugin.runs import recorder
+from muscle_plugin.runs.train import train
+from muscle_plugin.settings.resolve import load_settings
 
 MB = 1e6
 LABELS = {

@@ -49,10 +49,10 @@ from common import (
 from rich.console import Console
 from rich.table import Table
 
-from muscle_plugin.algorithms.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
-from muscle_plugin.bench.clock import StepClock, images_forwarded
-from muscle_plugin.progress import Progress
-from muscle_plugin.recorder import Recorder
+from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
+from muscle_plugin.runs.progress import Progress
+from muscle_plugin.runs.recorder import Recorder
+from muscle_plugin.studies.clock import StepClock, images_forwarded
 
 ALGORITHMS = ("fixmatch", "meanteacher", "fullysupervised", "muscle_fixmatch", "muscle_meanteacher", "muscle")
 GOAL = 1.05  # of an image more, in images of the base

@@ -43,7 +43,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ratio": {"algorithm": "muscle", "ratio": 3.0, "hard_views": 2, "include_lb_to_ulb": True},
     "separate": {"algorithm": "muscle_flexmatch", "mi_batch_norm": "separate", "mi_labelled": False},
     "pretrain": {"algorithm": "muscle", "stage": "pretrain"},
-    "options": {"algorithm": "muscle_fixmatch", "net": "cnn13", "net_width": 0.125, "net_dropout": 0.3, "net_noise": 0.1},
+    "options": {
+        "algorithm": "muscle_fixmatch",
+        "net": "cnn13",
+        "net_width": 0.125,
+        "net_dropout": 0.3,
+        "net_noise": 0.1,
+    },
     "usb_net": {"algorithm": "muscle_softmatch", "net": "wrn_28_2", "img_size": 32, "total_batch": 4},
     "augment": {"algorithm": "muscle", "hard_augment": "randaugment_usb", "hard_ops": 4},
 }
@@ -51,16 +57,38 @@ VARIANTS: dict[str, dict[str, Any]] = {
 VOLATILE = ("seconds", "images_per_second", "time", "prefetch", "path", "run_dir", "started")
 HELP = ["", "train", "sweep", "report", "usb-export", "predict", "export", "data", "data show", "demo"]
 WRONG = [
-    "train", "train nosuch", "train fixmatch_digits_10 --nosuch 1", "train fixmatch_digits_10 --lr -1 --epoch 0 --seed x",
-    "train --algorithm fixmatc --dataset digits", "train --algorithm fixmatch --dataset digit", "train --net resnet --dataset digits",
-    "train fixmatch_digits_10 --num_labels 11", "train fixmatch_digits_10 --device mps", "train fixmatch_digits_10 --device cuda:0",
-    "train fixmatch_digits_10 --mi_weight 1", "train fixmatch_digits_10 --overwrite --resume", "train fixmatch_digits_10 --lr_zero_at 2",
-    "train fixmatch_digits_10 --total_batch 64 --batch_size 63", "train fixmatch_digits_10 --dataset cifar10 --data_dir nowhere",
-    "train fixmatch_digits_10 --save_name a/b", "train fixmatch_digits_10 --split_file nowhere.json", "train fixmatch_digits_10 --plugins nowhere.py",
-    "train fixmatch_digits_10 --init_from nowhere.pth", "train muscle_fullysupervised", "train fixmatch_digits_10 --use_wandb",
-    "train broken.yaml", "train list.yaml", "sweep nosuch", "sweep digits --seeds x", "report nowhere --out r", "usb-export nowhere --out r",
-    "predict --checkpoint nowhere --images . --out o.csv", "export --checkpoint nowhere --out o", "data show --dataset nosuch", "demo --out broken.yaml",
-]  # fmt: skip
+    "train",
+    "train nosuch",
+    "train fixmatch_digits_10 --nosuch 1",
+    "train fixmatch_digits_10 --lr -1 --epoch 0 --seed x",
+    "train --algorithm fixmatc --dataset digits",
+    "train --algorithm fixmatch --dataset digit",
+    "train --net resnet --dataset digits",
+    "train fixmatch_digits_10 --num_labels 11",
+    "train fixmatch_digits_10 --device mps",
+    "train fixmatch_digits_10 --device cuda:0",
+    "train fixmatch_digits_10 --mi_weight 1",
+    "train fixmatch_digits_10 --overwrite --resume",
+    "train fixmatch_digits_10 --lr_zero_at 2",
+    "train fixmatch_digits_10 --total_batch 64 --batch_size 63",
+    "train fixmatch_digits_10 --dataset cifar10 --data_dir nowhere",
+    "train fixmatch_digits_10 --save_name a/b",
+    "train fixmatch_digits_10 --split_file nowhere.json",
+    "train fixmatch_digits_10 --plugins nowhere.py",
+    "train fixmatch_digits_10 --init_from nowhere.pth",
+    "train muscle_fullysupervised",
+    "train fixmatch_digits_10 --use_wandb",
+    "train broken.yaml",
+    "train list.yaml",
+    "sweep nosuch",
+    "sweep digits --seeds x",
+    "report nowhere --out r",
+    "usb-export nowhere --out r",
+    "predict --checkpoint nowhere --images . --out o.csv",
+    "export --checkpoint nowhere --out o",
+    "data show --dataset nosuch",
+    "demo --out broken.yaml",
+]
 
 
 def digest(value: Any) -> str:
@@ -72,7 +100,9 @@ def digest(value: Any) -> str:
     def take(at: str, x: Any) -> None:
         if isinstance(x, torch.Tensor):
             found.update(f"{at} {x.dtype} {tuple(x.shape)}".encode())
-            found.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b"")
+            found.update(
+                x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+            )
         elif isinstance(x, dict):
             for k in sorted(x, key=str):
                 take(f"{at}.{k}", x[k])

@@ -11,7 +11,7 @@ GPU all use the deterministic kernels that ``train.py`` uses by default; ``--fas
 - host: what ``train.py`` runs.
 - stock: USB's class, engine, data sets and loaders. Its loaders' processes (``--workers`` for labelled images, twice as many
   for unlabelled ones) come on top of its own: they take cores that the others do not use. Where there is no GPU USB refuses to
-  run; the shim replaces ``.cuda()``, CUDA events and ``synchronize`` by nothing (``muscle_plugin.host.device``). No MUSCLE.
+  run; the shim replaces ``.cuda()``, CUDA events and ``synchronize`` by nothing (``muscle_plugin.device``). No MUSCLE.
 - bare: forward, cross-entropy, backward and SGD over tensors of as many images as the step forwards (with and without
   gradient), all that a step must do; no views, no averaged weights, no log. "views too": it makes the host's views besides.
 """
@@ -43,7 +43,7 @@ from common import (
 from rich.console import Console
 from rich.table import Table
 
-from muscle_plugin.bench.clock import StepClock, images_forwarded
+from muscle_plugin.studies.clock import StepClock, images_forwarded
 
 GOALS = {"cpu": (1.5, 0.95), "cuda": (3.0, 0.85)}
 

@@ -41,13 +41,13 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, Normalize, ToTensor
 from torchvision.transforms import functional as tv
 
-from muscle_plugin.config import load_settings
 from muscle_plugin.data.sources import Source, SourceOptions, load_source
 from muscle_plugin.data.splits import Split, draw_split
 from muscle_plugin.data.views import pixel_statistics
-from muscle_plugin.host.device import usb_calls_on
-from muscle_plugin.run import build
+from muscle_plugin.runs.train import build
 from muscle_plugin.seeding import seed_everything
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.usb.calls import usb_calls_on
 
 CONFIGS = Path(__file__).resolve().parent.parent / "benchmark_configs"
 OURS, BASE, STOCK = "MUSCLE + FixMatch, hosted", "FixMatch, hosted", "FixMatch, stock USB"
@@ -117,7 +117,7 @@ def stock_data(source: Source, split: Split) -> dict[str, Any]:
 
 def stock(seed: int, options: argparse.Namespace, folder: str) -> Any:
     """Stock USB's FixMatch with the settings of ``fixmatch_digits_10.yaml``."""
-    from muscle_plugin.usb import ALGORITHMS
+    from muscle_plugin.usb.names import ALGORITHMS
 
     s = load_settings(str(CONFIGS / "fixmatch_digits_10.yaml"), seed=seed, num_labels=options.labels).settings
     source = load_source("digits", SourceOptions(Path(folder), s.img_size))

@@ -68,7 +68,7 @@ def stock_transforms(channels: int, size: int) -> dict[str, Callable]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the libraries that USB imports
-                import_module("muscle_plugin.usb")  # which knows what of them can be absent
+                import_module("muscle_plugin.usb.names")  # which knows what of them can be absent
                 from semilearn.datasets.augmentation import RandAugment
 
             stock["USB strong"] = transforms.Compose([*weak, RandAugment(3, 5), *tensor])

@@ -11,27 +11,27 @@ from muscle_plugin.version import __version__
 
 if TYPE_CHECKING:  # the same as _LAZY, for type checkers
     from muscle_plugin.algorithms.muscle import Muscle
-    from muscle_plugin.config import load_settings
-    from muscle_plugin.export import export_model, load_exported
-    from muscle_plugin.host import Host
-    from muscle_plugin.host.device import usb_calls_on
+    from muscle_plugin.inference.export import export_model, load_exported
+    from muscle_plugin.inference.predict import Predictor
     from muscle_plugin.losses.mutual_information import MutualInformationLoss, mutual_information
-    from muscle_plugin.predict import Predictor
     from muscle_plugin.propagation import DiffusionLabelPropagation
-    from muscle_plugin.run import train
+    from muscle_plugin.runs.train import train
+    from muscle_plugin.settings.resolve import load_settings
+    from muscle_plugin.training import Host
+    from muscle_plugin.usb.calls import usb_calls_on
 
 _LAZY = {
     "mutual_information": "muscle_plugin.losses",
     "MutualInformationLoss": "muscle_plugin.losses",
     "Muscle": "muscle_plugin.algorithms.muscle",
-    "Host": "muscle_plugin.host",
-    "train": "muscle_plugin.run",
-    "load_settings": "muscle_plugin.config",
-    "Predictor": "muscle_plugin.predict",
-    "export_model": "muscle_plugin.export",
-    "load_exported": "muscle_plugin.export",
+    "Host": "muscle_plugin.training",
+    "train": "muscle_plugin.runs.train",
+    "load_settings": "muscle_plugin.settings.resolve",
+    "Predictor": "muscle_plugin.inference.predict",
+    "export_model": "muscle_plugin.inference.export",
+    "load_exported": "muscle_plugin.inference.export",
     "DiffusionLabelPropagation": "muscle_plugin.propagation",
-    "usb_calls_on": "muscle_plugin.host.device",
+    "usb_calls_on": "muscle_plugin.usb.calls",
 }
 
 __all__ = [

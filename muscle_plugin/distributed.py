@@ -17,21 +17,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from muscle_plugin.errors import ExchangeError
 from muscle_plugin.text import out_of_memory
 
 T = TypeVar("T")
 
 
-class ExchangeError(RuntimeError):
-    """Another process has ended, or did not answer in time."""
-
-
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -98,7 +95,7 @@ class _Mean(torch.autograd.Function):
 
 
 def _mean(x: Tensor) -> Tensor:
-    return _sum(x) / world()
+    return _sum(x) / world_size()
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -114,14 +111,14 @@ def mean(x: Tensor) -> Tensor:
     Args:
         x: of one shape in every process.
     """
-    return _Mean.apply(x) if world() > 1 else x
+    return _Mean.apply(x) if world_size() > 1 else x
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:  # type: ignore[override]
         context.rows = len(x)
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
         with _exchange():
             dist.all_gather(parts, x.detach().contiguous())
         return torch.cat(parts)
@@ -138,9 +135,9 @@ def gather(x: Tensor) -> Tensor:
         x: (n, ...).
 
     Returns:
-        (n * world(), ...).
+        (n * world_size(), ...).
     """
-    return _Gather.apply(x) if world() > 1 else x
+    return _Gather.apply(x) if world_size() > 1 else x
 
 
 def gather_parts(x: Tensor, to_first: bool = False) -> Tensor:
@@ -150,7 +147,7 @@ def gather_parts(x: Tensor, to_first: bool = False) -> Tensor:
         x: (n, ...).
         to_first: only the first process needs them; the others get what they gave.
     """
-    if world() == 1:
+    if world_size() == 1:
         return x
     rows = gather_objects(len(x))
     padded = x.new_zeros(max(rows), *x.shape[1:])
@@ -169,14 +166,14 @@ def gather_parts(x: Tensor, to_first: bool = False) -> Tensor:
 def average_(tensors: Iterable[Tensor]) -> None:
     """Replace floating-point tensors, of the same shapes in every process, by their means over processes, in one exchange."""
     chosen = [t for t in tensors if t.is_floating_point()]
-    if world() == 1 or not chosen:
+    if world_size() == 1 or not chosen:
         return
     for kind in dict.fromkeys(t.dtype for t in chosen):  # in the same order everywhere
         some = [t for t in chosen if t.dtype == kind]
         flat = torch.cat([t.reshape(-1) for t in some])
         with _exchange():
             dist.all_reduce(flat)
-        flat /= world()
+        flat /= world_size()
         torch._foreach_copy_(
             some, [p.view(t.shape) for p, t in zip(flat.split([t.numel() for t in some]), some, strict=True)]
         )
@@ -185,7 +182,7 @@ def average_(tensors: Iterable[Tensor]) -> None:
 @torch.no_grad()
 def copy_from_first_(tensors: Iterable[Tensor]) -> None:
     """Replace tensors, of the same shapes in every process, by those of the first."""
-    if world() > 1:
+    if world_size() > 1:
         for t in tensors:
             sent = t.detach().contiguous()
             with _exchange():
@@ -195,7 +192,7 @@ def copy_from_first_(tensors: Iterable[Tensor]) -> None:
 
 def any_process(flag: bool) -> bool:
     """Whether ``flag`` is set in any process. Exchanged between CPUs: no GPU is waited for."""
-    if world() == 1:
+    if world_size() == 1:
         return flag
     shared = torch.tensor([int(flag)])
     with _exchange():
@@ -208,9 +205,9 @@ def any_process(flag: bool) -> bool:
 
 def gather_objects(value: T) -> list[T]:
     """The values of all processes; they may be any that can be pickled."""
-    if world() == 1:
+    if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world()
+    found: list[Any] = [None] * world_size()
     with _exchange():
         dist.all_gather_object(found, value)
     return found
@@ -218,7 +215,7 @@ def gather_objects(value: T) -> list[T]:
 
 def from_first(make: Callable[[], T]) -> T:
     """What ``make`` returns in the first process, everywhere; it is called there alone and must not raise."""
-    if world() == 1:
+    if world_size() == 1:
         return make()
     box = [make() if rank() == 0 else None]
     with _exchange():

@@ -12,166 +12,15 @@ name as this package's own is: in settings, on the command line, to ``muscle_<na
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from muscle_plugin.data.names import DATASETS, NETS, DatasetInfo
+from muscle_plugin.errors import PluginError
+from muscle_plugin.registry.extension import Images, dataset, net
+from muscle_plugin.registry.plugins import load_all, located
 
-__all__ = ["Images", "PluginError", "USBNet", "dataset", "load", "net"]  # noqa: F822  USBNet is found when asked for
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-#: What a name may be: it becomes a flag's value and part of folder names.
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-
-
-class PluginError(ValueError):
-    """A plugin cannot be loaded, or registers what cannot be used. The message is one line that names it."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """What a data set's function returns. Any object with these attributes will do.
-
-    Attributes:
-        images: (N, C, H, W) uint8, an array or a tensor; or a list of N image files (relative ones: below ``data_dir``),
-            which are decoded as RGB and resized.
-        labels: (N,) whole numbers, 0 to the number of classes - 1; -1: none.
-        test: (N,) bool, or the positions of the images that are for testing; none may be.
-        classes: their names, in the order of the labels.
-    """
-
-    images: Any
-    labels: Any
-    test: Any
-    classes: Sequence[str]
-
-
-@dataclass(frozen=True)
-class PluginDataset:
-    """A registered data set: the function that reads it, channels of its images, and where it was defined."""
-
-    read: Callable[[Any], Any]
-    channels: int
-    place: str
-
-
-@dataclass(frozen=True)
-class PluginNet:
-    """A registered net: the function that builds it, and where it was defined."""
-
-    build: Callable[..., Any]
-    place: str
-
-
-#: What plugins have registered, by name.
-PLUGIN_DATASETS: dict[str, PluginDataset] = {}
-PLUGIN_NETS: dict[str, PluginNet] = {}
-
-
-def place_of(thing: Any) -> str:
-    """The file that defines a function or class, or its module's name."""
-    module = getattr(thing, "__module__", None) or "?"
-    return str(getattr(sys.modules.get(module), "__file__", None) or module)
-
-
-def _check_name(kind: str, name: Any, thing: Any) -> None:
-    if not callable(thing):
-        raise PluginError(f"{kind} {name!r}: a function is expected, got {type(thing).__name__}")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise PluginError(
-            f"{place_of(thing)}: {kind} {name!r}: a name has letters, digits and _, and begins with a letter"
-        )
-
-
-def _redefines(old: str, thing: Any) -> bool:
-    """Whether a cell of a notebook is run again."""
-    return place_of(thing) == old == "__main__"
-
-
-def dataset(
-    name: str,
-    *,
-    img_size: int,
-    channels: int = 3,
-    num_classes: int | None = None,
-    num_labels: int | None = None,
-    weak_augment: str = "crop_flip",
-    hard_augment: str = "randaugment",
-) -> Callable[[F], F]:
-    """Decorator: ``--dataset <name>`` is what the function returns, an :class:`Images`.
-
-    The function is called with one argument, whose attributes are ``data_dir`` (a ``Path``), ``img_size`` (pixels) and
-    ``seed`` (of ``split_seed``); it need not use them.
-
-    Args:
-        img_size: side in pixels to which images are resized, if ``--img_size`` asks for no other.
-        channels: of the images, 1 or 3.
-        num_classes: if it is given, settings that do not fit it are refused before the data is read.
-        num_labels: labelled images, if ``--num_labels`` asks for no other; None: every label there is.
-        weak_augment, hard_augment: names of augmentations, if the settings of these names ask for no others.
-
-    Raises:
-        PluginError: there is a data set of this name, or a value is out of range.
-    """
-
-    def register(read: F) -> F:
-        _check_name("data set", name, read)
-        place = place_of(read)
-        what = f"{place}: data set {name!r}"
-        if name in DATASETS and not (name in PLUGIN_DATASETS and _redefines(PLUGIN_DATASETS[name].place, read)):
-            owner = PLUGIN_DATASETS[name].place if name in PLUGIN_DATASETS else "this package"
-            raise PluginError(f"{what}: {owner} has one of this name; take another")
-        for key, value, least, most in (
-            ("img_size", img_size, 4, 1024),
-            ("num_classes", num_classes, 2, 10**6),
-            ("num_labels", num_labels, 1, 2**53),
-        ):
-            if not (value is None and key != "img_size") and not (type(value) is int and least <= value <= most):
-                raise PluginError(f"{what}: {key} must be a whole number from {least} to {most}, got {value!r}")
-        if channels not in (1, 3):
-            raise PluginError(f"{what}: channels must be 1 or 3, got {channels!r}")
-        PLUGIN_DATASETS[name] = PluginDataset(read, channels, place)
-        DATASETS[name] = DatasetInfo(
-            num_classes, img_size, channels, num_labels=num_labels, weak_augment=weak_augment, hard_augment=hard_augment
-        )
-        return read
-
-    return register
-
-
-def net(name: str) -> Callable[[F], F]:
-    """Decorator: ``--net <name>`` is what the function builds.
-
-    It is called with those of ``num_classes``, ``channels`` and ``img_size`` that it has parameters for, and returns an
-    ``nn.Module`` that takes (N, channels, img_size, img_size) images and either
-
-    * ends in an ``nn.Linear`` of ``num_classes`` outputs and returns these, as torchvision's and timm's nets do, or
-    * returns ``{"logits": (N, num_classes), "feat": (N, F)}`` and takes ``only_feat`` and ``only_fc``, as USB's nets do; a
-      subclass of :class:`USBNet` does both.
-
-    Raises:
-        PluginError: there is a net of this name.
-    """
-
-    def register(build: F) -> F:
-        _check_name("net", name, build)
-        place = place_of(build)
-        usb = sys.modules.get("semilearn.nets")
-        if name in PLUGIN_NETS and not _redefines(PLUGIN_NETS[name].place, build):
-            raise PluginError(f"{place}: net {name!r}: {PLUGIN_NETS[name].place} has one of this name; take another")
-        if name in NETS or callable(getattr(usb, name, None)):
-            raise PluginError(
-                f"{place}: net {name!r}: {'this package' if name in NETS else 'USB'} has one of this name; take another"
-            )
-        PLUGIN_NETS[name] = PluginNet(build, place)
-        return build
-
-    return register
+__all__ = ["Images", "PluginError", "USBNet", "dataset", "load", "net"]  # noqa: F822
 
 
 def load(plugins: str | Path | Iterable[str | Path]) -> None:
@@ -182,8 +31,6 @@ def load(plugins: str | Path | Iterable[str | Path]) -> None:
     Raises:
         PluginError: there is no such plugin, importing it fails, or what it registers cannot be used.
     """
-    from muscle_plugin.plugins import load_all, located
-
     given = str(plugins) if isinstance(plugins, (str, Path)) else [str(p) for p in plugins]
     load_all(located(given, Path.cwd()))
 

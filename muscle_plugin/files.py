@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from muscle_plugin.errors import DamagedError, WriteError
 from muscle_plugin.text import first_line, out_of_memory
 
 if TYPE_CHECKING:
@@ -24,14 +25,6 @@ _CHECKED = b"\nsha256 "
 _DIGEST = hashlib.sha256().digest_size
 #: The key by which a checkpoint says that its file ends so.
 _SAYS_CHECKED = "sha256_follows"
-
-
-class WriteError(OSError):
-    """A file cannot be written: no room, no permission, a broken disk. What was there is as it was."""
-
-
-class DamagedError(ValueError):
-    """A checkpoint's file is not what was once written."""
 
 
 def refuse_existing(path: Path, instead: str) -> None:

@@ -10,11 +10,11 @@ Raises:
 
 from __future__ import annotations
 
-from muscle_plugin.algorithms.catalogue import muscle_algorithms
 from muscle_plugin.algorithms.compose import algorithm_class
-from muscle_plugin.algorithms.own import OWN_ALGORITHMS
 from muscle_plugin.nets import OWN_NETS
-from muscle_plugin.usb import ALGORITHMS, nets
+from muscle_plugin.registry.catalogue import muscle_algorithms
+from muscle_plugin.registry.own import OWN_ALGORITHMS
+from muscle_plugin.usb.names import ALGORITHMS, nets
 
 
 def register_all() -> None:

@@ -59,8 +59,8 @@ def short_run(tmp_path: Path) -> Any:
     """A function that trains a short digits run in ``tmp_path`` and returns its result; keyword arguments override."""
 
     def run(**settings: Any) -> dict[str, Any]:
-        from muscle_plugin.config import load_settings
-        from muscle_plugin.run import train
+        from muscle_plugin.runs.train import train
+        from muscle_plugin.settings.resolve import load_settings
 
         return train(load_settings(None, **{**SHORT, "save_dir": str(tmp_path), **settings}), quiet=True)
 
@@ -75,8 +75,9 @@ def whole_and_resumed(short_run: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     def run(**settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         import torch
 
+        from muscle_plugin.errors import Interrupted
         from muscle_plugin.files import load_tensors
-        from muscle_plugin.host.host import Host, Interrupted
+        from muscle_plugin.training.host import Host
 
         short_run(save_name="whole", **settings)
         save = Host._save_if_due
@@ -98,8 +99,8 @@ def build_short(tmp_path: Path) -> Any:
     """A function that builds, without training, the algorithm of a short digits run."""
 
     def make(**settings: Any) -> Any:
-        from muscle_plugin.config import load_settings
-        from muscle_plugin.run import build
+        from muscle_plugin.runs.train import build
+        from muscle_plugin.settings.resolve import load_settings
 
         return build(load_settings(None, **{**SHORT, "save_dir": str(tmp_path), **settings}))
 
@@ -112,7 +113,7 @@ def make_run(tmp_path: Path) -> Any:
     import json
 
     def make(config: str, seed: int = 0, score: float = 0.5, where: str = "runs", **settings: Any) -> Path:
-        from muscle_plugin.config import load_settings
+        from muscle_plugin.settings.resolve import load_settings
 
         unfinished = settings.pop("stopped_at", None)
         resolved = load_settings(config, seed=seed, **settings)

@@ -11,7 +11,7 @@ from test_augment import VALUES, pictures, seeded
 
 from muscle_plugin.data import kernel
 from muscle_plugin.data.augment import AUGMENTATIONS
-from muscle_plugin.data.draws import Draws
+from muscle_plugin.data.batch_random import BatchRandom
 from muscle_plugin.data.randaugment import OPERATIONS, Plan, apply
 from muscle_plugin.data.sources import SourceOptions, digits
 from muscle_plugin.data.splits import draw_split
@@ -43,7 +43,7 @@ def one_operation(name, size, channels):
 
 def drawn(name, size, channels, ops=None):
     augment = augmentation(name, AUGMENTATIONS["crop_flip"], ops)
-    plan = augment.draw(Draws.of(seeded(1), MANY), (channels, *size))
+    plan = augment.draw(BatchRandom.of(seeded(1), MANY), (channels, *size))
     return all(same(plan, pictures(MANY, channels, *size), 3, last) for last in (False, True))
 
 

@@ -8,13 +8,13 @@ import pytest
 @pytest.fixture
 def plugins_forgotten():
     import muscle_plugin.register  # noqa: F401
-    from muscle_plugin import plugins
-    from muscle_plugin.algorithms.catalogue import PLUGIN_ALGORITHMS
     from muscle_plugin.algorithms.compose import _made, algorithm_class
-    from muscle_plugin.config import settings_model
-    from muscle_plugin.data.names import DATASETS
-    from muscle_plugin.extend import PLUGIN_DATASETS, PLUGIN_NETS
-    from muscle_plugin.usb import ALGORITHMS
+    from muscle_plugin.registry import plugins
+    from muscle_plugin.registry.catalogue import PLUGIN_ALGORITHMS
+    from muscle_plugin.registry.extension import PLUGIN_DATASETS, PLUGIN_NETS
+    from muscle_plugin.registry.names import DATASETS
+    from muscle_plugin.settings.schema import settings_model
+    from muscle_plugin.usb.names import ALGORITHMS
 
     tables = (ALGORITHMS._dict, PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
     kept = [dict(t) for t in tables]

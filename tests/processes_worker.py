@@ -10,10 +10,10 @@ import torch
 from conftest import SHORT
 
 from muscle_plugin import distributed
-from muscle_plugin.algorithms.catalogue import all_algorithms
-from muscle_plugin.config import load_settings
-from muscle_plugin.host import state
-from muscle_plugin.run import build
+from muscle_plugin.registry.catalogue import all_algorithms
+from muscle_plugin.runs.train import build
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.training import state
 
 
 def run(name: str, folder: Path) -> tuple[Any, list[dict[str, float]]]:

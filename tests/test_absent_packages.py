@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, SHORT
 
-from muscle_plugin.late import NOT_NEEDED, imported_when_used
+from muscle_plugin.usb.late import NOT_NEEDED, imported_when_used
 
 #: Hides packages from a process as if they had never been installed: find_spec is None, import is ModuleNotFoundError.
 HIDE = """
@@ -36,8 +36,8 @@ def test_images_train_without_them(tmp_path):
     code = """
 import importlib.util, io, contextlib
 from muscle_plugin import cli
-from muscle_plugin.config import load_settings
-from muscle_plugin.run import RunError, train
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.runs.train import RunError, train
 def run(algorithm):
     return train(load_settings(None, **settings, algorithm=algorithm, save_name=algorithm), quiet=True)["complete"]
 out = {a: run(a) for a in ("fixmatch", "muscle_fixmatch")}
@@ -85,7 +85,7 @@ out = [[m.stats.backend, bool((m.labels == truth).all())] for m in made]
 def test_a_logger_that_is_absent_is_refused_before_anything_is_written(monkeypatch, tmp_path, capsys):
     from muscle_plugin import cli
 
-    monkeypatch.setattr("muscle_plugin.run.find_spec", lambda name: None)
+    monkeypatch.setattr("muscle_plugin.runs.train.find_spec", lambda name: None)
     settings = {**SHORT, "algorithm": "fixmatch", "save_dir": tmp_path / "runs", "use_wandb": True, "use_aim": True}
     argv = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
     assert cli.train_command(argv, "train.py") == cli.EXIT_BAD_INPUT

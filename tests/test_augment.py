@@ -18,7 +18,7 @@ from muscle_plugin.data.augment import (
     resize,
     rotate_crop_flip,
 )
-from muscle_plugin.data.draws import Draws
+from muscle_plugin.data.batch_random import BatchRandom
 from muscle_plugin.data.randaugment import OPERATIONS, Plan
 from muscle_plugin.data.views import augmentation
 
@@ -176,7 +176,7 @@ def test_enlarging_is_torchvisions_within_a_grey_level(channels):
 
 
 def draw(name, n, size, ops, seed=0):
-    return AUGMENTATIONS[name].draw(Draws.of(seeded(seed), n), (3, *size), ops)
+    return AUGMENTATIONS[name].draw(BatchRandom.of(seeded(seed), n), (3, *size), ops)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -318,7 +318,7 @@ def test_iic_crops_a_part_and_keeps_grey_images_grey():
 
 def test_iics_jitter_applies_each_operation_once_in_a_random_order():
     n = 4800
-    plan = draw_colour_jitter(Draws.of(seeded(), n))
+    plan = draw_colour_jitter(BatchRandom.of(seeded(), n))
     orders, counts = plan.operations.unique(dim=1, return_counts=True)
     assert orders.shape[1] == 24
     assert counts.min() > 140
@@ -334,7 +334,7 @@ def test_iics_jitter_applies_each_operation_once_in_a_random_order():
         assert v.min() >= 0
         assert v.max() <= 1
         assert torch.histc(v, 10, 0, 1).div(n).sub(0.1).abs().max() < 0.02
-    plan = draw_colour_jitter(Draws.of(seeded(), 100))
+    plan = draw_colour_jitter(BatchRandom.of(seeded(), 100))
     images = pictures(100, 3, 16, 16)
     expected = images.clone()
     for operations, values in zip(plan.operations, plan.values, strict=True):

@@ -167,7 +167,7 @@ def test_overhead(figures, cifar10, script):
 
 
 def test_parts_of_a_step_add_up_to_it(script, build_short):
-    from muscle_plugin.bench.clock import StepClock
+    from muscle_plugin.studies.clock import StepClock
 
     algorithm = build_short(algorithm="muscle_fixmatch", num_train_iter=1000, num_eval_iter=1000)
     timeline = script("common").Timeline(algorithm.device)

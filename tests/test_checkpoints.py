@@ -13,20 +13,11 @@ import torch
 from conftest import ROOT, SHORT
 from processes import needs_fork
 
-from muscle_plugin.files import (
-    DamagedError,
-    WriteError,
-    atomic_write,
-    finish_move,
-    load_tensors,
-    read_whole,
-    remove_parts,
-    save_tensors,
-)
-from muscle_plugin.host.host import CHECKPOINT_FORMAT, Host
-from muscle_plugin.recorder import Recorder
-from muscle_plugin.run import RunError
-from muscle_plugin.run_dir import saved_checkpoints
+from muscle_plugin.errors import DamagedError, RunError, WriteError
+from muscle_plugin.files import atomic_write, finish_move, load_tensors, read_whole, remove_parts, save_tensors
+from muscle_plugin.run_files import saved_checkpoints
+from muscle_plugin.runs.recorder import Recorder
+from muscle_plugin.training.host import CHECKPOINT_FORMAT, Host
 
 #: Checkpoints at steps 2, 4 and 6.
 SAVING = {"algorithm": "supervised", "save_name": "r", "num_save_iter": 2}
@@ -141,7 +132,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
 
 
 def test_the_best_and_the_newest_of_one_step_are_taken_once_and_alike(short_run, tmp_path, monkeypatch):
-    from muscle_plugin.host import state
+    from muscle_plugin.training import state
 
     taken, capture = [], state.capture
     monkeypatch.setattr(state, "capture", lambda algorithm: (taken.append(algorithm.it), capture(algorithm))[1])
@@ -166,8 +157,8 @@ def test_the_newest_and_those_before_it_are_kept(short_run, tmp_path):
 
 @pytest.mark.parametrize("damage", [flip, lambda p: os.truncate(p, 5000), lambda p: os.truncate(p, 0), os.unlink])
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(short_run, tmp_path, capsys, damage):
-    from muscle_plugin.config import load_settings
-    from muscle_plugin.run import train
+    from muscle_plugin.runs.train import train
+    from muscle_plugin.settings.resolve import load_settings
 
     short_run(**SAVING)
     run_dir = tmp_path / "r"
@@ -186,8 +177,8 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(short_r
 
 
 def test_a_lost_checkpoint_of_the_best_evaluation_is_told_of(short_run, tmp_path, capsys):
-    from muscle_plugin.config import load_settings
-    from muscle_plugin.run import train
+    from muscle_plugin.runs.train import train
+    from muscle_plugin.settings.resolve import load_settings
 
     short_run(**SAVING)
     best = tmp_path / "r" / "model_best.pth"
@@ -199,10 +190,10 @@ def test_a_lost_checkpoint_of_the_best_evaluation_is_told_of(short_run, tmp_path
 
 
 def test_a_run_is_one_whatever_links_name_it(short_run, tmp_path):
-    from muscle_plugin.run_dir import alone
+    from muscle_plugin.runs.directory import run_lock
 
     (tmp_path / "link").symlink_to(tmp_path / "r")
-    with alone(tmp_path / "r"), pytest.raises(RunError, match="link is being written by another process"):
+    with run_lock(tmp_path / "r"), pytest.raises(RunError, match="link is being written by another process"):
         short_run(**SAVING | {"save_name": "link"})
     short_run(**SAVING)
     with pytest.raises(RunError, match="is a link, so --overwrite leaves it alone"):
@@ -224,8 +215,8 @@ def test_without_a_whole_checkpoint_nothing_starts_anew(short_run, tmp_path, res
 
 
 def test_a_run_that_died_before_its_first_checkpoint_says_that_it_starts_anew(short_run, tmp_path, capsys):
-    from muscle_plugin.config import load_settings
-    from muscle_plugin.run import train
+    from muscle_plugin.runs.train import train
+    from muscle_plugin.settings.resolve import load_settings
 
     short_run(**SAVING)
     for path in saved_checkpoints(tmp_path / "r"):
@@ -309,7 +300,7 @@ def test_a_checkpoint_of_the_first_version_loads(short_run, tmp_path):
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys):
-    from muscle_plugin.predict import Predictor
+    from muscle_plugin.inference.predict import Predictor
 
     short_run(**SAVING)
     path = tmp_path / "r" / "latest_model.pth"
@@ -456,10 +447,10 @@ def test_a_disk_that_refuses_tensorboards_first_write_is_one_error(tmp_path, mon
 @needs_fork
 def test_a_forked_child_does_not_hold_the_run(tmp_path):
     """A loader's worker outlives a process that is killed for some seconds."""
-    from muscle_plugin.run_dir import alone
+    from muscle_plugin.runs.directory import run_lock
 
     (heard, said), (ready, tell) = os.pipe(), os.pipe()
-    with alone(tmp_path / "r"):
+    with run_lock(tmp_path / "r"):
         child = os.fork()
         if child == 0:
             os.write(tell, b".")
@@ -467,7 +458,7 @@ def test_a_forked_child_does_not_hold_the_run(tmp_path):
             os._exit(0)
         os.read(ready, 1)
     try:
-        with alone(tmp_path / "r"):
+        with run_lock(tmp_path / "r"):
             pass
     finally:
         os.write(said, b".")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import CONFIGS, ROOT
 
+from muscle_plugin.errors import CompileError
 from muscle_plugin.files import load_tensors
-from muscle_plugin.host.compiled import CompiledForward, CompileError, compile_net
+from muscle_plugin.training.compiled import CompiledForward, compile_net
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 
@@ -19,7 +20,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 @needs_compiler
 @pytest.mark.parametrize("algorithm", ["fixmatch", "meanteacher", "muscle_fixmatch"])
 def test_a_compiled_net_trains_as_one_that_is_not(short_run, tmp_path, algorithm):
-    from muscle_plugin.predict import Predictor
+    from muscle_plugin.inference.predict import Predictor
 
     for name in ("no", "default"):
         short_run(algorithm=algorithm, compile=name, save_name=name)

@@ -9,19 +9,12 @@ import time
 import pytest
 from conftest import CONFIGS, ROOT
 
-from muscle_plugin.algorithms.catalogue import NOT_HOSTED, all_algorithms, muscle_algorithms, usb_algorithms
 from muscle_plugin.cli import main
-from muscle_plugin.config import (
-    ConfigError,
-    Layer,
-    batch_composition,
-    config_directory,
-    config_names,
-    load_settings,
-    read_yaml,
-    resolve,
-    settings_model,
-)
+from muscle_plugin.errors import ConfigError
+from muscle_plugin.registry.catalogue import NOT_HOSTED, all_algorithms, muscle_algorithms, usb_algorithms
+from muscle_plugin.settings.resolve import batch_composition, load_settings, resolve
+from muscle_plugin.settings.schema import settings_model
+from muscle_plugin.settings.sources import Layer, config_directory, config_names, read_yaml
 
 
 def command(*words):

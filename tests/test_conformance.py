@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from muscle_plugin.algorithms.catalogue import all_algorithms, muscle_algorithms, usb_algorithms
 from muscle_plugin.files import load_tensors
+from muscle_plugin.registry.catalogue import all_algorithms, muscle_algorithms, usb_algorithms
 from muscle_plugin.schedules import cosine
 
 #: Settings without which an algorithm does not run on digits, with the reason.
@@ -70,7 +70,7 @@ def test_cnn13_has_the_parameters_of_its_paper():
 
 
 def test_an_unknown_net_is_one_line(short_run):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     with pytest.raises(
         RunError, match="net: unknown 'wrn_28_3'; did you mean 'wrn_28_.'.*known: small_cnn, cnn13.*wrn_28_2"
@@ -80,14 +80,14 @@ def test_an_unknown_net_is_one_line(short_run):
 
 @pytest.mark.parametrize(("net", "size"), [("small_cnn", 8), ("vit_tiny_patch2_32", 16), ("cnn13", 8)])
 def test_an_image_size_that_the_net_cannot_take_is_one_line(short_run, net, size):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     with pytest.raises(RunError, match=f"net: {net} cannot take images of {size} x {size}"):
         short_run(net=net, img_size=size)
 
 
 def test_an_algorithm_that_cannot_use_the_net_is_one_line(short_run):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     with pytest.raises(RunError, match="crmatch cannot be built over net small_cnn"):
         short_run(algorithm="crmatch")
@@ -120,7 +120,7 @@ def test_dash_takes_its_threshold_from_labelled_training_images(build_short):
 
 
 def test_dash_can_be_stopped_in_its_stage_before_training(build_short):
-    from muscle_plugin.host.host import Interrupted
+    from muscle_plugin.errors import Interrupted
 
     algorithm = build_short(algorithm="dash", num_wu_iter=2000)
     algorithm.request_stop()

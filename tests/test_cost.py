@@ -11,9 +11,13 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from muscle_plugin import cli
-from muscle_plugin.bench import estimate
-from muscle_plugin.bench.cost import IMAGES, Counter, _Rates, _row, _table, all_studies
-from muscle_plugin.bench.speeds import (
+from muscle_plugin.registry.names import DATASETS
+from muscle_plugin.runs.train import build
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.settings.sources import Layer
+from muscle_plugin.studies import estimate
+from muscle_plugin.studies.cost import IMAGES, Counter, _Rates, _row, _table, all_studies
+from muscle_plugin.studies.speeds import (
     Images,
     Speeds,
     StepKind,
@@ -24,10 +28,7 @@ from muscle_plugin.bench.speeds import (
     propagation_key,
     read_speeds,
 )
-from muscle_plugin.bench.sweep import jobs_of
-from muscle_plugin.config import Layer, load_settings
-from muscle_plugin.data.names import DATASETS
-from muscle_plugin.run import build
+from muscle_plugin.studies.sweep import jobs_of
 
 
 def work_of(name, **settings):

@@ -7,12 +7,12 @@ import torch
 from conftest import KNOWN, SPECIAL, of_base
 from test_augment import VALUES, pictures
 
-from muscle_plugin.algorithms.catalogue import all_algorithms
 from muscle_plugin.data.augment import AUGMENTATIONS
 from muscle_plugin.data.randaugment import OPERATIONS, Plan, apply
 from muscle_plugin.data.sources import SourceOptions, digits
 from muscle_plugin.data.splits import draw_split
 from muscle_plugin.data.views import HARD, UNLABELLED, Batches, View
+from muscle_plugin.registry.catalogue import all_algorithms
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -163,7 +163,7 @@ def test_it_trains_in_every_precision(algorithm, precision, short_run):
 
 
 def test_a_net_trained_on_the_gpu_predicts_the_same_on_the_cpu(short_run, tmp_path):
-    from muscle_plugin.predict import Predictor
+    from muscle_plugin.inference.predict import Predictor
 
     short_run(algorithm="muscle_fixmatch", device="cuda", save_name="r")
     images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
@@ -174,7 +174,8 @@ def test_a_net_trained_on_the_gpu_predicts_the_same_on_the_cpu(short_run, tmp_pa
 @pytest.mark.parametrize("algorithm", ["fixmatch", "comatch", "softmatch", "muscle_remixmatch", "labelprop"])
 @pytest.mark.parametrize(("there", "here"), [("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_goes_on_on_another_device(short_run, monkeypatch, algorithm, there, here):
-    from muscle_plugin.host.host import Host, Interrupted
+    from muscle_plugin.errors import Interrupted
+    from muscle_plugin.training.host import Host
 
     settings = {"algorithm": algorithm, "save_name": "r"}
     settings |= {"lp_start": 0.5, "lp_k": 5} if algorithm == "labelprop" else {}

@@ -10,7 +10,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from muscle_plugin.data.ahead import OneAhead, Parcel
-from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
 from muscle_plugin.data.sampler import IndexStream
 from muscle_plugin.data.sources import Source, SourceOptions, digits
@@ -28,6 +27,7 @@ from muscle_plugin.data.views import (
     quarter_turns,
     views_of,
 )
+from muscle_plugin.errors import DataError
 
 CPU = torch.device("cpu")
 DIGITS = digits(SourceOptions(Path(), 8))
@@ -230,7 +230,7 @@ def test_a_split_file_that_contradicts_num_labels_is_refused(build_short, tmp_pa
 
 
 def test_a_run_whose_data_changed_does_not_go_on(short_run, tmp_path):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     short_run(algorithm="fixmatch", save_name="a")
     file = tmp_path / "a" / "split.json"

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from muscle_plugin.bench.runs import by_algorithm, mean_and_std, read_run
+from muscle_plugin.studies.runs import by_algorithm, mean_and_std, read_run
 
 
 def demo(out, *words):

@@ -13,13 +13,16 @@ import torch
 from conftest import ROOT, SHORT
 from plugin_fixture import plugins_forgotten  # noqa: F401
 
-from muscle_plugin import cli, config
+from muscle_plugin import cli, device
+from muscle_plugin.device import choose_device, deterministic_kernels, fix_workspaces
+from muscle_plugin.errors import DeviceError, RunError
 from muscle_plugin.files import load_tensors, read_whole
-from muscle_plugin.host import device, state
-from muscle_plugin.host.device import DeviceError, choose_device, deterministic_kernels, fix_workspaces
-from muscle_plugin.host.host import Host
-from muscle_plugin.run import RunError
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.settings.schema import RunSettings, moving_settings
+from muscle_plugin.settings.sources import Layer
 from muscle_plugin.text import out_of_memory
+from muscle_plugin.training import state
+from muscle_plugin.training.host import Host
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 GPU_IS_FULL = (
@@ -92,7 +95,7 @@ def test_a_gpu_that_is_not_there_changes_no_run(short_run, tmp_path, monkeypatch
 
 def stopped(short_run, monkeypatch, **settings):
     """Train to step 3 of a run, which goes on with ``resume``."""
-    from muscle_plugin.host.host import Interrupted
+    from muscle_plugin.errors import Interrupted
 
     save = Host._save_if_due
     with monkeypatch.context() as patch:
@@ -125,17 +128,17 @@ def test_a_run_directory_and_its_checkpoint_agree_on_what_may_change(short_run, 
     """Refused on resume by ``config.yaml`` or by the checkpoint is whatever changes results, and nothing else."""
     short_run(save_name="r")
     kept = load_tensors(tmp_path / "r" / "latest_model.pth")["settings"].keys()
-    moves = config.moving_settings()
+    moves = moving_settings()
     assert not kept & moves
     spelled_otherwise = {"amp"}  # precision
-    assert config.RunSettings.model_fields.keys() - moves - spelled_otherwise <= kept
+    assert RunSettings.model_fields.keys() - moves - spelled_otherwise <= kept
     machine = {"device", "gpu", "num_threads", "compile", "deterministic", "num_workers", "data_on", "dist_timeout"}
     assert machine <= moves
     assert not {"precision", "sync_bn", "seed", "lr", "epoch"} & moves
 
 
 def test_the_precision_that_auto_was_does_not_change_on_resume(short_run, monkeypatch):
-    from muscle_plugin.host import host
+    from muscle_plugin.training import host
 
     with monkeypatch.context() as patch:
         patch.setattr(host, "choose_precision", lambda *_: "bf16")  # as on a GPU that has it
@@ -155,12 +158,12 @@ def test_a_checkpoint_that_kept_auto_itself_still_loads(short_run, tmp_path, mon
 
 
 def test_a_sweep_takes_runs_of_another_device_for_its_own(tmp_path):
-    from muscle_plugin.bench.pool import execute
-    from muscle_plugin.bench.sweep import jobs_of
+    from muscle_plugin.studies.pool import execute
+    from muscle_plugin.studies.sweep import jobs_of
 
     def job(**settings):
         given = {**SHORT, "save_dir": str(tmp_path), "img_size": None, **settings}
-        (found,) = jobs_of(["supervised_digits_10"], 1, config.Layer("command line", given))
+        (found,) = jobs_of(["supervised_digits_10"], 1, Layer("command line", given))
         return found
 
     begun = job(device="cpu")
@@ -370,7 +373,7 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(short_r
 
 def test_an_exchange_and_a_compiler_without_memory_do_not_blame_others(monkeypatch):
     from muscle_plugin import distributed
-    from muscle_plugin.host import compiled
+    from muscle_plugin.training import compiled
 
     with pytest.raises(torch.cuda.OutOfMemoryError), distributed._exchange():
         full()
@@ -463,8 +466,8 @@ def flat_images(num_classes, channels, img_size):
 
 @pytest.mark.parametrize("net", ["flat_maps", "flat_images", "small_cnn"])
 def test_a_net_that_cannot_compute_channels_last_trains_and_is_told_of(net, tmp_path, plugins_forgotten):  # noqa: F811
-    from muscle_plugin.bench.speeds import stand_in
-    from muscle_plugin.run import build
+    from muscle_plugin.runs.train import build
+    from muscle_plugin.studies.speeds import stand_in
 
     (tmp_path / "flat.py").write_text(FLAT)
     settings = {
@@ -474,7 +477,7 @@ def test_a_net_that_cannot_compute_channels_last_trains_and_is_told_of(net, tmp_
         "plugins": str(tmp_path / "flat.py"),
         "net": net,
     }
-    resolved = config.load_settings(None, **settings)
+    resolved = load_settings(None, **settings)
     algorithm = build(resolved, source=stand_in(resolved.settings))
     notes = [n for n in algorithm.notes if "channels last" in n]
     assert bool(notes) == (net != "small_cnn")
@@ -582,7 +585,7 @@ def test_a_run_tells_its_user_once_of_an_operation_that_is_not_deterministic(
     asked, tmp_path, monkeypatch, capsys, plugins_forgotten  # noqa: F811
 ):  # fmt: skip
     """A run on this machine's CPU, within what surrounds one on a GPU."""
-    from muscle_plugin.host import host
+    from muscle_plugin.training import host
 
     monkeypatch.setattr(host, "deterministic_kernels", lambda _, *rest: device.deterministic_kernels(CUDA, *rest))
     (tmp_path / "unpooling.py").write_text(UNPOOLING)

@@ -17,9 +17,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from conftest import ROOT
 
-from muscle_plugin import cli, config
-from muscle_plugin.algorithms.catalogue import base_algorithms
-from muscle_plugin.bench import cost, speeds, sweep
+from muscle_plugin import cli
+from muscle_plugin.registry.catalogue import base_algorithms
+from muscle_plugin.settings.schema import MuscleSettings, RunSettings, moving_settings
+from muscle_plugin.studies import cost, speeds, sweep
 
 DOCS = ROOT / "docs"
 
@@ -101,12 +102,12 @@ def test_no_link_or_anchor_is_broken(site, pages):
 
 def test_the_settings_page_has_every_setting(pages):
     page = pages["settings.html"]
-    settings = {**config.RunSettings.model_fields, **config.MuscleSettings.model_fields}
+    settings = {**RunSettings.model_fields, **MuscleSettings.model_fields}
     assert set(settings) <= page.anchors
     text = " ".join("".join(page.text).split())
     missing = [n for n, f in settings.items() if f.description.replace("`", "") not in text]
     assert missing == []
-    assert text.count("May change on resume.") == len(config.moving_settings())
+    assert text.count("May change on resume.") == len(moving_settings())
     for algorithm in base_algorithms().values():
         for argument in algorithm.arguments:
             assert argument.name in text
@@ -119,7 +120,7 @@ def test_the_settings_page_says_what_settings_of_algorithms_mean(monkeypatch):
 
     own = {(n, a.name): a for n, e in base_algorithms().items() for a in e.arguments}
     assert [k for k, a in own.items() if generated.meaning(k[0], a) == "—"] == []
-    assert [n for group in generated.groups().values() for n in group] == list(config.RunSettings.model_fields)
+    assert [n for group in generated.groups().values() for n in group] == list(RunSettings.model_fields)
 
 
 def test_docstrings_are_shown_as_they_are_meant(pages):
@@ -127,9 +128,9 @@ def test_docstrings_are_shown_as_they_are_meant(pages):
     assert not re.search(r":(func|class|meth|mod):|====|\\\||^:::|Args:", text, re.MULTILINE)
     anchors = pages["api.html"].anchors
     assert {
-        "muscle_plugin.losses.mutual_information.mutual_information", "muscle_plugin.host.host.Host",
+        "muscle_plugin.losses.mutual_information.mutual_information", "muscle_plugin.training.host.Host",
         "muscle_plugin.propagation.estimator.DiffusionLabelPropagation.fit", "muscle_plugin.schedules.schedule",
-        "muscle_plugin.data.sources.Source", "muscle_plugin.data.views.Batches", "muscle_plugin.config.load_settings",
+        "muscle_plugin.data.sources.Source", "muscle_plugin.data.views.Batches", "muscle_plugin.settings.resolve.load_settings",
     } <= anchors  # fmt: skip
 
 

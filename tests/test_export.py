@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from muscle_plugin import export
 from muscle_plugin.cli import main
-from muscle_plugin.predict import Predictor
+from muscle_plugin.inference import export
+from muscle_plugin.inference.predict import Predictor
 
 pytest.importorskip("safetensors")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -29,8 +29,8 @@ def trained(tmp_path_factory):
     """Net -> the directory of a short run of it."""
     from conftest import SHORT
 
-    from muscle_plugin.config import load_settings
-    from muscle_plugin.run import train
+    from muscle_plugin.runs.train import train
+    from muscle_plugin.settings.resolve import load_settings
 
     made = {}
 

@@ -11,16 +11,17 @@ from conftest import SPECIAL, of_base
 from fake_cuda import CPU, CUDA, OLDEST, FakeCuda, FakeTensor, MixedDevicesError, Wait
 from torch import nn
 
-from muscle_plugin.algorithms.catalogue import all_algorithms
 from muscle_plugin.data.augment import AUGMENTATIONS
 from muscle_plugin.data.sources import SourceOptions, digits
 from muscle_plugin.data.splits import draw_split
 from muscle_plugin.data.views import HARD, UNLABELLED, Batches, View
-from muscle_plugin.host.host import Host, Interrupted
-from muscle_plugin.host.metrics import prediction_metrics
-from muscle_plugin.predict import Predictor
+from muscle_plugin.errors import Interrupted
+from muscle_plugin.inference.predict import Predictor
 from muscle_plugin.propagation import propagate
-from muscle_plugin.usb import Hook
+from muscle_plugin.registry.catalogue import all_algorithms
+from muscle_plugin.training.host import Host
+from muscle_plugin.training.metrics import prediction_metrics
+from muscle_plugin.usb.names import Hook
 
 version = tuple(int(n) for n in torch.__version__.split(".")[:2])
 pytestmark = [
@@ -230,25 +231,25 @@ KNOWN = {
         Wait("item", f"{LEARNING}losses/generic_pair_loss.py _assert_either_pos_or_neg"): 1,
         Wait("item", f"{LEARNING}losses/supcon_loss.py _compute_loss"): 2,
         Wait("index by a mask", f"{LEARNING}reducers/threshold_reducer.py element_reduction_helper"): 1,
-        Wait("put by a mask", "muscle_plugin/host/hooks.py after_train_step"): 1,  # its gradient
+        Wait("put by a mask", "muscle_plugin/training/hooks.py after_train_step"): 1,  # its gradient
     },
     "freematch": {
         Wait("item", "semilearn/algorithms/freematch/freematch.py train_step"): 1,
         Wait("index by a mask", "semilearn/algorithms/freematch/freematch.py entropy_loss"): 1,
         Wait("bincount", "semilearn/algorithms/freematch/freematch.py entropy_loss"): 1,
-        Wait("put by a mask", "muscle_plugin/host/hooks.py after_train_step"): 1,  # its gradient
+        Wait("put by a mask", "muscle_plugin/training/hooks.py after_train_step"): 1,  # its gradient
     },
     "vat": {Wait("copy to the CPU", "semilearn/algorithms/vat/vat.py vat_loss"): 1},
 }
 #: A step that logs reads all values at once; one that evaluates sees to it that the weights are finite, and reads its results.
-LOG = {Wait("copy to the CPU", "muscle_plugin/host/hooks.py read"): 1}
-METRICS = "muscle_plugin/host/metrics.py"
+LOG = {Wait("copy to the CPU", "muscle_plugin/training/hooks.py read"): 1}
+METRICS = "muscle_plugin/training/metrics.py"
 RESULTS = {
     Wait("bincount", f"{METRICS} confusion_matrix"): 1,
     Wait("copy to the CPU", f"{METRICS} classification_metrics"): 1,
     Wait("item", f"{METRICS} prediction_metrics"): 4,
 }
-EVALUATION = {Wait("copy to the CPU", "muscle_plugin/host/health.py check_now"): 1, **RESULTS}
+EVALUATION = {Wait("copy to the CPU", "muscle_plugin/training/monitor.py check_now"): 1, **RESULTS}
 #: Where a refresh of pseudo-labels, once an epoch, reads values or makes what hangs on them; after the first MUSCLE plans anew.
 REFRESH = {"algorithms/label_propagation.py", "data/views.py", "propagation/diffusion.py", "propagation/graph.py"}
 PLANNING = {"algorithms/tap.py", "host/state.py"}
@@ -345,7 +346,7 @@ def test_the_loss_scaler_does_not_wait_even_for_a_step_that_it_leaves_out(build_
     algorithm.call_hook("after_train_step", "EMAHook")
     assert not gpu.waits
     left_out = all(torch.equal(p.value, b) for p, b in zip(algorithm.model.parameters(), before, strict=True))
-    assert left_out == (scale > 2.0**20) == bool(algorithm.health.skipped.value)
+    assert left_out == (scale > 2.0**20) == bool(algorithm.monitor.skipped.value)
 
 
 @pytest.mark.parametrize("told_apart", [False, True])
@@ -356,7 +357,7 @@ def test_an_evaluation_waits_for_nothing_but_its_results(build_short, gpu, told_
         algorithm.test_sequestered = algorithm.source.test_labels > 6
     gpu.waits.clear()
     metrics = algorithm.evaluate(return_logits=True)
-    logits = {Wait("copy to the CPU", "muscle_plugin/host/host.py evaluate"): 1}
+    logits = {Wait("copy to the CPU", "muscle_plugin/training/host.py evaluate"): 1}
     groups = {Wait("copy to the CPU", f"{METRICS} prediction_metrics"): 2 * told_apart}
     assert gpu.waits == Counter(RESULTS) + Counter(logits) + Counter(groups)
     expected = prediction_metrics(

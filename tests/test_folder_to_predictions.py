@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from muscle_plugin.cli import main
-from muscle_plugin.predict import Predictor
+from muscle_plugin.inference.predict import Predictor
 
 NAMES = ("zero", "one", "two", "three")
 

@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from muscle_plugin import cli
-from muscle_plugin.bench.report import main as report
-from muscle_plugin.config import ConfigError, Layer, Resolved, RunSettings, load_settings, resolve
-from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import decode_all
 from muscle_plugin.data.sources import SourceOptions, load_source
 from muscle_plugin.data.splits import draw_split, read_split, write_split
+from muscle_plugin.errors import ConfigError, DataError
 from muscle_plugin.files import load_tensors
+from muscle_plugin.settings.resolve import Resolved, load_settings, resolve
+from muscle_plugin.settings.schema import RunSettings
+from muscle_plugin.settings.sources import Layer
+from muscle_plugin.studies.report import main as report
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from fuzz_readers import READERS, SEEDS
@@ -311,7 +313,7 @@ def test_damaged_images_are_read_or_named_in_one_line(tmp_path, name, changes, l
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run of six steps, its settings, and a picture."""
-    from muscle_plugin.run import train
+    from muscle_plugin.runs.train import train
 
     root = tmp_path_factory.mktemp("run")
     resolved = load_settings(None, **{**SHORT, "algorithm": "muscle_fixmatch", "save_dir": str(root), "save_name": "r"})
@@ -376,7 +378,7 @@ def test_checkpoints_of_other_content_predict_or_are_refused_by_one_line(run, tm
 @pytest.fixture(scope="module")
 def algorithm(run):
     """The run's algorithm before its first step."""
-    from muscle_plugin.run import build
+    from muscle_plugin.runs.train import build
 
     settings = {**SHORT, "algorithm": "muscle_fixmatch", "save_dir": str(run)}
     return build(load_settings(None, **settings))

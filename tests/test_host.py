@@ -14,10 +14,10 @@ import torch
 from conftest import CONFIGS, ROOT
 from sklearn import metrics as sklearn_metrics
 
-from muscle_plugin import run
 from muscle_plugin.files import atomic_write, load_tensors, save_tensors
-from muscle_plugin.host.ema import EMA
-from muscle_plugin.host.metrics import classification_metrics, confusion_matrix
+from muscle_plugin.runs import train as run
+from muscle_plugin.training.ema import EMA
+from muscle_plugin.training.metrics import classification_metrics, confusion_matrix
 
 
 def lines(run_dir):
@@ -108,7 +108,8 @@ def test_seed_changes_labels_initial_weights_and_order(build_short):
 @pytest.mark.parametrize("cut", [2, 3, 5])
 def test_a_cut_off_run_goes_on_exactly(short_run, tmp_path, algorithm, cut, monkeypatch):
     """Stopped after ``cut`` steps: within an epoch, at its end (also an evaluation), between two log lines."""
-    from muscle_plugin.host.host import Host, Interrupted
+    from muscle_plugin.errors import Interrupted
+    from muscle_plugin.training.host import Host
 
     short_run(algorithm=algorithm, save_name="whole")
     original = Host._save_if_due
@@ -180,7 +181,7 @@ def test_from_the_command_line_interrupted_or_killed_then_resumed(tmp_path, numb
 
 
 def test_an_existing_run_is_never_deleted_unasked(short_run, tmp_path):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     short_run(algorithm="supervised", save_name="r")
     kept = (tmp_path / "r" / "result.json").read_bytes()
@@ -193,7 +194,7 @@ def test_an_existing_run_is_never_deleted_unasked(short_run, tmp_path):
 
 
 def test_a_run_that_failed_before_its_first_step_can_be_started_again(short_run, tmp_path):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     with pytest.raises(RunError, match="net: unknown"):
         short_run(save_name="r", net="nonsense")
@@ -204,7 +205,7 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(short_run
     short_run(save_name="r")
     for path in (tmp_path / "r").glob("*.pth"):
         path.unlink()
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     with pytest.raises(RunError, match="already holds a finished run"):  # its figures are worth keeping
         short_run(save_name="r")
@@ -226,9 +227,10 @@ def test_a_continuation_keeps_the_environment_it_began_in(short_run, tmp_path):
 
 
 def test_two_processes_cannot_write_one_run(short_run, tmp_path):
-    from muscle_plugin.run_dir import RunError, alone
+    from muscle_plugin.errors import RunError
+    from muscle_plugin.runs.directory import run_lock
 
-    with alone(tmp_path / "r"), pytest.raises(RunError, match="is being written by another process"):
+    with run_lock(tmp_path / "r"), pytest.raises(RunError, match="is being written by another process"):
         short_run(save_name="r", overwrite=True)
     assert short_run(save_name="r")["complete"]
 
@@ -245,7 +247,7 @@ def test_ctrl_c_while_starting_is_no_traceback(monkeypatch):
 
 
 def test_overwrite_leaves_other_folders_alone(short_run, tmp_path):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("...")
@@ -255,7 +257,7 @@ def test_overwrite_leaves_other_folders_alone(short_run, tmp_path):
 
 
 def test_nothing_to_resume_is_an_error_and_auto_starts(short_run, tmp_path):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     with pytest.raises(RunError, match="no checkpoint to resume from"):
         short_run(algorithm="supervised", save_name="r", resume="yes")
@@ -263,7 +265,7 @@ def test_nothing_to_resume_is_an_error_and_auto_starts(short_run, tmp_path):
 
 
 def test_a_damaged_or_foreign_checkpoint_is_one_line(short_run, tmp_path):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     short_run(algorithm="supervised", save_name="r")
     for path in (tmp_path / "r" / "latest_model.pth", tmp_path / "r" / "previous_model.pth"):
@@ -307,7 +309,7 @@ def test_precisions_train(short_run, tmp_path, precision):
 
 @pytest.mark.parametrize("name", ["simmatch", "muscle_simmatch"])
 def test_what_no_cpu_computes_in_half_precision_is_one_line(short_run, name):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     with pytest.raises(
         RunError, match="^precision: simmatch cannot be computed in bf16 on a CPU; give --precision fp32$"
@@ -386,14 +388,14 @@ def test_metrics_equal_scikit_learns(c):
     ],
 )
 def test_the_command_to_go_on(command, expected):
-    from muscle_plugin.run import _resume_command
+    from muscle_plugin.runs.train import _resume_command
 
     assert _resume_command(command) == expected
 
 
 @pytest.mark.parametrize("flag", [["--load_path", "x.pth"], ["--load_path=x.pth"], ["--load-path", "x.pth"]])
 def test_the_command_to_go_on_names_another_checkpoint_only_until_there_is_an_own_one(flag):
-    from muscle_plugin.run import _resume_command
+    from muscle_plugin.runs.train import _resume_command
 
     command = ["train.py", *flag, "--seed", "3"]
     assert _resume_command(command) == f"python train.py {' '.join(flag)} --seed 3 --resume"
@@ -412,7 +414,7 @@ def test_plain_lines_when_not_a_terminal(tmp_path):
 
 
 def test_an_absent_gpu_is_one_line(short_run):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     if torch.cuda.device_count() > 7:
         pytest.skip("this machine has the GPU that the test takes to be absent")
@@ -423,7 +425,7 @@ def test_an_absent_gpu_is_one_line(short_run):
 def test_absent_cifar_says_how_to_provide_it(short_run, tmp_path, monkeypatch):
     from torchvision import datasets
 
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     def no_network(*_, **__):
         raise OSError("no network")

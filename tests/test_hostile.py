@@ -21,15 +21,15 @@ from conftest import SHORT
 from PIL import Image
 
 from muscle_plugin import cli
-from muscle_plugin.bench.report import main as report
-from muscle_plugin.config import ConfigError, load_settings
-from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.folders import image_folder
 from muscle_plugin.data.images import decode, find_images
 from muscle_plugin.data.sources import SourceOptions
 from muscle_plugin.data.splits import read_split
+from muscle_plugin.errors import ConfigError, DataError
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.nets.torchvision_net import TorchvisionNet
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.studies.report import main as report
 
 
 class Runs:
@@ -94,7 +94,7 @@ def test_endless_files_are_refused():
 @pytest.mark.parametrize("where", ["load_tensors", "torchvision", "timm", "usb", "init_from"])
 def test_no_checkpoint_runs_code(where, tmp_path, mark, build_short):
     from muscle_plugin.nets import build_net
-    from muscle_plugin.run import net_builder
+    from muscle_plugin.nets.build import net_builder
 
     usb = net_builder("vit_tiny_patch2_32", False, 3, 32, {})
     path = tmp_path / "evil.pth"
@@ -117,8 +117,8 @@ def test_nobody_is_advised_to_load_what_could_run_code(tmp_path, mark):
 
 
 def test_weights_that_usb_fetches_are_read_without_code_too(monkeypatch, mark, tmp_path):
-    from muscle_plugin.run import net_builder
-    from muscle_plugin.usb import nets
+    from muscle_plugin.nets.build import net_builder
+    from muscle_plugin.usb.names import nets
 
     def fetch(num_classes, pretrained, pretrained_path):
         return torch.load(tmp_path / "fetched.pth")  # as USB does, which leaves `weights_only` to torch
@@ -209,7 +209,7 @@ def test_a_checkpoint_whose_numbers_are_none_is_refused(build_short, tmp_path):
 
 
 def test_links_in_a_run_lead_to_nothing_that_is_written(short_run, tmp_path):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     short_run(algorithm="supervised", save_name="r")
     (tmp_path / "file").write_text("kept")
@@ -239,7 +239,7 @@ def test_pipes_among_files_hold_nothing_up(make_run, tmp_path, capsys):
 
 
 def test_a_checkpoint_cannot_put_other_paths_or_methods_in_place(short_run, tmp_path):
-    from muscle_plugin.run import RunError
+    from muscle_plugin.errors import RunError
 
     short_run(algorithm="supervised", save_name="r")
     path = tmp_path / "r" / "latest_model.pth"
@@ -370,7 +370,7 @@ def test_terminals_obey_no_name(tmp_path, capsys):
 
 
 def test_spreadsheets_compute_no_name(tmp_path, monkeypatch):
-    from muscle_plugin import predict
+    from muscle_plugin.inference import predict
 
     names = ["=1+1.png", "-2.png", "ok.png", "@x.png", "caf\udce9.png"]
     (tmp_path / "in").mkdir()

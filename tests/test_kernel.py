@@ -18,7 +18,7 @@ from test_data import batches  # noqa: E402
 
 from muscle_plugin.data import kernel  # noqa: E402
 from muscle_plugin.data.augment import AUGMENTATIONS  # noqa: E402
-from muscle_plugin.data.draws import Draws  # noqa: E402
+from muscle_plugin.data.batch_random import BatchRandom  # noqa: E402
 from muscle_plugin.data.randaugment import OPERATIONS  # noqa: E402
 
 BATCHES = [f"batches {where}" for where in ("device", "host", "device channels last", "host channels last")]
@@ -83,7 +83,7 @@ def test_where_triton_finds_no_gpu_views_are_made_by_pytorch_and_the_user_told(m
 
 @pytest.mark.parametrize("name", ["randaugment", "randaugment_usb"])
 def test_it_has_all_operations_that_randaugment_draws(name):
-    plan = AUGMENTATIONS[name].draw(Draws.of(torch.Generator().manual_seed(0), 5000), (3, 8, 8))
+    plan = AUGMENTATIONS[name].draw(BatchRandom.of(torch.Generator().manual_seed(0), 5000), (3, 8, 8))
     assert len(plan.operations.unique()) == 14
     assert kernel.takes(plan)
     plan.operations[0, 7] = OPERATIONS.index("hue")

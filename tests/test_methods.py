@@ -9,14 +9,15 @@ import torch
 from conftest import SHORT
 from torch.nn import functional as F
 
-from muscle_plugin import run as runs
-from muscle_plugin.algorithms.catalogue import all_algorithms
 from muscle_plugin.algorithms.compose import OWN
-from muscle_plugin.algorithms.own import OWN_ALGORITHMS
-from muscle_plugin.config import ConfigError, load_settings
 from muscle_plugin.data.splits import Split
+from muscle_plugin.errors import ConfigError
 from muscle_plugin.files import load_tensors
-from muscle_plugin.host import host
+from muscle_plugin.registry.catalogue import all_algorithms
+from muscle_plugin.registry.own import OWN_ALGORITHMS
+from muscle_plugin.runs import train as runs
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.training import host
 
 LP = {"lp_k": 10, "epoch": 4, "num_train_iter": 16, "num_eval_iter": 4, "num_log_iter": 1}
 

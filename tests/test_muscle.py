@@ -7,10 +7,10 @@ import torch
 from conftest import ROOT
 from torch.nn import functional as F
 
-from muscle_plugin.algorithms.catalogue import muscle_algorithms
 from muscle_plugin.files import load_tensors
-from muscle_plugin.host.device import usb_calls_on
 from muscle_plugin.losses import mutual_information
+from muscle_plugin.registry.catalogue import muscle_algorithms
+from muscle_plugin.usb.calls import usb_calls_on
 
 
 def prepared(algorithm):
@@ -83,14 +83,14 @@ def test_no_image_is_forwarded_twice(build_short, name):
     algorithm.warmup()
     prepared(algorithm)
     batch = algorithm.batches.batch(0)
-    riders = torch.cat([batch[n] for n in algorithm.plan.riders])
+    extra_views = torch.cat([batch[n] for n in algorithm.plan.extra_views])
     with Forwards(algorithm.model) as alone:
         algorithm.mi_loss.weight = 0.0
         algorithm.train_step(**algorithm.process_batch(**batch))
         algorithm.mi_loss.weight = 1.0
     with Forwards(algorithm.model) as seen:
         algorithm.train_step(**algorithm.process_batch(**batch))
-    assert seen.total() == alone.total() + len(riders)
+    assert seen.total() == alone.total() + len(extra_views)
     hard_rows = {
         kind: len(algorithm.plan.hard[kind]) + (batch[extra].shape[0] // size if extra in batch else 0)
         for kind, extra, size in zip(
@@ -100,7 +100,7 @@ def test_no_image_is_forwarded_twice(build_short, name):
     assert hard_rows == {"labelled": 3, "unlabelled": 3}
     reused = [batch[n] for n in algorithm.plan.found]
     for rows in reused:
-        assert not any(torch.equal(rows[0], r) for r in riders)
+        assert not any(torch.equal(rows[0], r) for r in extra_views)
 
 
 def test_the_loss_is_the_bases_minus_the_mutual_information_of_the_views(build_short):
@@ -174,7 +174,7 @@ def test_weight_zero_trains_bit_for_bit_as_the_base(short_run, tmp_path, base):
     "name", ["muscle_freematch", "muscle_vat", "muscle_comatch", "muscle_simmatch", "muscle_softmatch"]
 )
 def test_planning_leaves_no_trace(build_short, name):
-    from muscle_plugin.host import state
+    from muscle_plugin.training import state
 
     algorithm = build_short(algorithm=name)
     algorithm.epoch = 0
@@ -261,7 +261,7 @@ def test_meanteacher_is_that_of_usb_0_3_2(build_short):
 
     from semilearn.core.utils import ALGORITHMS
 
-    from muscle_plugin.host import Host
+    from muscle_plugin.training import Host
 
     usb = ALGORITHMS["meanteacher"]
     if "logits_x_ulb_s = outs_x_ulb_s" not in inspect.getsource(usb.train_step):
@@ -290,7 +290,7 @@ def test_register_makes_usb_know_us(tmp_path):
     import semilearn
 
     import muscle_plugin.register  # noqa: F401
-    from muscle_plugin.config import load_settings
+    from muscle_plugin.settings.resolve import load_settings
 
     resolved = load_settings(
         ROOT / "benchmark_configs" / "muscle_fixmatch_digits_10.yaml", img_size=16, total_batch=16, num_train_iter=4,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from muscle_plugin import usb  # noqa: F401  (makes semilearn importable with this torch and timm)
+import muscle_plugin.usb.names  # noqa: F401  (makes semilearn importable with this torch and timm)
 from muscle_plugin.nets import OWN_NETS, NetOptions, build_net, cnn13, net_options
 from muscle_plugin.nets.options import channels
 from muscle_plugin.nets.torchvision_net import TorchvisionNet

@@ -14,28 +14,28 @@ from processes import in_processes, needs_fork
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor, nn
 
-from muscle_plugin.algorithms.catalogue import all_algorithms
-from muscle_plugin.bench.waits import Waits, waits_per_step
 from muscle_plugin.files import load_tensors
-from muscle_plugin.host.device import usb_calls_on
-from muscle_plugin.host.ema import EMA
-from muscle_plugin.host.hooks import read
-from muscle_plugin.host.metrics import in_top
-from muscle_plugin.host.nosync import no_waiting
-from muscle_plugin.host.optimiser import compute_update_on, keep_how
-from muscle_plugin.host.thresholds import (
-    TAKE_OVER,
-    AlignmentQueue,
-    FlexMatchThresholds,
-    FreeMatchThresholds,
-    SoftMatchWeights,
-)
-from muscle_plugin.usb import (
+from muscle_plugin.registry.catalogue import all_algorithms
+from muscle_plugin.studies.waits import Waits, waits_per_step
+from muscle_plugin.training.ema import EMA
+from muscle_plugin.training.hooks import read
+from muscle_plugin.training.metrics import in_top
+from muscle_plugin.training.optimiser import compute_update_on, keep_how
+from muscle_plugin.usb.calls import usb_calls_on
+from muscle_plugin.usb.names import (
     AlgorithmBase,
     DistAlignQueueHook,
     FlexMatchThresholdingHook,
     FreeMatchThresholdingHook,
     SoftMatchWeightingHook,
+)
+from muscle_plugin.usb.no_waiting import no_waiting
+from muscle_plugin.usb.thresholds import (
+    TAKE_OVER,
+    AlignmentQueue,
+    FlexMatchThresholds,
+    FreeMatchThresholds,
+    SoftMatchWeights,
 )
 
 CPU = torch.device("cpu")
@@ -121,8 +121,8 @@ def test_only_usbs_floats_are_put_off():
 def test_training_is_to_the_bit_what_it_was_with_waiting(short_run, tmp_path, monkeypatch, name, more):
     settings = {"algorithm": name, "num_train_iter": 12, "num_log_iter": 3, "num_eval_iter": 6, **more}
     short_run(save_name="now", **settings)
-    monkeypatch.setattr("muscle_plugin.host.host.no_waiting", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr("muscle_plugin.host.host.TAKE_OVER", {})
+    monkeypatch.setattr("muscle_plugin.training.host.no_waiting", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("muscle_plugin.training.host.TAKE_OVER", {})
     short_run(save_name="then", **settings)
     now, then = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("now", "then"))
     for net in ("model", "ema_model"):

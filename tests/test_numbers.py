@@ -15,18 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import in_processes, needs_fork
 
-from muscle_plugin import run as run_module
 from muscle_plugin.algorithms.muscle import Muscle
-from muscle_plugin.cli import train_command
-from muscle_plugin.config import ConfigError, load_settings
+from muscle_plugin.cli.train import train_command
 from muscle_plugin.data.checks import check_labels, equal_images, find_oddities
-from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.sources import Source
 from muscle_plugin.data.splits import Split
-from muscle_plugin.files import WriteError, load_tensors
-from muscle_plugin.host import Host
-from muscle_plugin.host.health import LOW_ENTROPY_LINES, Health, NotFinite
-from muscle_plugin.run import Interrupted, RunError
+from muscle_plugin.errors import ConfigError, DataError, Interrupted, NotFinite, RunError, WriteError
+from muscle_plugin.files import load_tensors
+from muscle_plugin.runs import train as run_module
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.training import Host
+from muscle_plugin.training.monitor import LOW_ENTROPY_LINES, TrainingMonitor
 
 CPU = torch.device("cpu")
 NAN = float("nan")
@@ -269,7 +268,7 @@ def test_steps_can_be_left_out_under_fp16_only():
 
 
 def test_the_first_step_of_each_value_is_kept():
-    health = Health(CPU, 0)
+    health = TrainingMonitor(CPU, 0)
     one = torch.tensor(1.0)
     for step, (a, b) in enumerate([(one, one), (one, one / 0), (one * NAN, one), (one, one)], start=1):
         health.observe(step, one if step < 4 else -one / 0, None, None, {"a": a, "b": b, "c": NAN, "d": torch.ones(3)})
@@ -281,10 +280,10 @@ def test_the_first_step_of_each_value_is_kept():
 
 def test_a_continuation_knows_no_more_of_skipped_steps_than_a_whole_run():
     """What a checkpoint says of them is the same, whether the run was resumed since or not."""
-    whole = Health(CPU, 20)
+    whole = TrainingMonitor(CPU, 20)
     for step, value in enumerate((NAN, NAN, 1.0, NAN), 1):
         whole.observe(step, torch.tensor(value), None, torch.tensor(math.isnan(value)), {})
-    resumed = Health(CPU, 20)
+    resumed = TrainingMonitor(CPU, 20)
     resumed.load_state_dict(whole.state_dict())
     for health in (whole, resumed):
         health.observe(5, torch.tensor(1.0), None, torch.tensor(False), {})
@@ -292,7 +291,7 @@ def test_a_continuation_knows_no_more_of_skipped_steps_than_a_whole_run():
 
 
 def test_steps_left_out_long_ago_are_not_blamed():
-    health = Health(CPU, 2)
+    health = TrainingMonitor(CPU, 2)
     inf, one = torch.tensor(math.inf), torch.tensor(1.0)
     for step in range(1, 20):
         bad = step in (3, 4) or step >= 10
@@ -308,7 +307,7 @@ def test_the_error_passes_between_processes():
 
 def _lost_in_one(rank, _, folder):
     """A process of two; the loss is lost in the second alone."""
-    health = Health(CPU, 0)
+    health = TrainingMonitor(CPU, 0)
     about = SimpleNamespace(
         args=SimpleNamespace(lr=0.1, clip_grad=0.0), precision="fp32", run_dir=folder, model=torch.nn.Linear(1, 1),
         ema_model=torch.nn.Linear(1, 1),
@@ -339,7 +338,7 @@ def listener():
 
 def test_mutual_informations_collapse_is_said_once():
     about, said = listener()
-    health = Health(CPU, 0)
+    health = TrainingMonitor(CPU, 0)
     low, high = 0.05 * math.log(10), 0.5 * math.log(10)
     for step, h in enumerate([low] * (LOW_ENTROPY_LINES - 1) + [high] + [low] * 30):
         health.see_entropy(about, step, h)
@@ -350,18 +349,18 @@ def test_mutual_informations_collapse_is_said_once():
 
 def test_one_class_for_all_test_images():
     about, said = listener()
-    health = Health(CPU, 0)
+    health = TrainingMonitor(CPU, 0)
     for share in (1.0, 1.0, 1.0, 1.0, 0.7, 0.4, 0.99, 0.99):  # at first it is no news
         health.see_evaluation(about, 1, share, False)
     assert not said
     health.see_evaluation(about, 800, 0.99, False)
     assert said == health.warnings
     assert said[0].startswith("99.0 % of the test images are given one and the same class at step 800")
-    last = Health(CPU, 0)
+    last = TrainingMonitor(CPU, 0)
     last.see_evaluation(about, 9, 1.0, True)
     assert len(last.warnings) == 1
     about.source.test_labels = torch.zeros(100, dtype=torch.int64)  # there it is right
-    uneven = Health(CPU, 0)
+    uneven = TrainingMonitor(CPU, 0)
     uneven.see_evaluation(about, 9, 1.0, True)
     assert not uneven.warnings
 

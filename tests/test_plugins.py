@@ -16,12 +16,13 @@ from plugin_fixture import plugins_forgotten  # noqa: F401
 from torch import nn
 
 from muscle_plugin.cli import main
-from muscle_plugin.config import ConfigError, load_settings, read_yaml, resolve
-from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.sources import SourceOptions, load_source
+from muscle_plugin.errors import ConfigError, DataError
 from muscle_plugin.extend import Images, PluginError, USBNet, dataset, load, net
 from muscle_plugin.nets.plugged import plugged_net
-from muscle_plugin.plugins import located
+from muscle_plugin.registry.plugins import located
+from muscle_plugin.settings.resolve import load_settings, resolve
+from muscle_plugin.settings.sources import read_yaml
 
 pytestmark = pytest.mark.usefixtures("plugins_forgotten")
 
@@ -130,7 +131,7 @@ def test_its_arguments_are_settings(tmp_path, capsys):
 
 
 def test_usb_itself_knows_both_forms(tmp_path):
-    from muscle_plugin.usb import ALGORITHMS
+    from muscle_plugin.usb.names import ALGORITHMS
 
     load(own_algorithm(tmp_path / "own.py"))
     assert issubclass(ALGORITHMS["muscle_own"], ALGORITHMS["own"])
@@ -152,7 +153,7 @@ def test_usb_itself_knows_both_forms(tmp_path):
      ({"more": "\n@ALGORITHMS.register('bare')\nclass Bare(AlgorithmBase):\n    pass\n"}, "'bare': Bare has no train_step")],
 )  # fmt: skip
 def test_an_algorithm_that_cannot_be_hosted_is_one_line(tmp_path, given, message):
-    from muscle_plugin.usb import ALGORITHMS
+    from muscle_plugin.usb.names import ALGORITHMS
 
     stock = ALGORITHMS["fixmatch"]
     line = fault(lambda: load(own_algorithm(tmp_path / "own.py", **given)))
@@ -229,7 +230,7 @@ def test_where_names_are_looked_up(tmp_path):
 
 
 def test_a_plugin_that_changed_is_said_on_resuming(short_run, tmp_path, capsys):
-    from muscle_plugin.run import _changes
+    from muscle_plugin.runs.environment import _changes
 
     (tmp_path / "p.py").write_text(own_dataset("changing"))
     settings = {"save_name": "r", "plugins": str(tmp_path / "p.py"), "num_train_iter": 4, "algorithm": "supervised"}
@@ -311,7 +312,7 @@ def test_a_run_folder_runs_no_code(short_run, tmp_path, mark, capsys):
 def test_what_is_not_asked_for_costs_nothing():
     code = (
         "import sys, muscle_plugin.extend\n"
-        "from muscle_plugin.config import load_settings\n"
+        "from muscle_plugin.settings.resolve import load_settings\n"
         "load_settings('muscle_digits_10')\n"
         "assert not {'torch', 'semilearn'} & set(sys.modules)"
     )
@@ -348,8 +349,8 @@ def test_a_data_set_is_what_its_function_returned():
         assert torch.equal(source.images, torch.from_numpy(IMAGES))
         assert (source.labels.tolist(), source.train.tolist(), source.test.tolist()) == (LABELS, [0, 1, 2, 3, 4], [5])
         assert source.classes == ("a", "b", "c")
-        from muscle_plugin.data.names import DATASETS
-        from muscle_plugin.extend import PLUGIN_DATASETS
+        from muscle_plugin.registry.extension import PLUGIN_DATASETS
+        from muscle_plugin.registry.names import DATASETS
 
         del DATASETS["mine"], PLUGIN_DATASETS["mine"]
 
@@ -437,7 +438,7 @@ class Pair(nn.Module):
 
 
 def built(module, **settings):
-    from muscle_plugin.extend import PLUGIN_NETS
+    from muscle_plugin.registry.extension import PLUGIN_NETS
 
     PLUGIN_NETS.pop("mine", None)
     net("mine")(lambda num_classes: module)
@@ -537,8 +538,8 @@ def flat(num_classes, channels, img_size):
 
 
 def test_predict_wants_the_net_and_nothing_else(short_run, tmp_path, monkeypatch, capsys):
-    from muscle_plugin import plugins
-    from muscle_plugin.extend import PLUGIN_NETS
+    from muscle_plugin.registry import plugins
+    from muscle_plugin.registry.extension import PLUGIN_NETS
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flat.py").write_text(FLAT)

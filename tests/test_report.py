@@ -11,14 +11,15 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from muscle_plugin.bench.groups import groups_of
-from muscle_plugin.bench.ranking import critical_difference, rank, scores_by_setting
-from muscle_plugin.bench.report import main as report
-from muscle_plugin.bench.runs import find_runs
-from muscle_plugin.bench.studies import study_configs
-from muscle_plugin.bench.usb_export import columns
-from muscle_plugin.bench.usb_export import main as usb_export
-from muscle_plugin.config import Layer, load_settings, resolve
+from muscle_plugin.settings.resolve import load_settings, resolve
+from muscle_plugin.settings.sources import Layer
+from muscle_plugin.studies.definitions import study_configs
+from muscle_plugin.studies.groups import groups_of
+from muscle_plugin.studies.ranking import critical_difference, rank, scores_by_setting
+from muscle_plugin.studies.report import main as report
+from muscle_plugin.studies.runs import find_runs
+from muscle_plugin.studies.usb_export import columns
+from muscle_plugin.studies.usb_export import main as usb_export
 
 # ---------------------------------------------------------------------------------------------------------------- tables
 

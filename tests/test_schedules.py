@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muscle_plugin import usb  # noqa: F401  (makes semilearn importable with this torch and timm)
+import muscle_plugin.usb.names  # noqa: F401  (makes semilearn importable with this torch and timm)
 from muscle_plugin.schedules import (
     SCHEDULES,
     constant,

@@ -15,10 +15,10 @@ from PIL import Image, ImageOps
 from scipy.io import savemat
 
 from muscle_plugin.data import images as image_files
-from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.folders import image_folder, miniimagenet
 from muscle_plugin.data.images import decode, find_images
 from muscle_plugin.data.sources import SOURCES, SourceOptions, digits, load_source
+from muscle_plugin.errors import DataError
 
 CIFAR = Path(os.environ.get("CIFAR_DIR", ROOT / "data"))
 needs_cifar = pytest.mark.skipif(
@@ -167,7 +167,7 @@ def test_cifar_trains(short_run):
 
 
 def test_accuracy_and_entropy_are_told_apart_by_class_type():
-    from muscle_plugin.host.metrics import prediction_metrics
+    from muscle_plugin.training.metrics import prediction_metrics
 
     logits = torch.tensor([[50.0, 0.0], [50.0, 0.0], [0.0, 0.0], [50.0, 0.0]])
     hidden = torch.tensor([False, False, True, True])
@@ -556,7 +556,7 @@ def test_eurosat_trains_on_the_first_four_fifths_of_each_class(place, tmp_path):
 
 
 def test_every_data_set_has_a_source_and_hidden_files_are_left_out(tmp_path):
-    from muscle_plugin.data.names import DATASETS
+    from muscle_plugin.registry.names import DATASETS
 
     assert SOURCES.keys() == DATASETS.keys()
     picture(tmp_path / ".hidden" / "a.png")

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
-from muscle_plugin.bench.studies import expand, figures, study_configs, study_names, tables
-from muscle_plugin.config import ConfigError, config_names, load_settings
 from muscle_plugin.data import sources
-from muscle_plugin.data.names import DATASETS
+from muscle_plugin.errors import ConfigError
+from muscle_plugin.registry.names import DATASETS
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.settings.sources import config_names
+from muscle_plugin.studies.definitions import expand, figures, study_configs, study_names, tables
 
 
 def table(name):
@@ -136,7 +138,7 @@ def _kinds_of_configurations():
 
 @pytest.mark.parametrize("name", _kinds_of_configurations())
 def test_every_configuration_can_be_built(name, monkeypatch, tmp_path):
-    from muscle_plugin.run import build
+    from muscle_plugin.runs.train import build
 
     settings = load_settings(name).settings
     info = DATASETS[settings.dataset]

@@ -14,7 +14,7 @@ from conftest import ROOT
 from plugin_fixture import plugins_forgotten  # noqa: F401
 
 from muscle_plugin import cli
-from muscle_plugin.bench.pool import PoolError
+from muscle_plugin.errors import PoolError
 
 LIGHT = (
     "--num_train_iter",
@@ -254,7 +254,7 @@ def gpus(monkeypatch):
 def test_gpus_and_how_many_runs_share_them(
     gpus, monkeypatch, count, visible, words, at_once, names, tmp_path, capsys
 ):  # fmt: skip
-    from muscle_plugin.bench import sweep as module
+    from muscle_plugin.studies import sweep as module
 
     def pool(*asked):
         raise PoolError(repr(asked))
@@ -316,7 +316,7 @@ def test_a_configuration_that_names_a_gpu_is_named(tmp_path, capsys):
 
 @pytest.mark.parametrize(("share", "runs"), [(1, 1), (0.5, 2), (0.4, 2), (0.3, 3), (0.1, 10), (1 / 3, 3), (0.3333, 3)])
 def test_a_share_of_a_gpu_leaves_room_for_so_many_runs(share, runs):
-    from muscle_plugin.bench.pool import runs_per_gpu
+    from muscle_plugin.studies.pool import runs_per_gpu
 
     assert runs_per_gpu(share) == runs
 
@@ -339,7 +339,7 @@ def test_a_worker_keeps_no_memory_of_a_run_that_is_over(tmp_path, monkeypatch):
 
     import torch
 
-    from muscle_plugin.bench.pool import Work, execute
+    from muscle_plugin.studies.pool import Work, execute
 
     def parameters():
         return sum(type(x) is torch.nn.Parameter for x in gc.get_objects())

@@ -19,20 +19,13 @@ import pytest
 import torch
 from conftest import ROOT, SHORT
 
-from muscle_plugin.config import (
-    MuscleSettings,
-    check_usb_settings,
-    config_names,
-    find_config,
-    load_settings,
-    moving_settings,
-    read_yaml,
-)
-from muscle_plugin.data.errors import DataError
+from muscle_plugin.errors import DataError, DeviceError
 from muscle_plugin.files import load_tensors
-from muscle_plugin.host.device import DeviceError
-from muscle_plugin.host.host import complete_settings
 from muscle_plugin.losses import mutual_information
+from muscle_plugin.settings.resolve import check_usb_settings, load_settings
+from muscle_plugin.settings.schema import MuscleSettings, moving_settings
+from muscle_plugin.settings.sources import config_names, find_config, read_yaml
+from muscle_plugin.training.host import complete_settings
 
 PATCHES = ROOT / "patches"
 #: USB's names for precision and device, of which this package makes its own.
@@ -312,7 +305,7 @@ def test_patched_usb_finds_this_package_by_its_entry_point(patched, installed, t
     done = python(arguments, tmp_path, patched, installed)
     assert done.returncode == 0, done.stderr[-2000:]
     short = load_settings("muscle_fixmatch_digits_10", **lines, seed=1, save_name="ours", save_dir=str(tmp_path))
-    from muscle_plugin.run import train
+    from muscle_plugin.runs.train import train
 
     train(short, quiet=True)
     there, here = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("usb", "ours"))
@@ -322,7 +315,7 @@ def test_patched_usb_finds_this_package_by_its_entry_point(patched, installed, t
 
 def test_a_plugin_that_is_imported_before_semilearn(patched, installed, tmp_path):
     code = """
-import muscle_plugin.host
+import muscle_plugin.training
 from muscle_plugin.algorithms.compose import algorithm_class
 from semilearn.core.utils import ALGORITHMS
 assert ALGORITHMS["muscle_fixmatch"] is algorithm_class("muscle_fixmatch")

@@ -15,8 +15,8 @@ import torch
 from nbclient import NotebookClient
 
 from muscle_plugin import Host, usb_calls_on
-from muscle_plugin.config import ConfigError, load_settings
-from muscle_plugin.data.errors import DataError
+from muscle_plugin.errors import ConfigError, DataError
+from muscle_plugin.settings.resolve import load_settings
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "quickstart.ipynb"
 

@@ -14,9 +14,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from muscle_plugin import config
-from muscle_plugin.algorithms.catalogue import MUSCLE_PREFIX, base_algorithms, muscle_algorithms
-from muscle_plugin.data.names import DATASETS
+from muscle_plugin.registry.catalogue import MUSCLE_PREFIX, base_algorithms, muscle_algorithms
+from muscle_plugin.registry.names import DATASETS
+from muscle_plugin.settings.command_line import _SHORT_FLAGS
+from muscle_plugin.settings.schema import WITHOUT_EFFECT, MuscleSettings, RunSettings, moving_settings
 
 #: What settings of USB's algorithms mean for which USB has no help, in all algorithms or in one (``ALGORITHM.NAME``).
 MEANINGS = {
@@ -56,7 +57,7 @@ MEANINGS = {
 #: Of classes that override what USB calls: the methods that others would call.
 MEMBERS = {"Host": ["train", "evaluate", "save_model", "load_model", "request_stop"], "Muscle": []}
 
-#: Headings of the groups that comments of the form ``# -- NAME`` begin in ``config.RunSettings``.
+#: Headings of the groups that comments of the form ``# -- NAME`` begin in ``RunSettings``.
 GROUP = re.compile(r"^    # -- (.+)$|^    (\w+): ", re.MULTILINE)
 MOVES = "May change on resume."
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,10 +68,10 @@ def groups() -> dict[str, list[str]]:
     """The settings of every run by the comment under which ``config.py`` has them."""
     found: dict[str, list[str]] = {}
     before: list[str] = []  # settings above the first comment belong to its group
-    for group, name in GROUP.findall(inspect.getsource(config.RunSettings)):
+    for group, name in GROUP.findall(inspect.getsource(RunSettings)):
         if group:
             found[group] = [] if found else before
-        elif name in config.RunSettings.model_fields:
+        elif name in RunSettings.model_fields:
             (found[next(reversed(found))] if found else before).append(name)
     return found
 
@@ -113,7 +114,7 @@ def _default(value: Any) -> str:
 
 
 def _row(name: str, kind: str, default: Any, text: str, anchor: bool) -> str:
-    flag = config._SHORT_FLAGS.get(name) if anchor else None
+    flag = _SHORT_FLAGS.get(name) if anchor else None
     shown = f"`{name}`" + (f"{{ #{name} }}" if anchor else "") + (f" `{flag}`" if flag else "")
     return f"| {' | '.join([shown, kind, _default(default), text])} |"
 
@@ -126,7 +127,7 @@ def _table(rows: Iterable[str]) -> str:
 
 
 def _fields(model: type[BaseModel], names: Iterable[str]) -> str:
-    moving = config.moving_settings()
+    moving = moving_settings()
     rows = []
     for name in names:
         info = model.model_fields[name]
@@ -140,20 +141,20 @@ def settings() -> str:
     """Every setting of ``RunSettings``, a table for each group."""
     parts = []
     for group, names in groups().items():
-        parts.append(f"### {group.capitalize()}\n\n{_fields(config.RunSettings, names)}")
+        parts.append(f"### {group.capitalize()}\n\n{_fields(RunSettings, names)}")
     return "\n\n".join(parts)
 
 
 def muscle_settings() -> str:
     """The settings of ``MuscleSettings``."""
-    return _fields(config.MuscleSettings, config.MuscleSettings.model_fields)
+    return _fields(MuscleSettings, MuscleSettings.model_fields)
 
 
 def algorithms() -> str:
     """The settings that each algorithm adds, from the catalogue: those of the USB that is installed, and this package's."""
     without, parts = [], []
     for name, entry in base_algorithms().items():
-        own = [a for a in entry.arguments if a.name not in config.RunSettings.model_fields]
+        own = [a for a in entry.arguments if a.name not in RunSettings.model_fields]
         form = MUSCLE_PREFIX + name
         names = f"`{name}`" + (f", `{form}`" if form in muscle_algorithms() else "")
         if not own:
@@ -182,7 +183,7 @@ def datasets() -> str:
 
 def without_effect() -> str:
     """Keys of USB's files that are accepted and change nothing."""
-    rows = [f"| `{name}` | {_cell(reason)} |" for name, reason in config.WITHOUT_EFFECT.items()]
+    rows = [f"| `{name}` | {_cell(reason)} |" for name, reason in WITHOUT_EFFECT.items()]
     return "\n".join(["| key | instead |", "|---|---|", *rows])
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from muscle_plugin.algorithms.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
 from muscle_plugin.algorithms.contrastive import Contrastive
 from muscle_plugin.algorithms.label_propagation import LabelPropagation, MeanTeacherLabelPropagation
 from muscle_plugin.algorithms.mean_teacher import MeanTeacher
 from muscle_plugin.algorithms.muscle import Muscle
 from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
-from muscle_plugin.algorithms.own import OWN_ALGORITHMS
-from muscle_plugin.host import Host
-from muscle_plugin.usb import ALGORITHMS
+from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
+from muscle_plugin.registry.own import OWN_ALGORITHMS
+from muscle_plugin.training import Host
+from muscle_plugin.usb.names import ALGORITHMS
 
 #: Classes used in place of USB's under the same name, where a version of USB has a broken one.
 REPLACED: dict[str, Any] = {"meanteacher": MeanTeacher}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
-from muscle_plugin.algorithms.own import usb_arguments
-from muscle_plugin.usb import AlgorithmBase
+from muscle_plugin.registry.own import usb_arguments
+from muscle_plugin.usb.names import AlgorithmBase
 
 
 class Contrastive(AlgorithmBase):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muscle_plugin.usb import ALGORITHMS
+from muscle_plugin.usb.names import ALGORITHMS
 
 _USBMeanTeacher: Any = ALGORITHMS["meanteacher"]
 

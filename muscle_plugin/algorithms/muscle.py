@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muscle_plugin.algorithms.catalogue import MUSCLE_BASE, WEAK_UNLABELLED_VIEW
-from muscle_plugin.algorithms.tap import ForwardTap, Rows
-from muscle_plugin.config import MuscleSettings
+from muscle_plugin.algorithms.forward_capture import ForwardCapture, Rows
 from muscle_plugin.data.views import HARD, LABELLED, UNLABELLED, WEAK, View
-from muscle_plugin.host import Host, state
 from muscle_plugin.losses import MutualInformationLoss, MutualInformationTerms
-from muscle_plugin.usb import SSL_Argument, str2bool
+from muscle_plugin.registry.catalogue import MUSCLE_BASE, WEAK_UNLABELLED_VIEW
+from muscle_plugin.settings.schema import MuscleSettings
+from muscle_plugin.training import Host, state
+from muscle_plugin.usb.names import SSL_Argument, str2bool
 
 #: The hard views that MUSCLE adds to a batch, by whose images they are.
 EXTRA_HARD = {LABELLED: "x_lb_h", UNLABELLED: "x_ulb_h"}
@@ -34,16 +34,16 @@ class Plan:
         found: views that the base forwards, and where.
         weak: per kind of image (labelled, unlabelled), the view that serves as the weak one.
         hard: per kind of image, the base's views that serve as hard ones.
-        riders: views of the batch that MUSCLE forwards itself, in this order.
-        ride: the base's call that carries them; None: a forward of their own.
+        extra_views: views of the batch that MUSCLE forwards itself, in this order.
+        carrier: the base's call that carries them; None: a forward of their own.
         rows: images per call of the base.
     """
 
     found: Mapping[str, Rows]
     weak: Mapping[str, str]
     hard: Mapping[str, tuple[str, ...]]
-    riders: tuple[str, ...]
-    ride: int | None
+    extra_views: tuple[str, ...]
+    carrier: int | None
     rows: tuple[int, ...]
 
 
@@ -65,7 +65,7 @@ class Muscle:
     amp_cm: Any
     bn_controller: Any
     in_step: Any
-    health: Any
+    monitor: Any
     usb_name: str
     it: int
 
@@ -83,20 +83,20 @@ class Muscle:
         self.batches.add_views({})
         before = state.capture(self)
         batch = self.batches.batch(self.it)
-        with self.in_step(), ForwardTap(self.model, self._live) as tap:
+        with self.in_step(), ForwardCapture(self.model, self._live) as capture:
             super().train_step(**self.process_batch(**batch))  # type: ignore[misc, attr-defined]
         state.restore(self, before)
         self.model.zero_grad(set_to_none=True)
-        self.plan = self._make_plan(tap, batch)
+        self.plan = self._make_plan(capture, batch)
 
     def _live(self) -> bool:
         return not (self.ema is not None and self.ema.backup)
 
-    def _make_plan(self, tap: ForwardTap, batch: Mapping[str, Tensor]) -> Plan:
+    def _make_plan(self, capture: ForwardCapture, batch: Mapping[str, Tensor]) -> Plan:
         kinds = (LABELLED, UNLABELLED) if self.args.mi_labelled else (UNLABELLED,)
         views: dict[str, View] = dict(self.batches.views)
-        with_gradient = {n: r for n in views if (r := tap.find(batch[n], gradient=True))}
-        without = {n: r for n in views if n not in with_gradient and (r := tap.find(batch[n], gradient=False))}
+        with_gradient = {n: r for n in views if (r := capture.find(batch[n], gradient=True))}
+        without = {n: r for n in views if n not in with_gradient and (r := capture.find(batch[n], gradient=False))}
 
         found: dict[str, Rows] = {}
         weak: dict[str, str] = {}
@@ -119,14 +119,14 @@ class Muscle:
                 n: (with_gradient | without)[n] for n in (weak[kind], *hard[kind]) if n in with_gradient | without
             }
         self.batches.add_views(extra)
-        riders = tuple(
+        extra_views = tuple(
             dict.fromkeys(
                 [*(n for n in weak.values() if n not in found), *(n for n in extra if n not in weak.values())]
             )
         )
         labelled_rows = with_gradient.get("x_lb")
-        ride = labelled_rows.call if labelled_rows and self.args.mi_batch_norm == "joint" else None
-        return Plan(found, weak, hard, riders, ride, tuple(len(c.images) for c in tap.calls))
+        carrier = labelled_rows.call if labelled_rows and self.args.mi_batch_norm == "joint" else None
+        return Plan(found, weak, hard, extra_views, carrier, tuple(len(c.images) for c in capture.calls))
 
     def train_step(self, **batch: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """One step on the views of ``batch``, keyed as in ``Batches.views``; returns USB's pair of dictionaries."""
@@ -134,15 +134,17 @@ class Muscle:
         if self.mi_loss.weight == 0:
             return super().train_step(**base)  # type: ignore[misc]
         plan = self.plan
-        if plan is None or not {*plan.weak.values(), *plan.riders} <= batch.keys():
+        if plan is None or not {*plan.weak.values(), *plan.extra_views} <= batch.keys():
             raise RuntimeError(
                 "MUSCLE's step lacks its hard views: train by algorithm.train(), or give semilearn's Trainer this"
                 " algorithm's own loaders, trainer.fit(*algorithm.loaders())"
             )
-        riders = torch.cat([batch[n] for n in plan.riders]) if plan.riders else None
-        with ForwardTap(self.model, self._live, riders, plan.ride, plan.rows if plan.ride is not None else ()) as tap:
+        extra_views = torch.cat([batch[n] for n in plan.extra_views]) if plan.extra_views else None
+        with ForwardCapture(
+            self.model, self._live, extra_views, plan.carrier, plan.rows if plan.carrier is not None else ()
+        ) as capture:
             out, log = super().train_step(**base)  # type: ignore[misc]
-        weak, hard = self._predictions(tap, batch, self._rider_logits(tap, riders))
+        weak, hard = self._predictions(capture, batch, self._extra_logits(capture, extra_views))
         loss, terms = self.mi_loss(weak, hard)
         if self.args.stage == "pretrain" and self.usb_name == MUSCLE_BASE:  # the base's loss is that of the labels
             out["loss"] = 0 * out["loss"]
@@ -152,29 +154,29 @@ class Muscle:
     def record(self, values: dict[str, float]) -> None:
         super().record(values)  # type: ignore[misc]
         if "train/entropy" in values:
-            self.health.see_entropy(self, self.it + 1, values["train/entropy"])
+            self.monitor.see_entropy(self, self.it + 1, values["train/entropy"])
 
-    def _rider_logits(self, tap: ForwardTap, riders: Tensor | None) -> Tensor | None:
-        """The logits of the riders: from the call that carried them, or from a forward of their own, with their own
+    def _extra_logits(self, capture: ForwardCapture, extra_views: Tensor | None) -> Tensor | None:
+        """The logits of the extra_views: from the call that carried them, or from a forward of their own, with their own
         batch statistics and leaving the running ones alone."""
-        if riders is None or tap.rider_logits is not None:
-            return tap.rider_logits
+        if extra_views is None or capture.extra_logits is not None:
+            return capture.extra_logits
         with self.amp_cm():
             self.bn_controller.freeze_bn(self.model)
-            logits = self.model(riders)["logits"]
+            logits = self.model(extra_views)["logits"]
             self.bn_controller.unfreeze_bn(self.model)
         return logits
 
     def _predictions(
-        self, tap: ForwardTap, batch: Mapping[str, Tensor], rider_logits: Tensor | None
+        self, capture: ForwardCapture, batch: Mapping[str, Tensor], extra_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(N, C) logits of the weak views and (V, N, C) of the hard ones, labelled images before unlabelled ones."""
         assert self.plan is not None
         plan = self.plan
-        logits = {n: tap.logits(r) for n, r in plan.found.items()}
-        if rider_logits is not None:
-            parts = rider_logits.split([len(batch[n]) for n in plan.riders])
-            logits |= dict(zip(plan.riders, parts, strict=True))
+        logits = {n: capture.logits(r) for n, r in plan.found.items()}
+        if extra_logits is not None:
+            parts = extra_logits.split([len(batch[n]) for n in plan.extra_views])
+            logits |= dict(zip(plan.extra_views, parts, strict=True))
         weak, hard = [], []
         for kind, name in plan.weak.items():
             weak.append(logits[name])

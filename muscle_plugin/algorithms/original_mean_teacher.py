@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muscle_plugin.algorithms.own import usb_arguments
+from muscle_plugin.registry.own import usb_arguments
 from muscle_plugin.schedules import sigmoid_rampup
-from muscle_plugin.usb import AlgorithmBase
+from muscle_plugin.usb.names import AlgorithmBase
 
 
 class OriginalMeanTeacher(AlgorithmBase):

@@ -2,7 +2,7 @@
 
 They return uint8 images, or float images in [0, 1] where they interpolate (digits). An augmentation is two functions: one
 draws the parameters, on the CPU and without the images, so that it can be done ahead; the other applies them, on the images'
-device. The generator is a CPU generator, or ``Draws`` of several: what is drawn, sizes of groups included, is known without
+device. The generator is a CPU generator, or a ``BatchRandom`` of several: what is drawn, group sizes included, is known without
 waiting for a GPU, and is the same for every device. What an image becomes depends on its own draws alone. A new one is two
 functions and a line in ``AUGMENTATIONS``. The operations of RandAugment are in ``randaugment.py``.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muscle_plugin.data.draws import Draws, Random
+from muscle_plugin.data.batch_random import BatchRandom, Random
 from muscle_plugin.data.randaugment import (
     OPERATIONS,
     Plan,
@@ -45,7 +45,7 @@ class Augmentation:
     apply: Callable[[Tensor, Any], Tensor]
 
     def __call__(self, images: Tensor, generator: Random) -> Tensor:
-        return self.apply(images, self.draw(Draws.of(generator, len(images)), images.shape[1:]))
+        return self.apply(images, self.draw(BatchRandom.of(generator, len(images)), images.shape[1:]))
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def _draw_distortion(draws: Draws, angle: float, scale: float, shear: float, shift: float) -> tuple[Tensor, ...]:
+def _draw_distortion(draws: BatchRandom, angle: float, scale: float, shear: float, shift: float) -> tuple[Tensor, ...]:
     """Parameters of ``affine``: angle in radians, scale as its logarithm, shift as a fraction of the side."""
     return (
         draws.uniform(-angle, angle),
@@ -85,7 +85,7 @@ def _draw_distortion(draws: Draws, angle: float, scale: float, shear: float, shi
     )
 
 
-def _draw_digits_hard(draws: Draws, shape: tuple[int, ...]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+def _draw_digits_hard(draws: BatchRandom, shape: tuple[int, ...]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     distortion = _draw_distortion(draws, 0.35, 0.25, 0.3, 0.12)
     return distortion, draws.uniform(0.7, 1.3).view(-1, 1, 1, 1), 0.05 * draws.normal(*shape)
 
@@ -106,7 +106,7 @@ digits_weak = Augmentation(
 digits_hard = Augmentation(_draw_digits_hard, _digits_hard)
 
 
-def _draw_crop(draws: Draws, shape: tuple[int, ...], flip: bool = False) -> Plan:
+def _draw_crop(draws: BatchRandom, shape: tuple[int, ...], flip: bool = False) -> Plan:
     y, x = (max(1, side // 8) for side in shape[1:])
     top, left = draws.integers(2 * y + 1), draws.integers(2 * x + 1)
     return Plan.of_window(Window(top, left, draws.coins() if flip else None, (y, x)))
@@ -118,7 +118,7 @@ crop = Augmentation(_draw_crop, apply)
 crop_flip = Augmentation(partial(_draw_crop, flip=True), apply)
 
 
-def _draw_rotate_crop_flip(draws: Draws, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+def _draw_rotate_crop_flip(draws: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     degrees = draws.uniform(-10, 10)
     y, x = (round(8 / 84 * side) for side in shape[1:])
     return degrees, draws.integers(2 * y + 1), draws.integers(2 * x + 1), draws.coins()
@@ -148,7 +148,7 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     return to_uint8((weights(height, h) @ (images.float() @ weights(width, w).t())).add_(0.5))
 
 
-def draw_colour_jitter(draws: Draws) -> Plan:
+def draw_colour_jitter(draws: BatchRandom) -> Plan:
     """Brightness, contrast and saturation by 1 +- 0.4 and hue by +- 0.125 turns, in a random order for each image."""
     jitter = torch.tensor([OPERATIONS.index(name) for name in ("brightness", "contrast", "color", "hue")])
     order = draws.uniform(0, 1, 4).argsort(0)
@@ -160,7 +160,7 @@ def _part(side: int) -> int:
     return round(side * 20 / 32)
 
 
-def _draw_iic(draws: Draws, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Plan]:
+def _draw_iic(draws: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Plan]:
     top, left = (draws.integers(side - _part(side) + 1) for side in shape[1:])
     return top, left, draws.coins(), draw_colour_jitter(draws)
 

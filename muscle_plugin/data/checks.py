@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.sources import Source
 from muscle_plugin.data.splits import Split, class_counts
+from muscle_plugin.errors import DataError
 
 #: Bytes of pixels up to which copies are looked for: reading more takes several seconds.
 COMPARED_BYTES = 4 << 30

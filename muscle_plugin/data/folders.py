@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from muscle_plugin.closest import closest
-from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.images import Pack, find_images, leads_out, name_below, pack, unknown_files
 from muscle_plugin.data.sources import Source, SourceOptions
+from muscle_plugin.errors import DataError
 from muscle_plugin.seeding import derive
 from muscle_plugin.text import shown
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import stat
+import sys
 import warnings
 import zlib
 from collections import Counter
@@ -16,16 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from muscle_plugin.data.errors import DataError
+from muscle_plugin.errors import DataError
 from muscle_plugin.files import as_shared_as_any, write_json
-from muscle_plugin.progress import counted
 from muscle_plugin.text import shown
 
 #: Of array files; another one where `decode` makes other pixels of the same file.
@@ -303,3 +305,14 @@ def _remove_older(path: Path, header: dict[str, Any]) -> None:
             if content["root"] == header["root"] and content["key"]["size"] == header["key"]["size"]:
                 other.unlink()
                 other.with_suffix(".npy").unlink()
+
+
+T = TypeVar("T")
+
+
+def counted(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """The items, with a bar on stderr while they pass, if that is a terminal."""
+    console = Console(file=sys.stderr)
+    with Progress(TextColumn(what), BarColumn(24), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
+             console=console, transient=True, disable=not console.is_terminal) as bar:  # fmt: skip
+        yield from bar.track(items, total=total)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muscle_plugin.data.errors import DataError
-from muscle_plugin.data.names import DATASETS
 from muscle_plugin.data.sources import Source, SourceOptions
-from muscle_plugin.extend import PLUGIN_DATASETS
+from muscle_plugin.errors import DataError
+from muscle_plugin.registry.extension import PLUGIN_DATASETS
+from muscle_plugin.registry.names import DATASETS
 from muscle_plugin.text import shown
 
 
@@ -24,7 +24,7 @@ def read_plugged(name: str, options: SourceOptions) -> Source:
         DataError: its function fails, or returns something else than :class:`muscle_plugin.extend.Images` should hold; one
             line that names the plugin.
     """
-    from muscle_plugin.plugins import fault_in
+    from muscle_plugin.registry.plugins import fault_in
 
     entry = PLUGIN_DATASETS[name]
     what = f"{entry.place}: data set {name!r}"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muscle_plugin.data.draws import Draws
+from muscle_plugin.data.batch_random import BatchRandom
 
 GREY = 128
 Fill = int | tuple[int, int, int]
@@ -480,7 +480,7 @@ def _signed_levels(height: int, width: int) -> Tensor:
     return torch.stack([torch.where(names.unsqueeze(1) >= _FIRST_GEOMETRIC, -levels, levels), levels], 2)
 
 
-def draw_randaugment(draws: Draws, shape: tuple[int, ...], ops: int = 2) -> Plan:
+def draw_randaugment(draws: BatchRandom, shape: tuple[int, ...], ops: int = 2) -> Plan:
     """FixMatch's RandAugment, on top of the weak augmentation.
 
     ``ops`` of its 14 operations with replacement, each applied with p = 0.5 at a uniform level 1..9 of 10, geometric
@@ -502,7 +502,7 @@ def draw_randaugment(draws: Draws, shape: tuple[int, ...], ops: int = 2) -> Plan
     return Plan(operations, values, GREY, hole, GREY)
 
 
-def draw_randaugment_usb(draws: Draws, shape: tuple[int, ...], ops: int = 3) -> Plan:
+def draw_randaugment_usb(draws: BatchRandom, shape: tuple[int, ...], ops: int = 3) -> Plan:
     """USB's RandAugment, on top of the weak augmentation.
 
     ``ops`` of the 14 operations with replacement, all applied, each at a uniform strength of its range (negative ones

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muscle_plugin.data.errors import DataError
-from muscle_plugin.data.names import DATASETS
-from muscle_plugin.extend import PLUGIN_DATASETS
+from muscle_plugin.errors import DataError
+from muscle_plugin.registry.extension import PLUGIN_DATASETS
+from muscle_plugin.registry.names import DATASETS
 from muscle_plugin.text import shown
 
 __all__ = ["SOURCES", "DataError", "Source", "SourceOptions", "load_source"]

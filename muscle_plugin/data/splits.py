@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muscle_plugin.data.errors import DataError
 from muscle_plugin.data.sources import Source
+from muscle_plugin.errors import DataError
 from muscle_plugin.files import write_text
 from muscle_plugin.seeding import derive
 from muscle_plugin.text import shown

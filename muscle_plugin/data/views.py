@@ -18,14 +18,14 @@ from torch import Tensor
 
 from muscle_plugin.data.ahead import OneAhead, Parcel
 from muscle_plugin.data.augment import AFTER_WEAK, AUGMENTATIONS, Augmentation, crop, crop_flip
-from muscle_plugin.data.draws import Draws, Part
-from muscle_plugin.data.errors import DataError
+from muscle_plugin.data.batch_random import BatchRandom, Part
 from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
 from muscle_plugin.data.randaugment import Plan
 from muscle_plugin.data.randaugment import apply as apply_plan
 from muscle_plugin.data.sampler import IndexStream
 from muscle_plugin.data.sources import Source
 from muscle_plugin.data.splits import Split
+from muscle_plugin.errors import DataError
 from muscle_plugin.seeding import derive
 from muscle_plugin.text import shown
 
@@ -247,7 +247,7 @@ class Batches:
                 chosen = chunk[start:stop].to(pool.device, non_blocking=True)
                 images = pool[chosen].to(self.device, non_blocking=True)
                 # drawn for the others too, so that views do not depend on the number of processes
-                views = self._augment[WEAK](images, Draws([Part(generator, 1, len(chunk), start, stop)]))
+                views = self._augment[WEAK](images, BatchRandom([Part(generator, 1, len(chunk), start, stop)]))
                 for part in views.split(batch) if len(views) else ():
                     with precision():
                         parts.append(net(self.normalise(part), only_feat=True).float())
@@ -262,9 +262,9 @@ class Batches:
     def _generator_for(self, name: str, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(derive(self.seed, "view", name, step))
 
-    def _draws(self, step: int, views: Mapping[str, tuple[int, int]]) -> Draws:
-        """Draws for views, name -> (how many, of how many images here); those that one process would take for all images."""
-        return Draws(
+    def _draws(self, step: int, views: Mapping[str, tuple[int, int]]) -> BatchRandom:
+        """Random numbers for views, name -> (how many, of how many images here): those that one process would draw."""
+        return BatchRandom(
             [
                 Part(self._generator_for(name, step), count, n * self._world, n * self._rank, n * (self._rank + 1))
                 for name, (count, n) in views.items()
@@ -478,10 +478,10 @@ def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = 
 def _after(first: Augmentation, then: Augmentation) -> Augmentation:
     """``then`` of the views that ``first`` gives; of a window and a plan it is one plan."""
 
-    def draw(draws: Draws, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    def draw(draws: BatchRandom, shape: tuple[int, ...]) -> tuple[Any, Any]:
         return first.draw(draws, shape), then.draw(draws, shape)
 
-    def merged(draws: Draws, shape: tuple[int, ...]) -> Plan:
+    def merged(draws: BatchRandom, shape: tuple[int, ...]) -> Plan:
         window, plan = draw(draws, shape)
         return replace(plan, window=window.window)
 

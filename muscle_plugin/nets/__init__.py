@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from muscle_plugin.closest import nearest
-from muscle_plugin.data.names import NETS, TIMM
 from muscle_plugin.nets.base import USBNet
 from muscle_plugin.nets.cnn13 import CNN13, cnn13
 from muscle_plugin.nets.options import NetOptions
 from muscle_plugin.nets.resnet18_84 import ResNet18, resnet18_84
 from muscle_plugin.nets.small_cnn import SmallCNN, small_cnn
 from muscle_plugin.nets.timm_backbone import TimmBackbone, timm_backbone
+from muscle_plugin.registry.names import NETS, TIMM
 
 OWN_NETS: dict[str, Callable[..., Any]] = {"small_cnn": small_cnn, "cnn13": cnn13, "resnet18_84": resnet18_84}
 

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from muscle_plugin.extend import PLUGIN_NETS
 from muscle_plugin.nets.base import USBNet, grouped, groups_in_order
 from muscle_plugin.nets.options import refuse_pretrained
+from muscle_plugin.registry.extension import PLUGIN_NETS
 from muscle_plugin.text import first_line, shown
 
 
@@ -74,7 +74,7 @@ class _Builder:
         raise ValueError(f"{self.what}: {text}")
 
     def net(self) -> nn.Module:
-        from muscle_plugin.plugins import fault_in
+        from muscle_plugin.registry.plugins import fault_in
 
         takes = inspect.signature(self.entry.build).parameters.values()
         everything = any(p.kind is p.VAR_KEYWORD for p in takes)
@@ -98,7 +98,7 @@ class _Builder:
         return net.train(was_training)
 
     def output(self, net: nn.Module, images: Tensor) -> Any:
-        from muscle_plugin.plugins import fault_in
+        from muscle_plugin.registry.plugins import fault_in
 
         try:
             return net(images)

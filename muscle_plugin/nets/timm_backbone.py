@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from muscle_plugin.closest import nearest
-from muscle_plugin.data.names import TIMM
 from muscle_plugin.files import load_plain
 from muscle_plugin.nets.base import USBNet, grouped, groups_in_order
 from muscle_plugin.nets.options import NetOptions
+from muscle_plugin.registry.names import TIMM
 
 
 class TimmBackbone(USBNet):

@@ -1,0 +1,119 @@
+"""Watches, and shares, the forward passes that a USB class makes inside its ``train_step``.
+
+A USB class calls ``self.model`` itself. To add MUSCLE without a second forward of any image, the capture (a) keeps the
+logits of the rows that the class forwards anyway, and (b) lets further images carrier along in one of those calls: they are
+appended to its input, and their outputs are cut off before the class sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows ``start`` to ``stop`` of the net's ``call``-th call in a step, which hold one view."""
+
+    call: int
+    start: int
+    stop: int
+
+
+@dataclass
+class Call:
+    """One call of the net: its images, the logits, and whether the net's own weights computed them with gradient."""
+
+    images: Tensor
+    logits: Tensor | None = None
+    live: bool = False
+    with_gradient: bool = False
+
+
+class ForwardCapture:
+    """Context manager around one ``train_step``.
+
+    Args:
+        model: the net that the step calls.
+        live: says whether the net currently holds its own weights (not the averaged ones).
+        extra_views: (M, ...) images to append to a call, or None.
+        carrier: the call, counted from 0 within the step, that carries the extra_views.
+        rows: the number of rows that each call is expected to have; empty for any.
+
+    Attributes:
+        calls: the calls seen, without the extra_views.
+        extra_logits: (M, C) logits of the extra_views, once forwarded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        live: Callable[[], bool],
+        extra_views: Tensor | None = None,
+        carrier: int | None = None,
+        rows: tuple[int, ...] = (),
+    ) -> None:
+        self._model, self._live, self._extra_views, self._carrier, self._rows = model, live, extra_views, carrier, rows
+        self.calls: list[Call] = []
+        self.extra_logits: Tensor | None = None
+
+    def __enter__(self) -> ForwardCapture:
+        self._handles = [
+            self._model.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
+            self._model.register_forward_hook(self._after),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        number, images = len(self.calls), args[0]
+        self.calls.append(Call(images, live=self._live() and not kwargs, with_gradient=torch.is_grad_enabled()))
+        if self._rows and (number >= len(self._rows) or len(images) != self._rows[number]):
+            raise RuntimeError(
+                f"call {number} of the net in this step has {len(images)} images, unlike the step that was planned for"
+                f" {self._rows}; set --mi_batch_norm separate for an algorithm whose steps differ"
+            )
+        if number == self._carrier and self._extra_views is not None:
+            return (torch.cat([images, self._extra_views]), *args[1:]), kwargs
+        return None
+
+    def _after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        call = self.calls[-1]
+        if not isinstance(output, Mapping) or "logits" not in output:
+            return None
+        n = len(call.images)
+        if len(self.calls) - 1 == self._carrier and self._extra_views is not None:
+            self.extra_logits = output["logits"][n:]
+            output = {k: v[:n] if isinstance(v, Tensor) else v for k, v in output.items()}
+        call.logits = output["logits"]
+        return output
+
+    def logits(self, rows: Rows) -> Tensor:
+        """The logits of these rows, as the step computed them."""
+        logits = self.calls[rows.call].logits
+        assert logits is not None
+        return logits[rows.start : rows.stop]
+
+    def find(self, view: Tensor, gradient: bool) -> Rows | None:
+        """Where a view was forwarded by the net's own weights, with gradient or without; None if nowhere.
+
+        Compares contents, so it is for a planning step, not for every step.
+        """
+        n = len(view)
+        for number, call in enumerate(self.calls):
+            images = call.images
+            usable = call.live and call.logits is not None and call.with_gradient == gradient
+            if not usable or images.shape[1:] != view.shape[1:]:
+                continue
+            same_as_first = (images == view[0]).flatten(1).all(1).nonzero().flatten().tolist()
+            for start in same_as_first:
+                if start + n <= len(images) and torch.equal(images[start : start + n], view):
+                    return Rows(number, start, start + n)
+        return None

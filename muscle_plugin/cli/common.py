@@ -1,0 +1,60 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from muscle_plugin.errors import FIRST, fail
+from muscle_plugin.text import one_line
+
+
+def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Any] | int:
+    """The options and resolved settings of a command line, or the exit status if it ends here."""
+    from muscle_plugin.errors import CatalogueError, ConfigError
+    from muscle_plugin.settings.command_line import add_arguments, load_named_plugins, named_in, parse_command_line
+    from muscle_plugin.settings.resolve import load_settings
+    from muscle_plugin.settings.sources import EXAMPLE
+
+    if not argv:
+        return fail([f"give a configuration ({parser.prog} {EXAMPLE}) or settings; --help lists them"])
+    try:
+        load_named_plugins(argv, lambda options, rest: [options.c] if options.c else named_in(rest))
+        add_arguments(parser)
+        options, layer, faults = parse_command_line(parser, argv)
+        try:
+            resolved = load_settings(options.c, **layer.values)
+        except ConfigError as e:
+            raise ConfigError([*faults, *e.faults]) from None
+        if faults:
+            raise ConfigError(faults)
+    except ConfigError as e:
+        return fail(e.faults)
+    except CatalogueError as e:
+        return fail([str(e)])
+    notices = list(resolved.notices)
+    if not (options.c or {"algorithm", "dataset"} <= resolved.sources.keys()):
+        by_default = [k for k in ("algorithm", "dataset", "net") if k not in resolved.sources]
+        s = resolved.settings
+        notices.append(
+            f"no configuration is named: {s.algorithm} on {s.dataset} with net {s.net} (by default: {', '.join(by_default)})"
+        )
+    for notice in notices if FIRST else ():
+        print(f"note: {one_line(notice)}", file=sys.stderr)
+    if options.print_config:
+        print(resolved.to_yaml(), end="")
+        return 0
+    return options, resolved
+
+
+def parser_of(prog: str, description: str, example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [NAME or FILE of a configuration] [--setting value ...]",
+        allow_abbrev=False,
+        description=description,
+        epilog=f"Command line over YAML over defaults. Example: {example}",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
+    )

@@ -1,0 +1,145 @@
+"""Device and precision of a run, and USB's hard-coded CUDA calls made harmless on a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from muscle_plugin.distributed import launched, local_rank
+from muscle_plugin.errors import DeviceError
+from muscle_plugin.settings.schema import device_fault
+from muscle_plugin.text import shown
+
+#: USB's classes that add half-precision soft-max to float32: autocast makes it float32 on a GPU, not on a CPU.
+NOT_HALF_ON_CPU = frozenset({"simmatch"})
+
+
+#: What PyTorch warns of an operation that only atomics compute, and where cuBLAS was in use before its workspace was fixed.
+_NOT_DETERMINISTIC = re.compile(
+    r"(\w+)[^.]* does not have a deterministic implementation|Deterministic behavior was enabled.* it uses (CuBLAS)",
+    re.DOTALL,
+)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``; of several processes each takes a GPU of its own.
+
+    Raises:
+        DeviceError: no such GPU, or a device of another kind.
+    """
+    if fault := device_fault(name):
+        raise DeviceError(f"device: {fault}, got {shown(repr(name))}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    chosen = name.partition(":")[2]
+    if launched() > 1:
+        if chosen:
+            raise DeviceError(f"device: {name} is one GPU, but there are {launched()} processes; give --device cuda")
+        if local_rank() >= count:
+            raise DeviceError(
+                f"device: process {local_rank()} of this machine finds no GPU of its own: it has {count} usable GPU(s);"
+                " start as many processes (torchrun --nproc_per_node), or use --device cpu"
+            )
+        return torch.device("cuda", local_rank())
+    index = int(chosen or 0)
+    if index >= count:
+        raise DeviceError(
+            f"device: {name} asked for, but this machine has {count} usable GPU(s); use --device cpu or auto, and no"
+            " --gpu"
+        )
+    return torch.device("cuda", index)
+
+
+def choose_precision(name: str, device: torch.device, usb_name: str = "") -> str:
+    """fp32, bf16 or fp16 for ``auto``: bf16 where the GPU computes it, else fp16 on a GPU, fp32 on a CPU.
+
+    Args:
+        usb_name: the USB class that is to be computed so.
+
+    Raises:
+        DeviceError: its steps cannot be.
+    """
+    if name in ("bf16", "fp16") and device.type == "cpu" and usb_name in NOT_HALF_ON_CPU:
+        raise DeviceError(f"precision: {usb_name} cannot be computed in {name} on a CPU; give --precision fp32")
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def autocast_context(precision: str, device: torch.device) -> Callable[[], Any]:
+    """The context manager for a forward pass.
+
+    The cache of cast weights is off: USB's steps swap averaged weights in, or forward without gradient first, inside
+    one autocast region, and the cache would then hand out stale weights or weights without gradient.
+    """
+    if precision == "fp32":
+        return contextlib.nullcontext
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return partial(torch.autocast, device.type, dtype=dtype, cache_enabled=False)
+
+
+def fix_workspaces(device: torch.device, deterministic: bool) -> None:
+    """Let cuBLAS compute deterministically, unless the user has said how large its workspaces are to be. It reads this once,
+    at its first use in the process, so the variable stays set."""
+    if deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextlib.contextmanager
+def deterministic_kernels(device: torch.device, asked: bool, tell: Callable[[str], None]) -> Iterator[None]:
+    """Within it, a GPU computes by deterministic algorithms if ``asked``, else by those that cuDNN finds fastest. Nothing
+    changes for a CPU, which repeats what it computes.
+
+    Args:
+        tell: called with the name of an operation that has no deterministic algorithm, each time it is computed.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    kept = [(cudnn, n, getattr(cudnn, n)) for n in ("deterministic", "benchmark")]
+    kept.append((memory, "fill_uninitialized_memory", memory.fill_uninitialized_memory))
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.use_deterministic_algorithms, before[0], warn_only=before[1])
+        for owner, name, value in kept:
+            stack.callback(setattr, owner, name, value)
+        cudnn.deterministic, cudnn.benchmark = asked, not asked
+        if asked:
+            memory.fill_uninitialized_memory = False  # nothing here reads such memory
+            if not before[0]:
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            # fused attention is non-deterministic in warn-only mode
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(_hearing(tell))
+        yield
+
+
+@contextlib.contextmanager
+def _hearing(tell: Callable[[str], None]) -> Iterator[None]:
+    """Within it ``tell`` gets what PyTorch warns of operations that are not deterministic, whatever filters there are."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, *where: Any, **more: Any) -> None:
+            if found := _NOT_DETERMINISTIC.match(str(message)):
+                tell(found[1] or found[2])
+            else:
+                others(message, *where, **more)
+
+        warnings.filterwarnings("always", message=_NOT_DETERMINISTIC.pattern)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

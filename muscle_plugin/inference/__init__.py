@@ -1,0 +1,1 @@
+"""Trained nets: prediction and export; USB and the trainer are not needed."""

@@ -1,0 +1,1 @@
+"""What algorithms, data sets and nets there are; light to import."""

@@ -1,0 +1,298 @@
+"""Finds and imports the plugins that a user names; see :mod:`muscle_plugin.registry.extension`.
+
+Importing runs code, so it happens only for what the command line, or the caller of a function, names: a file of settings
+can say which plugins it wants, but cannot have them imported (SECURITY.md). Neither torch nor USB is loaded before a plugin is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from muscle_plugin.errors import CatalogueError, PluginError
+from muscle_plugin.registry.catalogue import MUSCLE, NOT_HOSTED, PLUGIN_ALGORITHMS, Algorithm, Argument, base_algorithms
+from muscle_plugin.registry.extension import NAME, PLUGIN_DATASETS, PLUGIN_NETS, place_of
+from muscle_plugin.registry.names import DATASETS
+from muscle_plugin.text import first_line, shown
+
+MOST_PLUGINS = 64
+_MOST_CHARACTERS = 4096  # of a path
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+#: Types of an algorithm's arguments. USB's for a truth value is a function, which is known by its name.
+_TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "str2bool": bool}
+#: Plugins that were loaded, as :func:`located` gives them.
+_loaded: set[str] = set()
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+def located(value: Any, folder: str | Path) -> tuple[str, ...]:
+    """Plugins as a setting names them, a list or a text with commas: files as absolute paths, modules as they are.
+
+    Args:
+        folder: what relative paths are relative to.
+
+    Raises:
+        PluginError: it is neither, or one is neither a file's nor a module's name.
+    """
+    if value is None:
+        return ()
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
+        raise PluginError(f"names of files or modules are expected, got {shown(value)}")
+    if len(words) > MOST_PLUGINS:
+        raise PluginError(f"{len(words)} plugins are too many; {MOST_PLUGINS} at most")
+    found: dict[str, None] = {}
+    for word in (w.strip() for w in words):
+        if not word:
+            continue
+        if len(word) > _MOST_CHARACTERS or not word.isprintable():
+            raise PluginError(f"no file or module has such a name: {shown(repr(word))}")
+        if _is_file(word):
+            try:
+                found[os.path.abspath(os.path.join(folder, os.path.expanduser(word)))] = None
+            except (OSError, ValueError) as e:
+                raise PluginError(f"{shown(word)}: {first_line(e)}") from None
+        elif _MODULE.fullmatch(word):
+            found[word] = None
+        else:
+            raise PluginError(f"{shown(word)} is neither a Python file (its name ends in .py) nor a module's name")
+    return tuple(found)
+
+
+def _is_file(word: str) -> bool:
+    return word.endswith(".py") or "/" in word or os.sep in word
+
+
+def fingerprints(plugins: Iterable[str]) -> dict[str, str | None]:
+    """SHA-256 of each plugin's file (of a package: of its ``__init__.py``); None where it has none that can be read."""
+    out: dict[str, str | None] = {}
+    for word in plugins:
+        file = word if _is_file(word) else getattr(sys.modules.get(word), "__file__", None)
+        try:
+            out[word] = hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()
+        except OSError:
+            out[word] = None
+    return out
+
+
+# --------------------------------------------------------------------------------------------------------------- loading
+
+
+def load_all(plugins: Iterable[str]) -> None:
+    """Import plugins that :func:`located` gave, in this order, and make known what they register.
+
+    Raises:
+        PluginError: there is no such plugin, importing it fails, or what it registers cannot be used.
+    """
+    for word in plugins:
+        if word not in _loaded:
+            _load(word)
+            _loaded.add(word)
+
+
+def _load(word: str) -> None:
+    _refuse_absent(word)
+    try:
+        known = {**base_algorithms(), **dict.fromkeys(NOT_HOSTED)}
+    except CatalogueError as e:
+        raise PluginError(str(e)) from None
+    # first, since on some versions of USB nothing but this module can import it
+    from muscle_plugin.usb.names import ALGORITHMS
+
+    before = {n: ALGORITHMS[n] for n in ALGORITHMS.keys()}  # noqa: SIM118  not a dict
+    tables = (PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
+    kept = [dict(t) for t in tables]  # type: ignore[call-overload]
+    try:
+        _import(word)
+        _adopt(word, known, before)
+    except BaseException:
+        for table, content in zip(tables, kept, strict=True):
+            table.clear()  # type: ignore[attr-defined]
+            table.update(content)  # type: ignore[attr-defined]
+        raise
+    from muscle_plugin.settings.schema import settings_model
+
+    settings_model.cache_clear()  # it may hold one of an earlier class
+    if (register := sys.modules.get("muscle_plugin.register")) is not None:
+        register.register_all()
+
+
+def _refuse_absent(word: str) -> None:
+    if _is_file(word):
+        if not os.path.isfile(word):
+            raise PluginError(f"{word}: no such file")
+        return
+    try:
+        found = word in sys.modules or importlib.util.find_spec(word) is not None
+    except (ImportError, ValueError):  # of a package that holds it
+        found = False
+    if not found:
+        here = f"; to name the file give {word}.py" if os.path.isfile(f"{word}.py") else ""
+        raise PluginError(f"{word}: no module of this name can be imported{here}")
+
+
+def _import(word: str) -> None:
+    try:
+        with _without_remarks():
+            if _is_file(word):
+                _import_file(word)
+            else:
+                importlib.import_module(word)
+    except PluginError:
+        raise
+    except (Exception, SystemExit) as e:
+        raise PluginError(fault_in(e, word if _is_file(word) else None, word)) from e
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """USB's registry prints that it has a name already, which is refused here in words of our own; all else is printed."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            if " already in registry " not in line:
+                print(line)
+
+
+def _import_file(path: str) -> ModuleType:
+    """Import a file under a name that no other module has."""
+    name = f"_muscle_plugin_of_{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{path}: not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def fault_in(error: BaseException, file: str | None, what: str) -> str:
+    """An exception out of a plugin's code as one line: ``what``, the line of the file if it can be told, and the message."""
+    if isinstance(error, SyntaxError):
+        number = error.lineno if error.filename == file else None
+        message = f"SyntaxError: {error.msg}"
+    else:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        number = lines[-1] if lines else None
+        said = first_line(error)
+        message = type(error).__name__ + (f": {said}" if said != type(error).__name__ else "")
+    return what + (f" line {number}: " if number else ": ") + message
+
+
+# ------------------------------------------------------------------------------------------------------------ algorithms
+
+
+def _adopt(word: str, known: Collection[str], before: Mapping[str, Any]) -> None:
+    """Enter what a plugin put into USB's registry into the catalogue.
+
+    Args:
+        word: the plugin; what a module registered when it was imported earlier counts too.
+        known: names that are taken.
+        before: the registry before the import.
+    """
+    from muscle_plugin.usb.names import ALGORITHMS
+
+    for name in list(ALGORITHMS.keys()):
+        cls = ALGORITHMS[name]
+        module = str(getattr(cls, "__module__", ""))
+        if cls is before.get(name) and (name in known or not f"{module}.".startswith(f"{word}.")):
+            continue
+        if name in known:
+            if name in before:
+                with _without_remarks():
+                    ALGORITHMS[name] = before[name]
+            owner = PLUGIN_ALGORITHMS[name].class_name if name in PLUGIN_ALGORITHMS else "USB or this package"
+            raise PluginError(f"{place_of(cls)}: algorithm {name!r}: {owner} has one of this name; take another")
+        PLUGIN_ALGORITHMS[name] = _entry(name, cls)
+
+
+def _entry(name: Any, cls: Any) -> Algorithm:
+    """The catalogue's entry of a plugin's class.
+
+    Raises:
+        PluginError: it cannot be hosted.
+    """
+    from muscle_plugin.data.views import views_of
+    from muscle_plugin.errors import DataError
+    from muscle_plugin.training import Host
+    from muscle_plugin.usb.names import AlgorithmBase
+
+    what = f"{place_of(cls)}: algorithm {name!r}"
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise PluginError(f"{what}: a name has letters, digits and _, and begins with a letter")
+    if name == MUSCLE or name.startswith(MUSCLE + "_"):
+        raise PluginError(f"{what}: muscle_<name> is made of every algorithm by itself; take a name without it")
+    base: Any = AlgorithmBase
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise PluginError(f"{what}: a class that inherits from semilearn's AlgorithmBase is expected, got {shown(cls)}")
+    if issubclass(cls, Host):
+        raise PluginError(
+            f"{what}: {cls.__name__} inherits from Host, which is put in front of it by itself; leave it out"
+        )
+    train_step: Any = getattr(cls, "train_step", None)
+    if train_step is base.train_step:
+        raise PluginError(f"{what}: {cls.__name__} has no train_step")
+    parameters = list(inspect.signature(train_step).parameters.values())[1:]
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
+            raise PluginError(f"{what}: train_step must name the views that it takes one by one, but has {p}")
+    views = tuple(p.name for p in parameters)
+    try:
+        views_of(views, name)
+    except DataError as e:
+        raise PluginError(f"{what}: {str(e).removeprefix(f'{name}: ')}") from None
+    return Algorithm(name, f"{cls.__name__} of {place_of(cls)}", views, _arguments(what, cls))
+
+
+def _arguments(what: str, cls: Any) -> tuple[Argument, ...]:
+    """What the class's ``get_argument`` declares."""
+    from muscle_plugin.settings.schema import MuscleSettings
+
+    try:
+        declared = list(cls.get_argument())
+    except Exception as e:
+        raise PluginError(fault_in(e, place_of(cls), f"{what}: get_argument")) from e
+    found = []
+    for a in declared:
+        try:
+            name, kind, default = str(a.name).lstrip("-"), getattr(a.type, "__name__", ""), a.default
+        except AttributeError:
+            raise PluginError(
+                f"{what}: get_argument returns a list of SSL_Argument, got {shown(repr(a))} in it"
+            ) from None
+        if not NAME.fullmatch(name):
+            raise PluginError(f"{what}: get_argument: --{shown(name)}: a setting has letters, digits and _")
+        if name in MuscleSettings.model_fields:
+            raise PluginError(f"{what}: get_argument: --{name} is a setting of MUSCLE; take another name")
+        if kind not in _TYPES:
+            raise PluginError(
+                f"{what}: get_argument: --{name}: the type must be int, float, str or str2bool, got {a.type}"
+            )
+        wanted = _TYPES[kind]
+        if type(default) is int and wanted is float:
+            default = float(default)
+        if type(default) is not wanted:
+            raise PluginError(f"{what}: get_argument: --{name}: the default must be {wanted.__name__}, got {default!r}")
+        found.append(Argument(name, wanted, default, str(getattr(a, "help", "") or "")))
+    return tuple(found)

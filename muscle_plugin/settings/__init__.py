@@ -1,0 +1,1 @@
+"""Settings: schema, sources, resolution, command line."""

@@ -1,0 +1,219 @@
+"""Where settings come from: YAML files, layered by ``extends``, and the configurations of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import ScalarNode
+
+from muscle_plugin.closest import closest, did_you_mean
+from muscle_plugin.errors import ConfigError, PluginError
+from muscle_plugin.registry.plugins import located
+from muscle_plugin.text import shown
+
+#: What a configuration file may be: its size, how deep its YAML nests, how many files ``extends`` may bring in.
+MOST_BYTES = 1 << 18
+
+
+MOST_DEPTH = 20
+
+
+MOST_FILES = 64
+
+
+EXAMPLE = "muscle_fixmatch_digits_10"
+
+
+@dataclass
+class Layer:
+    """Settings from one place (a file, the command line), named for error messages."""
+
+    source: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def config_directory() -> Path:
+    """The folder of configurations that come with this package: in it when it is installed from a wheel, beside it in
+    the repository."""
+    here = Path(__file__).resolve().parents[1]
+    inside = here / "benchmark_configs"
+    return inside if inside.is_dir() else here.parent / "benchmark_configs"
+
+
+def _file_named(name: str) -> Path:
+    """Where ``benchmark_configs`` would have a configuration of this name, which may end in ``.yaml``."""
+    return config_directory() / f"{name.removesuffix('.yaml')}.yaml"
+
+
+def find_config(word: str | Path, studies: Sequence[str] = ()) -> Path:
+    """The file of a configuration: ``word`` itself if it is one, or what ``benchmark_configs`` has under that name.
+
+    Args:
+        studies: names that would have been right too, for the message.
+
+    Raises:
+        ConfigError: neither; with the nearest names, or what names there are.
+    """
+    path, named = Path(word), _file_named(str(word))
+    try:
+        if path.is_file():
+            return path
+        if named.is_file():
+            return named
+        is_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+        here = [p.stem for p in path.parent.glob("*.yaml")] if is_path else []
+    except (OSError, ValueError) as e:
+        raise ConfigError([f"{shown(word)}: not a file's name: {getattr(e, 'strerror', None) or e}"]) from None
+    names = config_names()
+    offered = [*(() if is_path else studies), *(n for n in names if n not in here)]
+    near = did_you_mean(str(word).removesuffix(".yaml"), offered, most=3)
+    if is_path and (not near or closest(path.stem, here)):
+        return path  # reading it says what is wrong with it
+    raise ConfigError([f"{shown(word)}: {_no_such(str(word), names, studies, near)}"])
+
+
+def _no_such(word: str, names: Sequence[str], studies: Sequence[str], near: str) -> str:
+    """Why a word is no configuration's name, and what would be one."""
+    from muscle_plugin.studies.definitions import study_configs  # which imports this module
+
+    if of_study := [] if studies else study_configs(word):
+        return f"a study of {len(of_study)} configurations; give one of them ({of_study[0]}), or `muscle-plugin sweep {word}`"
+    what = "study or configuration" if studies else "configuration"
+    of_studies = f"studies: {', '.join(studies)}; " if studies else ""
+    there = f"{of_studies}{config_directory()} has {len(names)} configurations, such as {EXAMPLE}"
+    return f"no such {what}{near or f'; {there}'}"
+
+
+def config_names() -> list[str]:
+    """Names of all configurations that come with this package."""
+    here = config_directory()
+    return sorted(
+        name
+        for p in here.rglob("*.yaml")
+        if not (name := p.relative_to(here).with_suffix("").as_posix()).startswith("_")
+    )
+
+
+def config_name(path: Path) -> str | None:
+    """The name of a file of ``benchmark_configs``; None for another file."""
+    try:
+        return path.resolve().relative_to(config_directory()).with_suffix("").as_posix()
+    except ValueError:
+        return None
+
+
+class _BoundedComposer(Composer):
+    """Refuses what makes a short YAML text large or deep in memory: settings are single values, so that neither nesting
+    nor a reference to a list or a mapping has a use."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.parser.check_event(AliasEvent):
+            event = self.parser.peek_event()
+            if not isinstance(self.anchors.get(event.anchor), (ScalarNode, type(None))):
+                raise ComposerError(None, None, "a reference to a list or a mapping", event.start_mark)
+        if self._depth > MOST_DEPTH:
+            raise ComposerError(None, None, f"nested more than {MOST_DEPTH} deep", self.parser.peek_event().start_mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+def _load(path: Path) -> Any:
+    """The content of a YAML file, as plain values.
+
+    Raises:
+        OSError, ConfigError, Exception: ruamel raises what it meets.
+    """
+    with path.open("rb") as f:  # of a device or a pipe no more than this is read
+        raw = f.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise ConfigError([f"{path}: larger than {MOST_BYTES >> 10} KB; not a file of settings"])
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _BoundedComposer
+    return yaml.load(raw.decode("utf-8"))
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None = None) -> list[Layer]:
+    """The layers of a YAML file, lowest precedence first; ``extends`` names one file or a list, relative to the file.
+
+    Args:
+        seen: the files that led to this one.
+        read: all files read so far.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping, a circle of ``extends``, or too many files.
+    """
+    try:
+        path = path.resolve()
+    except (OSError, RuntimeError, ValueError) as e:  # a link to itself, a name that none can be
+        raise ConfigError([f"{shown(path)}: cannot be read: {e}"]) from None
+    if path in seen:
+        raise ConfigError([f"{path}: extends itself, by way of {' -> '.join(p.name for p in (*seen, path))}"])
+    if seen and path.exists() and not path.is_file():  # a pipe would not end; one that the user names does
+        raise ConfigError([f"{path}: not a file; {seen[-1]} extends it"])
+    read = [] if read is None else read
+    read.append(path)
+    if len(read) > MOST_FILES:
+        raise ConfigError([f"{path}: extends brings in more than {MOST_FILES} files"])
+    try:
+        content = _load(path)
+    except ConfigError:
+        raise
+    except FileNotFoundError:
+        near = closest(path.stem, (p.stem for p in path.parent.glob("*.yaml")))
+        hint = f"; did you mean {near}.yaml?" if near else ""
+        asked = f"; {seen[-1]} extends it (relative to itself, or a name of benchmark_configs)" if seen else ""
+        raise ConfigError([f"{path}: no such file{hint}{asked}"]) from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError([f"{path}: cannot be read: {e}"]) from None
+    except YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError([f"{path}{where}: not valid YAML: {shown(getattr(e, 'problem', None) or e)}"]) from None
+    except Exception as e:  # of values: a 13th month, a number of 5,000 digits
+        raise ConfigError([f"{path}: not valid YAML: {shown(e) or type(e).__name__}"]) from None
+    if content is None:
+        raise ConfigError([f"{path}: holds no settings; expected lines of `name: value`"])
+    if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
+        raise ConfigError([f"{path}: expected lines of `name: value`, found {type(content).__name__}"])
+    if "plugins" in content:
+        try:
+            content["plugins"] = located(content["plugins"], path.parent)
+        except PluginError as e:
+            raise ConfigError([f"{path}: plugins: {e}"]) from None
+    bases = content.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        raise ConfigError([f"{path}: extends must name a file or a list of files, got {shown(bases)}"])
+    layers = [layer for base in bases for layer in read_yaml(_base_file(path, base), (*seen, path), read)]
+    return [*layers, Layer(path.name, content)]
+
+
+def _base_file(path: Path, base: str) -> Path:
+    """The file that ``extends`` of ``path`` means: relative to it, or one of this package's, with or without ``.yaml``."""
+    relative, named = path.parent / base, _file_named(base)
+    try:
+        return named if not relative.exists() and named.is_file() else relative
+    except (OSError, ValueError):
+        return relative  # reading it says what is wrong with it
+
+
+def read_saved(path: Path) -> list[Layer]:
+    """The layers of a run's ``config.yaml``, as :func:`read_yaml`: a pipe, which a user may name, has no place there."""
+    if path.exists() and not path.is_file():
+        raise ConfigError([f"{path}: not a file"])
+    return read_yaml(path)

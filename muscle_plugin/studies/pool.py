@@ -1,0 +1,222 @@
+"""Where runs are executed: processes of this machine, or a Ray cluster. Both take jobs and give futures."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from muscle_plugin.errors import PoolError
+
+#: How often a run is tried again after its process died.
+RETRIES = 2
+
+#: Seconds that a run has to save itself when the sweep dies.
+GRACE = 60
+
+#: Set in a process while it trains.
+_training = threading.Event()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process needs to know of a run: configuration and settings on top of it."""
+
+    config: str
+    overrides: dict[str, Any]
+
+
+def execute(work: Work, command: list[str]) -> dict[str, Any]:
+    """Train one run to the end, or go on with it; in a process that may train others before and after.
+
+    Returns:
+        ``{"result": ...}`` (the content of ``result.json``), ``{"stopped": message}`` or ``{"error": message}``.
+    """
+    from muscle_plugin.errors import Interrupted, RunError
+    from muscle_plugin.runs.train import train
+    from muscle_plugin.settings.resolve import load_settings
+
+    _training.set()
+    try:
+        return {"result": train(load_settings(work.config, **work.overrides), command, quiet=True)}
+    except Interrupted as e:
+        return {"stopped": str(e).splitlines()[0]}
+    except RunError as e:
+        return {"error": str(e)}
+    except Exception as e:
+        return {"error": f"{type(e).__name__}: {e}"}
+    finally:
+        _training.clear()
+        gc.collect()  # a compiled net refers to itself
+        if torch := sys.modules.get("torch"):
+            torch.cuda.empty_cache()  # other processes may share the GPU
+
+
+class Pool(Protocol):
+    """Executes runs; ``submit`` may be called any number of times."""
+
+    #: Runs at a time, for estimates.
+    at_once: int
+
+    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
+        """The future holds what :func:`execute` returns, or the exception that ended the process for good."""
+
+    def stop(self) -> None:
+        """Start nothing more; runs in progress save and stop."""
+
+    def close(self) -> None:
+        """Wait for what is running, and free everything."""
+
+
+class LocalPool:
+    """Runs in processes of this machine. Each slot keeps one process for one run after the other; a process that dies takes
+    only its own run with it, which is tried again.
+
+    Args:
+        at_once: runs at a time.
+        gpus: what CUDA calls the GPUs that slots take in turn; none: the environment decides.
+    """
+
+    def __init__(self, at_once: int, gpus: tuple[str, ...] = ()) -> None:
+        self.at_once = at_once
+        self._slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for i in range(at_once):
+            self._slots.put(gpus[i % len(gpus)] if gpus else None)
+        self._own = threading.local()
+        self._processes: list[ProcessPoolExecutor] = []
+        self._stopping = threading.Event()
+        self._threads = ThreadPoolExecutor(at_once)
+
+    def _process(self) -> ProcessPoolExecutor:
+        """The process of this thread."""
+        if not hasattr(self._own, "gpu"):
+            self._own.gpu = self._slots.get_nowait()
+        if not hasattr(self._own, "process"):
+            self._own.process = ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), initializer=_begin_process, initargs=(self._own.gpu,)
+            )
+            self._processes.append(self._own.process)
+        return self._own.process  # type: ignore[no-any-return]
+
+    def _run(self, work: Work, command: list[str]) -> dict[str, Any]:
+        for _ in range(RETRIES + 1):
+            if self._stopping.is_set():
+                break
+            try:
+                return self._process().submit(execute, work, command).result()
+            except BrokenProcessPool:
+                del self._own.process
+        return {"stopped": "not started"} if self._stopping.is_set() else {"error": _died(RETRIES + 1)}
+
+    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
+        return self._threads.submit(self._run, work, command)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for process in self._processes:
+            for child in list((process._processes or {}).values()):
+                if child.is_alive() and child.pid is not None:
+                    os.kill(child.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.shutdown()
+
+
+def _died(times: int) -> str:
+    return f"its process died {times} times (killed, or out of memory?)"
+
+
+def _begin_process(gpu: str | None) -> None:
+    """In a new process: see one GPU only, and end with the process that started it."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    end = time.monotonic() + GRACE
+    if _training.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)  # the run saves itself after its step
+    while _training.is_set() and time.monotonic() < end:
+        time.sleep(0.1)
+    os._exit(1)
+
+
+class RayPool:
+    """Runs as tasks of Ray, which places them, gives them GPUs, and tries again what died with its worker or node.
+
+    Args:
+        address: of a cluster (``auto``, ``ray://host:10001``); ``local``: one started here for this purpose.
+        at_once: runs at a time, of a cluster started here.
+        gpus: of a cluster started here.
+        gpus_per_run: the GPU, or the fraction of one, that a run needs; None: one, if the cluster has any.
+        cpus_per_run: CPU cores that a run needs.
+
+    Raises:
+        PoolError: Ray is not installed, or the cluster cannot be reached, or has no room for a run.
+    """
+
+    def __init__(self, address: str, at_once: int, gpus: int, gpus_per_run: float | None, cpus_per_run: int) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # a run that has been given no GPU must see none: it would take the first, which others have been given
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+        try:
+            import ray
+        except ImportError:
+            raise PoolError("Ray is not installed: pip install 'muscle-plugin[cluster]', or leave out --ray") from None
+        self._ray = ray
+        self._owned = not ray.is_initialized()
+        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        try:
+            if address == "local":
+                ray.init(num_cpus=at_once * cpus_per_run, num_gpus=gpus, include_dashboard=False, **quiet)
+            else:
+                ray.init(address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            raise PoolError(f"no Ray cluster at {address}: {str(e).splitlines()[0]}") from None
+        there = ray.cluster_resources()
+        has = int(there.get("GPU", 0))
+        gpus_per_run = float(bool(has)) if gpus_per_run is None else gpus_per_run
+        self.at_once = int(there.get("CPU", 0) // cpus_per_run)
+        if gpus_per_run:
+            self.at_once = min(self.at_once, has * runs_per_gpu(gpus_per_run))
+        if self.at_once < 1:
+            raise PoolError(
+                f"the Ray cluster at {address} has {there.get('CPU', 0):g} CPUs and {has} GPUs; a run wants {cpus_per_run}"
+                f" (--num_threads) and {gpus_per_run:g} (--gpus_per_run; none with --device cpu)"
+            )
+        self._task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=RETRIES)(execute)
+        self._tasks: list[Any] = []
+
+    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
+        task = self._task.remote(work, command)
+        self._tasks.append(task)
+        return task.future()  # type: ignore[no-any-return]
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            self._ray.cancel(task)
+
+    def close(self) -> None:
+        if self._owned:
+            self._ray.shutdown()
+
+
+def runs_per_gpu(share: float) -> int:
+    """Runs that find room on one GPU if each is given such a share of it; a run is not spread over several."""
+    return int(1 / share + 1e-6)

@@ -1,0 +1,286 @@
+"""``muscle-plugin usb-export``: finished runs of USB's protocols in USB's own formats: rows of ``results/*.csv``, flat
+configuration files, log folders."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from muscle_plugin.errors import RunsError, fail
+from muscle_plugin.files import write_text
+from muscle_plugin.registry.catalogue import all_algorithms, muscle_algorithms
+from muscle_plugin.settings.resolve import Resolved, load_settings
+from muscle_plugin.settings.schema import MuscleSettings
+from muscle_plugin.studies.definitions import StudyTable, tables
+from muscle_plugin.studies.runs import ACCURACY, Run, find_runs
+
+#: USB's protocols, and how their file of results is written.
+PROTOCOLS = {"classic_cv": {"bom": True, "newline": "\r\n"}, "usb_cv": {"bom": False, "newline": "\n"}}
+SEEDS = (0, 1, 2)
+
+#: Columns of USB's table whose data do not load here; their cells stay empty.
+NOT_HERE = {"usb_cv": ("tissuemnist_80", "tissuemnist_400", "semi_aves_3959")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that can be exported: runs of every column and seed, as configured, to their end."""
+
+    protocol: str
+    algorithm: str
+    runs: dict[str, tuple[Run, ...]]
+
+    def cells(self) -> list[str]:
+        """The row as USB writes it: name, then error in percent at the best step, ``mean±std`` (ddof 0) over seeds."""
+        out = [self.algorithm]
+        for column in columns(self.protocol):
+            if column not in self.runs:
+                out.append("")
+                continue
+            errors = [100 * (1 - run.result["best_top1"]) for run in self.runs[column]]
+            out.append(f"{round(statistics.fmean(errors), 2)}±{round(statistics.pstdev(errors), 2)}")
+        return out
+
+
+def _study(protocol: str) -> StudyTable:
+    return next(t for t in tables() if t.name == protocol)
+
+
+def _own_columns(protocol: str) -> list[str]:
+    """Columns of a protocol that train here: data set and labels."""
+    algorithm = _algorithms(protocol)[0]
+    return [c.config.rpartition("/")[2].removeprefix(f"{algorithm}_") for c in _study(protocol).cells[0]]
+
+
+def columns(protocol: str) -> list[str]:
+    """Columns of USB's file of results."""
+    return [*_own_columns(protocol), *NOT_HERE.get(protocol, ())]
+
+
+@cache
+def _algorithms(protocol: str) -> list[str]:
+    """Algorithms of a protocol's configurations."""
+    return [load_settings(row[0].config).settings.algorithm for row in _study(protocol).cells]
+
+
+def rows_of(protocol: str, runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
+    """The rows that can be exported, and a line on each algorithm whose runs are not complete.
+
+    Args:
+        protocol: ``classic_cv`` or ``usb_cv``.
+        runs: of any kind; those of other configurations are passed over.
+    """
+    rows, refused = [], []
+    for algorithm in _algorithms(protocol):
+        found: dict[str, tuple[Run, ...]] = {}
+        faults = []
+        mine = [r for r in runs if r.config and r.config.startswith(f"{protocol}/{algorithm}_")]
+        if not mine:
+            continue
+        for column in _own_columns(protocol):
+            of_column = [r for r in mine if r.config == f"{protocol}/{algorithm}_{column}"]
+            by_seed = {r.result["seed"]: r for r in of_column if not _unfit(r)}
+            reasons = [f"{r.path.name}: {_unfit(r)}" for r in of_column if _unfit(r)]
+            if missing := [str(s) for s in SEEDS if s not in by_seed]:
+                faults.append(
+                    f"{column} lacks seed(s) {', '.join(missing)}" + (f" ({'; '.join(reasons)})" if reasons else "")
+                )
+            else:
+                found[column] = tuple(by_seed[s] for s in SEEDS)
+        if faults:
+            refused.append(f"{protocol}, {algorithm}: not exported: {'; '.join(faults)}")
+        else:
+            rows.append(Row(protocol, algorithm, found))
+    return rows, refused
+
+
+def _unfit(run: Run) -> str:
+    """Why a run does not count; empty if it does."""
+    if run.state != "finished":
+        return run.state
+    if run.shortened:
+        return f"shortened ({run.deviation})"
+    if not isinstance(run.result.get("best_top1"), float) or _began(run) is None:
+        return "without accuracy or time"
+    return f"not as configured ({run.deviation})" if run.changed else ""
+
+
+def _began(run: Run) -> datetime | None:
+    try:
+        return datetime.fromisoformat(run.environment["started"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def results_csv(protocol: str, rows: Sequence[Row], existing: bytes | None = None) -> bytes:
+    """USB's file of results with these rows: a new one, or ``existing`` with rows replaced or added.
+
+    Raises:
+        RunsError: ``existing`` has other columns.
+    """
+    style = PROTOCOLS[protocol]
+    head = ["", *columns(protocol)]
+    lines = [head]
+    if existing is not None:
+        try:
+            lines = list(csv.reader(io.StringIO(existing.decode("utf-8-sig"), newline="")))
+        except (UnicodeDecodeError, csv.Error) as e:
+            raise RunsError(f"USB's {protocol}.csv cannot be read: {e}") from None
+        if not lines or lines[0] != head:
+            found = ", ".join(lines[0]) if lines else "nothing"
+            raise RunsError(f"expected USB's {protocol}.csv with columns {', '.join(head[1:])}, found {found}")
+    for row in rows:
+        cells = row.cells()
+        place = next((i for i, line in enumerate(lines) if line and line[0] == row.algorithm), None)
+        if place is None:
+            lines.append(cells)
+        else:
+            lines[place] = cells
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator=str(style["newline"])).writerows(lines)
+    return (b"\xef\xbb\xbf" if style["bom"] else b"") + out.getvalue().encode()
+
+
+def flat_config(protocol: str, resolved: Resolved, seed: int) -> dict[str, Any]:
+    """The settings of a run as one of USB's configuration files has them: flat, USB's names, USB's order."""
+    s = resolved.settings
+    name = f"{s.algorithm}_{s.dataset}_{s.num_labels}_{seed}"
+    folder = f"./saved_models/{protocol}"
+    own = {a.name: getattr(s, a.name) for a in all_algorithms()[s.algorithm].arguments}
+    if s.algorithm in muscle_algorithms():
+        own |= {n: getattr(s, n) for n in MuscleSettings.model_fields}
+    shared = {
+        "ulb_loss_ratio": s.ulb_loss_ratio, "uratio": int(s.uratio) if s.uratio == int(s.uratio) else s.uratio,
+        "ema_m": s.ema_m, "crop_ratio": 0.875, "img_size": s.img_size, "optim": s.optim, "lr": s.lr, "momentum": s.momentum,
+        "weight_decay": s.weight_decay, "layer_decay": s.layer_decay, "amp": False, "clip": 0.0, "use_cat": s.use_cat,
+        "include_lb_to_ulb": s.include_lb_to_ulb, "hard_augment": s.hard_augment, "net": s.net,
+        "net_from_name": s.net_from_name, "use_pretrain": s.use_pretrain, "pretrain_path": s.pretrain_path,
+        "data_dir": "./data", "dataset": s.dataset, "train_sampler": "RandomSampler", "num_classes": s.num_classes,
+        "num_workers": 1, "seed": seed, "world_size": 1, "rank": 0, "multiprocessing_distributed": True,
+        "dist_url": "tcp://127.0.0.1:10001", "dist_backend": "nccl", "gpu": "None",
+    }  # fmt: skip
+    return {
+        "algorithm": s.algorithm, "save_dir": folder, "save_name": name, "resume": True,
+        "load_path": f"{folder}/{name}/latest_model.pth", "overwrite": True, "use_tensorboard": True, "use_wandb": False,
+        "epoch": s.epoch, "num_train_iter": s.num_train_iter, "num_eval_iter": s.num_eval_iter,
+        "num_log_iter": s.num_log_iter, "num_warmup_iter": s.num_warmup_iter, "num_labels": s.num_labels,
+        "batch_size": s.batch_size, "eval_batch_size": s.eval_batch_size, **own,
+        **{k: v for k, v in shared.items() if k not in own},
+    }  # fmt: skip
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    out = io.StringIO()
+    yaml.dump(dict(content), out)
+    return out.getvalue()
+
+
+def log_text(run: Run) -> str:
+    """The run's evaluations as lines of ``log.txt``, in the form that USB's ``scripts/average_log.py`` reads."""
+    began = _began(run)
+    assert began is not None
+    uses_ema = load_settings(run.config).settings.ema_m != 0
+    best, best_step, lines = -1.0, 0, []
+    for line in run.metrics:
+        if ACCURACY not in line:
+            continue
+        step = int(line["step"])
+        if line[ACCURACY] > best:
+            best, best_step = line[ACCURACY], step
+        values = {k: round(v, 4) for k, v in line.items() if k == "lr" or "/" in k}
+        at = (began + timedelta(seconds=line.get("seconds") or 0)).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
+        lines.append(
+            f"[{at} INFO] {step} iteration, USE_EMA: {uses_ema}, {values},BEST_EVAL_ACC: {best:.4f}, at {best_step} iters\n"
+        )
+    return "".join(lines)
+
+
+def export(rows: Sequence[Row], out: Path, existing: Mapping[str, bytes]) -> list[Path]:
+    """Write rows, configurations and logs under ``out`` as they lie in USB's repository; returns the files of results.
+
+    Args:
+        rows: from :func:`rows_of`.
+        out: folder; gets ``results/``, ``config/`` and ``saved_models/``.
+        existing: protocol -> USB's present file of results.
+
+    Raises:
+        RunsError: an existing file is of other columns.
+    """
+    written = []
+    contents = {
+        p: results_csv(p, [r for r in rows if r.protocol == p], existing.get(p)) for p in {r.protocol for r in rows}
+    }
+    for protocol, content in contents.items():
+        path = out / "results" / f"{protocol}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        written.append(path)
+    for row in rows:
+        for column, runs in row.runs.items():
+            for run in runs:
+                seed = run.result["seed"]
+                name = f"{row.algorithm}_{column}_{seed}"
+                resolved = load_settings(run.config, seed=seed)
+                config = out / "config" / row.protocol / row.algorithm / f"{name}.yaml"
+                log = out / "saved_models" / row.protocol / name / "log.txt"
+                for path, text in ((config, _yaml(flat_config(row.protocol, resolved, seed))), (log, log_text(run))):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_text(path, text)
+    return written
+
+
+def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
+    """Returns the exit status: 0 rows were exported, 2 bad input or no row is complete."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Export finished runs of USB's protocols (sweep classic_cv, usb_cv) in USB's formats: rows of"
+        " results/*.csv (error in percent at the best step, mean±std of 3 seeds), config/*.yaml, saved_models/*/log.txt.",
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, at any depth")
+    parser.add_argument(
+        "--out", type=Path, default=Path("usb_export"), metavar="DIR", help="folder to write [%(default)s]"
+    )
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these; default: all that are complete")
+    parser.add_argument("--usb", type=Path, metavar="DIR", help="a checkout of USB, to whose rows these are added")
+    options = parser.parse_args(list(argv))
+    try:
+        runs, unread = find_runs(options.runs)
+        existing = {}
+        if options.usb is not None:
+            for protocol in PROTOCOLS:
+                path = options.usb / "results" / f"{protocol}.csv"
+                if not path.is_file():
+                    raise RunsError(f"{path}: no such file; --usb names a checkout of USB")
+                existing[protocol] = path.read_bytes()
+        found = [rows_of(protocol, runs) for protocol in PROTOCOLS]
+        rows = [row for rows, _ in found for row in rows if row.algorithm in (options.algorithms or [row.algorithm])]
+        for line in (*unread, *(line for _, refused in found for line in refused)):
+            print(f"note: {line}", file=sys.stderr)
+        for row in rows:
+            if f"\n{row.algorithm},".encode() in existing.get(row.protocol, b""):
+                print(f"note: replaces the row {row.algorithm} of USB's {row.protocol}.csv", file=sys.stderr)
+        if not rows:
+            names = " or ".join(PROTOCOLS)
+            raise RunsError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
+        written = export(rows, options.out, existing)
+    except RunsError as e:
+        return fail([str(e)])
+    except OSError as e:
+        return fail([f"{e.filename}: {e.strerror}"])
+    print(
+        f"{len(rows)} row(s). Written: {', '.join(map(str, written))}, {options.out / 'config'}, {options.out / 'saved_models'}"
+    )
+    return 0

@@ -1,0 +1,1 @@
+"""Everything that touches USB (``semilearn``): its imports, stand-ins and patched calls."""
