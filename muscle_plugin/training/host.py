@@ -58,7 +58,7 @@ from muscle_plugin.training.optimiser import compute_update_on, keep_how
 from muscle_plugin.usb.calls import usb_calls_on
 from muscle_plugin.usb.names import nets
 from muscle_plugin.usb.no_waiting import no_waiting
-from muscle_plugin.usb.thresholds import TAKE_OVER
+from muscle_plugin.usb.thresholds import take_over
 
 CHECKPOINT_FORMAT = 1
 #: Steps between two times at which several processes agree on whether to stop.
@@ -509,12 +509,11 @@ class Host:
 
     def register_hook(self, hook: Any, name: str | None = None, priority: Any = "NORMAL") -> None:
         """As USB's, with the host's hook where USB's would synchronise, lose or mis-measure something."""
+        hook_name = name if name is not None else type(hook).__name__
+        take_over(hook)
         replacement = REPLACEMENTS.get(type(hook), type(hook))
         if replacement is None:
             return
-        if type(hook) in TAKE_OVER:
-            hook.__class__ = replacement = TAKE_OVER[type(hook)]  # its attributes stay
-        hook_name = name if name is not None else type(hook).__name__
         super().register_hook(hook if replacement is type(hook) else replacement(), hook_name, priority)  # type: ignore[misc]
 
     def process_batch(self, input_args: Any = None, **batch: Any) -> dict[str, Any]:
