@@ -21,9 +21,8 @@ from muscle_plugin.device import choose_device
 from muscle_plugin.errors import DamagedError, DataError
 from muscle_plugin.files import load_tensors, refuse_existing, write_text
 from muscle_plugin.nets.build import net_builder
-from muscle_plugin.run_files import BEST, checkpoint_of, saved_checkpoints
+from muscle_plugin.run_files import BEST, checkpoint_of, refuse_newer, saved_checkpoints
 from muscle_plugin.text import first_line, one_line, shown
-from muscle_plugin.training.host import refuse_newer
 from muscle_plugin.usb.calls import usb_calls_on
 
 __all__ = ["Predictor", "write_predictions"]

@@ -39,7 +39,7 @@ from muscle_plugin.nets import build
 from muscle_plugin.nets.weights import load_weights
 from muscle_plugin.registry.extension import PLUGIN_NETS
 from muscle_plugin.registry.names import DATASETS, NETS
-from muscle_plugin.run_files import BEST, LATEST, checkpoint_of, earlier_checkpoints
+from muscle_plugin.run_files import BEST, CHECKPOINT_FORMAT, LATEST, checkpoint_of, earlier_checkpoints, refuse_newer
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.settings.resolve import batch_composition, check_usb_settings, following
@@ -60,23 +60,8 @@ from muscle_plugin.usb.names import nets
 from muscle_plugin.usb.no_waiting import no_waiting
 from muscle_plugin.usb.thresholds import take_over
 
-CHECKPOINT_FORMAT = 1
 #: Steps between two times at which several processes agree on whether to stop.
 AGREE_EVERY = 10
-
-
-def refuse_newer(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Refuse a checkpoint that a newer version of this package wrote.
-
-    Raises:
-        ValueError: it is one.
-    """
-    found = checkpoint.get("format")
-    if isinstance(found, int) and found > CHECKPOINT_FORMAT:
-        raise ValueError(
-            f"{path}: written by a newer version of this package (checkpoint format {found}; this version reads"
-            f" {CHECKPOINT_FORMAT})"
-        )
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
