@@ -56,7 +56,6 @@ from muscle_plugin.training.metrics import prediction_metrics
 from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor
 from muscle_plugin.training.optimiser import compute_update_on, keep_how
 from muscle_plugin.usb.calls import usb_calls_on
-from muscle_plugin.usb.names import nets
 from muscle_plugin.usb.no_waiting import no_waiting
 from muscle_plugin.usb.thresholds import take_over
 
@@ -184,28 +183,6 @@ def _refuse_other_launchers(args: Any) -> None:
     )
 
 
-def _builder_with_options(args: Any, net_builder: Any) -> Any:
-    """USB's ``get_net_builder`` knows a net by its name alone: what it gives for ``args.net`` is replaced by a builder that
-    also minds the images' channels, the options (``net_dropout``, ...) and pretrained weights. Any other builder stays.
-
-    Raises:
-        ValueError: options of a net that has none.
-    """
-    if net_builder is None or net_builder is not _by_name(args.net, args.net_from_name):
-        return net_builder
-    channels = DATASETS[args.dataset].channels
-    return build.net_builder(args.net, args.net_from_name, channels, args.img_size, build.net_options(args))
-
-
-def _by_name(net: str, from_torchvision: bool) -> Any:
-    """What USB's ``get_net_builder`` gives."""
-    if not from_torchvision:
-        return getattr(nets, net, None)
-    import torchvision
-
-    return getattr(torchvision.models, net, None)
-
-
 def read_source(args: Any) -> Source:
     """The data set that completed settings name, or ``args.source`` if there is one.
 
@@ -325,7 +302,7 @@ class Host:
         self.save_every = getattr(args, "num_save_iter", None) or args.num_eval_iter
         self.stop_requested = False
         self.logger = logger
-        net_builder = _builder_with_options(args, net_builder)
+        net_builder = build.builder_instead_of(net_builder, args)
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
