@@ -133,6 +133,7 @@ def _faults(content: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
 
     classes, size, options = about.get("classes"), about.get("img_size"), about.get("net_options")
     mean, std = about.get("mean"), about.get("std")
+    same_length = isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std)
     whole = {
         "it": type(content.get("it")) is int,
         "net": isinstance(content.get("net"), str),
@@ -141,7 +142,7 @@ def _faults(content: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
         "classes": isinstance(classes, list) and len(classes) > 1 and all(isinstance(c, str) for c in classes),
         "img_size": type(size) is int and 4 <= size <= 1024,
         "net_options": isinstance(options, dict) and all(isinstance(k, str) for k in options),
-        "mean, std": numbers(mean) and numbers(std) and len(mean) == len(std),
+        "mean, std": same_length and numbers(mean) and numbers(std),
         "channels": about.get("channels") in (1, 3),
     }
     return [name for name, good in whole.items() if not good]

@@ -127,7 +127,7 @@ class USBNet(nn.Module):
 class BackboneNet(USBNet):
     """A net from another library as ``backbone``, whose output is the (N, F) feature, and a linear head."""
 
-    OPTIONS = ()
+    OPTIONS: ClassVar[tuple[str, ...]] = ()
     backbone: nn.Module
 
     def features(self, x: Tensor) -> Tensor:

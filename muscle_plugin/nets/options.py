@@ -57,7 +57,9 @@ class NetOptions:
         known = [f.name for f in fields(cls)]
         for name, value in (options or {}).items():
             if name not in known:
-                raise InputError(f"net: {net} has no option {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+                raise InputError(
+                    f"net: {net} has no option {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+                )
             if not isinstance(value, (int, float, type(None))):
                 raise InputError(f"net: {name} must be a number or a truth value, got {value!r}")
         return cls(**(options or {}))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Weights from a file: a checkpoint of this package or of USB, timm's, or a plain state dict; .safetensors or torch's format."""
+"""Weights from a file, .safetensors or torch's format: a checkpoint of this package, of USB or timm, or a plain state dict."""
 
 from __future__ import annotations
 

@@ -26,9 +26,6 @@ def _here(self: Any, *_: Any, **__: Any) -> Any:
     return self
 
 
-def _nothing(*_: Any, **__: Any) -> None: ...
-
-
 @contextlib.contextmanager
 def usb_calls_on(device: torch.device | str) -> Iterator[None]:
     """Within it, ``.cuda()``, ``torch.cuda.synchronize``, ``torch.cuda.set_device`` and CUDA events do nothing if the device
@@ -48,7 +45,8 @@ def usb_calls_on(device: torch.device | str) -> Iterator[None]:
             (torch.Tensor, "cuda", _here),
             (torch.nn.Module, "cuda", _here),
             (torch.cuda, "Event", _NoEvent),
-            (torch.cuda, "synchronize", _nothing),
-            (torch.cuda, "set_device", _nothing),
+            # a function each: torch.compile, if imported meanwhile, refuses one function in two places
+            (torch.cuda, "synchronize", lambda *_, **__: None),
+            (torch.cuda, "set_device", lambda *_, **__: None),
         ):
             yield

@@ -21,68 +21,42 @@ from muscle_plugin.usb.patches import replaced
 NOT_NEEDED = ("aim", "progress", "skimage", "torchaudio", "transformers", "wandb")
 
 
-def _used(module: str, name: str) -> Any:
-    """``name`` of the real module.
+class _Late:
+    """A module, or a name in one, that is imported once it is called or looked into."""
 
-    Raises:
-        ImportError: the module is not installed, or cannot be loaded.
-    """
-    package = module.partition(".")[0]
-    try:
-        real = import_module(module)
-    except Exception as e:  # whatever stops it
-        if isinstance(e, ModuleNotFoundError) and e.name == package:
-            reason = f"which is not installed: pip install {package}"
-        else:
-            reason = f"which cannot be loaded: {e}"
-        raise ImportError(f"{package}.{name} needs {package}, {reason}") from e
-    return getattr(real, name)
-
-
-class _Name:
-    """What ``from module import name`` gives; imported once it is called, inherited from or looked into."""
-
-    def __init__(self, module: str, name: str) -> None:
-        self.__dict__.update(_module=module, _name=name)
+    def __init__(self, module: str, name: str = "") -> None:
+        self._module, self._name = module, name
+        self._importing = not name
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):  # what the machinery of imports and types looks for
             raise AttributeError(attribute)
-        return getattr(_used(self._module, self._name), attribute)
+        return _Late(self._module, attribute) if self._importing else getattr(self._real(), attribute)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _used(self._module, self._name)(*args, **kwargs)
+        return self._real()(*args, **kwargs)
 
-    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
-        """The real class, or one that cannot be instantiated where there is none."""
+    def _real(self) -> Any:
+        """Import it.
+
+        Raises:
+            ImportError: the module is not installed, or cannot be loaded.
+        """
+        package = self._module.partition(".")[0]
         try:
-            return (_used(self._module, self._name),)
-        except ImportError as e:
-            reason = str(e)
-
-        def refuse(*_: Any, **__: Any) -> None:
-            raise ImportError(reason)
-
-        return (type(self._name, (), {"__init__": refuse, "__module__": self._module}),)
-
-
-class _Module:
-    """What ``import module`` gives: while USB is being imported its attributes are :class:`_Name`, later the real ones."""
-
-    def __init__(self, name: str) -> None:
-        self.__dict__.update(_module=name, _importing=True)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Name(self._module, name) if self._importing else _used(self._module, name)
+            module = import_module(self._module)
+        except Exception as e:  # whatever stops it
+            absent = isinstance(e, ModuleNotFoundError) and e.name == package
+            reason = f"is not installed: pip install {package}" if absent else f"cannot be loaded: {e}"
+            raise ImportError(f"{package} is needed for this, and {reason}") from e
+        return getattr(module, self._name) if self._name else module
 
 
 @contextmanager
 def imported_when_used(importer: str, packages: tuple[str, ...] = NOT_NEEDED) -> Iterator[None]:
     """Within it, modules of the package ``importer`` get stand-ins for what they import of ``packages``, unless it is imported
     already."""
-    real, made = builtins.__import__, list[_Module]()
+    real, made = builtins.__import__, list[_Late]()
 
     def import_(
         name: str,
@@ -94,7 +68,7 @@ def imported_when_used(importer: str, packages: tuple[str, ...] = NOT_NEEDED) ->
         package, asking = name.partition(".")[0], str((globals or {}).get("__name__")).partition(".")[0]
         if level or asking != importer or package not in packages or sys.modules.get(name):
             return real(name, globals, locals, fromlist, level)
-        made.append(_Module(name if fromlist else package))
+        made.append(_Late(name if fromlist else package))
         return made[-1]
 
     try:
@@ -102,4 +76,4 @@ def imported_when_used(importer: str, packages: tuple[str, ...] = NOT_NEEDED) ->
             yield
     finally:
         for module in made:
-            module.__dict__["_importing"] = False
+            module._importing = False

@@ -61,11 +61,12 @@ def register_algorithm(name: str, cls: type) -> None:
     Raises:
         RuntimeError: another class has this name.
     """
-    present = ALGORITHMS[name] if name in ALGORITHMS else cls
-    if present is not cls:
-        raise RuntimeError(f"USB already has an algorithm {name!r}: {present}; muscle_plugin cannot add its own")
     if name not in ALGORITHMS:
         ALGORITHMS[name] = cls
+    elif ALGORITHMS[name] is not cls:
+        raise RuntimeError(
+            f"USB already has an algorithm {name!r}: {ALGORITHMS[name]}; muscle_plugin cannot add its own"
+        )
 
 
 def register_net(name: str, builder: object) -> None:

@@ -9,7 +9,6 @@ import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -74,9 +73,9 @@ def _build(
 
 @contextlib.contextmanager
 def _weights_only() -> Iterator[None]:
-    """Make ``torch.load`` refuse code: USB 0.3.2 does not set ``weights_only``, which is off before torch 2.6 and in its hub."""
+    """Make ``torch.load`` refuse code. USB 0.3.2 leaves ``weights_only`` to torch: off before 2.6, and in torch.hub."""
     key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before: Any = os.environ.get(key)
+    before = os.environ.get(key)
     os.environ[key] = "1"
     try:
         yield
