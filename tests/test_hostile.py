@@ -378,7 +378,7 @@ def test_spreadsheets_compute_no_name(tmp_path, monkeypatch):
         (tmp_path / "in" / n).touch()
 
     class Fake:
-        step = 1
+        step, info = 1, SimpleNamespace(weights="averaged")
 
         def __init__(self, *_):
             pass

@@ -13,13 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from muscle_plugin.errors import ExportError, InputError
 from muscle_plugin.files import as_shared_as_any, load_safetensors, read_json, refuse_existing, write_json, writing
 from muscle_plugin.inference.compare import Comparison, images_of_the_run, read_images
 from muscle_plugin.inference.onnx_file import write_onnx
 from muscle_plugin.inference.predict import Predictor
-from muscle_plugin.inference.timm_form import from_timm, logits_of, timm_model, to_timm
-from muscle_plugin.inference.trained import Trained, read_trained, rebuild
+from muscle_plugin.inference.trained import Classifier, Trained, read_trained, rebuild
 from muscle_plugin.registry.names import TIMM
 from muscle_plugin.run_files import checkpoint_of
 from muscle_plugin.version import __version__
@@ -66,7 +68,7 @@ def export_model(
         raise InputError(f"--tolerance: must be 0 or more, got {tolerance}")
     used = checkpoint_of(Path(checkpoint))
     trained = read_trained(used)
-    size = trained.img_size
+    info, size = trained.info, trained.info.img_size
     pixels = read_images(Path(images), size) if images is not None else images_of_the_run(used, size)
     comparison = Comparison(pixels, Predictor(trained, "cpu").logits(pixels), tolerance)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -82,7 +84,7 @@ def export_model(
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return [
-        f"{trained.name} of {used} ({trained.kind} weights, step {trained.step}, {len(trained.classes)} classes): {out}",
+        f"{info.net} of {used} ({info.weights} weights, step {info.step}, {len(info.classes)} classes): {out}",
         *(
             f"{name}: largest difference of a logit {d:.2g} over {len(pixels)} images"
             for name, d in comparison.found.items()
@@ -114,29 +116,24 @@ def load_exported(folder: str | Path, device: str = "auto") -> Predictor:
         raise InputError(f"{folder / CONFIG}: of format {own.get('format')!r}; this version reads {FORMAT}")
     weights = load_safetensors(folder / WEIGHTS)
     if own.get("layout") == "timm":
-        weights = from_timm(weights, str(own.get("timm_classifier")))
-    return Predictor(rebuild({**own, "it": own.get("step"), "ema_model": weights, "images": own}, folder), device)
+        weights = _from_timm(weights, str(own.get("timm_classifier")))
+    return Predictor(rebuild(own, weights, folder), device)
 
 
 def _write_safetensors(trained: Trained, folder: Path, comparison: Comparison) -> None:
     from safetensors.torch import save_file
 
+    info = trained.info
     own = {
         "format": FORMAT,
         "version": __version__,
         "load": "muscle_plugin.load_exported(FOLDER)",
-        "net": trained.name,
-        "net_from_name": trained.from_torchvision,
-        "net_options": trained.options,
         "layout": "muscle_plugin",
-        **{k: getattr(trained, k) for k in ("classes", "img_size", "channels", "mean", "std", "algorithm", "dataset")},
-        "weights": trained.kind,
-        "step": trained.step,
+        **info.model_dump(),
     }
-    config: dict[str, Any] = {"architecture": trained.name, "num_classes": len(trained.classes)}
-    config |= {"label_names": trained.classes}
+    config = {"architecture": info.net, "num_classes": len(info.classes), "label_names": info.classes}
     weights = trained.net.state_dict()
-    as_timm = to_timm(trained, comparison) if trained.name.startswith(TIMM) else None
+    as_timm = _to_timm(trained, comparison) if info.net.startswith(TIMM) else None
     if as_timm is not None:
         config, weights, classifier = as_timm
         own |= {"layout": "timm", "timm_classifier": classifier}
@@ -147,9 +144,79 @@ def _write_safetensors(trained: Trained, folder: Path, comparison: Comparison) -
     write_json(folder / CONFIG, {**config, OURS: own})
     comparison.check(f"{WEIGHTS} by load_exported", load_exported(folder, "cpu").logits(comparison.images))
     if as_timm is not None:
-        model = timm_model(config)
+        model = _timm_model(config)
         model.load_state_dict(load_safetensors(folder / WEIGHTS))
-        comparison.check(f"{WEIGHTS} by timm", logits_of(model, trained, comparison.images))
+        comparison.check(f"{WEIGHTS} by timm", _logits_of(model, trained, comparison.images))
+
+
+def _to_timm(trained: Trained, comparison: Comparison) -> tuple[dict[str, Any], dict[str, Tensor], str] | None:
+    """``config.json``, weights by timm's names, and the name of timm's classifier.
+
+    None where timm's model is not the same net: with normalised features, or with layers between pooling and classifier.
+    """
+    info, backbone = trained.info, trained.net.get_submodule("backbone")
+    cfg: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    classifier = cfg.get("classifier")
+    if not isinstance(classifier, str) or getattr(trained.net, "l2_feature", False):
+        return None
+    pretrained = {
+        **{k: cfg[k] for k in ("first_conv", "fixed_input_size", "min_input_size") if cfg.get(k) is not None},
+        "input_size": [3, info.img_size, info.img_size],
+        "num_classes": len(info.classes),
+        "classifier": classifier,
+        "custom_load": False,
+        # as `predict` has images: stretched to the size, not cropped
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "mean": info.mean * (3 // len(info.mean)),
+        "std": info.std * (3 // len(info.std)),
+    }
+    config = {
+        "architecture": info.net.removeprefix(TIMM).partition(".")[0],
+        "num_classes": len(info.classes),
+        "num_features": int(trained.net.num_features),  # type: ignore[arg-type]
+        "label_names": info.classes,
+        "model_args": {"img_size": info.img_size},
+        "pretrained_cfg": pretrained,
+    }
+    try:
+        model = _timm_model(config)
+    except TypeError:  # a convolutional net, which takes any size
+        del config["model_args"]
+        model = _timm_model(config)
+    weights = {}
+    for name, tensor in trained.net.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part in ("backbone", "classifier"):
+            weights[rest if part == "backbone" else f"{classifier}.{rest}"] = tensor
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        return None
+    return (config, weights, classifier) if comparison.same(_logits_of(model, trained, comparison.images)) else None
+
+
+def _from_timm(weights: dict[str, Tensor], classifier: str) -> dict[str, Tensor]:
+    """Weights by this package's names."""
+    head = f"{classifier}."
+    return {
+        f"classifier.{n.removeprefix(head)}" if n.startswith(head) else f"backbone.{n}": t for n, t in weights.items()
+    }
+
+
+def _timm_model(config: dict[str, Any]) -> nn.Module:
+    """The model that a ``config.json`` describes, with random weights."""
+    import timm
+
+    arguments = config.get("model_args", {})
+    return timm.create_model(config["architecture"], num_classes=config["num_classes"], **arguments).eval()
+
+
+@torch.no_grad()
+def _logits_of(model: nn.Module, trained: Trained, images: Tensor) -> Tensor:
+    """(N, C) logits of timm's model for images prepared as for the net of the checkpoint."""
+    return Classifier(trained, torch.device("cpu"), model)(images)
 
 
 def _refuse_missing(format: str) -> None:

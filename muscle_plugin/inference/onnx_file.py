@@ -50,8 +50,8 @@ def write_onnx(trained: Trained, path: Path, comparison: Comparison) -> None:
     module = ForONNX(Classifier(trained, torch.device("cpu"))).eval()
     images = comparison.images
     example = images[:2] if len(images) > 1 else images.repeat(2, 1, 1, 1)  # of one image, torch would fix the batch
-    about = {k: getattr(trained, k) for k in ("classes", "img_size", "mean", "std")}
-    properties = {**{k: json.dumps(v) for k, v in about.items()}, "net": trained.name, "muscle_plugin": __version__}
+    about = trained.info.model_dump(include={"classes", "img_size", "mean", "std"})
+    properties = {**{k: json.dumps(v) for k, v in about.items()}, "net": trained.info.net, "muscle_plugin": __version__}
     try:
         with _quiet():
             model = onnx.load_model_from_string(_exported(module, example))

@@ -37,6 +37,7 @@ class Predictor:
         step: training steps that the weights have seen.
         classes: names, in the order of the probabilities.
         img_size: side of the images, in pixels.
+        info: what the checkpoint says of the net.
         classifier: uint8 images to logits, on ``device``.
 
     Raises:
@@ -47,7 +48,8 @@ class Predictor:
     def __init__(self, checkpoint: str | Path | Trained, device: str = "auto") -> None:
         self.device = choose_device(device)
         trained = checkpoint if isinstance(checkpoint, Trained) else read_trained(Path(checkpoint))
-        self.step, self.classes, self.img_size = trained.step, trained.classes, trained.img_size
+        self.info = info = trained.info
+        self.step, self.classes, self.img_size = info.step, info.classes, info.img_size
         self.classifier = Classifier(trained, self.device)
 
     @torch.no_grad()
@@ -131,7 +133,7 @@ def write_predictions(
         rows += 1
     write_text(out, text.getvalue())
     ignored = "".join(f"; {line}" for line in unknown_files([images])) if images.is_dir() else ""
-    return f"{rows} images labelled by {used} (averaged weights, step {predictor.step}): {out}{ignored}"
+    return f"{rows} images labelled by {used} ({predictor.info.weights} weights, step {predictor.step}): {out}{ignored}"
 
 
 def _no_formula(text: str, before: str) -> str:

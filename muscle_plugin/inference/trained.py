@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from muscle_plugin.data.views import Normaliser
@@ -20,42 +21,50 @@ from muscle_plugin.text import first_line, shown
 from muscle_plugin.usb.calls import usb_calls_on
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained net and what must be known to use it.
+class NetInfo(BaseModel):
+    """What must be known of a trained net to use it.
 
     Attributes:
-        net: with its weights, in evaluation mode, on the CPU.
-        name: of the net, as the setting ``net``.
-        from_torchvision: whether the name is torchvision's.
-        options: see :class:`muscle_plugin.nets.NetOptions`.
+        net, net_from_name: settings of these names.
+        net_options: see :class:`muscle_plugin.nets.NetOptions`.
         classes: class names, in the order of the logits.
         img_size: side of the images, in pixels.
         channels: of the images that the net is given.
         mean, std: of the training images, per channel, as fractions.
         step: training steps that the weights have seen.
-        averaged: whether the weights are the EMA teacher's.
+        weights: the EMA teacher's, or the net's own.
         algorithm, dataset: that the net was trained by and on, where known.
     """
 
-    net: nn.Module
-    name: str
-    from_torchvision: bool
-    options: dict[str, object]
-    classes: list[str]
-    img_size: int
-    channels: int
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    net: str
+    net_from_name: bool
+    net_options: dict[str, Any]
+    classes: list[str] = Field(min_length=2)
+    img_size: int = Field(ge=4, le=1024)
+    channels: Literal[1, 3]
     mean: list[float]
     std: list[float]
-    step: int
-    averaged: bool
-    algorithm: str | None
-    dataset: str | None
+    step: int = Field(validation_alias=AliasChoices("it", "step"))
+    weights: Literal["averaged", "live"] = "averaged"
+    algorithm: str | None = Field(None, validation_alias=AliasChoices("algorithm_name", "algorithm"))
+    dataset: str | None = None
 
-    @property
-    def kind(self) -> str:
-        """Which weights these are."""
-        return "averaged" if self.averaged else "live"
+    @field_validator("std")
+    @classmethod
+    def _per_channel(cls, std: list[float], others: ValidationInfo) -> list[float]:
+        if len(std) not in (1, 3) or len(others.data.get("mean", ())) != len(std):
+            raise ValueError("one number per channel")
+        return std
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained net with its weights, in evaluation mode, on the CPU; and what must be known to use it."""
+
+    net: nn.Module
+    info: NetInfo
 
 
 def read_trained(checkpoint: Path) -> Trained:
@@ -72,46 +81,40 @@ def read_trained(checkpoint: Path) -> Trained:
         others = [str(p) for p in (*saved_checkpoints(run_dir), run_dir / BEST) if p != checkpoint and p.is_file()]
         raise DamagedError(f"{e}{'; the run has also ' if others else ''}{', '.join(others)}") from None
     refuse_newer(content, checkpoint)
-    return rebuild(content, checkpoint)
+    about, settings = content.get("images"), content.get("settings")
+    if not isinstance(about, dict):
+        raise InputError(f"{checkpoint}: does not say what images it was trained on; it is not a run's checkpoint")
+    live = isinstance(settings, dict) and settings.get("ema_m") == 0
+    info = {**about, **content, "weights": "live" if live else "averaged"}
+    return rebuild(info, content.get("ema_model"), checkpoint)
 
 
-def rebuild(content: Mapping[str, Any], source: Path) -> Trained:
-    """Build the net that a checkpoint describes, with its averaged weights.
+def rebuild(about: Mapping[str, Any], weights: object, source: Path) -> Trained:
+    """Build a trained net.
 
     Args:
-        content: of the checkpoint: ``net``, ``net_from_name``, ``ema_model``, ``it`` and ``images``.
-        source: file or folder that it is from, for messages.
+        about: content of a :class:`NetInfo`, not yet checked.
+        weights: state dict of the net.
+        source: file or folder that they are from, for messages.
 
     Raises:
-        InputError: something is missing in it, its net cannot be built here, or its weights do not fit the net.
+        InputError: something is missing, the net cannot be built here, or the weights do not fit it.
     """
-    about = content.get("images")
-    if not isinstance(about, dict):
-        raise InputError(f"{source}: does not say what images it was trained on; it is not a run's checkpoint")
-    if faults := _faults(content, about):
-        raise InputError(f"{source}: not a whole checkpoint: {', '.join(faults)} is missing, or not what it should be")
-    name, options = content["net"], about["net_options"]
+    try:
+        info = NetInfo.model_validate(about)
+    except ValidationError as e:
+        faults = ", ".join(dict.fromkeys(str(x["loc"][0]) for x in e.errors()))
+        raise InputError(f"{source}: not a whole checkpoint: {faults} is missing, or not what it should be") from None
     try:
         with usb_calls_on("cpu"):
-            build = net_builder(name, content["net_from_name"], len(about["mean"]), about["img_size"], options)
-            net = build(num_classes=len(about["classes"]))
+            build = net_builder(info.net, info.net_from_name, len(info.mean), info.img_size, info.net_options)
+            net = build(num_classes=len(info.classes))
     except InputError as e:
         raise InputError(f"{source}: its net cannot be built: {e}") from None
     except (MemoryError, RuntimeError) as e:  # of a size that no net has
-        raise InputError(f"{source}: its net {shown(name)} cannot be built ({first_line(e)})") from None
-    _load(net, content["ema_model"], f"{source}: its weights do not fit net {shown(name)}")
-    settings = content.get("settings")
-    return Trained(
-        net.eval(),
-        name,
-        content["net_from_name"],
-        options,
-        **{k: about[k] for k in ("classes", "img_size", "channels", "mean", "std")},
-        step=content["it"],
-        averaged=not (isinstance(settings, dict) and settings.get("ema_m") == 0),
-        algorithm=content.get("algorithm_name"),
-        dataset=about.get("dataset"),
-    )
+        raise InputError(f"{source}: its net {shown(info.net)} cannot be built ({first_line(e)})") from None
+    _load(net, weights if isinstance(weights, dict) else {}, f"{source}: its weights do not fit net {shown(info.net)}")
+    return Trained(net.eval(), info)
 
 
 def _load(net: nn.Module, weights: Mapping[object, object], what: str) -> None:
@@ -125,46 +128,30 @@ def _load(net: nn.Module, weights: Mapping[object, object], what: str) -> None:
     net.load_state_dict(state, strict=False)
 
 
-def _faults(content: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
-    """What a checkpoint lacks, or has of another kind, of all that is needed to use its net."""
-
-    def numbers(values: object) -> bool:
-        return isinstance(values, list) and len(values) in (1, 3) and all(isinstance(x, (int, float)) for x in values)
-
-    classes, size, options = about.get("classes"), about.get("img_size"), about.get("net_options")
-    mean, std = about.get("mean"), about.get("std")
-    same_length = isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std)
-    whole = {
-        "it": type(content.get("it")) is int,
-        "net": isinstance(content.get("net"), str),
-        "net_from_name": isinstance(content.get("net_from_name"), bool),
-        "ema_model": isinstance(content.get("ema_model"), dict),
-        "classes": isinstance(classes, list) and len(classes) > 1 and all(isinstance(c, str) for c in classes),
-        "img_size": type(size) is int and 4 <= size <= 1024,
-        "net_options": isinstance(options, dict) and all(isinstance(k, str) for k in options),
-        "mean, std": same_length and numbers(mean) and numbers(std),
-        "channels": about.get("channels") in (1, 3),
-    }
-    return [name for name, good in whole.items() if not good]
-
-
 class Classifier(nn.Module):
     """A trained net that takes images as they are: (N, 3, img_size, img_size) uint8 RGB to (N, C) logits.
 
     The net's normalisation is inside, and for nets of grey images the conversion (ITU-R 601 luma, as Pillow's).
 
+    Args:
+        trained: the net and how its images are prepared.
+        device: where it computes.
+        net: in the place of ``trained.net``; one that returns logits alone will do.
+
     Raises:
         DataError: the net takes another number of channels than the images have.
     """
 
-    def __init__(self, trained: Trained, device: torch.device) -> None:
+    def __init__(self, trained: Trained, device: torch.device, net: nn.Module | None = None) -> None:
         super().__init__()
-        self.net = trained.net.to(device)
-        mean, std = torch.tensor(trained.mean), torch.tensor(trained.std)
+        self.net = (trained.net if net is None else net).to(device)
+        info = trained.info
+        mean, std = torch.tensor(info.mean), torch.tensor(info.std)
         self._luma = torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1) if len(mean) == 1 else None
-        self._normalise = Normaliser(mean, std, trained.channels, device)
+        self._normalise = Normaliser(mean, std, info.channels, device)
 
     def forward(self, images: Tensor) -> Tensor:
         if self._luma is not None:
             images = (images * self._luma).sum(1, keepdim=True).round().to(torch.uint8)
-        return self.net(self._normalise(images))["logits"].float()
+        out = self.net(self._normalise(images))
+        return (out if isinstance(out, Tensor) else out["logits"]).float()
