@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import re
 import subprocess
 import sys
 
@@ -111,6 +112,15 @@ for run in map(Path, settings["runs"]):
     assert out == {**dict.fromkeys(NETS, [0, 0, True]), "usb": [2, 2]}
     assert len(lines) == 2
     assert all(x.startswith("error: ") and "wrn_28_2" in x and "pip install semilearn" in x for x in lines)
+
+
+def test_usb_is_imported_in_one_place():
+    names = [
+        p
+        for p in (ROOT / "muscle_plugin").rglob("*.py")
+        if re.search(r"^\s*(import|from) semilearn", p.read_text(), re.M)
+    ]
+    assert [p.relative_to(ROOT).as_posix() for p in names] == ["muscle_plugin/usb/names.py"]
 
 
 def test_inference_loads_no_more_than_it_needs():

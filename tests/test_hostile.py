@@ -12,6 +12,7 @@ import threading
 import time
 import zipfile
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import psutil

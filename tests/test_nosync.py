@@ -36,6 +36,7 @@ from muscle_plugin.usb.thresholds import (
     FlexMatchThresholds,
     FreeMatchThresholds,
     SoftMatchWeights,
+    take_over,
 )
 
 CPU = torch.device("cpu")
@@ -145,6 +146,14 @@ def test_without_the_patches_for_speed_usbs_code_runs_as_usb_wrote_it(build_shor
     monkeypatch.setattr(Tensor, "item", lambda x: found.append(sys._getframe(1).f_globals["__name__"]) or float(x))
     made.train()
     assert {"semilearn.algorithms.softmatch.softmatch", "semilearn.algorithms.softmatch.utils"} <= set(found)
+
+
+def test_several_processes_keep_the_thresholds_in_which_usb_is_wrong(monkeypatch):
+    monkeypatch.setenv("MUSCLE_USB_PATCHES", "0")
+    monkeypatch.setattr("muscle_plugin.distributed.world_size", lambda: 2)
+    hook = SoftMatchWeightingHook(4)
+    take_over(hook)
+    assert type(hook) is SoftMatchWeights
 
 
 # ---------------------------------------------------------------------------------------------------------- thresholds
