@@ -160,7 +160,7 @@ def test_bad_input_is_one_line(trained, tmp_path, capsys, monkeypatch):
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     assert "damaged" in fault(capsys, "--checkpoint", damaged, "--out", out)
-    assert "exists already" in fault(capsys, "--checkpoint", run, "--out", tmp_path)
+    assert "already exists" in fault(capsys, "--checkpoint", run, "--out", tmp_path)
     alone = tmp_path / "alone.pth"
     alone.write_bytes((run / "latest_model.pth").read_bytes())
     assert "--images names a folder" in fault(capsys, "--checkpoint", alone, "--out", out)

@@ -74,7 +74,7 @@ def export_model(
     checkpoint, out = Path(checkpoint), Path(out)
     wanted = ("safetensors", "onnx") if format == "both" else (format,)
     _refuse_missing(wanted)
-    refuse_existing(out, "give a folder that does not")
+    refuse_existing(out, "choose another output folder")
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"--tolerance: must be 0 or more, got {tolerance}")
     used = checkpoint_of(checkpoint)
