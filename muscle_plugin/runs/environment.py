@@ -36,14 +36,12 @@ def record_environment(
         Notes on what has changed since the run began.
     """
     now = environment(algorithm, resolved, command)
-    if not resumed:
-        write_json(path, now)
-        return []
-    notes = changes(path, now)
+    notes = changes(path, now) if resumed else []
     first = now
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        before = read_json(path)
-        first = {**before, "continuations": [*(before.get("continuations") or []), now]}
+    if resumed:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            before = read_json(path)
+            first = {**before, "continuations": [*(before.get("continuations") or []), now]}
     write_json(path, first)
     return notes
 

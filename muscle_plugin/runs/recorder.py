@@ -125,12 +125,7 @@ class Recorder:
         scores = accuracies(algorithm.evaluations) or dict.fromkeys(("best_top1", "last_top1", "median20_top1"))
         images = sum(algorithm.batch_sizes) * algorithm.it
         result = {
-            "algorithm": args.algorithm,
-            "dataset": args.dataset,
-            "num_labels": args.num_labels,
-            "seed": args.seed,
-            "net": args.net,
-            "stage": args.stage,
+            **{name: getattr(args, name) for name in ("algorithm", "dataset", "num_labels", "seed", "net", "stage")},
             "complete": algorithm.it >= algorithm.num_train_iter,
             "steps": algorithm.it,
             "num_train_iter": algorithm.num_train_iter,

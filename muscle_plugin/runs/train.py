@@ -179,12 +179,9 @@ def _about_best(run_dir: Path, algorithm: Host) -> list[str]:
         return []
     try:
         read_whole(run_dir / BEST)
-    except DamagedError as e:
-        fault = str(e)
-    except OSError as e:
-        fault = f"{run_dir / BEST}: {e.strerror}"
-    else:
-        return []
-    return [
-        f"{fault}; the best evaluation so far was of step {algorithm.best_it + 1}, and only a better one replaces it"
-    ]
+    except (DamagedError, OSError) as e:
+        fault = str(e) if isinstance(e, DamagedError) else f"{e.filename}: {e.strerror}"
+        return [
+            f"{fault}; the best evaluation so far was of step {algorithm.best_it + 1}; only a better one replaces it"
+        ]
+    return []
