@@ -248,8 +248,8 @@ def test_usb_classes_without_an_unlabelled_weak_view_have_no_muscle_form():
 )
 def test_answers_without_loading_torch(words):
     code = (
-        "import sys; from muscle_plugin.cli import train_command\n"
-        "try: train_command(sys.argv[1:], 'train.py')\n"
+        "import sys; from muscle_plugin.cli import run_command\n"
+        "try: run_command('train', sys.argv[1:], 'train.py')\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'semilearn', 'numpy'} & set(sys.modules), 'a heavy module was loaded'"
     )
@@ -278,8 +278,8 @@ def test_what_is_there_already_is_refused_without_loading_torch(tmp_path):
         f"{tmp_path / 'no' / 'latest_model.pth'}: no checkpoint to resume from": [
             *train, "--save_dir", tmp_path, "-sn", "no", "--resume",
         ],
-        f"{tmp_path / 'other'}: exists already; --overwrite replaces it": ["predict", *of_net, "--images", tmp_path],
-        f"{tmp_path / 'other'}: exists already; give a folder that does not": ["export", *of_net],
+        f"{tmp_path / 'other'}: already exists; --overwrite replaces it": ["predict", *of_net, "--images", tmp_path],
+        f"{tmp_path / 'other'}: already exists; choose another output folder": ["export", *of_net],
     }  # fmt: skip
     code = (
         "import json, sys; from muscle_plugin.cli import main\n"

@@ -230,13 +230,11 @@ def test_a_split_file_that_contradicts_num_labels_is_refused(build_short, tmp_pa
 
 
 def test_a_run_whose_data_changed_does_not_go_on(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
     short_run(algorithm="fixmatch", save_name="a")
     file = tmp_path / "a" / "split.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"fingerprint": "0" * 16}))
-    with pytest.raises(RunError, match="made for other training images"):
+    with pytest.raises(DataError, match="made for other training images"):
         short_run(algorithm="fixmatch", save_name="a", resume="yes")
 
 

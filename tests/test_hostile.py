@@ -26,7 +26,7 @@ from muscle_plugin.data.folders import image_folder
 from muscle_plugin.data.images import decode, find_images
 from muscle_plugin.data.sources import SourceOptions
 from muscle_plugin.data.splits import read_split
-from muscle_plugin.errors import ConfigError, DataError
+from muscle_plugin.errors import ConfigError, DataError, InputError, RunError
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.nets.torchvision_net import TorchvisionNet
 from muscle_plugin.settings.resolve import load_settings
@@ -198,8 +198,8 @@ def test_a_checkpoint_whose_numbers_are_none_is_refused(build_short, tmp_path):
     for part, name, value in [
         ("algorithm", "evaluations", {"list": ["a"]}), ("algorithm", "evaluations", {"list": [float("nan")]}),
         ("algorithm", "last_metrics", {"dict": [["eval/x", "y"]]}), ("algorithm", "it", 1.5),
-        ("algorithm", "train_seconds", float("inf")), ("health", "run", torch.zeros(7)), ("health", "seen", ["a"] * 4),
-        ("health", "last_line", {"step": "x"}), ("processes", 0, {"logged": {"x": "y"}}),
+        ("algorithm", "train_seconds", float("inf")), ("monitor", "run", torch.zeros(7)), ("monitor", "seen", ["a"] * 4),
+        ("monitor", "last_line", {"step": "x"}), ("processes", 0, {"logged": {"x": "y"}}),
     ]:  # fmt: skip
         content = load_tensors(tmp_path / "c.pth")
         state = content["state"]
@@ -210,8 +210,6 @@ def test_a_checkpoint_whose_numbers_are_none_is_refused(build_short, tmp_path):
 
 
 def test_links_in_a_run_lead_to_nothing_that_is_written(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
     short_run(algorithm="supervised", save_name="r")
     (tmp_path / "file").write_text("kept")
     (tmp_path / "folder").mkdir()
@@ -240,8 +238,6 @@ def test_pipes_among_files_hold_nothing_up(make_run, tmp_path, capsys):
 
 
 def test_a_checkpoint_cannot_put_other_paths_or_methods_in_place(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
     short_run(algorithm="supervised", save_name="r")
     path = tmp_path / "r" / "latest_model.pth"
     content = torch.load(path, weights_only=True)
@@ -255,7 +251,7 @@ def test_a_checkpoint_cannot_put_other_paths_or_methods_in_place(short_run, tmp_
     }.items():
         changed = {**content["state"], "algorithm": {**content["state"]["algorithm"], name: value}}
         save_tensors(path, {**content, "state": changed})
-        with pytest.raises(RunError, match=rf"latest_model\.pth: does not fit this run .*would set \w+\.{name}"):
+        with pytest.raises(InputError, match=rf"latest_model\.pth: does not fit this run .*would set \w+\.{name}"):
             short_run(algorithm="supervised", save_name="r", resume="yes")
 
 

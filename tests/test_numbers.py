@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from processes import in_processes, needs_fork
 
 from muscle_plugin.algorithms.muscle import Muscle
-from muscle_plugin.cli.train import train_command
+from muscle_plugin.cli import run_command
 from muscle_plugin.data.checks import check_labels, equal_images, find_oddities
 from muscle_plugin.data.sources import Source
 from muscle_plugin.data.splits import Split
-from muscle_plugin.errors import ConfigError, DataError, Interrupted, NotFinite, RunError, WriteError
+from muscle_plugin.errors import ConfigError, DataError, InputError, Interrupted, NotFinite, WriteError
 from muscle_plugin.files import load_tensors
-from muscle_plugin.runs import train as run_module
+from muscle_plugin.runs import logs
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.training import Host
 from muscle_plugin.training.monitor import LOW_ENTROPY_LINES, TrainingMonitor
@@ -55,7 +55,7 @@ def failure(run_dir):
 def test_a_learning_rate_far_too_high_is_one_line_with_status_1(tmp_path, capsys):
     words = "--algorithm muscle_fixmatch --img_size 16 --total_batch 16 --num_train_iter 60 --num_eval_iter 50 --num_threads 1"
     words += f" --dataset digits --lr 1e6 --use_tensorboard false --save_name r --save_dir {tmp_path}"
-    assert train_command(words.split(), "train.py") == 1
+    assert run_command("train", words.split(), "train.py") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: step ")
     for part in ("the loss is not finite; noticed at step", "of the logged values first train/", "no checkpoint",
@@ -120,7 +120,7 @@ def test_a_failure_of_any_kind_says_at_which_step(short_run, tmp_path, monkeypat
     with pytest.raises(RuntimeError):
         short_run(algorithm="muscle_fixmatch", save_name="r")
     assert failure(tmp_path / "r")["after_step"] == after
-    with pytest.raises(RunError, match="net: unknown"):
+    with pytest.raises(InputError, match="net: unknown"):
         short_run(save_name="n", net="nonsense")
     assert "after_step" not in failure(tmp_path / "n")  # none was begun
 
@@ -419,7 +419,7 @@ def test_a_run_refuses_them(short_run, monkeypatch):
 
     monkeypatch.setitem(sources.SOURCES, "digits", wrong)
     with pytest.raises(
-        RunError, match=r"digits: 1 training image\(s\) have labels out of range, first training image 5: 10"
+        DataError, match=r"digits: 1 training image\(s\) have labels out of range, first training image 5: 10"
     ):
         short_run(save_name="r")
 
@@ -476,8 +476,8 @@ def test_candidates_that_only_hash_alike_stay_apart(monkeypatch):
 
 
 def test_the_log_file_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "LOG_BYTES", 1000)
-    with run_module._log_file(tmp_path) as logger:
+    monkeypatch.setattr(logs, "LOG_BYTES", 1000)
+    with logs.log_file(tmp_path) as logger:
         for i in range(1000):
             logger.info("line %d", i)
     sizes = {p.name: p.stat().st_size for p in tmp_path.iterdir()}
@@ -491,9 +491,9 @@ def test_a_warning_in_every_step_fills_no_log(tmp_path):
     logger = logging.Logger("x")
     logger.addHandler(handler := logging.Handler())
     handler.emit = seen.append
-    with run_module._stdout_to(logger):
+    with logs.output_to(logger):
         warnings.simplefilter("always")
         for i in range(1000):
             warnings.warn("the same", UserWarning, stacklevel=1)
             warnings.warn(f"another {i}", UserWarning, stacklevel=1)
-    assert len(seen) == run_module.LOGGED_WARNINGS
+    assert len(seen) == logs.LOGGED_WARNINGS

@@ -230,7 +230,7 @@ def test_where_names_are_looked_up(tmp_path):
 
 
 def test_a_plugin_that_changed_is_said_on_resuming(short_run, tmp_path, capsys):
-    from muscle_plugin.runs.environment import _changes
+    from muscle_plugin.runs.environment import changes
 
     (tmp_path / "p.py").write_text(own_dataset("changing"))
     settings = {"save_name": "r", "plugins": str(tmp_path / "p.py"), "num_train_iter": 4, "algorithm": "supervised"}
@@ -238,8 +238,8 @@ def test_a_plugin_that_changed_is_said_on_resuming(short_run, tmp_path, capsys):
     path = tmp_path / "r" / "environment.json"
     now = json.loads(path.read_text())
     (name,) = now["plugins"]
-    assert _changes(path, now) == []
-    assert _changes(path, now | {"plugins": {name: "0"}}) == [f"plugin {name} has changed since the run began"]
+    assert changes(path, now) == []
+    assert changes(path, now | {"plugins": {name: "0"}}) == [f"plugin {name} has changed since the run began"]
 
 
 # -------------------------------------------------------------------------------------------------------------- security

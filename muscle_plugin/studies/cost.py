@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from muscle_plugin.errors import CatalogueError, ConfigError, fail
+from muscle_plugin.errors import CatalogueError, ConfigError, InputError
 from muscle_plugin.settings.command_line import add_arguments, parse_command_line
 from muscle_plugin.studies.definitions import figures, study_names, tables
 from muscle_plugin.studies.estimate import steps_of
@@ -335,7 +335,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin cost") -> int:
     except CatalogueError as e:
         faults.append(str(e))
     if faults:
-        return fail(list(dict.fromkeys(faults))[:12])
+        raise ConfigError(list(dict.fromkeys(faults))[:12])
     from muscle_plugin.errors import DataError, DeviceError, SpeedsError
     from muscle_plugin.studies.speeds import measure, read_speeds
 
@@ -355,9 +355,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin cost") -> int:
         if options.out and speeds:
             speeds.write(options.out)
     except (SpeedsError, ConfigError, DataError, DeviceError, ValueError, NotImplementedError) as e:
-        return fail([str(e).splitlines()[0]])
-    except OSError as e:
-        return fail([f"{e.filename}: cannot be written: {e.strerror}"])
+        raise InputError(str(e).splitlines()[0]) from e
     rates = _Rates(speeds, options.scale, options.tflops, options.jobs or (speeds.at_once if speeds else 1))
     console.print(_table(works, options.seeds, rates, options.each))
     for line in _notes(works, rates, counter):

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from muscle_plugin.errors import EXIT_INTERRUPTED, ConfigError, fail
+from muscle_plugin.errors import EXIT_INTERRUPTED
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.studies.pool import LocalPool
@@ -56,10 +56,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
     if min(options.seeds, options.workers, options.steps or 1) < 1:
         parser.error("--seeds, --steps and --workers must be at least 1")
     console = Console(highlight=False, soft_wrap=True)
-    try:
-        jobs = _jobs(options)
-    except ConfigError as e:
-        return fail(e.faults)
+    jobs = _jobs(options)
     first = jobs[0].resolved.settings
     console.print(
         f"{len(jobs)} runs of {first.num_train_iter} steps on scikit-learn's digits, {first.num_labels} labels,"

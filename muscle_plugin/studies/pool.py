@@ -41,7 +41,7 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
     Returns:
         ``{"result": ...}`` (the content of ``result.json``), ``{"stopped": message}`` or ``{"error": message}``.
     """
-    from muscle_plugin.errors import Interrupted, RunError
+    from muscle_plugin.errors import Interrupted, UserError
     from muscle_plugin.runs.train import train
     from muscle_plugin.settings.resolve import load_settings
 
@@ -50,7 +50,7 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
         return {"result": train(load_settings(work.config, **work.overrides), command, quiet=True)}
     except Interrupted as e:
         return {"stopped": str(e).splitlines()[0]}
-    except RunError as e:
+    except UserError as e:
         return {"error": str(e)}
     except Exception as e:
         return {"error": f"{type(e).__name__}: {e}"}

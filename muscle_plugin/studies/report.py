@@ -16,7 +16,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from muscle_plugin.errors import RunsError, fail
 from muscle_plugin.files import write_text
 from muscle_plugin.studies import plots
 from muscle_plugin.studies.definitions import StudyFigure, StudyTable, figures, tables
@@ -244,18 +243,12 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin report") -> int:
     )
     parser.add_argument("--title", default="MUSCLE: runs", help="title of the page [%(default)s]")
     options = parser.parse_args(list(argv))
-    try:
-        runs, unread = find_runs(options.runs)
-    except RunsError as e:
-        return fail([str(e)])
+    runs, unread = find_runs(options.runs)
     report = make_report(runs, unread, options.score, options.title, shlex.join([*prog.split(), *argv]))
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        for kind in ("html", "md"):
-            write_text(options.out / f"report.{kind}", render(report, kind))
-        write_summaries(runs, options.out / "runs.jsonl")
-    except OSError as e:
-        return fail([f"{e.filename}: cannot be written: {e.strerror}"])
+    options.out.mkdir(parents=True, exist_ok=True)
+    for kind in ("html", "md"):
+        write_text(options.out / f"report.{kind}", render(report, kind))
+    write_summaries(runs, options.out / "runs.jsonl")
     for line in unread:
         print(f"note: left out: {one_line(line)}", file=sys.stderr)
     states = ", ".join(f"{n} {state}" for state, n in report.states.most_common())

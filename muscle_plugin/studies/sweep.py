@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, CatalogueError, ConfigError, PoolError, fail
+from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, CatalogueError, ConfigError, PoolError
 from muscle_plugin.settings.command_line import add_arguments, load_named_plugins, named_in, parse_command_line
 from muscle_plugin.settings.resolve import Resolved, began_otherwise, differing_settings, load_settings
 from muscle_plugin.settings.sources import Layer, config_name
@@ -293,7 +293,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     except CatalogueError as e:
         faults.append(str(e))
     if faults:
-        return fail(_shortened(faults))
+        raise ConfigError(_shortened(faults))
     console = Console(highlight=False, markup=False, soft_wrap=True)
 
     def say(line: str) -> None:
@@ -317,7 +317,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     others = [job for job, state in zip(jobs, states, strict=True) if state == "of other settings"]
     if others:
         advice = "Give another --save_dir, or the settings it began with"
-        return fail(_shortened([f"{job.run_dir}: {job.other_settings()}. {advice}" for job in others], 3))
+        raise ConfigError(_shortened([f"{job.run_dir}: {job.other_settings()}. {advice}" for job in others], 3))
     if options.dry_run:
         from muscle_plugin.studies.estimate import show_estimate
 
@@ -329,17 +329,14 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
         return _close(jobs, {"finished": [], "failed": [], "stopped": []}, say)
     cpus = max(j.resolved.settings.num_threads or 1 for j in jobs)
     devices = {j.resolved.settings.device for j in jobs}
-    try:
-        if not gpus and (here or devices == {"cpu"}):
-            _refuse_absent_gpus(devices, per_run)
-        pool: Pool
-        if options.ray:
-            share = 0.0 if devices == {"cpu"} else per_run or (1.0 if "cuda" in devices else None)
-            pool = RayPool(options.ray, at_once, len(gpus), share, cpus)
-        else:
-            pool = LocalPool(at_once, gpus)
-    except PoolError as e:
-        return fail([str(e)])
+    if not gpus and (here or devices == {"cpu"}):
+        _refuse_absent_gpus(devices, per_run)
+    pool: Pool
+    if options.ray:
+        share = 0.0 if devices == {"cpu"} else per_run or (1.0 if "cuda" in devices else None)
+        pool = RayPool(options.ray, at_once, len(gpus), share, cpus)
+    else:
+        pool = LocalPool(at_once, gpus)
     say(f"{pool.at_once} at a time; Ctrl-C saves and stops, the same command goes on")
     try:
         ended = execute_all(jobs, pool, [prog, *argv], say)

@@ -17,7 +17,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from muscle_plugin.errors import RunsError, fail
+from muscle_plugin.errors import RunsError
 from muscle_plugin.files import write_text
 from muscle_plugin.registry.catalogue import all_algorithms, muscle_algorithms
 from muscle_plugin.settings.resolve import Resolved, load_settings
@@ -256,30 +256,25 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
     parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these; default: all that are complete")
     parser.add_argument("--usb", type=Path, metavar="DIR", help="a checkout of USB, to whose rows these are added")
     options = parser.parse_args(list(argv))
-    try:
-        runs, unread = find_runs(options.runs)
-        existing = {}
-        if options.usb is not None:
-            for protocol in PROTOCOLS:
-                path = options.usb / "results" / f"{protocol}.csv"
-                if not path.is_file():
-                    raise RunsError(f"{path}: no such file; --usb names a checkout of USB")
-                existing[protocol] = path.read_bytes()
-        found = [rows_of(protocol, runs) for protocol in PROTOCOLS]
-        rows = [row for rows, _ in found for row in rows if row.algorithm in (options.algorithms or [row.algorithm])]
-        for line in (*unread, *(line for _, refused in found for line in refused)):
-            print(f"note: {line}", file=sys.stderr)
-        for row in rows:
-            if f"\n{row.algorithm},".encode() in existing.get(row.protocol, b""):
-                print(f"note: replaces the row {row.algorithm} of USB's {row.protocol}.csv", file=sys.stderr)
-        if not rows:
-            names = " or ".join(PROTOCOLS)
-            raise RunsError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
-        written = export(rows, options.out, existing)
-    except RunsError as e:
-        return fail([str(e)])
-    except OSError as e:
-        return fail([f"{e.filename}: {e.strerror}"])
+    runs, unread = find_runs(options.runs)
+    existing = {}
+    if options.usb is not None:
+        for protocol in PROTOCOLS:
+            path = options.usb / "results" / f"{protocol}.csv"
+            if not path.is_file():
+                raise RunsError(f"{path}: no such file; --usb names a checkout of USB")
+            existing[protocol] = path.read_bytes()
+    found = [rows_of(protocol, runs) for protocol in PROTOCOLS]
+    rows = [row for rows, _ in found for row in rows if row.algorithm in (options.algorithms or [row.algorithm])]
+    for line in (*unread, *(line for _, refused in found for line in refused)):
+        print(f"note: {line}", file=sys.stderr)
+    for row in rows:
+        if f"\n{row.algorithm},".encode() in existing.get(row.protocol, b""):
+            print(f"note: replaces the row {row.algorithm} of USB's {row.protocol}.csv", file=sys.stderr)
+    if not rows:
+        names = " or ".join(PROTOCOLS)
+        raise RunsError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
+    written = export(rows, options.out, existing)
     print(
         f"{len(rows)} row(s). Written: {', '.join(map(str, written))}, {options.out / 'config'}, {options.out / 'saved_models'}"
     )

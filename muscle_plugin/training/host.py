@@ -32,7 +32,7 @@ from muscle_plugin.device import (
     deterministic_kernels,
     fix_workspaces,
 )
-from muscle_plugin.errors import ConfigError, DataError, DeviceError, Interrupted
+from muscle_plugin.errors import ConfigError, DataError, DeviceError, InputError, Interrupted
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.memory import memory_for
 from muscle_plugin.nets import build
@@ -743,7 +743,7 @@ class Host:
         checkpoint = load_tensors(Path(path), self.device, content)
         refuse_newer(checkpoint, path)
         if checkpoint.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(
+            raise InputError(
                 f"{path}: not a checkpoint of this package (format {shown(repr(checkpoint.get('format')))})"
             )
         ours = {
@@ -754,7 +754,7 @@ class Host:
         }
         needed = dict.fromkeys(("state", "model", "ema_model", "images"), dict)
         if absent := [k for k in (*ours, *needed) if not isinstance(checkpoint.get(k), needed.get(k, (str, int)))]:
-            raise ValueError(
+            raise InputError(
                 f"{path}: not a whole checkpoint: {', '.join(absent)} is missing, or not what it should be"
             )
         images = {k: v for k, v in self._about_images().items() if k not in ("mean", "std")}
@@ -770,7 +770,7 @@ class Host:
         ]
         differing = differing or self._other_weights(checkpoint["model"])
         if differing:
-            raise ValueError(f"{path}: a checkpoint of another run: {'; '.join(differing)}")
+            raise InputError(f"{path}: a checkpoint of another run: {'; '.join(differing)}")
         return checkpoint
 
     def _other_weights(self, weights: dict[str, Tensor], most: int = 3) -> list[str]:
@@ -802,7 +802,7 @@ class Host:
                 self._restore_process(content.get("processes", []))
             self._refuse_other_kinds()
             if not 0 <= self.it <= self.num_train_iter or not 0 <= self.epoch <= self.epochs:
-                raise ValueError(f"step {self.it} of {self.num_train_iter}, epoch {self.epoch} of {self.epochs}")
+                raise InputError(f"step {self.it} of {self.num_train_iter}, epoch {self.epoch} of {self.epochs}")
         except (
             KeyError,
             AttributeError,
@@ -815,7 +815,7 @@ class Host:
         ) as e:
             if isinstance(e, RuntimeError) and out_of_memory(e):
                 raise
-            raise ValueError(f"{path}: does not fit this run ({type(e).__name__}: {first_line(e)})") from e
+            raise InputError(f"{path}: does not fit this run ({type(e).__name__}: {first_line(e)})") from e
         self.start_epoch = self.epoch
         self.monitor.saved = self.it
 
@@ -831,7 +831,7 @@ class Host:
             or not all(math.isfinite(x) for x in finite)
             or any(x.numel() != 1 for x in logged if isinstance(x, Tensor))
         ):
-            raise ValueError("its counts, evaluations or sums are no numbers")
+            raise InputError("its counts, evaluations or sums are no numbers")
 
     def _restore_process(self, processes: list[dict[str, Any]]) -> None:
         """What each process has for itself: its generators, and the sums since the last log line. If there were not as many
