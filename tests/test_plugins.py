@@ -16,7 +16,8 @@ from plugin_fixture import plugins_forgotten  # noqa: F401
 from torch import nn
 
 from muscle_plugin.cli import main
-from muscle_plugin.data.sources import SourceOptions, load_source
+from muscle_plugin.data.datasets import load_source
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.errors import ConfigError, DataError
 from muscle_plugin.extend import Images, PluginError, USBNet, dataset, load, net
 from muscle_plugin.nets.plugged import plugged_net

@@ -1,7 +1,7 @@
 """The views of a :class:`~muscle_plugin.data.randaugment.Plan` by one Triton kernel: window, operations, hole, normalisation.
 
 A program makes one view: it reads a uint8 image, keeps it on chip while the operations of its plan follow one another, and
-writes the normalised view. The views equal those of ``randaugment.apply`` and ``views.Normaliser`` bit for bit, where these
+writes the normalised view. The views equal those of ``randaugment.apply`` and ``normalise.Normaliser`` bit for bit, where these
 take some 400 launches for a batch. What rounds is therefore computed in the same order and precision as there (no fused
 multiply-add, no approximate division), and in whole numbers where that gives the same.
 """
@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from muscle_plugin.data.randaugment import OPERATIONS, Fill, Plan, Window, apply, luminance, matrices_of
+from muscle_plugin.data.operations import OPERATIONS, Fill, luminance, matrices
+from muscle_plugin.data.randaugment import Plan, Window, apply
 
 #: Largest image, in pixels: 64 x 64 stays in a program's registers; of 84 x 84 some 300 to 500 bytes a thread do not.
 MOST_PIXELS = 8192
@@ -203,7 +204,7 @@ def pack(plan: Plan, rows: Tensor, height: int, width: int) -> Tensor:
         steps = packed[_FIXED:].view(slots, _SLOT, n)
         steps[:, 0] = plan.operations
         steps[:, 1] = plan.values.view(torch.int32)
-        steps[:, 2:] = matrices_of(plan, height, width).movedim(0, 1)
+        steps[:, 2:] = matrices(plan.operations, plan.values, height, width).movedim(0, 1)
     return packed.t().contiguous()
 
 

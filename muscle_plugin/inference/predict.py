@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin.data.images import decode_all, images_at, unknown_files
-from muscle_plugin.data.views import Normaliser
+from muscle_plugin.data.normalise import Normaliser
 from muscle_plugin.device import choose_device
 from muscle_plugin.errors import DamagedError, DataError
 from muscle_plugin.files import load_tensors, refuse_existing, write_text

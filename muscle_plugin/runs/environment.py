@@ -41,7 +41,7 @@ from muscle_plugin.errors import CompileError
 from muscle_plugin.device import (choose_device)
 from muscle_plugin.errors import DeviceError
 from muscle_plugin.errors import NotFinite
-from muscle_plugin.training.host import (read_source, split_seed)
+from muscle_plugin.training.host import (read_source)
 from muscle_plugin.errors import Interrupted
 from muscle_plugin.memory import keep_freed_memory, memory_for
 from muscle_plugin.registry.plugins import fingerprints

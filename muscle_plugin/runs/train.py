@@ -39,6 +39,7 @@ from muscle_plugin.settings.resolve import Resolved
 from muscle_plugin.settings.schema import OF_ONES_OWN
 from muscle_plugin.errors import DataError
 from muscle_plugin.registry.names import DATASETS, NETS, TIMM
+from muscle_plugin.data.load import split_seed
 from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.data.views import check_shared_equally
 from muscle_plugin.registry.extension import PLUGIN_NETS
@@ -48,7 +49,7 @@ from muscle_plugin.errors import CompileError
 from muscle_plugin.device import (choose_device)
 from muscle_plugin.errors import DeviceError
 from muscle_plugin.errors import NotFinite
-from muscle_plugin.training.host import (read_source, split_seed)
+from muscle_plugin.training.host import read_source
 from muscle_plugin.errors import Interrupted
 from muscle_plugin.memory import keep_freed_memory, memory_for
 from muscle_plugin.registry.plugins import fingerprints
@@ -395,7 +396,7 @@ def build(resolved: Resolved, logger: Any = None, source: Any = None) -> Any:
     """The algorithm object of resolved settings, ready to train; nothing is written to disk.
 
     Args:
-        source: a :class:`muscle_plugin.data.sources.Source` to take in place of the data set's files.
+        source: a :class:`muscle_plugin.data.source.Source` to take in place of the data set's files.
 
     Raises:
         DataError, DeviceError, ValueError: the data, the device or the net cannot be had.
