@@ -1,7 +1,10 @@
 """Order, splits, views, and where the images of a step come from."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from muscle_plugin.data.ahead import OneAhead, Parcel
 from muscle_plugin.data.augment import augmentation
 from muscle_plugin.data.batches import Batches, quarter_turns
 from muscle_plugin.data.datasets.digits import digits
+from muscle_plugin.data.load import choose_split, load_data
 from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
 from muscle_plugin.data.normalise import Normaliser, pixel_statistics
 from muscle_plugin.data.sampler import IndexStream
@@ -432,3 +436,40 @@ def test_tensors_of_a_parcel_arrive_as_they_were():
         assert torch.equal(there[name], t)
     assert {t.device.type for t in Parcel(tensors, torch.device("meta")).unpack().values()} == {"meta"}
     assert Parcel({}, CPU).unpack() == {}
+
+
+# ------------------------------------------------------------------------------------------------------- from settings
+
+
+def asked(**changed):
+    """Settings that say which data are read."""
+    settings = {
+        "dataset": "digits", "data_dir": ".", "img_size": 8, "num_classes": None, "labels_csv": None,
+        "skip_bad_images": False, "allow_outside": False, "cache_dir": None, "save_dir": "runs", "num_labels": 20,
+        "seed": 0, "split_seed": None, "split_file": None, "include_lb_to_ulb": False, "lb_imb_ratio": 1.0,
+        "sequestered": 0,
+    }  # fmt: skip
+    return SimpleNamespace(**{**settings, **changed})
+
+
+def test_data_are_loaded_from_settings_which_stay_as_they_are():
+    settings = asked()
+    source = load_data(settings)
+    assert torch.equal(source.images, DIGITS.images)
+    assert torch.equal(choose_split(settings, source).labelled, draw_split(DIGITS, 20, 0).labelled)
+    assert settings == asked()
+    split = choose_split(asked(seed=7, split_seed=3), source)
+    assert torch.equal(split.labelled, draw_split(DIGITS, 20, 3).labelled)
+
+
+def test_data_that_contradict_the_settings_are_refused(tmp_path):
+    with pytest.raises(DataError, match="num_classes: digits has 10 classes here, got 7"):
+        load_data(asked(num_classes=7))
+    write_split(tmp_path / "s.json", draw_split(DIGITS, 20, 0), DIGITS)
+    with pytest.raises(DataError, match="split_file: .* has 20 labelled images, but num_labels is 10"):
+        choose_split(asked(split_file=str(tmp_path / "s.json"), num_labels=10), DIGITS)
+
+
+def test_the_table_of_views_needs_no_pytorch():
+    code = "import sys, muscle_plugin.data.views; assert not {'torch', 'semilearn'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -165,7 +165,7 @@ def grouped(plan: Plan, height: int, width: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def _table(values: Mapping[str, Sequence[float]]) -> tuple[Tensor, Tensor]:
-    """A table's operations as indices into ``OPERATIONS``, and its rows."""
+    """Return a table's operations as indices into ``OPERATIONS``, and its rows."""
     return torch.tensor([OPERATIONS.index(name) for name in values]), torch.tensor(list(values.values()))
 
 
