@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -88,15 +89,9 @@ def name_below(root: Path, path: Path) -> Path:
 
 def leads_out(root: Path, files: Iterable[Path]) -> Path | None:
     """Return the first file that lies outside ``root`` once links are followed; None if there is none."""
-    top = os.path.realpath(root)
-    folders: dict[str, str] = {}  # resolved once each
+    top, folder_of = os.path.realpath(root), cache(os.path.realpath)
     for path in files:
-        parent, name = os.path.split(path)
-        if parent not in folders:
-            folders[parent] = os.path.realpath(parent)
-        real = os.path.join(folders[parent], name)
-        if os.path.islink(real):
-            real = os.path.realpath(real)
+        real = os.path.realpath(path) if path.is_symlink() else folder_of(path.parent)
         if os.path.commonpath([top, real]) != top:
             return path
     return None

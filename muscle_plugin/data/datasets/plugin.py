@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from muscle_plugin.data.checks import check_labels
 from muscle_plugin.data.images import name_below
 from muscle_plugin.data.packed import pack
 from muscle_plugin.data.source import Source, SourceOptions
@@ -56,13 +57,13 @@ def _checked(found: object, name: str, channels: int, options: SourceOptions) ->
         images = _pixels(given, channels)
     if not len(images):
         raise DataError("returns no image")
-    labels = _labels(given_labels, len(images), len(classes))
+    labels = _labels(given_labels, len(images))
     test = _test_mask(given_test, len(images))
-    if (unlabelled := test & (labels < 0)).any():
-        raise DataError(f"test image {int(unlabelled.nonzero()[0])} has no label")
     if not (labels[~test] >= 0).any():
         raise DataError("no image for training has a label")
-    return Source(images, labels, (~test).nonzero().flatten(), test.nonzero().flatten(), classes, names=names)
+    source = Source(images, labels, (~test).nonzero().flatten(), test.nonzero().flatten(), classes, names=names)
+    check_labels(source, "labels")
+    return source
 
 
 def _classes(given: object, expected: int | None) -> tuple[str, ...]:
@@ -110,16 +111,10 @@ def _decoded(
     return packed.images, [str(name_below(root, p)) for p in paths]
 
 
-def _labels(given: object, count: int, classes: int) -> Tensor:
+def _labels(given: object, count: int) -> Tensor:
     found = _array("labels", given)
     if found.shape != (count,) or found.dtype.kind not in "iu":
         raise DataError(f"labels must be {count} whole numbers, one for each image, got {found.dtype} {found.shape}")
-    wrong = np.flatnonzero((found.astype(object) < -1) | (found >= classes))
-    if len(wrong):
-        raise DataError(
-            f"{len(wrong)} label(s) are not from 0 to {classes - 1}, nor -1 for none; first: image {wrong[0]},"
-            f" {found[wrong[0]]}"
-        )
     return torch.from_numpy(found.astype(np.int64))
 
 
