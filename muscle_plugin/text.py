@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from typing import Any
 
 #: What PyTorch, cuBLAS and its like, NCCL and the CPU's allocator say where memory runs out.
@@ -35,3 +36,16 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory of a GPU, or of the machine, ran out. PyTorch raises a class of its own for
     one of the ways in which that shows, else a RuntimeError."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_RAN_OUT.search(str(error))))
+
+
+def fault_in(error: BaseException, file: str | None, what: str) -> str:
+    """An exception out of a plugin's code as one line: ``what``, the line of ``file`` if it can be told, and the message."""
+    if isinstance(error, SyntaxError):
+        number = error.lineno if error.filename == file else None
+        message = f"SyntaxError: {error.msg}"
+    else:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        number = lines[-1] if lines else None
+        said = first_line(error)
+        message = type(error).__name__ + (f": {said}" if said != type(error).__name__ else "")
+    return what + (f" line {number}: " if number else ": ") + message

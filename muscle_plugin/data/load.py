@@ -10,14 +10,15 @@ from muscle_plugin.data.datasets import load_source
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.data.splits import Split, draw_split, read_split
 from muscle_plugin.errors import DataError
+from muscle_plugin.registry.names import DATASETS
 
 
 class DataSettings(Protocol):
-    """The settings read here, named and meant as in ``settings.schema``; all defaults are filled in."""
+    """The settings read here, with their names and meanings in ``settings.schema``."""
 
     dataset: str
     data_dir: str
-    img_size: int
+    img_size: int | None
     num_classes: int | None
     labels_csv: str | None
     skip_bad_images: bool
@@ -30,7 +31,7 @@ class DataSettings(Protocol):
     split_file: str | None
     include_lb_to_ulb: bool
     lb_imb_ratio: float
-    sequestered: int
+    sequestered: int | None
 
 
 def load_data(settings: DataSettings) -> Source:
@@ -47,7 +48,7 @@ def load_data(settings: DataSettings) -> Source:
     packed = [data_dir / ".packed", Path(settings.save_dir) / ".packed"]
     options = SourceOptions(
         data_dir,
-        settings.img_size,
+        settings.img_size or DATASETS[settings.dataset].img_size,
         seed=split_seed(settings),
         labels_csv=Path(settings.labels_csv) if settings.labels_csv else None,
         skip_bad_images=settings.skip_bad_images,
@@ -75,7 +76,7 @@ def choose_split(settings: DataSettings, source: Source) -> Split:
             split_seed(settings),
             settings.include_lb_to_ulb,
             settings.lb_imb_ratio,
-            settings.sequestered,
+            settings.sequestered or 0,
         )
     split = read_split(Path(settings.split_file), source, settings.include_lb_to_ulb)
     if settings.num_labels not in (None, len(split.labelled)):

@@ -17,7 +17,7 @@ from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
 from muscle_plugin.registry.extension import PLUGIN_DATASETS
 from muscle_plugin.registry.names import DATASETS
-from muscle_plugin.text import shown
+from muscle_plugin.text import fault_in, shown
 
 
 def plugin_dataset(name: str, options: SourceOptions) -> Source:
@@ -27,8 +27,6 @@ def plugin_dataset(name: str, options: SourceOptions) -> Source:
         DataError: the plugin's function fails, or does not return what :class:`muscle_plugin.extend.Images` describes; one
             line that names the plugin.
     """
-    from muscle_plugin.registry.plugins import fault_in
-
     entry = PLUGIN_DATASETS[name]
     what = f"{entry.place}: data set {name!r}"
     try:
