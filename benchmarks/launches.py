@@ -49,8 +49,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muscle_plugin.data import kernel
+from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.randaugment import Plan, grouped
-from muscle_plugin.data.views import Batches
 from muscle_plugin.errors import ConfigError
 from muscle_plugin.extend import net
 from muscle_plugin.runs.train import build
@@ -95,7 +95,7 @@ def views_on_meta(algorithm: Any, with_kernel: bool) -> Batches:
     args = algorithm.args
     made = Batches(
         algorithm.source, algorithm.split, *algorithm.batch_sizes, algorithm.step_parameters(), algorithm.usb_name,
-        args.weak_augment, args.hard_augment, algorithm.batches.channels, args.seed, META, hard_ops=args.hard_ops,
+        args.weak_augment, args.hard_augment, algorithm.batches.channels, args.seed, META, strong_ops=args.hard_ops,
     )  # fmt: skip
     made.add_views({n: v for n, v in algorithm.batches.views.items() if n not in made.views})
     made.channels_last = algorithm.batches.channels_last

@@ -54,11 +54,12 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from muscle_plugin.data.augment import AUGMENTATIONS
+from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.loader import StreamedImages
 from muscle_plugin.data.sampler import IndexStream
-from muscle_plugin.data.sources import Source
+from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import draw_split
-from muscle_plugin.data.views import LABELLED, UNLABELLED, Batches
+from muscle_plugin.data.views import LABELLED, UNLABELLED
 from muscle_plugin.losses import MutualInformationLoss, mutual_information
 from muscle_plugin.studies.clock import StepClock, images_forwarded
 from muscle_plugin.usb.calls import usb_calls_on

@@ -186,7 +186,8 @@ def test_operations_of_a_real_step_are_those_of_its_images(build_short):
 
 
 def test_sizes_of_data_sets_are_known_and_true():
-    from muscle_plugin.data.sources import SourceOptions, digits
+    from muscle_plugin.data.datasets.digits import digits
+    from muscle_plugin.data.source import SourceOptions
 
     source = digits(SourceOptions(None, 8))
     assert IMAGES["digits"] == (len(source.train), len(source.test))

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from muscle_plugin import cli
+from muscle_plugin.data.datasets import load_source
 from muscle_plugin.data.images import decode_all
-from muscle_plugin.data.sources import SourceOptions, load_source
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.data.splits import draw_split, read_split, write_split
 from muscle_plugin.errors import ConfigError, DataError
 from muscle_plugin.files import load_tensors

@@ -22,9 +22,9 @@ from conftest import SHORT
 from PIL import Image
 
 from muscle_plugin import cli
-from muscle_plugin.data.folders import image_folder
+from muscle_plugin.data.datasets.image_folder import image_folder
 from muscle_plugin.data.images import decode, find_images
-from muscle_plugin.data.sources import SourceOptions
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.data.splits import read_split
 from muscle_plugin.errors import ConfigError, DataError, InputError, RunError
 from muscle_plugin.files import load_tensors, save_tensors

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from muscle_plugin.data.splits import class_counts, write_split
-from muscle_plugin.data.views import HARD
+from muscle_plugin.data.views import STRONG
 from muscle_plugin.settings.resolve import Resolved
 
 
@@ -25,7 +25,7 @@ def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> N
         OSError: a file cannot be written.
     """
     from muscle_plugin.runs.train import build
-    from muscle_plugin.training.host import split_seed
+    from muscle_plugin.data.load import split_seed
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -86,7 +86,7 @@ def views_of_first_batch(algorithm: Any, columns: int = 12) -> dict[str, Tensor]
     rows: dict[str, Tensor] = {}
     drawn: Counter[str] = Counter()
     for name, view in sorted(
-        algorithm.batches.views.items(), key=lambda item: (item[1].images, item[1].strength == HARD)
+        algorithm.batches.views.items(), key=lambda item: (item[1].images, item[1].strength == STRONG)
     ):
         kind = f"{view.images}, {view.strength}"
         for part in batch[name].split(len(batch[name]) // view.count):

@@ -183,7 +183,7 @@ def stand_in(settings: Any, per_group: int = 16) -> Any:
     images of each class or subclass and one test image of each."""
     import torch
 
-    from muscle_plugin.data.sources import Source
+    from muscle_plugin.data.source import Source
 
     info = DATASETS[settings.dataset]
     classes = info.num_classes or settings.num_classes or 10

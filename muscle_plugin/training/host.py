@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
+from muscle_plugin.data.batches import Batches, LabelledPasses
 from muscle_plugin.data.checks import check_labels, find_oddities
-from muscle_plugin.data.sources import Source, SourceOptions, load_source
-from muscle_plugin.data.splits import Split, draw_split, read_split
-from muscle_plugin.data.views import Batches, FixedImages, LabelledPasses
+from muscle_plugin.data.load import choose_split, load_data
+from muscle_plugin.data.loader import FixedImages
+from muscle_plugin.data.source import Source
+from muscle_plugin.data.splits import Split
 from muscle_plugin.device import (
     autocast_context,
     choose_device,
@@ -189,51 +191,10 @@ def read_source(args: Any) -> Source:
     Raises:
         DataError: it cannot be had, or has another number of classes than the settings say.
     """
-    if (given := getattr(args, "source", None)) is not None:
-        args.num_classes = len(given.classes)
-        return given  # type: ignore[no-any-return]
-    try:
-        data_dir = Path(args.data_dir).expanduser()
-    except RuntimeError as e:
-        raise DataError(f"data_dir: {args.data_dir}: {e}") from None
-    # beside the data if that can be written, else beside the runs
-    caches = [Path(args.cache_dir)] if args.cache_dir else [data_dir / ".packed", Path(args.save_dir) / ".packed"]
-    source = load_source(
-        args.dataset,
-        SourceOptions(
-            data_dir, args.img_size, split_seed(args), Path(args.labels_csv) if args.labels_csv else None,
-            args.skip_bad_images, caches, args.allow_outside,
-        ),
-    )  # fmt: skip
-    if args.num_classes not in (None, len(source.classes)):
-        raise DataError(f"num_classes: {args.dataset} has {len(source.classes)} classes here, got {args.num_classes}")
+    given = getattr(args, "source", None)
+    source: Source = load_data(args) if given is None else given
     args.num_classes = len(source.classes)
-    check_labels(source, args.dataset)
     return source
-
-
-def read_or_draw_split(args: Any, source: Source) -> Split:
-    """The split that completed settings name.
-
-    Raises:
-        DataError: it cannot be drawn or read.
-    """
-    if args.split_file:
-        split = read_split(Path(args.split_file), source, args.include_lb_to_ulb)
-        if args.num_labels not in (None, len(split.labelled)):
-            raise DataError(
-                f"split_file: {args.split_file} has {len(split.labelled)} labelled images, but num_labels is"
-                f" {args.num_labels}; leave num_labels out or make them agree"
-            )
-        return split
-    return draw_split(
-        source, args.num_labels, split_seed(args), args.include_lb_to_ulb, args.lb_imb_ratio, args.sequestered
-    )
-
-
-def split_seed(args: Any) -> int:
-    """The seed of the labelled subset."""
-    return int(args.seed if args.split_seed is None else args.split_seed)
 
 
 class Host:
@@ -281,7 +242,7 @@ class Host:
         args.gpu = self.device.index
         args.amp = self.precision != "fp32"
         self.source: Source = read_source(args)
-        self.split: Split = read_or_draw_split(args, self.source)
+        self.split: Split = choose_split(args, self.source)
         args.num_labels = len(self.split.labelled)
         hidden = torch.tensor(self.split.sequestered, dtype=torch.int64)
         fine = self.source.subclasses
@@ -405,7 +366,7 @@ class Host:
         if self.batches.resident:
             labels = labels.to(self.device)
         return FixedImages(
-            self.batches.images.all_images(), members, labels, self.batches.normalise, self.args.eval_batch_size,
+            self.batches.images.pool, members, labels, self.batches.normalise, self.args.eval_batch_size,
             self.device, self.args.rank, self.args.world_size,
         )  # fmt: skip
 
