@@ -11,7 +11,7 @@ import torch
 
 import muscle_plugin.register  # noqa: F401  USB's classes look each other up by name
 from muscle_plugin.algorithms.compose import algorithm_class
-from muscle_plugin.data.sources import Source
+from muscle_plugin.data.source import Source
 from muscle_plugin.errors import InputError, UserError
 from muscle_plugin.memory import memory_for
 from muscle_plugin.nets.build import builder_of

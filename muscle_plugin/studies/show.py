@@ -24,8 +24,8 @@ def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> N
         DataError, DeviceError, ValueError: the run could not be built.
         OSError: a file cannot be written.
     """
-    from muscle_plugin.runs.train import build
     from muscle_plugin.data.load import split_seed
+    from muscle_plugin.runs.train import build
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

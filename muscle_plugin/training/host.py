@@ -22,7 +22,7 @@ from torch import Tensor
 
 from muscle_plugin import distributed
 from muscle_plugin.data.batches import Batches, LabelledPasses
-from muscle_plugin.data.checks import check_labels, find_oddities
+from muscle_plugin.data.checks import find_oddities
 from muscle_plugin.data.load import choose_split, load_data
 from muscle_plugin.data.loader import FixedImages
 from muscle_plugin.data.source import Source
