@@ -57,14 +57,6 @@ class DamagedError(InputError):
     """A checkpoint's file is not what was once written."""
 
 
-class RunsError(InputError):
-    """There are no runs where they were said to be, or a file of summaries cannot be read."""
-
-
-class SpeedsError(InputError):
-    """A file of speeds cannot be used."""
-
-
 class CatalogueError(UserError, RuntimeError):
     """USB's source could not be found or read."""
 
@@ -79,10 +71,6 @@ class DeviceError(UserError, RuntimeError):
 
 class RunError(UserError, RuntimeError):
     """A run cannot start or go on. The message says why and what would help, one line per fault."""
-
-
-class PoolError(UserError, RuntimeError):
-    """Runs cannot be executed as asked."""
 
 
 class WriteError(UserError, OSError):

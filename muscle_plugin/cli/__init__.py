@@ -13,7 +13,7 @@ from muscle_plugin.cli.data import data_command
 from muscle_plugin.cli.export import export_command
 from muscle_plugin.cli.predict import predict_command
 from muscle_plugin.cli.train import train_command
-from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, fail
+from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, fail
 from muscle_plugin.text import first_line, out_of_memory
 from muscle_plugin.version import __version__
 
@@ -28,10 +28,6 @@ COMMANDS = {
     "sweep": (
         _main_of("muscle_plugin.studies.sweep"),
         "train many by name: table1 ... figure3, digits, or any configurations",
-    ),
-    "cost": (
-        _main_of("muscle_plugin.studies.cost"),
-        "what studies take: runs, steps, images, hours on a machine whose speed was measured",
     ),
     "report": (
         _main_of("muscle_plugin.studies.report"),
@@ -72,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return COMMANDS[words[0]][0](words[1:], f"muscle-plugin {words[0]}")
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
+        except UserError as e:
+            fail(str(e).splitlines())
+            return e.status
         except (RuntimeError, MemoryError) as e:
             if not out_of_memory(e):
                 raise
