@@ -118,7 +118,7 @@ def test_runs_that_start_from_other_weights_are_apart_unless_the_configuration_s
         make_run("muscle_cifar10_250_after_cl", seed, 0.7 + 0.02 * seed, save_dir="elsewhere")
     _, markdown = made(tmp_path)
     assert row(markdown, "MUSCLE, ours")[0] == "86.00 (n = 1) +0.54 ✓; 66.00 (n = 1) [1]"
-    assert "init_from elsewhere/some_run_0/latest_model.pth instead of the default" in markdown
+    assert "init_from some_run instead of the default" in markdown
     assert row(markdown, "fine-tuned by MUSCLE")[0] == "71.00 ± 1.41 (n = 2)"
     assert "not the figure's configuration" not in markdown
 

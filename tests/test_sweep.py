@@ -216,7 +216,7 @@ def timed(monkeypatch):
 
 def cells(out, name):
     """The row of a configuration in the table of a dry run."""
-    (line,) = [x for x in out.splitlines() if x.strip("│ ").startswith(name)]
+    (line,) = [x for x in out.splitlines() if x.startswith(f"│ {name} ")]
     return [c.strip() for c in line.split("│")[2:-1]]
 
 
@@ -306,21 +306,21 @@ def test_a_dry_run_counts_the_steps_of_an_epoch_over_a_folder_of_images(tmp_path
 def test_a_run_that_cannot_be_timed_is_told_of_and_the_others_count(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "160")
     (tmp_path / "no_data.yaml").write_text(f"dataset: cifar10\nnum_labels: 10\ndata_dir: {tmp_path}\n")
-    words = ["sweep", str(tmp_path / "no_data.yaml"), "--seeds", "1", "--save_dir", str(tmp_path / "runs"), "--dry-run"]
-    assert cli.main([*words, "supervised_digits_10"]) == 0
+    words = ["--seeds", "1", "--save_dir", str(tmp_path / "runs"), "--dry-run"]
+    assert cli.main(["sweep", str(tmp_path / "no_data.yaml"), "supervised_digits_10", *words]) == 0
     out = capsys.readouterr().out
     assert cells(out, "no_data")[2:] == ["?"] * 4
     assert "no_data: not timed: " in out
-    assert cli.main(words) == 2
+    assert cli.main(["sweep", str(tmp_path / "no_data.yaml"), *words]) == 2
 
 
 #: A plugin whose algorithm has a setting of its own.
 OWN = """
-from muscle_plugin.extend import algorithm
 from semilearn.algorithms.fixmatch.fixmatch import FixMatch
 from semilearn.algorithms.utils import SSL_Argument
+from semilearn.core.utils import ALGORITHMS
 
-@algorithm("own")
+@ALGORITHMS.register("own")
 class Own(FixMatch):
     @staticmethod
     def get_argument():

@@ -94,8 +94,8 @@ def _table(name: str, content: Mapping[str, Any]) -> StudyTable:
         tuple(cell(row, *pair) for pair in zip(columns, row.get("paper", [None] * len(columns)), strict=True))
         for row in content["rows"]
     )
-    heads = (tuple(x["head"] for x in content[key]) for key in ("rows", "columns"))
-    return StudyTable(name, content["title"], *heads, cells)
+    rows, heads = (tuple(x["head"] for x in content[key]) for key in ("rows", "columns"))
+    return StudyTable(name, content["title"], rows, heads, cells)
 
 
 def _figure(name: str, content: Mapping[str, Any]) -> StudyFigure:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -85,7 +84,7 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
     timings: dict[str, Timing | str] = {}
     left: list[float] = []
     names = list(dict.fromkeys(job.name for job in jobs))
-    unknown = []
+    unknown: dict[str, list[str]] = {}
     with console.status("timing training steps") as status:
         for name in names:
             group = [job for job in jobs if job.name == name]
@@ -96,7 +95,7 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
             timing = timings[key]
             cells = [name, str(len(group)), str(sum(job.state == "finished" for job in group))]
             if isinstance(timing, str):
-                unknown.append(f"{name}: not timed: {timing}")
+                unknown.setdefault(timing, []).append(name)
                 table.add_row(*cells, "?", "?", "?", "?")
                 continue
             steps = timing.steps_of(group[0].resolved)
@@ -104,8 +103,8 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
             table.add_row(*cells, f"{steps:,}", f"{whole / steps:.4f}", duration(whole), duration(sum(to_do)))
             left += to_do
     console.print(table)
-    for line in unknown:
-        console.print(line, markup=False)
+    for reason, not_timed in unknown.items():
+        console.print(f"{', '.join(not_timed)}: not timed: {reason}", markup=False)
     if not left:
         return False
     total = max(sum(left) / at_once, *left)
@@ -123,6 +122,8 @@ def _steps_done(job: Job) -> int:
 
 def _timed(job: Job) -> Timing | str:
     """The timing of a run, or why there is none. The run is built on its data; nothing of it is kept."""
+    import torch
+
     from muscle_plugin.runs.train import build
 
     never = {"num_eval_iter": MOST_WHOLE, "num_save_iter": MOST_WHOLE}
@@ -131,11 +132,12 @@ def _timed(job: Job) -> Timing | str:
         changes = {"save_dir": folder, "init_from": None, "use_pretrain": False, **never}
         try:
             resolved = load_settings(job.work.config, **{**job.work.overrides, **changes})
-            with _threads(resolved.settings.num_threads):
-                algorithm = build(resolved)
-                restarts = getattr(algorithm, "schedule_restarts", tuple)()
-                starts = sorted({0, *(s for s in restarts if 0 < s < algorithm.num_train_iter)})
-                stages = tuple((start, _seconds_per_step(algorithm, start)) for start in starts)
+            if resolved.settings.num_threads:
+                torch.set_num_threads(resolved.settings.num_threads)
+            algorithm = build(resolved)
+            restarts: tuple[int, ...] = getattr(algorithm, "schedule_restarts", tuple)()
+            starts = sorted({0, *(s for s in restarts if 0 < s < algorithm.num_train_iter)})
+            stages = tuple((start, _seconds_per_step(algorithm, start)) for start in starts)
         except (UserError, ValueError, NotImplementedError) as e:
             return first_line(e)
         return Timing(len(algorithm.source.train), len(algorithm.split.labelled), int(algorithm.num_train_iter), stages)
@@ -147,6 +149,8 @@ class _Enough(Exception):
 
 def _seconds_per_step(algorithm: Host, start: int) -> float:
     """The median time of some training steps of the stage that begins at step ``start``, each waited for."""
+    import torch
+
     times: list[float] = []
     call_hook = algorithm.call_hook
 
@@ -155,7 +159,8 @@ def _seconds_per_step(algorithm: Host, start: int) -> float:
         if name == "before_train_step" and not times:
             times.append(time.perf_counter())
         if name == "after_train_step":
-            _wait_for(algorithm)
+            if algorithm.device.type == "cuda":
+                torch.cuda.synchronize(algorithm.device)
             times.append(time.perf_counter())
             steps = len(times) - 1
             if steps == WARM_UP_STEPS + TIMED_STEPS or (steps > 1 and times[-1] - times[0] > MOST_SECONDS):
@@ -174,23 +179,3 @@ def _seconds_per_step(algorithm: Host, start: int) -> float:
         algorithm.call_hook = call_hook
     steps = [b - a for a, b in pairwise(times)]
     return median(steps[WARM_UP_STEPS:] or steps[-1:])
-
-
-def _wait_for(algorithm: Host) -> None:
-    if algorithm.device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(algorithm.device)
-
-
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Within it PyTorch has so many CPU threads; None: as many as before."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

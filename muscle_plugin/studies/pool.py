@@ -15,7 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from muscle_plugin.errors import InputError
+from muscle_plugin.errors import InputError, Interrupted, UserError
+from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.text import first_line
 
 #: How often a run is retried after its process died.
@@ -42,9 +43,7 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
     Returns:
         ``{"result": ...}`` (the content of ``result.json``), ``{"stopped": message}`` or ``{"error": message}``.
     """
-    from muscle_plugin.errors import Interrupted, UserError
     from muscle_plugin.runs.train import train
-    from muscle_plugin.settings.resolve import load_settings
 
     _training.set()
     try:

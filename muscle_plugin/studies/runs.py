@@ -6,7 +6,7 @@ import json
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from muscle_plugin.errors import ConfigError, InputError
 from muscle_plugin.files import read_json, write_text
 from muscle_plugin.run_files import LATEST, SPLIT_FILE
-from muscle_plugin.settings.resolve import Resolved, differing_settings, load_settings, resolve
+from muscle_plugin.settings.resolve import load_settings, resolve
 from muscle_plugin.settings.schema import moving_settings
 from muscle_plugin.settings.sources import config_names, read_saved
 from muscle_plugin.text import one_line, shown
@@ -24,8 +24,8 @@ from muscle_plugin.text import one_line, shown
 ACCURACY = "eval/top-1-acc"
 #: Settings by which a study places its configurations: a run with another value belongs to none of its cells.
 _PLACING = ("algorithm", "dataset", "num_labels")
-#: Settings that name files of weights, which have another path in another folder of runs.
-_WEIGHTS = ("init_from", "pretrain_path")
+#: Settings that name files, which have another path in another folder of runs.
+_FILES = ("init_from", "pretrain_path", "split_file")
 
 
 def _not_compared() -> set[str]:
@@ -88,10 +88,8 @@ class Run:
     @property
     def shortened(self) -> bool:
         """Whether it trains for fewer steps or epochs than its configuration."""
-        steps = self.changed.get("num_train_iter", (0, 0))
-        epochs = self.changed.get("epoch", (0, 0))
-        in_place_of_epochs = steps[0] is None
-        return in_place_of_epochs or any(a and b and b < a for a, b in (steps, epochs))
+        steps, epochs = (self.changed.get(k, (0, 0)) for k in ("num_train_iter", "epoch"))
+        return steps[0] is None or any(a and b and b < a for a, b in (steps, epochs))  # None: whole epochs
 
     def score(self, rule: str, metric: str = "top1") -> float | None:
         """A figure of the run, as a fraction or in the unit of the metric; None if it has none.
@@ -114,57 +112,47 @@ def plain(value: object) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- checking
 
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < 1e300  # neither infinite nor NaN
-
-
-def _is_number_or_none(value: object) -> bool:
-    return value is None or _is_number(value)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-#: What a report computes with, and prints, of ``result.json``.
-_RESULT: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(
-        ("steps", "num_train_iter", "best_top1", "last_top1", "median20_top1", "best_step", "evaluations", "seconds",
-         "images_per_second", "num_labels"),
-        _is_number_or_none,
-    ),
-    **dict.fromkeys(("algorithm", "dataset", "net", "stage", "device", "precision"), _is_text),
-    "complete": lambda value: isinstance(value, bool),
-    "seed": lambda value: type(value) is int,
-    "last_evaluation": lambda value: isinstance(value, dict) and all(map(_is_number_or_none, value.values())),
+#: What a report computes with, and prints, of ``result.json``; a number may be absent.
+_RESULT: dict[str, type] = {
+    "algorithm": str, "dataset": str, "net": str, "stage": str, "device": str, "precision": str,
+    "complete": bool, "seed": int, "last_evaluation": dict,
+    **dict.fromkeys((
+        "steps", "num_train_iter", "best_top1", "last_top1", "median20_top1", "best_step", "evaluations", "seconds",
+        "images_per_second", "num_labels",
+    ), float),
 }  # fmt: skip
+
+
+def _is(value: object, kind: type) -> bool:
+    if kind is float:  # neither infinite nor NaN
+        return value is None or (isinstance(value, (int, float)) and abs(value) < 1e300)
+    return type(value) is kind
 
 
 def _is_line(line: object) -> bool:
     """Whether it can be a line of ``metrics.jsonl``; a loss may be infinite."""
     return (
-        isinstance(line, dict) and _is_number(line.get("step")) and _is_number(line.get(ACCURACY, 0))
-        and all(isinstance(v, (int, float, type(None))) for v in line.values())
+        isinstance(line, dict) and all(isinstance(v, (int, float, type(None))) for v in line.values())
+        and all(v is not None and _is(v, float) for v in (line.get("step"), line.get(ACCURACY, 0)))
     )  # fmt: skip
 
 
 def _is_about(key: str, value: object) -> bool:
     """Whether it can be an entry of ``environment.json``."""
-    if key == "continuations":
-        return True
     parts = value if isinstance(value, list) else [*value.values()] if isinstance(value, dict) else [value]
     plain_parts = all(isinstance(x, (str, int, float, type(None))) for x in parts)
-    return plain_parts and (key != "command" or isinstance(value, list))
+    return key == "continuations" or (plain_parts and (key != "command" or isinstance(value, list)))
 
 
 def _check(result: Mapping[str, Any], metrics: Sequence[object], environment: Mapping[str, Any]) -> None:
     """Raise ValueError if a run's files hold what no run writes: a report would fail in its middle."""
     if result and not result.keys() >= {"algorithm", "dataset", "complete", "seed"}:
         raise ValueError("result.json: lacks algorithm, dataset, complete or seed")
-    faults = [f"result.json: {shown(k)}" for k, v in result.items() if k in _RESULT and not _RESULT[k](v)]
+    faults = [f"result.json: {shown(k)}" for k, v in result.items() if not _is(v, _RESULT.get(k, type(v)))]
     faults += [f"metrics.jsonl: line {n}" for n, line in enumerate(metrics, 1) if not _is_line(line)]
     faults += [f"environment.json: {shown(k)}" for k, v in environment.items() if not _is_about(k, v)]
+    if not faults and not all(_is(v, float) for v in result.get("last_evaluation", {}).values()):
+        faults = ["result.json: last_evaluation"]
     if faults:
         raise ValueError(f"{faults[0]}: not what a run writes")
 
@@ -191,8 +179,8 @@ def read_run(path: Path) -> Run:
     except RecursionError:
         raise ValueError("metrics.jsonl: nested too deep") from None
     _check(result, metrics, environment)
-    config, changed = _compared(path, environment.get("config", failed.get("config")))
-    return Run(path, result, metrics, environment, config, changed, failure, {} if config else _settings_of(path))
+    config, changed, settings = _placed(path / "config.yaml", environment.get("config", failed.get("config")))
+    return Run(path, result, metrics, environment, config, changed, failure, settings)
 
 
 @cache
@@ -201,27 +189,16 @@ def _known_configurations() -> frozenset[str]:
 
 
 @cache
-def _configuration(name: str) -> Resolved:
-    return load_settings(name)
+def _alike_of(config: str) -> dict[str, Any]:
+    return _alike(load_settings(config).as_dict())
 
 
-def _compared(path: Path, config: str | None) -> tuple[str | None, dict[str, tuple[Any, Any]]]:
-    """The configuration of a run, and what of it was changed."""
-    if config not in _known_configurations():
-        return None, {}
-    try:
-        differing = differing_settings(path / "config.yaml", _configuration(config))
-    except ConfigError:
-        return None, {}
-    if any(k in differing for k in _PLACING):
-        return None, {}
-    left_out = _not_compared() | {k for k in _WEIGHTS if k in differing and _same_file(*differing[k])}
-    return config, {k: (here, there) for k, (there, here) in differing.items() if k not in left_out}
-
-
-def _same_file(a: str | None, b: str | None) -> bool:
-    """Whether two files are the same but for the place."""
-    return bool(a and b) and _without_place(str(a)) == _without_place(str(b))
+def _alike(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in which two runs of one experiment agree, as JSON gives them back; of files, what names them wherever
+    they lie."""
+    kept = {k: v for k, v in settings.items() if k not in _not_compared()}
+    kept |= {k: _without_place(kept[k]) for k in _FILES if isinstance(kept.get(k), str)}
+    return dict(json.loads(json.dumps(kept, default=str)))
 
 
 def _without_place(file: str) -> str:
@@ -230,22 +207,23 @@ def _without_place(file: str) -> str:
     return re.sub(r"_\d+$", "", path.parent.name) if path.name in (LATEST, SPLIT_FILE) else path.name
 
 
-def _settings_of(path: Path) -> dict[str, Any]:
-    """The settings in a run's directory that decide the result, but for the seed, as JSON gives them back; empty if it has
-    none."""
+def _placed(saved: Path, config: str | None) -> tuple[str | None, dict[str, tuple[Any, Any]], dict[str, Any]]:
+    """Where a run belongs: its configuration and what of it was changed, or else its settings."""
     try:
-        layers = read_saved(path / "config.yaml")
-        try:
-            found = resolve(layers).as_dict()
-        except ConfigError:  # of a plugin
-            found = {k: v for layer in layers for k, v in layer.values.items()}
+        layers = read_saved(saved)
     except ConfigError:
-        return {}
-    for key in (*_WEIGHTS, "split_file"):
-        if isinstance(found.get(key), str):
-            found[key] = _without_place(found[key])
-    kept = {k: v for k, v in found.items() if k not in _not_compared()}
-    return dict(json.loads(json.dumps(kept, default=str)))
+        return None, {}, {}
+    try:
+        mine = _alike(resolve(layers).as_dict())
+    except ConfigError:  # of a plugin
+        return None, {}, _alike({k: v for layer in layers for k, v in layer.values.items()})
+    if config in _known_configurations():
+        theirs = _alike_of(config)
+        pairs = {k: (theirs.get(k), mine.get(k)) for k in {**theirs, **mine}}
+        changed = {k: (a, b) for k, (a, b) in pairs.items() if a != b}
+        if not any(k in changed for k in _PLACING):
+            return config, changed, {}
+    return None, {}, mine
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -333,7 +311,7 @@ def _run_of(content: dict[str, Any], folder: Path) -> Run:
     metrics = [{"step": s, ACCURACY: v} for s, v in content["evaluations"]]
     _check(content["result"], metrics, content["environment"])
     changed = {k: (a, b) for k, (a, b) in content["changed"].items()}
-    if not all(_is_number_or_none(v) for k in ("epoch", "num_train_iter") for v in changed.get(k, ())):
+    if not all(_is(v, float) for k in ("epoch", "num_train_iter") for v in changed.get(k, ())):
         raise ValueError("a length that is no number")
     return Run(
         folder / content["path"], content["result"], metrics, content["environment"],

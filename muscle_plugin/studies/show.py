@@ -61,7 +61,7 @@ def counts_table(algorithm: Host) -> Table:
     for name in ("labelled", "unlabelled", "test"):
         table.add_column(name, justify="right")
     hidden: dict[int, list[str]] = {}
-    if split.sequestered:
+    if split.sequestered and source.subclasses is not None:
         table.add_column("gives no labels", overflow="fold")
         for sub in split.sequestered:
             first = (source.subclasses == sub).nonzero()[0]
