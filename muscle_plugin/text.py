@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from typing import Any
 
 #: What PyTorch, cuBLAS and its like, NCCL and the CPU's allocator say where memory runs out.
@@ -48,3 +49,16 @@ def duration(seconds: float) -> str:
         if seconds < up_to:
             return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
     return f"{seconds / 86400:.1f} days"
+
+
+def fault_in(error: BaseException, file: str | None, what: str) -> str:
+    """An exception out of a plugin's code as one line: ``what``, the line of ``file`` if it can be told, and the message."""
+    if isinstance(error, SyntaxError):
+        number = error.lineno if error.filename == file else None
+        message = f"SyntaxError: {error.msg}"
+    else:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        number = lines[-1] if lines else None
+        said = first_line(error)
+        message = type(error).__name__ + (f": {said}" if said != type(error).__name__ else "")
+    return what + (f" line {number}: " if number else ": ") + message
