@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from clock import StepClock, stand_in
 from common import (
     BACKWARD,
     EMA,
@@ -55,8 +56,6 @@ from muscle_plugin.errors import ConfigError
 from muscle_plugin.extend import net
 from muscle_plugin.runs.train import build
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.studies.clock import StepClock
-from muscle_plugin.studies.speeds import stand_in
 from muscle_plugin.text import first_line
 from muscle_plugin.training.optimiser import compute_update_on
 from muscle_plugin.usb.calls import usb_calls_on

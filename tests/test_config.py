@@ -126,9 +126,8 @@ def test_configurations_nearest_to_a_name_that_is_none(word, offered, capsys):
     for command_line in (["train", word], ["train", "--c", word], ["data", "show", word]):
         assert main(command_line) == 2
         assert capsys.readouterr().err == f"error: {word}: no such configuration; did you mean {offered}\n"
-    for program in ("sweep", "cost"):
-        assert main([program, word]) == 2
-        assert capsys.readouterr().err == f"error: {word}: no such study or configuration; did you mean {offered}\n"
+    assert main(["sweep", word]) == 2
+    assert capsys.readouterr().err == f"error: {word}: no such study or configuration; did you mean {offered}\n"
 
 
 def test_a_name_unlike_any_is_told_which_there_are(capsys):
@@ -136,11 +135,10 @@ def test_a_name_unlike_any_is_told_which_there_are(capsys):
     for command_line in (["train", "nonsense"], ["train", "--c", "nonsense"], ["data", "show", "nonsense"]):
         assert main(command_line) == 2
         assert capsys.readouterr().err == f"error: nonsense: no such configuration; {there}\n"
-    for program in ("sweep", "cost"):
-        assert main([program, "nonsense"]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("error: nonsense: no such study or configuration; studies: table1, table2, ")
-        assert said.endswith(f"; {there}\n")
+    assert main(["sweep", "nonsense"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: nonsense: no such study or configuration; studies: table1, table2, ")
+    assert said.endswith(f"; {there}\n")
     assert main(["train", "digits"]) == 2  # a name of sweep's
     assert re.fullmatch(
         r"error: digits: a study of \d+ configurations; give one of them \(\w+\), or `muscle-plugin sweep digits`\n",
@@ -148,7 +146,7 @@ def test_a_name_unlike_any_is_told_which_there_are(capsys):
     )
 
 
-@pytest.mark.parametrize("program", ["train", "sweep", "cost"])
+@pytest.mark.parametrize("program", ["train", "sweep"])
 def test_a_fault_names_its_file_once(program, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([program, "absent.yaml"]) == 2

@@ -20,7 +20,7 @@ from conftest import ROOT
 from muscle_plugin import cli
 from muscle_plugin.registry.catalogue import base_algorithms
 from muscle_plugin.settings.schema import MuscleSettings, RunSettings, moving_settings
-from muscle_plugin.studies import cost, speeds, sweep
+from muscle_plugin.studies import jobs, sweep
 
 DOCS = ROOT / "docs"
 
@@ -234,15 +234,9 @@ def understood(words, monkeypatch):
     if words[0] in ("train", "data"):
         words = [*words, "--print-config"]
     elif words[0] == "sweep":
-        expand = sweep.expand
-        monkeypatch.setattr(
-            sweep, "expand", lambda names: expand(names)[:2]
-        )  # all configurations are read by test_studies
-        monkeypatch.setattr(sweep, "_gpus", stop)
-    elif words[0] == "cost":
-        monkeypatch.setattr(cost, "jobs_of", lambda names, *_: [sweep.expand(names)][:0])
-        monkeypatch.setattr(cost, "Counter", stop)
-        monkeypatch.setattr(speeds, "read_speeds", stop)
+        expand = jobs.expand
+        monkeypatch.setattr(jobs, "expand", lambda names: expand(names)[:2])  # all are read by test_studies
+        monkeypatch.setattr(sweep, "capacity", stop)
     else:
         parse = argparse.ArgumentParser.parse_args
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *a: stop(parse(*a)))
@@ -274,8 +268,6 @@ def test_commands_in_the_docs_exist(words, below, monkeypatch, capsys):
     [
         "train --lrr 1",
         "sweep table9",
-        "cost table9",
-        "cost --measur",
         "report --oot x",
         "predict --image x",
         "data show --c no_such",
