@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from muscle_plugin.closest import closest
 from muscle_plugin.data.images import Pack, find_images, leads_out, name_below, pack, unknown_files
 from muscle_plugin.data.sources import Source, SourceOptions
 from muscle_plugin.errors import DataError
 from muscle_plugin.seeding import derive
-from muscle_plugin.text import shown
+from muscle_plugin.text import closest, shown
 
 _MOST_BYTES = 1 << 28  # of a table of labels
 
@@ -88,7 +87,7 @@ def _refuse_outside(root: Path, files: Iterable[Path], options: SourceOptions) -
 
 def _near(name: str, known: Iterable[str]) -> str:
     near = closest(name, known, cutoff=0.7)
-    return f"; is it {near!r}?" if near else ""
+    return f"; is it {near[0]!r}?" if near else ""
 
 
 def _readable(packed: Pack, skip: bool) -> tuple[Tensor, tuple[str, ...]]:

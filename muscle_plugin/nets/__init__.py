@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from muscle_plugin.closest import nearest
 from muscle_plugin.nets.base import USBNet
 from muscle_plugin.nets.cnn13 import CNN13, cnn13
 from muscle_plugin.nets.options import NetOptions
@@ -13,6 +12,7 @@ from muscle_plugin.nets.resnet18_84 import ResNet18, resnet18_84
 from muscle_plugin.nets.small_cnn import SmallCNN, small_cnn
 from muscle_plugin.nets.timm_backbone import TimmBackbone, timm_backbone
 from muscle_plugin.registry.names import NETS, TIMM
+from muscle_plugin.text import did_you_mean
 
 OWN_NETS: dict[str, Callable[..., Any]] = {"small_cnn": small_cnn, "cnn13": cnn13, "resnet18_84": resnet18_84}
 
@@ -71,5 +71,5 @@ def net_options(name: str) -> tuple[str, ...]:
         return TimmBackbone.OPTIONS
     if name not in _CLASSES:
         known = [*OWN_NETS, f"{TIMM}<name>"]
-        raise ValueError(f"net: unknown {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+        raise ValueError(f"net: unknown {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
     return _CLASSES[name].OPTIONS

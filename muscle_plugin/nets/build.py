@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.closest import did_you_mean
 from muscle_plugin.files import (
     load_tensors,
 )
 from muscle_plugin.registry.extension import PLUGIN_NETS
 from muscle_plugin.registry.names import DATASETS, NETS, TIMM
 from muscle_plugin.settings.schema import OF_ONES_OWN
-from muscle_plugin.text import first_line, shown
+from muscle_plugin.text import did_you_mean, first_line, shown
 
 
 def builder_of(settings: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from muscle_plugin.closest import nearest
+from muscle_plugin.text import did_you_mean
 
 #: Values that ask for nothing, and which any net therefore takes.
 OFF: dict[str, Any] = {"dropout": 0.0, "input_noise": 0.0, "width": 1.0, "double_head": False, "l2_feature": False}
@@ -56,7 +56,7 @@ class NetOptions:
         known = [f.name for f in fields(cls)]
         for name in options or {}:
             if name not in known:
-                raise ValueError(f"net: {net} has no option {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+                raise ValueError(f"net: {net} has no option {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
         return cls(**(options or {}))
 
     def arguments(self, net: str, has: Collection[str]) -> dict[str, Any]:

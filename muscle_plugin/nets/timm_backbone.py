@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muscle_plugin.closest import nearest
 from muscle_plugin.files import load_plain
 from muscle_plugin.nets.base import USBNet, grouped, groups_in_order
 from muscle_plugin.nets.options import NetOptions
 from muscle_plugin.registry.names import TIMM
+from muscle_plugin.text import did_you_mean
 
 
 class TimmBackbone(USBNet):
@@ -49,7 +49,7 @@ class TimmBackbone(USBNet):
         import timm
 
         if not timm.is_model(name):
-            raise ValueError(f"net: timm has no model {name!r}{nearest(name, timm.list_models())}")
+            raise ValueError(f"net: timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
         from_hub = pretrained and not pretrained_path
         if from_hub and not timm.is_model_pretrained(name):
             raise ValueError(f"net: timm has no pretrained weights for {name}; --pretrain_path names a file of them")

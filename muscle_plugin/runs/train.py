@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 import torch
 from muscle_plugin import distributed
-from muscle_plugin.closest import did_you_mean
 from muscle_plugin.settings.resolve import Resolved
 from muscle_plugin.settings.schema import OF_ONES_OWN
 from muscle_plugin.errors import DataError

@@ -6,14 +6,13 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from muscle_plugin.closest import did_you_mean
+from muscle_plugin.text import did_you_mean, shown
 from muscle_plugin.registry.catalogue import (
     base_algorithms,
 )
 from muscle_plugin.settings.resolve import load_plugins
 from muscle_plugin.settings.schema import WITHOUT_EFFECT, MuscleSettings, RunSettings, _known_keys
 from muscle_plugin.settings.sources import Layer, config_names, find_config, read_yaml
-from muscle_plugin.text import shown
 
 _SHORT_FLAGS = {
     "save_name": "-sn", "num_labels": "-nl", "batch_size": "-bsz", "algorithm": "-alg", "dataset": "-ds",

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 
-from muscle_plugin.closest import closest, did_you_mean
+from muscle_plugin.text import closest, did_you_mean, shown
 from muscle_plugin.errors import CatalogueError, ConfigError, PluginError
 from muscle_plugin.registry.catalogue import MUSCLE, all_algorithms
 from muscle_plugin.registry.names import DATASETS, DatasetInfo
@@ -38,7 +38,6 @@ from muscle_plugin.settings.schema import (
     settings_model,
 )
 from muscle_plugin.settings.sources import Layer, config_name, find_config, read_saved, read_yaml
-from muscle_plugin.text import shown
 
 
 @dataclass(frozen=True)
@@ -282,7 +281,7 @@ def check_usb_settings(
                     f"{spelled} has no effect: not a setting of {shown(repr(asked))}, but of {', '.join(owners)}"
                 )
         elif near := closest(key, {*known, *own}, _MISSPELT):
-            faults.append(f"{spelled} is not a setting; did you mean {near!r}?")
+            faults.append(f"{spelled} is not a setting; did you mean {near[0]!r}?")
         else:
             unread.append(key)
     if unread:

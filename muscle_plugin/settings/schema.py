@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
 
-from muscle_plugin.closest import did_you_mean
+from muscle_plugin.text import did_you_mean, shown
 from muscle_plugin.errors import ConfigError
 from muscle_plugin.registry.catalogue import (
     MUSCLE_PREFIX,
@@ -20,7 +20,6 @@ from muscle_plugin.registry.catalogue import (
     muscle_algorithms,
 )
 from muscle_plugin.registry.names import DATASETS, NETS
-from muscle_plugin.text import shown
 
 #: No setting is a longer text (a path has 4,096 bytes at most) or a larger whole number.
 MOST_CHARACTERS = 4096

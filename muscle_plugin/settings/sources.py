@@ -13,10 +13,9 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import ScalarNode
 
-from muscle_plugin.closest import closest, did_you_mean
+from muscle_plugin.text import closest, did_you_mean, shown
 from muscle_plugin.errors import ConfigError, PluginError
 from muscle_plugin.registry.plugins import located
-from muscle_plugin.text import shown
 
 #: What a configuration file may be: its size, how deep its YAML nests, how many files ``extends`` may bring in.
 MOST_BYTES = 1 << 18
@@ -77,7 +76,7 @@ def find_config(word: str | Path, studies: Sequence[str] = ()) -> Path:
     names = config_names()
     offered = [*(() if is_path else studies), *(n for n in names if n not in here)]
     near = did_you_mean(str(word).removesuffix(".yaml"), offered, most=3)
-    if is_path and (not near or closest(path.stem, here)):
+    if is_path and (not near or closest(path.stem, here, 0.6)):
         return path  # reading it says what is wrong with it
     raise ConfigError([f"{shown(word)}: {_no_such(str(word), names, studies, near)}"])
 
@@ -174,8 +173,8 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None =
     except ConfigError:
         raise
     except FileNotFoundError:
-        near = closest(path.stem, (p.stem for p in path.parent.glob("*.yaml")))
-        hint = f"; did you mean {near}.yaml?" if near else ""
+        near = closest(path.stem, (p.stem for p in path.parent.glob("*.yaml")), 0.6)
+        hint = f"; did you mean {near[0]}.yaml?" if near else ""
         asked = f"; {seen[-1]} extends it (relative to itself, or a name of benchmark_configs)" if seen else ""
         raise ConfigError([f"{path}: no such file{hint}{asked}"]) from None
     except (OSError, UnicodeDecodeError) as e:
