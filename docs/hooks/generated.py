@@ -16,8 +16,8 @@ from pydantic_core import PydanticUndefined
 
 from muscle_plugin.registry.catalogue import MUSCLE_PREFIX, base_algorithms, muscle_algorithms
 from muscle_plugin.registry.names import DATASETS
-from muscle_plugin.settings.command_line import _SHORT_FLAGS
-from muscle_plugin.settings.schema import WITHOUT_EFFECT, MuscleSettings, RunSettings, moving_settings
+from muscle_plugin.settings.command_line import SHORT_FLAGS
+from muscle_plugin.settings.schema import MACHINE, PLACE, WITHOUT_EFFECT, MuscleSettings, RunSettings, affecting
 
 #: What settings of USB's algorithms mean for which USB has no help, in all algorithms or in one (``ALGORITHM.NAME``).
 MEANINGS = {
@@ -114,7 +114,7 @@ def _default(value: Any) -> str:
 
 
 def _row(name: str, kind: str, default: Any, text: str, anchor: bool) -> str:
-    flag = _SHORT_FLAGS.get(name) if anchor else None
+    flag = SHORT_FLAGS.get(name) if anchor else None
     shown = f"`{name}`" + (f"{{ #{name} }}" if anchor else "") + (f" `{flag}`" if flag else "")
     return f"| {' | '.join([shown, kind, _default(default), text])} |"
 
@@ -127,7 +127,7 @@ def _table(rows: Iterable[str]) -> str:
 
 
 def _fields(model: type[BaseModel], names: Iterable[str]) -> str:
-    moving = moving_settings()
+    moving = affecting(MACHINE, PLACE)
     rows = []
     for name in names:
         info = model.model_fields[name]

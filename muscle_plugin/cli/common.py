@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from muscle_plugin.errors import FIRST, fail
+from muscle_plugin.errors import FIRST, CatalogueError, ConfigError, fail
 from muscle_plugin.text import one_line
 
 
 def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Any] | int:
     """The options and resolved settings of a command line, or the exit status if it ends here."""
-    from muscle_plugin.errors import CatalogueError, ConfigError
     from muscle_plugin.settings.command_line import add_arguments, load_named_plugins, named_in, parse_command_line
     from muscle_plugin.settings.resolve import load_settings
     from muscle_plugin.settings.sources import EXAMPLE
@@ -25,6 +25,7 @@ def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple
         add_arguments(parser)
         options, layer, faults = parse_command_line(parser, argv)
         try:
+            _refuse_study(options.c)
             resolved = load_settings(options.c, **layer.values)
         except ConfigError as e:
             raise ConfigError([*faults, *e.faults]) from None
@@ -47,6 +48,20 @@ def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple
         print(resolved.to_yaml(), end="")
         return 0
     return options, resolved
+
+
+def _refuse_study(word: str | None) -> None:
+    """Raises ConfigError for the name of a study, where one configuration is asked for."""
+    from muscle_plugin.studies.definitions import study_configs
+
+    configs = study_configs(word) if word else []
+    if configs and not Path(str(word)).is_file():
+        raise ConfigError(
+            [
+                f"{word}: a study of {len(configs)} configurations; give one of them ({configs[0]}), or"
+                f" `muscle-plugin sweep {word}`"
+            ]
+        )
 
 
 def parser_of(prog: str, description: str, example: str) -> argparse.ArgumentParser:

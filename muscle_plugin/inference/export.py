@@ -34,7 +34,7 @@ from muscle_plugin.run_files import checkpoint_of
 from muscle_plugin.settings.resolve import resolve
 from muscle_plugin.settings.sources import read_saved
 from muscle_plugin.text import first_line
-from muscle_plugin.training.host import complete_settings, read_source
+from muscle_plugin.training.host import read_source
 from muscle_plugin.version import __version__
 
 __all__ = ["ExportError", "export_model", "load_exported"]
@@ -395,7 +395,6 @@ def _images_of_the_run(checkpoint: Path, trained: Trained) -> Tensor:
     file = checkpoint.parent / "config.yaml"
     try:
         args = Namespace(**resolve(read_saved(file)).as_dict())
-        complete_settings(args)
         source = read_source(args).resized(trained.about["img_size"])
     except (ConfigError, DataError, OSError, ValueError) as e:
         raise DataError(

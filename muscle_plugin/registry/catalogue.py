@@ -137,18 +137,5 @@ def muscle_algorithms() -> dict[str, Algorithm]:
 
 
 def all_algorithms() -> dict[str, Algorithm]:
-    """Everything that can be trained, by name."""
+    """Every algorithm that can be trained, by name."""
     return base_algorithms() | muscle_algorithms()
-
-
-__all__ = [
-    "NOT_HOSTED",
-    "PLUGIN_ALGORITHMS",
-    "Algorithm",
-    "Argument",
-    "CatalogueError",
-    "all_algorithms",
-    "base_algorithms",
-    "muscle_algorithms",
-    "usb_algorithms",
-]

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 import torch
 from muscle_plugin import distributed
+from muscle_plugin.settings.namespace import namespace_of
 from muscle_plugin.settings.resolve import Resolved
 from muscle_plugin.settings.schema import OF_ONES_OWN
 from muscle_plugin.errors import DataError
@@ -402,8 +403,7 @@ def build(resolved: Resolved, logger: Any = None, source: Any = None) -> Any:
     from muscle_plugin.algorithms.compose import algorithm_class
 
     settings = resolved.settings
-    args = Namespace(**resolved.as_dict())
-    args.imb_algorithm, args.source = None, source
+    args = namespace_of(resolved, source=source)
     with memory_for("the images and nets", LESS):
         with _stdout_to(logger):
             algorithm = algorithm_class(settings.algorithm)(args, builder_of(settings), None, logger)

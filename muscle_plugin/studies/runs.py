@@ -16,7 +16,7 @@ from muscle_plugin.errors import ConfigError, RunsError
 from muscle_plugin.files import read_json, write_text
 from muscle_plugin.run_files import LATEST, SPLIT_FILE
 from muscle_plugin.settings.resolve import Resolved, differing_settings, load_settings, resolve
-from muscle_plugin.settings.schema import moving_settings
+from muscle_plugin.settings.schema import MACHINE, PLACE, affecting
 from muscle_plugin.settings.sources import config_names, read_saved
 from muscle_plugin.text import one_line, shown
 
@@ -229,7 +229,7 @@ def _settings_of(path: Path) -> dict[str, Any]:
     for key in ("init_from", "pretrain_path", "split_file"):
         if isinstance(found.get(key), str):
             found[key] = _without_place(found[key])
-    kept = {k: v for k, v in found.items() if k not in {*moving_settings(), *_INDIFFERENT}}
+    kept = {k: v for k, v in found.items() if k not in {*affecting(MACHINE, PLACE), *_INDIFFERENT}}
     return dict(json.loads(json.dumps(kept, default=str)))
 
 
@@ -333,7 +333,7 @@ def read_summaries(path: Path) -> list[Run]:
             _refuse_other_changes(changed)
             failure = None if c["failure"] is None else str(c["failure"])
             config = c["config"] if c["config"] in _known_configurations() else None
-            settings = {k: v for k, v in c.get("settings", {}).items() if k not in moving_settings()}
+            settings = {k: v for k, v in c.get("settings", {}).items() if k not in affecting(MACHINE, PLACE)}
             runs.append(Run(where, c["result"], metrics, c["environment"], config, changed, failure, settings))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise RunsError(f"{path} line {number}: not a summary of a run, as `report` writes them") from None
