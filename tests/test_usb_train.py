@@ -22,7 +22,7 @@ from conftest import ROOT, SHORT
 from muscle_plugin.errors import ConfigError, DeviceError
 from muscle_plugin.files import load_tensors
 from muscle_plugin.losses import mutual_information
-from muscle_plugin.settings.namespace import from_namespace, write_for_usb
+from muscle_plugin.settings.namespace import from_namespace, namespace_of, write_for_usb
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.settings.schema import MACHINE, PLACE, MuscleSettings, affecting
 from muscle_plugin.settings.sources import config_names, find_config, read_yaml
@@ -211,6 +211,33 @@ def test_batches_that_contradict_each_other_are_refused():
         complete(Namespace(dataset="digits", batch_size=16, uratio=1, total_batch=96, ratio=3))
     with pytest.raises(ConfigError, match=r"ratio 3 and uratio 7 are the same setting"):
         complete(Namespace(dataset="digits", batch_size=8, uratio=7, total_batch=96, ratio=3))
+
+
+def test_settings_that_this_package_resolved_are_not_resolved_again():
+    resolved = load_settings("muscle_fixmatch_digits_10", seed=3)
+    assert from_namespace(namespace_of(resolved, source=None)) is resolved
+
+
+def test_written_settings_are_read_back_as_they_were():
+    """Also where they name the precision that auto came to, or images that make no whole ratio."""
+    for settings in ({"precision": "auto"}, {"precision": "bf16"}, {"total_batch": 128, "ratio": 3.129032}):
+        args = Namespace(dataset="digits", algorithm="muscle_fixmatch", resume=True, **settings)
+        first = from_namespace(args).settings
+        write_for_usb(args, first, amp="precision" in settings, gpu=0, num_train_iter=7, rank=1, world_size=2)
+        assert (args.resume, args.rank, args.distributed, args.num_train_iter) == (True, 1, True, 7)
+        again = from_namespace(args).settings
+        assert again.model_copy(update={"num_train_iter": None, "device": "auto"}) == first
+
+
+def test_a_value_over_the_files_wins_and_is_named_without_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("lr: 0.25\nmomentum: 0.5\n")
+    args = Namespace(dataset="digits", c=str(tmp_path / "mine.yaml"), lr=0.25, momentum=2)
+    with pytest.raises(ConfigError, match="^momentum: input should be less than 1, got 2$"):
+        from_namespace(args)
+    args.momentum = 0.75
+    resolved = from_namespace(args)
+    assert (resolved.settings.lr, resolved.settings.momentum) == (0.25, 0.75)
+    assert (resolved.sources["lr"], resolved.sources["momentum"]) == ("mine.yaml", "")
 
 
 def test_another_data_set_on_the_command_line_has_its_own_classes():

@@ -96,39 +96,30 @@ class RunSettings(BaseModel):
         extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+    # fmt: off
     plugins: tuple[str, ...] = setting(
         (), PLACE, "Python files or modules, separated by commas, that add algorithms, data sets and nets of your own; they are"
-        " run. Alone, --plugins stands for those that the configuration names, which are not run without it",
-    )  # fmt: skip
+        " run. Alone, --plugins stands for those that the configuration names, which are not run without it")
 
     # -- what to train
-    algorithm: str = setting(
-        "fixmatch", STEP, "an algorithm of USB or of this package, `muscle`, or `muscle_<algorithm>`"
-    )
+    algorithm: str = setting("fixmatch", STEP, "an algorithm of USB or of this package, `muscle`, or `muscle_<algorithm>`")
     dataset: str = setting("digits", STEP, "data set: " + ", ".join(DATASETS))
     net: str = setting("small_cnn", STEP, f"net: {', '.join(NETS)}, one of USB's (wrn_28_2, ...), or timm:<name>")
-    num_labels: int | None = setting(
-        None, RESULT, "labelled images in all; default: the data set's, and of a folder all", ge=1
-    )
+    num_labels: int | None = setting(None, RESULT, "labelled images in all; default: the data set's, and of a folder all", ge=1)
     seed: int = setting(0, SEED, "sets the labelled subset, the initial weights and the order", ge=0, lt=2**32)
 
     # -- length
     epoch: int = setting(1, RESULT, "epochs; one is a pass over the unlabelled images", ge=1)
     num_train_iter: int | None = setting(
-        None, RESULT, "training steps in all, as in USB; default, and 0: epoch x the steps of one pass", ge=1
-    )
+        None, RESULT, "training steps, as in USB; default, and 0: epoch x steps of one pass", ge=1)
     num_warmup_iter: int = setting(0, RESULT, "steps of linear learning-rate warm-up", ge=0)
     num_eval_iter: int = setting(100, RESULT, "steps between two evaluations", ge=1)
     num_log_iter: int = setting(10, RESULT, "steps between two log lines; losses are averaged in between", ge=1)
     num_save_iter: int | None = setting(None, PLACE, "steps between two checkpoints; default: num_eval_iter", ge=1)
-    keep_checkpoints: int = setting(
-        2, PLACE, "checkpoints to keep: the newest and those before it, which serve if it is damaged", ge=1
-    )
+    keep_checkpoints: int = setting(2, PLACE, "checkpoints to keep: older ones serve if the newest is damaged", ge=1)
 
     # -- batch
-    total_batch: Filled[int] = setting(
-        None, STEP, "B: images per step, labelled and unlabelled; default 128", ge=2, le=MOST_IMAGES
-    )
+    total_batch: Filled[int] = setting(None, STEP, "B: images per step, of both kinds; default 128", ge=2, le=MOST_IMAGES)
     ratio: Filled[float] = setting(None, STEP, "r = I/J: unlabelled images per labelled one; default 1", gt=0)
     batch_size: Filled[int] = setting(None, STEP, "USB's name: J, labelled images per step", ge=1, le=MOST_IMAGES)
     uratio: Filled[float] = setting(None, STEP, "USB's name for ratio", gt=0)
@@ -136,32 +127,27 @@ class RunSettings(BaseModel):
 
     # -- stage
     stage: Literal["train", "pretrain"] = setting(
-        "train", STEP, "pretrain: without labels, for muscle, contrastive and muscle_contrastive"
-    )
+        "train", STEP, "pretrain: without labels, for muscle, contrastive and muscle_contrastive")
     init_from: str | None = setting(
         None, RESULT, "checkpoint, run directory or state dict (also timm's) whose weights to start from, without its"
-        " classifier; {save_dir} and {seed} in it stand for these settings",
-    )  # fmt: skip
+        " classifier; {save_dir} and {seed} in it stand for these settings")
     init_head: bool = setting(False, RESULT, "take the classifier of init_from too")
 
     # -- optimisation
     optim: Literal["SGD", "AdamW"] = setting("SGD", STEP, "optimiser")
     lr: float = setting(0.03, RESULT, "initial learning rate", gt=0)
     lr_schedule: Literal["usb", "cosine", "constant"] = setting(
-        "usb", RESULT, "usb: 7/16 of a cosine cycle (cosine to 0.195); cosine: half a cycle, to 0 at lr_zero_at"
-    )
+        "usb", RESULT, "usb: 7/16 of a cosine cycle (cosine to 0.195); cosine: half a cycle, to 0 at lr_zero_at")
     lr_zero_at: float = setting(
-        1.0, RESULT, "of lr_schedule cosine: where it reaches 0, over the run's length (paper: 210/180 = 1.1667)", ge=1
-    )
+        1.0, RESULT, "of lr_schedule cosine: where it reaches 0, over the run's length (paper: 210/180 = 1.1667)", ge=1)
     momentum: float = setting(0.9, RESULT, "SGD momentum (Nesterov)", ge=0, lt=1)
     weight_decay: float = setting(5e-4, RESULT, "weight decay; not on biases and batch-norm parameters", ge=0)
     decay_all: bool = setting(False, RESULT, "weight decay on these too, as in Mean Teacher and label propagation")
     layer_decay: float = setting(1.0, STEP, "layer-wise learning-rate decay, for transformers", gt=0, le=1)
     clip_grad: float = setting(0.0, STEP, "gradient norm to clip to; 0: no clipping", ge=0)
     nonfinite_steps: int | None = setting(
-        None, PLACE, "with precision fp16: consecutive steps of non-finite loss or gradient to skip before stopping; default"
-        " 20. Otherwise the first such loss ends the run", ge=0,
-    )  # fmt: skip
+        None, PLACE, "of precision fp16: consecutive non-finite steps to skip before stopping; default 20. Otherwise the first"
+        " non-finite loss ends the run", ge=0)
     ema_m: float = setting(0.999, STEP, "momentum of the averaged weights that are evaluated; 0: none", ge=0, lt=1)
     ulb_loss_ratio: float = setting(1.0, STEP, "weight of the base's unsupervised loss", ge=0)
     use_cat: bool = setting(True, STEP, "one forward for all views, where the algorithm has the choice")
@@ -171,34 +157,23 @@ class RunSettings(BaseModel):
     num_classes: int | None = setting(None, STEP, "number of classes; default: the data set's", ge=2, le=10**6)
     img_size: Filled[int] = setting(None, STEP, "images are resized to this; default: the data set's", ge=4, le=1024)
     split_seed: int | None = setting(None, SEED, "draws the labelled images; default: seed", ge=0, lt=2**32)
-    split_file: str | None = setting(
-        None, RESULT, "take the labelled images from a run's split.json, or from a .npy file of indices"
-    )
+    split_file: str | None = setting(None, RESULT, "labelled images: a run's split.json, or a .npy file of indices")
     lb_imb_ratio: float = setting(
-        1.0, RESULT, "labels of the first class over those of the last, geometric in between", ge=1, le=1e6
-    )
+        1.0, RESULT, "labels of the first class over labels of the last, geometric between", ge=1, le=1e6)
     sequestered: Filled[int] = setting(
-        None, RESULT, "subclasses per class that give no labels (cifar20); default: the data set's", ge=0
-    )
-    include_lb_to_ulb: bool = setting(
-        False, RESULT, "labelled images are among the unlabelled ones too (USB: yes; MUSCLE: the rest only)"
-    )
+        None, RESULT, "subclasses per class without labels (cifar20); default: the data set's", ge=0)
+    include_lb_to_ulb: bool = setting(False, RESULT, "use the labelled images as unlabelled ones too (USB: yes; MUSCLE: no)")
     weak_augment: Filled[str] = setting(None, STEP, "weak views; default: the data set's")
     hard_augment: Filled[str] = setting(None, STEP, "hard (strong) views; default: the data set's")
     hard_ops: int | None = setting(
-        None, STEP, "operations per hard view of RandAugment; default: 2, of randaugment_usb 3", ge=1, le=14
-    )
+        None, STEP, "operations of RandAugment per hard view; default 2, randaugment_usb: 3", ge=1, le=14)
     labels_csv: str | None = setting(None, RESULT, "of dataset folder: table of file,label[,split] over data_dir")
     skip_bad_images: bool = setting(False, RESULT, "leave out image files that cannot be read")
-    allow_outside: bool = setting(
-        False, RESULT, "links of an image folder, and names of labels_csv, may lead out of data_dir"
-    )
+    allow_outside: bool = setting(False, RESULT, "links of an image folder, and names in labels_csv, may leave data_dir")
     cache_dir: str | None = setting(
-        None, PLACE, "folder for the array files made of image files; default: .packed in data_dir or save_dir"
-    )
+        None, PLACE, "folder for arrays made of image files; default: .packed in data_dir or save_dir")
     data_on: Literal["auto", "device", "host"] = setting(
-        "auto", MACHINE, "where the images are kept: auto: on the device if they fit; host: copied step by step"
-    )
+        "auto", MACHINE, "where the images are kept: auto: on the device if they fit; host: copied step by step")
     num_workers: int = setting(2, MACHINE, "processes that load images, with data_on host", ge=0, le=64)
 
     # -- net
@@ -215,39 +190,28 @@ class RunSettings(BaseModel):
     device: Annotated[str, AfterValidator(_known_device)] = setting("auto", MACHINE, "auto, cpu, cuda or cuda:N")
     gpu: int | None = setting(None, MACHINE, "USB's name: the same as device cuda:N", ge=0, lt=128)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "fp32", STEP, "auto: bf16 where the GPU has it, else fp16 on a GPU, fp32 on a CPU"
-    )
+        "fp32", STEP, "auto: bf16 where the GPU has it, else fp16 on a GPU, fp32 on a CPU")
     amp: bool | None = setting(None, STEP, "USB's name: true is precision fp16")
     compile: Literal["no", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = setting(
-        "no", MACHINE, "torch.compile of the net's forward; reduce-overhead uses CUDA graphs. Changes the last bits"
-    )
-    num_threads: int | None = setting(
-        None, MACHINE, "CPU threads; default: PyTorch's. Changes the last bits", ge=1, le=1024
-    )
+        "no", MACHINE, "torch.compile of the net's forward; reduce-overhead uses CUDA graphs. Changes the last bits")
+    num_threads: int | None = setting(None, MACHINE, "CPU threads; default: PyTorch's. Changes the last bits", ge=1, le=1024)
     sync_bn: bool = setting(True, STEP, "with several processes: batch norm's statistics are those of all their images")
     dist_timeout: float = setting(
-        1800,
-        PLACE,
-        "seconds that processes may take to exchange data before the run ends with an error",
-        gt=0,
-        le=10**7,
-    )
+        1800, PLACE, "seconds that processes may take to exchange data before the run ends with an error", gt=0, le=10**7)
     deterministic: bool = setting(
         True, MACHINE, "on a GPU, PyTorch's and cuDNN's deterministic algorithms: a seed fixes the weights to the last bit, for"
-        " equal GPU model, driver and versions; an operation that has no such algorithm is named in a warning",
-    )  # fmt: skip
+        " equal GPU model, driver and versions; an operation that has no such algorithm is named in a warning")
 
     # -- saving
     save_dir: str = setting("./runs", PLACE, "folder of runs")
     save_name: Filled[str] = setting(None, PLACE, "run directory in save_dir; default: algorithm_dataset_labels_seed")
-    resume: Literal["no", "yes", "auto"] = setting(
-        "no", PLACE, "resume from the last checkpoint; auto: if there is one"
-    )
+    resume: Literal["no", "yes", "auto"] = setting("no", PLACE, "resume from the last checkpoint; auto: if there is one")
     load_path: str | None = setting(None, PLACE, "checkpoint to resume from; default: the run's own")
     overwrite: bool = setting(False, PLACE, "delete the run of this name and start anew (resume comes first)")
     use_tensorboard: bool = setting(True, PLACE, "write TensorBoard events")
     use_wandb: bool = setting(False, PLACE, "log to Weights & Biases by USB's hook")
     use_aim: bool = setting(False, PLACE, "log to Aim by USB's hook")
+    # fmt: on
 
 
 class MuscleSettings(BaseModel):
