@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
@@ -36,6 +37,19 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a GPU, or the machine, ran out of memory. PyTorch has a class of its own for some of
     the ways in which that shows, and raises RuntimeError for the others."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_RAN_OUT.search(str(error))))
+
+
+def fault_in(error: BaseException, file: str | None, what: str) -> str:
+    """An exception of a plugin's code as one line: ``what``, the line of ``file`` if it is known, and the message."""
+    if isinstance(error, SyntaxError):
+        number = error.lineno if error.filename == file else None
+        message = f"SyntaxError: {error.msg}"
+    else:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        number = lines[-1] if lines else None
+        said = first_line(error)
+        message = type(error).__name__ + (f": {said}" if said != type(error).__name__ else "")
+    return what + (f" line {number}: " if number else ": ") + message
 
 
 def _parts(name: str) -> str:

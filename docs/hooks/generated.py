@@ -60,12 +60,13 @@ MEMBERS = {"Host": ["train", "evaluate", "save_model", "load_model", "request_st
 #: Headings of the groups that comments of the form ``# -- NAME`` begin in ``RunSettings``.
 GROUP = re.compile(r"^    # -- (.+)$|^    (\w+): ", re.MULTILINE)
 MOVES = "May change on resume."
+MACHINES = "Of the machine."
 ROOT = Path(__file__).resolve().parents[2]
 API = ROOT / "docs" / "api.md"
 
 
 def groups() -> dict[str, list[str]]:
-    """The settings of every run by the comment under which ``config.py`` has them."""
+    """The settings of every run by the comment under which the schema has them."""
     found: dict[str, list[str]] = {}
     before: list[str] = []  # settings above the first comment belong to its group
     for group, name in GROUP.findall(inspect.getsource(RunSettings)):
@@ -127,12 +128,13 @@ def _table(rows: Iterable[str]) -> str:
 
 
 def _fields(model: type[BaseModel], names: Iterable[str]) -> str:
-    moving = affecting(MACHINE, PLACE)
+    moving, of_machine = affecting(MACHINE, PLACE), affecting(MACHINE)
     rows = []
     for name in names:
         info = model.model_fields[name]
         kind = ", ".join(filter(None, [_kind(info.annotation), _bounds(info.metadata)]))
-        text = _cell(info.description or "") + (f" *{MOVES}*" if name in moving else "")
+        marks = [MOVES] * (name in moving) + [MACHINES] * (name in of_machine)
+        text = " ".join([_cell(info.description or ""), *(f"*{mark}*" for mark in marks)])
         rows.append(_row(name, kind, info.default, text, True))
     return _table(rows)
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a configuration must know of a data set before it is loaded.
+    """Facts of a data set that are known before it is loaded, and its defaults of the settings of these names.
 
     Attributes:
         num_classes: C; None: known once its files are read.
-        img_size: side to which images are resized, if no other is asked for.
+        img_size: side in pixels to which images are resized.
         channels: of an image.
-        num_labels: labelled images, if no other number is asked for; None: every label there is.
+        num_labels: labelled images; None: every label there is.
         subclasses: subclasses per class (CIFAR-20); 1: none.
-        sequestered: subclasses per class that give no labels, if no other number is asked for.
+        sequestered: subclasses per class that give no labels.
         weak_augment, hard_augment: names of augmentations.
     """
 
@@ -29,7 +29,7 @@ class DatasetInfo:
     hard_augment: str = "randaugment"
 
     def label_groups(self, sequestered: int) -> int | None:
-        """Groups of images that share the labels equally: classes, or the subclasses that give labels."""
+        """The number of groups that share the labels equally: classes, or the subclasses that give labels."""
         return None if self.num_classes is None else self.num_classes * (self.subclasses - sequestered)
 
 

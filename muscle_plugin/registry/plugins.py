@@ -15,7 +15,6 @@ import io
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from muscle_plugin.registry.catalogue import MUSCLE, NOT_HOSTED, PLUGIN_ALGORITH
 from muscle_plugin.registry.extension import NAME, PLUGIN_DATASETS, PLUGIN_NETS, place_of
 from muscle_plugin.registry.names import DATASETS, STEP_PARAMETERS
 from muscle_plugin.registry.own import Algorithm, Argument
-from muscle_plugin.text import first_line, shown
+from muscle_plugin.text import fault_in, first_line, shown
 
 MOST_PLUGINS = 64
 _MOST_CHARACTERS = 4096  # of a path
@@ -185,19 +184,6 @@ def _import_file(path: str) -> None:
     except BaseException:
         del sys.modules[name]
         raise
-
-
-def fault_in(error: BaseException, file: str | None, what: str) -> str:
-    """An exception of a plugin's code as one line: ``what``, the line of the file if it is known, and the message."""
-    if isinstance(error, SyntaxError):
-        number = error.lineno if error.filename == file else None
-        message = f"SyntaxError: {error.msg}"
-    else:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        number = lines[-1] if lines else None
-        said = first_line(error)
-        message = type(error).__name__ + (f": {said}" if said != type(error).__name__ else "")
-    return what + (f" line {number}: " if number else ": ") + message
 
 
 # ------------------------------------------------------------------------------------------------------------ algorithms
