@@ -15,7 +15,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,9 @@ def _import_file(path: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ algorithms
 
 
-def _registered_by(word: str, registry: Any, before: Mapping[str, Any], known: Collection[str]) -> list[str]:
+def _registered_by(
+    word: str, registry: MutableMapping[str, Any], before: Mapping[str, Any], known: Collection[str]
+) -> list[str]:
     """The names under which a plugin registered algorithms; also those of a module that was imported earlier.
 
     Args:
@@ -216,7 +218,7 @@ def _registered_by(word: str, registry: Any, before: Mapping[str, Any], known: C
     return found
 
 
-def _entry(name: object, cls: Any, base: Any, reserved: Collection[str]) -> Algorithm:
+def _entry(name: object, cls: object, base: Any, reserved: Collection[str]) -> Algorithm:
     """The registry entry of a plugin's class, which must inherit from ``base``.
 
     Raises:

@@ -51,7 +51,7 @@ class Affects(Enum):
 STEP, RESULT, SEED, MACHINE, PLACE = Affects
 
 
-def setting(default: Any, affects: Affects, description: str, **bounds: float) -> Any:
+def setting(default: object, affects: Affects, description: str, **bounds: float) -> Any:
     """A field of a model of settings."""
     constraints: dict[str, Any] = dict(bounds)
     return Field(default, description=description, json_schema_extra={"affects": affects.value}, **constraints)
@@ -111,7 +111,7 @@ class RunSettings(BaseModel):
     # -- length
     epoch: int = setting(1, RESULT, "epochs; one is a pass over the unlabelled images", ge=1)
     num_train_iter: int | None = setting(
-        None, RESULT, "training steps, as in USB; default, and 0: epoch x steps of one pass", ge=1)
+        None, RESULT, "training steps, as in USB; default, and 0: epoch x the steps of one pass", ge=1)
     num_warmup_iter: int = setting(0, RESULT, "steps of linear learning-rate warm-up", ge=0)
     num_eval_iter: int = setting(100, RESULT, "steps between two evaluations", ge=1)
     num_log_iter: int = setting(10, RESULT, "steps between two log lines; losses are averaged in between", ge=1)
@@ -159,14 +159,14 @@ class RunSettings(BaseModel):
     split_seed: int | None = setting(None, SEED, "draws the labelled images; default: seed", ge=0, lt=2**32)
     split_file: str | None = setting(None, RESULT, "labelled images: a run's split.json, or a .npy file of indices")
     lb_imb_ratio: float = setting(
-        1.0, RESULT, "labels of the first class over labels of the last, geometric between", ge=1, le=1e6)
+        1.0, RESULT, "labels of the first class over labels of the last, geometric in between", ge=1, le=1e6)
     sequestered: Filled[int] = setting(
         None, RESULT, "subclasses per class without labels (cifar20); default: the data set's", ge=0)
     include_lb_to_ulb: bool = setting(False, RESULT, "use the labelled images as unlabelled ones too (USB: yes; MUSCLE: no)")
     weak_augment: Filled[str] = setting(None, STEP, "weak views; default: the data set's")
     hard_augment: Filled[str] = setting(None, STEP, "hard (strong) views; default: the data set's")
     hard_ops: int | None = setting(
-        None, STEP, "operations of RandAugment per hard view; default 2, randaugment_usb: 3", ge=1, le=14)
+        None, STEP, "operations of RandAugment per hard view; default: 2, for randaugment_usb 3", ge=1, le=14)
     labels_csv: str | None = setting(None, RESULT, "of dataset folder: table of file,label[,split] over data_dir")
     skip_bad_images: bool = setting(False, RESULT, "leave out image files that cannot be read")
     allow_outside: bool = setting(False, RESULT, "links of an image folder, and names in labels_csv, may leave data_dir")

@@ -103,7 +103,7 @@ class _BoundedComposer(Composer):
 
     _depth = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: object, index: object) -> Any:
         if self.parser.check_event(AliasEvent):
             event = self.parser.peek_event()
             if not isinstance(self.anchors.get(event.anchor), (ScalarNode, type(None))):
