@@ -223,14 +223,14 @@ def in_training(device: torch.device, images: Tensor, limit: float) -> dict[str,
 
 
 def share_of_a_step(device: torch.device, images: Tensor, limit: float) -> dict[str, float]:
-    from muscle_plugin.nets import cnn13
+    from muscle_plugin.nets import build_net
 
     kinds = {LABELLED: "lb", UNLABELLED: "ulb"}
     weak = {f"x_{name}_w": View(of, WEAK, 1) for of, name in kinds.items()}
     hard = {f"x_{name}_h": View(of, HARD, 3) for of, name in kinds.items()}
     batches = batches_of({**weak, **hard}, images, "randaugment", device)
     x = torch.cat([*batches.batch(0).values()])
-    net = cnn13(10, x.shape[1]).to(device, memory_format=torch.channels_last)
+    net = build_net("cnn13", 10, x.shape[1]).to(device, memory_format=torch.channels_last)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):

@@ -61,11 +61,11 @@ def test_torchvisions_nets_train(short_run):
 
 
 def test_cnn13_has_the_parameters_of_its_paper():
-    from muscle_plugin.nets import cnn13
+    from muscle_plugin.nets import build_net
 
-    counts = [sum(p.numel() for p in cnn13(c).parameters()) for c in (10, 100)]
+    counts = [sum(p.numel() for p in build_net("cnn13", c).parameters()) for c in (10, 100)]
     assert counts == [3_125_908, 3_137_608]
-    out = cnn13(10)(torch.zeros(2, 3, 32, 32))
+    out = build_net("cnn13", 10)(torch.zeros(2, 3, 32, 32))
     assert (out["logits"].shape, out["feat"].shape) == ((2, 10), (2, 128))
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 import zipfile
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -100,7 +101,7 @@ def test_no_checkpoint_runs_code(where, tmp_path, mark, build_short):
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": {"x": Runs(mark)}}, path)
     calls = {
-        "load_tensors": lambda: load_tensors(path), "torchvision": lambda: TorchvisionNet("resnet18", 3, str(path)),
+        "load_tensors": lambda: load_tensors(path), "torchvision": lambda: TorchvisionNet("resnet18", 3, True, path),
         "timm": lambda: build_net("timm:resnet18", 3, 3, 32, pretrained=True, pretrained_path=path),
         "usb": lambda: usb(num_classes=3, pretrained=True, pretrained_path=path),
         "init_from": lambda: build_short(init_from=str(path)),
@@ -378,7 +379,7 @@ def test_spreadsheets_compute_no_name(tmp_path, monkeypatch):
         (tmp_path / "in" / n).touch()
 
     class Fake:
-        step = 1
+        step, info = 1, SimpleNamespace(weights="averaged")
 
         def __init__(self, *_):
             pass

@@ -571,7 +571,7 @@ def test_predict_wants_the_net_and_nothing_else(short_run, tmp_path, monkeypatch
     words = ["predict", "--checkpoint", "r", "--images", "a.png", "--out", "o.csv"]
     assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "its net flat cannot be built (net: unknown 'flat' (one of your own: --plugins FILE); known: " in line
+    assert "its net cannot be built: net: unknown 'flat' (one of your own: --plugins FILE); known: " in line
     assert main([*words, "--plugins", "flatt.py"]) == 2
     assert capsys.readouterr().err == f"error: --plugins: {tmp_path}/flatt.py: no such file\n"
     assert main([*words, "--plugins", "flat.py"]) == 0

@@ -14,7 +14,7 @@ from muscle_plugin.data.sources import Source, SourceOptions
 from muscle_plugin.errors import DataError
 from muscle_plugin.registry.extension import PLUGIN_DATASETS
 from muscle_plugin.registry.names import DATASETS
-from muscle_plugin.text import shown
+from muscle_plugin.text import fault_in, shown
 
 
 def read_plugged(name: str, options: SourceOptions) -> Source:
@@ -24,8 +24,6 @@ def read_plugged(name: str, options: SourceOptions) -> Source:
         DataError: its function fails, or returns something else than :class:`muscle_plugin.extend.Images` should hold; one
             line that names the plugin.
     """
-    from muscle_plugin.registry.plugins import fault_in
-
     entry = PLUGIN_DATASETS[name]
     what = f"{entry.place}: data set {name!r}"
     try:

@@ -254,15 +254,13 @@ def flops_per_image(resolved: Resolved) -> tuple[float, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from muscle_plugin.nets.build import net_builder, net_options
+    from muscle_plugin.nets.build import builder_of
 
     s, n = resolved.settings, 2
     info = DATASETS[s.dataset]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        net = net_builder(s.net, s.net_from_name, info.channels, s.img_size, net_options(s))(
-            num_classes=info.num_classes or 10
-        )
+        net = builder_of(s)(num_classes=info.num_classes or 10)
     channels = info.channels if s.net in NETS else 3
     images = torch.zeros(n, channels, s.img_size, s.img_size)
     with FlopCounterMode(display=False) as forward, torch.no_grad():

@@ -37,8 +37,8 @@ from muscle_plugin.memory import memory_for
 from muscle_plugin.nets import build
 from muscle_plugin.nets.weights import load_weights
 from muscle_plugin.registry.extension import PLUGIN_NETS
-from muscle_plugin.registry.names import DATASETS, NETS
-from muscle_plugin.run_files import BEST, LATEST, checkpoint_of, earlier_checkpoints
+from muscle_plugin.registry.names import NETS
+from muscle_plugin.run_files import BEST, CHECKPOINT_FORMAT, LATEST, checkpoint_of, earlier_checkpoints, refuse_newer
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.settings.namespace import from_namespace, write_for_usb
@@ -54,27 +54,11 @@ from muscle_plugin.training.metrics import prediction_metrics
 from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor
 from muscle_plugin.training.optimiser import compute_update_on, keep_how
 from muscle_plugin.usb.calls import usb_calls_on
-from muscle_plugin.usb.names import nets
 from muscle_plugin.usb.no_waiting import no_waiting
-from muscle_plugin.usb.thresholds import TAKE_OVER
+from muscle_plugin.usb.thresholds import take_over
 
-CHECKPOINT_FORMAT = 1
 #: Steps between two times at which several processes agree on whether to stop.
 AGREE_EVERY = 10
-
-
-def refuse_newer(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Refuse a checkpoint that a newer version of this package wrote.
-
-    Raises:
-        ValueError: it is one.
-    """
-    found = checkpoint.get("format")
-    if isinstance(found, int) and found > CHECKPOINT_FORMAT:
-        raise ValueError(
-            f"{path}: written by a newer version of this package (checkpoint format {found}; this version reads"
-            f" {CHECKPOINT_FORMAT})"
-        )
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -116,28 +100,6 @@ def _refuse_other_launchers(args: Any) -> None:
         f"{started} start several processes for this package's algorithms: give `torchrun --standalone --nproc_per_node N"
         " -m muscle_plugin.cli train --c FILE`"
     )
-
-
-def _builder_with_options(args: Any, net_builder: Any) -> Any:
-    """USB's ``get_net_builder`` knows a net by its name alone: what it gives for ``args.net`` is replaced by a builder that
-    also minds the images' channels, the options (``net_dropout``, ...) and pretrained weights. Any other builder stays.
-
-    Raises:
-        ValueError: options of a net that has none.
-    """
-    if net_builder is None or net_builder is not _by_name(args.net, args.net_from_name):
-        return net_builder
-    channels = DATASETS[args.dataset].channels
-    return build.net_builder(args.net, args.net_from_name, channels, args.img_size, build.net_options(args))
-
-
-def _by_name(net: str, from_torchvision: bool) -> Any:
-    """What USB's ``get_net_builder`` gives."""
-    if not from_torchvision:
-        return getattr(nets, net, None)
-    import torchvision
-
-    return getattr(torchvision.models, net, None)
 
 
 def read_source(args: Any) -> Source:
@@ -263,7 +225,7 @@ class Host:
         self.save_every = getattr(args, "num_save_iter", None) or args.num_eval_iter
         self.stop_requested = False
         self.logger = logger
-        net_builder = _builder_with_options(args, net_builder)
+        net_builder = build.builder_instead_of(net_builder, args)
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
@@ -431,12 +393,11 @@ class Host:
 
     def register_hook(self, hook: Any, name: str | None = None, priority: Any = "NORMAL") -> None:
         """As USB's, with the host's hook where USB's would synchronise, lose or mis-measure something."""
+        hook_name = name if name is not None else type(hook).__name__
+        take_over(hook)
         replacement = REPLACEMENTS.get(type(hook), type(hook))
         if replacement is None:
             return
-        if type(hook) in TAKE_OVER:
-            hook.__class__ = replacement = TAKE_OVER[type(hook)]  # its attributes stay
-        hook_name = name if name is not None else type(hook).__name__
         super().register_hook(hook if replacement is type(hook) else replacement(), hook_name, priority)  # type: ignore[misc]
 
     def process_batch(self, input_args: Any = None, **batch: Any) -> dict[str, Any]:
