@@ -236,7 +236,7 @@ def test_an_option_that_asks_for_nothing_suits_any_net():
         ("small_cnn", {"img_size": 8}, "small_cnn cannot take images of 8 x 8"),
         ("cnn13", {"pretrained": True}, "cnn13 has no pretrained weights"),
         ("resnet18_84", {"pretrained": True}, "resnet18_84 has no pretrained weights"),
-        ("timm:resnet81", {}, r"timm has no model 'resnet81' \(nearest: resnet\d+"),
+        ("timm:resnet81", {}, r"timm has no model 'resnet81'; did you mean 'resnet\d+"),
         ("timm:", {}, "timm has no model ''"),
         ("timm:hf-hub:some/model", {}, "timm has no model 'hf-hub:some/model'"),
         ("timm:resnet18.nosuchtag", {}, "timm:resnet18.nosuchtag cannot"),
