@@ -50,6 +50,7 @@ def read_config(folder: Path) -> Callable[[bytes], None]:
 
 def read_csv(folder: Path) -> Callable[[bytes], None]:
     """Reads a text as a table of labels over a folder of three images."""
+    from muscle_plugin.data.datasets.label_table import read_label_table
     from muscle_plugin.errors import DataError
 
     root, table = folder / "images", folder / "t.csv"

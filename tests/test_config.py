@@ -5,15 +5,29 @@ import re
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 from conftest import CONFIGS, ROOT
 
 from muscle_plugin.cli import main
 from muscle_plugin.errors import ConfigError
 from muscle_plugin.registry.catalogue import NOT_HOSTED, all_algorithms, muscle_algorithms, usb_algorithms
 from muscle_plugin.settings.resolve import batch_composition, load_settings, resolve
-from muscle_plugin.settings.schema import settings_model
+from muscle_plugin.settings.schema import (
+    MACHINE,
+    PLACE,
+    RESULT,
+    SEED,
+    STEP,
+    Affects,
+    MuscleSettings,
+    RunSettings,
+    affecting,
+    settings_model,
+)
 from muscle_plugin.settings.sources import Layer, config_directory, config_names, read_yaml
 
 
@@ -43,6 +57,46 @@ def test_every_config_resolves_to_what_its_name_says(name):
     assert resolved.name == name
     assert leaf == stem or (leaf.startswith(f"{stem}_") and not folder)
     assert settings.save_name == (f"{name.replace('/', '-')}_0" if labels else f"{stem}_all_0")
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "called"),
+    [
+        ("fixmatch_digits_100", {"num_labels": 10}, "fixmatch_digits_10_0"),
+        ("classic_cv/fixmatch_cifar10_4000", {"num_labels": "40"}, "fixmatch_cifar10_40_0"),
+        ("fixmatch_cifar100_10000", {"num_labels": 1000}, "fixmatch_cifar100_1000_0"),
+        ("muscle_fixmatch_digits_10", {"algorithm": "muscle_flexmatch"}, "muscle_flexmatch_digits_10_0"),
+        ("fixmatch_digits_100", {"split_file": "mine/split.json"}, "fixmatch_digits_split_0"),
+        ("fixmatch_digits_100", {"num_labels": "100", "seed": 3, "lr": 0.1}, "fixmatch_digits_100_3"),
+        ("classic_cv/fixmatch_cifar10_4000", {"epoch": 2}, "classic_cv-fixmatch_cifar10_4000_0"),
+        ("classic_cv/fixmatch_cifar10_4000", {"num_labels": 4000.0}, "classic_cv-fixmatch_cifar10_4000_0"),
+    ],
+)
+def test_a_run_has_its_configurations_name_only_with_its_labels(config, given, called):
+    assert load_settings(config, **given).settings.save_name == called
+
+
+def test_values_of_python_and_its_libraries(tmp_path):
+    given = {
+        "save_dir": tmp_path, "seed": np.int64(3), "lr": np.float64(0.5), "ratio": Fraction(7, 2),
+        "momentum": torch.tensor(0.5), "use_cat": np.bool_(False), "epoch": np.array(2), "total_batch": torch.tensor(9),
+    }  # fmt: skip
+    s = load_settings(None, **given).settings
+    assert (s.save_dir, s.seed, s.lr, s.ratio) == (str(tmp_path), 3, 0.5, 3.5)
+    assert (s.momentum, s.use_cat, s.epoch, s.total_batch) == (0.5, False, 2, 9)
+    assert [type(v) for v in (s.seed, s.use_cat, s.epoch)] == [int, bool, int]
+    assert faults(seed=np.array([1, 2])) == ["--seed: a single value is expected, got a ndarray"]
+
+
+def test_what_settings_affect():
+    everything = affecting(*Affects)
+    assert everything == {*RunSettings.model_fields, *MuscleSettings.model_fields}
+    assert sum(len(affecting(a)) for a in Affects) == len(everything)
+    assert affecting(SEED) == {"seed", "split_seed"}
+    assert {"keep_checkpoints", "num_save_iter", "save_dir", "plugins"} <= affecting(PLACE)  # steps are alike
+    assert {"device", "gpu", "num_threads", "compile", "deterministic", "data_on", "num_workers"} <= affecting(MACHINE)
+    assert {"lr", "epoch", "num_labels", "split_file", "init_from"} <= affecting(RESULT)
+    assert {"algorithm", "net", "total_batch", "img_size", "precision", "mi_weight", "hard_views"} <= affecting(STEP)
 
 
 def test_command_line_over_yaml_over_base_over_default(tmp_path):

@@ -21,7 +21,7 @@ from muscle_plugin.errors import DeviceError, InputError, RunError, WriteError
 from muscle_plugin.files import load_tensors, read_whole, save_tensors
 from muscle_plugin.runs.resume import saying_how_to_resume
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.settings.schema import RunSettings, moving_settings
+from muscle_plugin.settings.schema import MACHINE, PLACE, RunSettings, affecting
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.text import out_of_memory
 from muscle_plugin.training import state
@@ -131,7 +131,7 @@ def test_a_run_directory_and_its_checkpoint_agree_on_what_may_change(short_run, 
     """Refused on resume by ``config.yaml`` or by the checkpoint is whatever changes results, and nothing else."""
     short_run(save_name="r")
     kept = load_tensors(tmp_path / "r" / "latest_model.pth")["settings"].keys()
-    moves = moving_settings()
+    moves = affecting(MACHINE, PLACE)
     assert not kept & moves
     spelled_otherwise = {"amp"}  # precision
     assert RunSettings.model_fields.keys() - moves - spelled_otherwise <= kept

@@ -19,7 +19,7 @@ from conftest import ROOT
 
 from muscle_plugin import cli
 from muscle_plugin.registry.catalogue import base_algorithms
-from muscle_plugin.settings.schema import MuscleSettings, RunSettings, moving_settings
+from muscle_plugin.settings.schema import MACHINE, PLACE, MuscleSettings, RunSettings, affecting
 from muscle_plugin.studies import jobs, sweep
 
 DOCS = ROOT / "docs"
@@ -107,7 +107,7 @@ def test_the_settings_page_has_every_setting(pages):
     text = " ".join("".join(page.text).split())
     missing = [n for n, f in settings.items() if f.description.replace("`", "") not in text]
     assert missing == []
-    assert text.count("May change on resume.") == len(moving_settings())
+    assert text.count("May change on resume.") == len(affecting(MACHINE, PLACE))
     for algorithm in base_algorithms().values():
         for argument in algorithm.arguments:
             assert argument.name in text

@@ -16,11 +16,13 @@ from plugin_fixture import plugins_forgotten  # noqa: F401
 from torch import nn
 
 from muscle_plugin.cli import main
+from muscle_plugin.data import views
 from muscle_plugin.data.datasets import load_source
 from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.errors import ConfigError, DataError
 from muscle_plugin.extend import Images, PluginError, USBNet, dataset, load, net
 from muscle_plugin.nets.plugged import plugged_net
+from muscle_plugin.registry.names import STEP_PARAMETERS
 from muscle_plugin.registry.plugins import located
 from muscle_plugin.settings.resolve import load_settings, resolve
 from muscle_plugin.settings.sources import read_yaml
@@ -129,6 +131,23 @@ def test_its_arguments_are_settings(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("algorithm: own\nplugins: [own.py]\nstrength: 3\n")
     settings = load_settings(tmp_path / "c.yaml", plugins=True).settings
     assert (settings.strength, settings.plugins) == (3.0, (plugin,))
+
+
+def test_the_registry_knows_what_a_step_may_ask_for():
+    assert set(STEP_PARAMETERS) == {*views.VIEWS, *views.INDICES, *views.ROTATIONS}
+
+
+def test_an_algorithm_that_is_hosted_already_is_refused(tmp_path):
+    more = "\nfrom muscle_plugin import Host\n\n\n@ALGORITHMS.register('twice')\nclass Twice(Host, Own):\n    pass\n"
+    line = fault(lambda: load(own_algorithm(tmp_path / "own.py", more=more)))
+    assert "algorithm 'twice': Twice inherits from Host" in line
+
+
+def test_a_plugin_that_was_mended_has_the_settings_of_its_new_class(tmp_path):
+    plugin = own_algorithm(tmp_path / "own.py", more="\n1 / 0\n")
+    assert "ZeroDivisionError" in fault(lambda: load(plugin))
+    load(own_algorithm(tmp_path / "own.py", argument='SSL_Argument("--force", int, 2)'))
+    assert load_settings(algorithm="own").settings.force == 2
 
 
 def test_usb_itself_knows_both_forms(tmp_path):

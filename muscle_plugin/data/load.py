@@ -16,22 +16,53 @@ from muscle_plugin.registry.names import DATASETS
 class DataSettings(Protocol):
     """The settings read here, with their names and meanings in ``settings.schema``."""
 
-    dataset: str
-    data_dir: str
-    img_size: int | None
-    num_classes: int | None
-    labels_csv: str | None
-    skip_bad_images: bool
-    allow_outside: bool
-    cache_dir: str | None
-    save_dir: str
-    num_labels: int | None
-    seed: int
-    split_seed: int | None
-    split_file: str | None
-    include_lb_to_ulb: bool
-    lb_imb_ratio: float
-    sequestered: int | None
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def data_dir(self) -> str: ...
+
+    @property
+    def img_size(self) -> int | None: ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+    @property
+    def labels_csv(self) -> str | None: ...
+
+    @property
+    def skip_bad_images(self) -> bool: ...
+
+    @property
+    def allow_outside(self) -> bool: ...
+
+    @property
+    def cache_dir(self) -> str | None: ...
+
+    @property
+    def save_dir(self) -> str: ...
+
+    @property
+    def num_labels(self) -> int | None: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def split_seed(self) -> int | None: ...
+
+    @property
+    def split_file(self) -> str | None: ...
+
+    @property
+    def include_lb_to_ulb(self) -> bool: ...
+
+    @property
+    def lb_imb_ratio(self) -> float: ...
+
+    @property
+    def sequestered(self) -> int | None: ...
 
 
 def load_data(settings: DataSettings) -> Source:

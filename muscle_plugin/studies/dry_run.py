@@ -17,7 +17,7 @@ from rich.table import Table
 
 from muscle_plugin.errors import UserError
 from muscle_plugin.settings.resolve import Resolved, load_settings
-from muscle_plugin.settings.schema import MOST_WHOLE
+from muscle_plugin.settings.schema import MACHINE, MOST_WHOLE, STEP, RunSettings, affecting
 from muscle_plugin.studies.jobs import Job
 from muscle_plugin.text import duration, first_line, plural
 
@@ -63,16 +63,11 @@ class Timing:
 
 def _step_key(resolved: Resolved) -> str:
     """The same for runs whose steps take the same time, on the same images."""
+    same = affecting(STEP, MACHINE) | {*_IMAGES}
     settings = resolved.as_dict()
-    return json.dumps({k: v for k, v in settings.items() if k in _IMAGES or k not in _NOT_IN_A_STEP}, sort_keys=True)
-
-
-_NOT_IN_A_STEP = frozenset([
-    "seed", "split_seed", "num_labels", "lb_imb_ratio", "sequestered", "epoch", "num_train_iter", "num_warmup_iter",
-    "num_eval_iter", "num_log_iter", "lr", "lr_schedule", "lr_zero_at", "momentum", "weight_decay", "decay_all", "save_dir",
-    "save_name", "resume", "overwrite", "load_path", "cache_dir", "use_tensorboard", "num_save_iter", "keep_checkpoints",
-    "init_from", "use_pretrain", "pretrain_path",
-])  # fmt: skip
+    return json.dumps(
+        {k: v for k, v in settings.items() if k in same or k not in RunSettings.model_fields}, sort_keys=True
+    )
 
 
 def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:

@@ -16,7 +16,7 @@ from muscle_plugin.errors import ConfigError, InputError
 from muscle_plugin.files import read_json, write_text
 from muscle_plugin.run_files import LATEST, SPLIT_FILE
 from muscle_plugin.settings.resolve import load_settings, resolve
-from muscle_plugin.settings.schema import moving_settings
+from muscle_plugin.settings.schema import MACHINE, PLACE, SEED, affecting
 from muscle_plugin.settings.sources import config_names, read_saved
 from muscle_plugin.text import one_line, shown
 
@@ -28,9 +28,9 @@ _PLACING = ("algorithm", "dataset", "num_labels")
 _FILES = ("init_from", "pretrain_path", "split_file")
 
 
-def _not_compared() -> set[str]:
+def _not_compared() -> frozenset[str]:
     """Settings in which runs of one experiment may differ: seed, machine and place."""
-    return {"seed", "split_seed", *moving_settings()}
+    return affecting(SEED, MACHINE, PLACE)
 
 
 @dataclass(frozen=True)
