@@ -192,6 +192,10 @@ def _cell(text: object) -> str:
     return re.sub(r"([|\[\]`])", r"\\\1", words)
 
 
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
 def render(report: Report, kind: str) -> str:
     """The report as ``html``, one page that needs nothing else, or as ``md``."""
     templates = Environment(
@@ -199,7 +203,7 @@ def render(report: Report, kind: str) -> str:
         lstrip_blocks=True, autoescape=kind == "html",
     )  # fmt: skip
     templates.filters |= {
-        "percent": lambda x: "" if x is None else f"{100 * x:.2f}",
+        "percent": _percent,
         "cell": _cell,
         "oneline": one_line,
     }
