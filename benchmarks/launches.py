@@ -54,7 +54,7 @@ from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.randaugment import Plan, grouped
 from muscle_plugin.errors import ConfigError
 from muscle_plugin.extend import net
-from muscle_plugin.runs.train import build
+from muscle_plugin.runs.build import build
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.text import first_line
 from muscle_plugin.training.optimiser import compute_update_on

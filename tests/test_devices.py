@@ -510,7 +510,7 @@ def flat_images(num_classes, channels, img_size):
 def test_a_net_that_cannot_compute_channels_last_trains_and_is_told_of(net, tmp_path, plugins_forgotten):  # noqa: F811
     from muscle_plugin.data.sources import Source
 
-    from muscle_plugin.runs.train import build
+    from muscle_plugin.runs.build import build
 
     (tmp_path / "flat.py").write_text(FLAT)
     settings = {

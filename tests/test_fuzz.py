@@ -378,7 +378,7 @@ def test_checkpoints_of_other_content_predict_or_are_refused_by_one_line(run, tm
 @pytest.fixture(scope="module")
 def algorithm(run):
     """The run's algorithm before its first step."""
-    from muscle_plugin.runs.train import build
+    from muscle_plugin.runs.build import build
 
     settings = {**SHORT, "algorithm": "muscle_fixmatch", "save_dir": str(run)}
     return build(load_settings(None, **settings))

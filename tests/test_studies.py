@@ -139,7 +139,7 @@ def _kinds_of_configurations():
 
 @pytest.mark.parametrize("name", _kinds_of_configurations())
 def test_every_configuration_can_be_built(name, monkeypatch, tmp_path):
-    from muscle_plugin.runs.train import build
+    from muscle_plugin.runs.build import build
 
     settings = load_settings(name).settings
     info = DATASETS[settings.dataset]

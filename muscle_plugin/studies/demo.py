@@ -73,7 +73,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
 
 def _write(runs: Sequence[Run], out: Path, console: Console) -> list[Path]:
     """Print the table, and write it with the pictures; returns the files."""
-    from muscle_plugin.runs.train import build  # torch
+    from muscle_plugin.runs.build import build  # torch
     from muscle_plugin.studies.plots import contact_sheet, learning_curves  # matplotlib
     from muscle_plugin.studies.show import views_of_first_batch
 

@@ -119,7 +119,7 @@ def _timed(job: Job) -> Timing | str:
     """The timing of a run, or why there is none. The run is built on its data; nothing of it is kept."""
     import torch
 
-    from muscle_plugin.runs.train import build
+    from muscle_plugin.runs.build import build
 
     never = {"num_eval_iter": MOST_WHOLE, "num_save_iter": MOST_WHOLE}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

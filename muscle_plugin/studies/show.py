@@ -15,7 +15,7 @@ from torch import Tensor
 from muscle_plugin.data.load import split_seed
 from muscle_plugin.data.splits import class_counts, write_split
 from muscle_plugin.data.views import STRONG
-from muscle_plugin.runs.train import build
+from muscle_plugin.runs.build import build
 from muscle_plugin.settings.resolve import Resolved
 
 if TYPE_CHECKING:
