@@ -13,7 +13,8 @@ from muscle_plugin import distributed
 from muscle_plugin.registry.catalogue import all_algorithms
 from muscle_plugin.runs.train import build
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.training import state
+from muscle_plugin.training import checkpoint
+from muscle_plugin.training.checkpoint import check_alike
 
 
 def run(name: str, folder: Path) -> tuple[Any, list[dict[str, float]]]:
@@ -30,7 +31,7 @@ def run(name: str, folder: Path) -> tuple[Any, list[dict[str, float]]]:
     algorithm.batches.normalise = lambda x: normalise(x).double()
     algorithm.loader_dict["eval"]._normalise = algorithm.batches.normalise
     algorithm.record = rows.append
-    algorithm.save_model = lambda *_: algorithm._check_alike()
+    algorithm.save_model = lambda *_: check_alike(algorithm)
     algorithm.warmup()
     algorithm.train()
     return algorithm, rows

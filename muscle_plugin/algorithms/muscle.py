@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,14 @@ from muscle_plugin.data.views import HARD, LABELLED, UNLABELLED, WEAK, View
 from muscle_plugin.losses import MutualInformationLoss, MutualInformationTerms
 from muscle_plugin.registry.catalogue import MUSCLE_BASE, WEAK_UNLABELLED_VIEW
 from muscle_plugin.settings.schema import MuscleSettings
-from muscle_plugin.training import Host, state
+from muscle_plugin.training.protocols import StepOutput
+from muscle_plugin.training.state import outside_state, undone
 from muscle_plugin.usb.names import SSL_Argument, str2bool
+
+if TYPE_CHECKING:
+    from muscle_plugin.training import Host
+else:
+    Host = object
 
 #: The hard views that MUSCLE adds to a batch, by whose images they are.
 EXTRA_HARD = {LABELLED: "x_lb_h", UNLABELLED: "x_ulb_h"}
@@ -47,7 +54,8 @@ class Plan:
     rows: tuple[int, ...]
 
 
-class Muscle:
+@outside_state
+class Muscle(Host):
     """Mixin in front of :class:`Host` and a USB class (equations 7 and 8).
 
     A step runs the base's ``train_step`` on the views it asks for, takes the predictions that it makes of weak and hard
@@ -57,40 +65,29 @@ class Muscle:
     ``train/conditional_entropy`` = H(z|z'), in nats. With ``mi_weight`` 0 it steps aside: the base trains bit for bit.
     """
 
-    # set by Host and AlgorithmBase
-    args: Any
-    model: Any
-    ema: Any
-    batches: Any
-    amp_cm: Any
-    bn_controller: Any
-    in_step: Any
-    monitor: Any
-    usb_name: str
-    it: int
+    mi_loss: MutualInformationLoss
+    plan: Plan | None
 
-    def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
-        super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
+    def __init__(self, args: Namespace, *others: Any, **named: Any) -> None:
+        super().__init__(args, *others, **named)
         self.mi_loss = MutualInformationLoss(args.mi_weight, global_batch=True)
-        self.plan: Plan | None = None
+        self.plan = None
 
     def prepare_steps(self) -> None:
         """Find out, on a trial step that leaves no trace, what the base forwards; then ask for the views it lacks."""
-        super().prepare_steps()  # type: ignore[misc]
+        super().prepare_steps()
         if self.mi_loss.weight == 0:
             return
         self.plan = None
         self.batches.add_views({})
-        before = state.capture(self)
         batch = self.batches.batch(self.it)
-        with self.in_step(), ForwardCapture(self.model, self._live) as capture:
-            super().train_step(**self.process_batch(**batch))  # type: ignore[misc, attr-defined]
-        state.restore(self, before)
+        with undone(self), self.in_step(), ForwardCapture(self.model, self._live) as capture:
+            super().train_step(**self.process_batch(**batch))
         self.model.zero_grad(set_to_none=True)
         self.plan = self._make_plan(capture, batch)
 
     def _live(self) -> bool:
-        return not (self.ema is not None and self.ema.backup)
+        return self.ema is None or not self.ema.applied
 
     def _make_plan(self, capture: ForwardCapture, batch: Mapping[str, Tensor]) -> Plan:
         kinds = (LABELLED, UNLABELLED) if self.args.mi_labelled else (UNLABELLED,)
@@ -128,11 +125,11 @@ class Muscle:
         carrier = labelled_rows.call if labelled_rows and self.args.mi_batch_norm == "joint" else None
         return Plan(found, weak, hard, extra_views, carrier, tuple(len(c.images) for c in capture.calls))
 
-    def train_step(self, **batch: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    def train_step(self, **batch: Tensor) -> StepOutput:
         """One step on the views of ``batch``, keyed as in ``Batches.views``; returns USB's pair of dictionaries."""
         base = {k: v for k, v in batch.items() if k in self.batches.parameters}
         if self.mi_loss.weight == 0:
-            return super().train_step(**base)  # type: ignore[misc]
+            return super().train_step(**base)
         plan = self.plan
         if plan is None or not {*plan.weak.values(), *plan.extra_views} <= batch.keys():
             raise RuntimeError(
@@ -143,7 +140,7 @@ class Muscle:
         with ForwardCapture(
             self.model, self._live, extra_views, plan.carrier, plan.rows if plan.carrier is not None else ()
         ) as capture:
-            out, log = super().train_step(**base)  # type: ignore[misc]
+            out, log = super().train_step(**base)
         weak, hard = self._predictions(capture, batch, self._extra_logits(capture, extra_views))
         loss, terms = self.mi_loss(weak, hard)
         if self.args.stage == "pretrain" and self.usb_name == MUSCLE_BASE:  # the base's loss is that of the labels
@@ -152,9 +149,9 @@ class Muscle:
         return out, log | self._logged(out["loss"], terms)
 
     def record(self, values: dict[str, float]) -> None:
-        super().record(values)  # type: ignore[misc]
+        super().record(values)
         if "train/entropy" in values:
-            self.monitor.see_entropy(self, self.it + 1, values["train/entropy"])
+            self.monitor.see_entropy(self.it + 1, values["train/entropy"], self.num_classes)
 
     def _extra_logits(self, capture: ForwardCapture, extra_views: Tensor | None) -> Tensor | None:
         """The logits of the extra_views: from the call that carried them, or from a forward of their own, with their own
@@ -202,6 +199,3 @@ class Muscle:
             SSL_Argument(f"--{n}", str2bool if f.annotation is bool else type(f.default), f.default, f.description)
             for n, f in MuscleSettings.model_fields.items()
         ]
-
-
-__all__ = ["Host", "Muscle", "Plan"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from muscle_plugin.data.views import LABELLED, UNLABELLED
+
+if TYPE_CHECKING:
+    from muscle_plugin.training.host import Host
 
 
 class StepLoader:
@@ -21,7 +24,7 @@ class StepLoader:
 
     sampler = None
 
-    def __init__(self, algorithm: Any, kind: str, shared: dict[int, dict[str, Tensor]]) -> None:
+    def __init__(self, algorithm: Host, kind: str, shared: dict[int, dict[str, Tensor]]) -> None:
         self._algorithm, self._kind, self._shared = algorithm, kind, shared
 
     def __len__(self) -> int:
@@ -51,7 +54,7 @@ class StepLoader:
         return labelled == (self._kind == LABELLED)
 
 
-def step_loaders(algorithm: Any) -> tuple[StepLoader, StepLoader]:
+def step_loaders(algorithm: Host) -> tuple[StepLoader, StepLoader]:
     """The labelled and the unlabelled loader of an algorithm whose steps are prepared."""
     shared: dict[int, dict[str, Tensor]] = {}
     return StepLoader(algorithm, LABELLED, shared), StepLoader(algorithm, UNLABELLED, shared)
