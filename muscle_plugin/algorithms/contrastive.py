@@ -31,9 +31,7 @@ class Contrastive(AlgorithmBase):
         # with one other view of an image this is NT-Xent, in n^2 steps; the library's NTXentLoss takes n^3
         self.nt_xent = SupConLoss(temperature=args.temperature)
 
-    def train_step(
-        self, x_lb: Tensor, y_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
-    ) -> StepOutput:
+    def train_step(self, x_lb: Tensor, y_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor) -> StepOutput:
         j, i = len(x_lb), len(x_ulb_w)
         with self.amp_cm():
             out = self.model(torch.cat([x_lb, x_ulb_w, x_ulb_s]))

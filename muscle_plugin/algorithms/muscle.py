@@ -87,7 +87,7 @@ class Muscle(Host):
         self.plan = self._make_plan(capture, batch)
 
     def _live(self) -> bool:
-        return self.ema is None or not self.ema.applied
+        return self.ema is None or not self.ema.backup
 
     def _make_plan(self, capture: ForwardCapture, batch: Mapping[str, Tensor]) -> Plan:
         kinds = (LABELLED, UNLABELLED) if self.args.mi_labelled else (UNLABELLED,)

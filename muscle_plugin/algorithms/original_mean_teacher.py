@@ -44,9 +44,7 @@ class OriginalMeanTeacher(AlgorithmBase):
         self.consistency_rampup = args.consistency_rampup
         self.logit_distance = args.logit_distance
 
-    def train_step(
-        self, x_lb: Tensor, y_lb: Tensor, x_lb_w2: Tensor, x_ulb_w: Tensor, x_ulb_w2: Tensor
-    ) -> StepOutput:
+    def train_step(self, x_lb: Tensor, y_lb: Tensor, x_lb_w2: Tensor, x_ulb_w: Tensor, x_ulb_w2: Tensor) -> StepOutput:
         return self.teach(x_lb, y_lb, x_lb_w2, x_ulb_w, x_ulb_w2)
 
     def teach(

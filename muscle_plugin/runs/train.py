@@ -211,7 +211,7 @@ def _train_in(
         if checkpoints:
             # the first process reads: the others go on from the same file, which their machines need not see
             used, content, damaged = _together(lambda: _newest_whole(checkpoints), only_first=True)
-            _together(lambda: _said(lambda: algorithm.go_to(algorithm.read_checkpoint(used, content), used)))
+            _together(lambda: _said(lambda: algorithm.load_model(used, content)))
             if first and used != run_dir / LATEST and not settings.load_path:
                 algorithm.notes.append(_gone_back(run_dir, used, algorithm.it, damaged))
                 if logger is not None:

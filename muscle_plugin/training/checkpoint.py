@@ -1,8 +1,8 @@
 """Checkpoints of a run: what they hold, and how a run goes on from one.
 
-A checkpoint is plain data, which ``torch.load(weights_only=True)`` reads. USB's keys (``model``, ``ema_model``, ``it``, ...) are
-at the top, what USB's classes keep in attributes is under ``algorithm`` and ``hooks`` (:mod:`muscle_plugin.training.state`), and
-everything else that an exact continuation needs has a name of its own in :class:`Checkpoint`.
+A checkpoint is plain data, which ``torch.load(weights_only=True)`` reads. USB's keys (``model``, ``ema_model``, ``it``, ...)
+are at the top, what USB's classes keep in attributes is under ``algorithm`` and ``hooks`` (see ``state.py``), and everything
+else that an exact continuation needs has a name of its own in :class:`Checkpoint`.
 """
 
 from __future__ import annotations

@@ -183,24 +183,6 @@ class Host(USBAlgorithm):
 
     ``args`` is completed in place. After construction the object trains with :meth:`train`.
 
-    Attributes:
-        source, split: the data set, and which of its images are labelled.
-        test_sequestered: (M,) bool, test images of sequestered subclasses; None if there are none.
-        batch_sizes: J and I, labelled and unlabelled images per step.
-        batches: makes the batch of any step.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-        net_options: what was asked of the net besides its name.
-        compared_settings: those on which a result depends; a checkpoint must agree on them.
-        notes: what a user should know before training.
-        evaluations: every top-1 accuracy so far, as fractions.
-        last_metrics: of the last evaluation.
-        monitor: watches losses and weights.
-        recorder: keeps what the run measures; None: values go to USB's logger and TensorBoard log.
-        clock: seconds of training.
-        save_every: steps between two checkpoints.
-        updates: of the weights, by this object.
-        stop_requested: see :meth:`request_stop`.
-
     Raises:
         DataError, DeviceError, CompileError: the data, the device or the compiler asked for cannot be had.
     """
@@ -209,33 +191,39 @@ class Host(USBAlgorithm):
 
     source: Source
     split: Split
+    #: (M,) bool: test images of sequestered subclasses; None if there are none.
     test_sequestered: Tensor | None
+    #: J and I, labelled and unlabelled images per step.
     batch_sizes: tuple[int, int]
     batches: Batches
+    #: ``fp32``, ``bf16`` or ``fp16``.
     precision: str
+    #: What was asked of the net besides its name.
     net_options: dict[str, Any]
+    #: The settings on which a result depends: a checkpoint must agree on them.
     compared_settings: dict[str, Any]
+    #: What a user should know before training.
     notes: list[str]
+    #: Every top-1 accuracy so far, as a fraction.
     evaluations: list[float]
-    last_metrics: dict[str, Any]
+    last_metrics: dict[str, float]
     monitor: TrainingMonitor
+    #: Without one, values go to USB's logger and TensorBoard log.
     recorder: Recorder | None
-    clock: Stopwatch
     logger: logging.Logger | None
+    clock: Stopwatch
+    #: Steps between two checkpoints.
     save_every: int
+    #: Of the weights, by this object.
     updates: int
     stop_requested: bool
     _device: torch.device
     _warming_up: bool
 
     def __init__(
-        self,
-        args: Namespace,
-        net_builder: NetBuilder,
-        tb_log: TensorBoardLog | None = None,
-        logger: logging.Logger | None = None,
-        **kwargs: Any,
-    ) -> None:
+        self, args: Namespace, net_builder: NetBuilder | None, tb_log: TensorBoardLog | None = None,
+        logger: logging.Logger | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         _refuse_other_launchers(args)
         complete_settings(args, [a.name.lstrip("-") for a in self.get_argument()])
         seed_everything(args.seed)
@@ -540,21 +528,16 @@ class Host(USBAlgorithm):
                 if name == LATEST:
                     self.monitor.saved = self.it
 
-    def load_model(self, load_path: str | Path) -> None:
+    def load_model(self, load_path: str | Path, content: bytes | None = None) -> None:
         """Go to the state of a checkpoint; the next step is the one after it.
+
+        Args:
+            content: of the file, if it has been read already.
 
         Raises:
             InputError: unreadable, or of another run.
         """
-        self.go_to(self.read_checkpoint(load_path), load_path)
-
-    def read_checkpoint(self, path: str | Path, content: bytes | None = None) -> checkpoint.Checkpoint:
-        """See :func:`muscle_plugin.training.checkpoint.read`."""
-        return checkpoint.read(self, Path(path), content)
-
-    def go_to(self, found: checkpoint.Checkpoint, path: str | Path) -> None:
-        """See :func:`muscle_plugin.training.checkpoint.restore`."""
-        checkpoint.restore(self, found, path)
+        checkpoint.restore(self, checkpoint.read(self, Path(load_path), content), load_path)
 
     def _save_if_due(self) -> None:
         stopping = self._stopping()

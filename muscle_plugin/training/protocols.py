@@ -1,10 +1,10 @@
+# mypy: disable-error-code="empty-body"
 """Types where the training loop meets others: USB's base class below it, the run's log and files above it."""
 
 from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,38 +28,29 @@ StepOutput = tuple[dict[str, Any], dict[str, Any]]
 
 
 class TensorBoardLog(Protocol):
-    """USB's ``TBLog``, as its ``train.py`` makes one."""
+    """USB's ``TBLog``."""
 
-    def update(self, tb_dict: dict[str, float], it: int) -> object:
-        """Log values of a step."""
+    def update(self, tb_dict: dict[str, float], it: int) -> object: ...
 
 
 class Recorder(Protocol):
-    """Keeps what a run measures."""
+    """Keeps what a run measures: the values of each log step, warnings, and a summary of the run so far."""
 
-    def record(self, algorithm: Host, values: dict[str, float]) -> None:
-        """Log the values of the step that is ending."""
-
-    def flush(self) -> None:
-        """Bring what has been recorded to the disk."""
-
-    def warn(self, text: str) -> None:
-        """Show a warning."""
-
-    def write_result(self, algorithm: Host) -> dict[str, Any]:
-        """Write a summary of the run so far, and return it."""
+    def record(self, algorithm: Host, values: dict[str, float]) -> None: ...
+    def flush(self) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def write_result(self, algorithm: Host) -> dict[str, Any]: ...
 
 
 class BatchNormController(Protocol):
     """USB's ``Bn_Controller``: between the two calls a net's running statistics stay as they are."""
 
     def freeze_bn(self, model: nn.Module) -> None: ...
-
     def unfreeze_bn(self, model: nn.Module) -> None: ...
 
 
 class USBAlgorithm:
-    """What this package uses of USB's ``AlgorithmBase``; for type checkers, at run time the USB class itself is there."""
+    """What this package uses of USB's ``AlgorithmBase``: for type checkers, in place of the USB class."""
 
     args: Namespace
     num_classes: int
@@ -84,7 +75,7 @@ class USBAlgorithm:
     loss_scaler: GradScaler
     amp_cm: Callable[[], AbstractContextManager[Any]]
     loader_dict: dict[str, Any]
-    hooks_dict: OrderedDict[str, Hook]
+    hooks_dict: dict[str, Hook]
     out_dict: dict[str, Any]
     log_dict: dict[str, Any]
     results_dict: dict[str, float]
@@ -92,29 +83,16 @@ class USBAlgorithm:
     print_fn: Callable[[str], object]
 
     def __init__(
-        self,
-        args: Namespace,
-        net_builder: NetBuilder,
-        tb_log: TensorBoardLog | None = None,
-        logger: logging.Logger | None = None,
-        **kwargs: Any,
-    ) -> None: ...
-
+        self, args: Namespace, net_builder: NetBuilder | None, tb_log: TensorBoardLog | None = None,
+        logger: logging.Logger | None = None, **kwargs: Any,
+    ) -> None: ...  # fmt: skip
     def set_model(self) -> nn.Module: ...
-
     def set_ema_model(self) -> nn.Module: ...
-
     def set_optimizer(self) -> tuple[Optimizer, LRScheduler | None]: ...
-
     def set_hooks(self) -> None: ...
-
     def register_hook(self, hook: Hook, name: str | None = None, priority: str | int = "NORMAL") -> None: ...
-
     def call_hook(self, fn_name: str, hook_name: str | None = None) -> None: ...
-
     def process_batch(self, input_args: Sequence[str] | None = None, **batch: Tensor) -> dict[str, Tensor]: ...
-
     def train_step(self, **batch: Tensor) -> StepOutput: ...
-
     @staticmethod
     def get_argument() -> list[SSL_Argument]: ...
