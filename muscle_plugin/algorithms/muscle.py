@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 else:
     Host = object
 
-#: The hard views that MUSCLE adds to a batch, by whose images they are.
+#: The strong (hard) views that MUSCLE adds to a batch, by kind of image.
 EXTRA_HARD = {LABELLED: "x_lb_h", UNLABELLED: "x_ulb_h"}
 #: The weak views that it adds where the base has none.
 USUAL_WEAK = {LABELLED: "x_lb", UNLABELLED: WEAK_UNLABELLED_VIEW}
@@ -35,14 +35,14 @@ USUAL_WEAK = {LABELLED: "x_lb", UNLABELLED: WEAK_UNLABELLED_VIEW}
 
 @dataclass(frozen=True)
 class Plan:
-    """How a step's predictions are had without forwarding an image twice.
+    """Where a step's predictions come from, so that no image is forwarded twice.
 
     Attributes:
         found: views that the base forwards, and where.
-        weak: per kind of image (labelled, unlabelled), the view that serves as the weak one.
-        hard: per kind of image, the base's views that serve as hard ones.
+        weak: per kind of image (labelled, unlabelled), the view used as the weak one.
+        hard: per kind of image, the base's views used as strong ones.
         extra_views: views of the batch that MUSCLE forwards itself, in this order.
-        carrier: the base's call that carries them; None: a forward of their own.
+        carrier: the base's call to which they are appended; None: a forward of their own.
         rows: images per call of the base.
     """
 
@@ -58,11 +58,11 @@ class Plan:
 class Muscle(Host):
     """Mixin in front of :class:`Host` and a USB class (equations 7 and 8).
 
-    A step runs the base's ``train_step`` on the views it asks for, takes the predictions that it makes of weak and hard
-    views, forwards the hard views that are missing along with the base's first call, and returns the base's loss minus
-    ``mi_weight`` times the mutual information of one weak view paired with ``hard_views`` hard ones, over labelled and
-    unlabelled images. Logged beside the base's values: ``train/mi``, ``train/entropy`` = H(z) and
-    ``train/conditional_entropy`` = H(z|z'), in nats. With ``mi_weight`` 0 it steps aside: the base trains bit for bit.
+    A step runs the base's ``train_step`` on the views it asks for, captures its predictions of weak and strong views,
+    appends the missing strong views to the base's batch, and returns the base's loss minus ``mi_weight`` times the mutual
+    information of one weak view paired with ``hard_views`` strong ones, over labelled and unlabelled images. Logged beside
+    the base's values: ``train/mi``, ``train/entropy`` = H(z) and ``train/conditional_entropy`` = H(z|z'), in nats. With
+    ``mi_weight`` 0 it steps aside: the base trains bit for bit.
     """
 
     mi_loss: MutualInformationLoss
@@ -74,7 +74,7 @@ class Muscle(Host):
         self.plan = None
 
     def prepare_steps(self) -> None:
-        """Find out, on a trial step that leaves no trace, what the base forwards; then ask for the views it lacks."""
+        """Observe in a trial step, which is undone, what the base forwards; then ask for the views it lacks."""
         super().prepare_steps()
         if self.mi_loss.weight == 0:
             return
@@ -133,7 +133,7 @@ class Muscle(Host):
         plan = self.plan
         if plan is None or not {*plan.weak.values(), *plan.extra_views} <= batch.keys():
             raise RuntimeError(
-                "MUSCLE's step lacks its hard views: train by algorithm.train(), or give semilearn's Trainer this"
+                "MUSCLE's step lacks its strong views: train by algorithm.train(), or give semilearn's Trainer this"
                 " algorithm's own loaders, trainer.fit(*algorithm.loaders())"
             )
         extra_views = torch.cat([batch[n] for n in plan.extra_views]) if plan.extra_views else None
@@ -154,8 +154,8 @@ class Muscle(Host):
             self.monitor.see_entropy(self.it + 1, values["train/entropy"], self.num_classes)
 
     def _extra_logits(self, capture: ForwardCapture, extra_views: Tensor | None) -> Tensor | None:
-        """The logits of the extra_views: from the call that carried them, or from a forward of their own, with their own
-        batch statistics and leaving the running ones alone."""
+        """(M, C) logits of the extra views: from the call that carried them, or from a forward of their own, with their own
+        batch statistics and without a change to the running ones."""
         if extra_views is None or capture.extra_logits is not None:
             return capture.extra_logits
         with self.amp_cm():
@@ -167,7 +167,7 @@ class Muscle(Host):
     def _predictions(
         self, capture: ForwardCapture, batch: Mapping[str, Tensor], extra_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """(N, C) logits of the weak views and (V, N, C) of the hard ones, labelled images before unlabelled ones."""
+        """(N, C) logits of the weak views and (V, N, C) of the strong ones, labelled images before unlabelled ones."""
         assert self.plan is not None
         plan = self.plan
         logits = {n: capture.logits(r) for n, r in plan.found.items()}
@@ -193,7 +193,7 @@ class Muscle(Host):
         }
 
     @staticmethod
-    def get_argument() -> list[Any]:
+    def get_argument() -> list[SSL_Argument]:
         """MUSCLE's settings in USB's form, for USB's own command line; a composed class adds its base's."""
         return [
             SSL_Argument(f"--{n}", str2bool if f.annotation is bool else type(f.default), f.default, f.description)

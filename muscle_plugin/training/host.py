@@ -162,7 +162,7 @@ def _layers_of(file: str | None, names: Sequence[str]) -> list[Layer]:
     return [x for x in layers if x.values]
 
 
-def _refuse_other_launchers(args: Any) -> None:
+def _refuse_other_launchers(args: Namespace) -> None:
     """Raises :class:`DeviceError` where several processes are to train that this package does not bring together."""
     by_usb = getattr(args, "distributed", False) or getattr(args, "multiprocessing_distributed", False)
     if distributed.launched() == 1 and by_usb:

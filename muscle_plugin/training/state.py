@@ -57,7 +57,7 @@ def _fits_its_storage(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
-def plain(value: Any, copy: bool = False) -> Any:
+def plain(value: object, copy: bool = False) -> Any:
     """Tensors, and NumPy's scalars as Python's, in nested containers.
 
     Args:
@@ -65,8 +65,8 @@ def plain(value: Any, copy: bool = False) -> Any:
             written to a file too.
     """
     if isinstance(value, Tensor):
-        value = value.detach()
-        return value.clone() if copy or not _fits_its_storage(value) else value
+        tensor = value.detach()
+        return tensor.clone() if copy or not _fits_its_storage(tensor) else tensor
     if isinstance(value, dict):
         return {k: plain(v, copy) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -74,7 +74,7 @@ def plain(value: Any, copy: bool = False) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _pack(value: Any, copy: bool) -> Any:
+def _pack(value: object, copy: bool) -> Any:
     """What ``torch.load(weights_only=True)`` accepts, or ``_SKIP``; arrays, containers and objects by their kind."""
     if value is None or isinstance(value, (bool, int, float, str, np.generic, Tensor)):
         return plain(value, copy)
@@ -92,7 +92,7 @@ def _pack(value: Any, copy: bool) -> Any:
     return _SKIP
 
 
-def _unpack(packed: Any, on: torch.device | None) -> Any:
+def _unpack(packed: object, on: torch.device | None) -> Any:
     if not isinstance(packed, dict):
         return packed.to(on or packed.device, copy=True) if isinstance(packed, Tensor) else packed
     ((kind, content),) = packed.items()
@@ -115,11 +115,11 @@ def capture_object(obj: object, copy: bool = False) -> dict[str, Any]:
     return {k: v for k, v in packed.items() if v is not _SKIP}
 
 
-def _is_object(packed: Any) -> bool:
+def _is_object(packed: object) -> bool:
     return isinstance(packed, dict) and "state" in packed
 
 
-def _may_set(obj: object, name: str, packed: Any) -> bool:
+def _may_set(obj: object, name: str, packed: object) -> bool:
     """Whether a file may set an attribute: one that :func:`capture_object` would take, to a value of the same kind. A file
     must not put other paths, settings or methods in place."""
     of_class = getattr(type(obj), name, None)
