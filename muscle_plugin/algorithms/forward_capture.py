@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from muscle_plugin.errors import RunError
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -82,7 +84,7 @@ class ForwardCapture:
         number, images = len(self.calls), args[0]
         self.calls.append(Call(images, live=self._live() and not kwargs, with_gradient=torch.is_grad_enabled()))
         if self._rows and (number >= len(self._rows) or len(images) != self._rows[number]):
-            raise RuntimeError(
+            raise RunError(
                 f"call {number} of the net in this step has {len(images)} images, unlike the step that was planned for"
                 f" {self._rows}; set --mi_batch_norm separate for an algorithm whose steps differ"
             )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from muscle_plugin.algorithms.forward_capture import ForwardCapture, Rows
 from muscle_plugin.data.views import HARD, LABELLED, UNLABELLED, WEAK, View
+from muscle_plugin.errors import RunError
 from muscle_plugin.losses import MutualInformationLoss, MutualInformationTerms
 from muscle_plugin.registry.catalogue import MUSCLE_BASE, WEAK_UNLABELLED_VIEW
 from muscle_plugin.settings.schema import MuscleSettings
@@ -132,7 +133,7 @@ class Muscle(Host):
             return super().train_step(**base)
         plan = self.plan
         if plan is None or not {*plan.weak.values(), *plan.extra_views} <= batch.keys():
-            raise RuntimeError(
+            raise RunError(
                 "MUSCLE's step lacks its strong views: train by algorithm.train(), or give semilearn's Trainer this"
                 " algorithm's own loaders, trainer.fit(*algorithm.loaders())"
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from muscle_plugin.data.views import LABELLED, UNLABELLED
+from muscle_plugin.errors import RunError
 
 if TYPE_CHECKING:
     from muscle_plugin.training.host import Host
@@ -19,7 +20,7 @@ class StepLoader:
     Yields, for each step, the entries of ``Batches.batch`` that belong to labelled or to unlabelled images.
 
     Raises:
-        RuntimeError: on iteration, steps have been taken but no weight was updated (the ``Trainer`` of USB's git main).
+        RunError: on iteration, steps have been taken but no weight was updated (the ``Trainer`` of USB's git main).
     """
 
     sampler = None
@@ -35,7 +36,7 @@ class StepLoader:
         first = algorithm.it
         for step in range(first, first + len(self)):
             if algorithm.it > 0 and not algorithm.updates:
-                raise RuntimeError(
+                raise RunError(
                     "semilearn's Trainer has taken a step without updating the weights: that of USB's git main calls no"
                     " hooks (patches/main mends it); use algorithm.train()"
                 )
