@@ -20,6 +20,7 @@ from muscle_plugin import distributed
 from muscle_plugin.errors import InputError
 from muscle_plugin.files import load_tensors
 from muscle_plugin.seeding import derive, seed_everything
+from muscle_plugin.settings.schema import MuscleSettings, RunSettings, moving_settings
 from muscle_plugin.text import first_line, out_of_memory, shown
 from muscle_plugin.training import state
 from muscle_plugin.training.hooks import HostLoggingHook
@@ -126,6 +127,17 @@ def check_alike(host: Host) -> None:
     sums = torch.stack([p.detach().double().abs().sum() for net in nets for p in net.parameters()])
     if len(set(distributed.gather_objects(str(sums.tolist())))) > 1:
         raise RuntimeError(f"the processes hold different weights after step {host.it}; the last checkpoint is older")
+
+
+def settings_to_compare(host: Host) -> dict[str, Any]:
+    """The settings on which a result depends, as plain values."""
+    fields = {*RunSettings.model_fields, *MuscleSettings.model_fields}
+    names = {*fields, *(a.name.lstrip("-") for a in host.get_argument())} - moving_settings() - {"amp"}
+    values = {n: getattr(host.args, n) for n in sorted(names) if hasattr(host.args, n)}
+    values["precision"] = host.precision  # what auto has become, on another device something else; amp says no more
+    values["uratio"] = float(values["uratio"])
+    simple = (bool, int, float, str, type(None))
+    return {n: v if isinstance(v, simple) else repr(v) for n, v in values.items()}
 
 
 def _logging_hook(host: Host) -> HostLoggingHook:

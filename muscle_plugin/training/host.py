@@ -39,12 +39,12 @@ from muscle_plugin.registry.names import DATASETS
 from muscle_plugin.run_files import BEST, LATEST, earlier_checkpoints
 from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.settings.resolve import batch_composition, check_usb_settings, following
-from muscle_plugin.settings.schema import MuscleSettings, RunSettings, moving_settings
+from muscle_plugin.settings.schema import MuscleSettings, RunSettings
 from muscle_plugin.settings.sources import Layer, read_yaml
 from muscle_plugin.training import checkpoint
 from muscle_plugin.training.checkpoint import refuse_newer  # noqa: F401
 from muscle_plugin.training.clock import Stopwatch
-from muscle_plugin.training.compiled import begin_step, check_compiler, compile_net
+from muscle_plugin.training.compiled import begin_step, check_compiler
 from muscle_plugin.training.data import (
     ImageSet,
     complete_sizes,
@@ -62,7 +62,7 @@ from muscle_plugin.training.hooks import REPLACEMENTS
 from muscle_plugin.training.loaders import StepLoader, step_loaders
 from muscle_plugin.training.metrics import prediction_metrics
 from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor, advice
-from muscle_plugin.training.nets import lay_channels_last, load_initial_weights, options_of, place, with_options
+from muscle_plugin.training.nets import options_of, place, prepare, with_options
 from muscle_plugin.training.optimiser import compute_update_on, restarting_schedule
 from muscle_plugin.training.protocols import NetBuilder, Recorder, TensorBoardLog
 from muscle_plugin.training.state import outside_state
@@ -248,18 +248,11 @@ class Host(USBAlgorithm):
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)
         self.net_options = options_of(net_builder)
-        self.compared_settings = self._compared_settings()
+        self.compared_settings = checkpoint.settings_to_compare(self)
         self.notes = list(self.source.notes)
         if not args.rank:  # the others show none
             self.notes += [*find_oddities(self.source, self.split), *self.batches.notes]
-        if args.init_from:
-            self.notes.append(load_initial_weights(self.model, args))
-        nets = [self.model, self.ema_model]
-        if fault := lay_channels_last(nets, self.batches.channels, args.img_size, self.device):
-            self.notes.append(f"net {args.net} cannot compute channels last, which is faster ({fault})")
-        self.batches.channels_last = fault is None
-        for net in nets:
-            compile_net(net, args.compile)
+        self.notes += prepare((self.model, self.ema_model), args, self.batches, self.device)
         if args.rank:  # the same initial weights everywhere, other dropout masks and mixtures
             seed_everything(derive(args.seed, "process", args.rank) % 2**32)
         self.amp_cm = autocast_context(self.precision, self.device)
@@ -289,15 +282,6 @@ class Host(USBAlgorithm):
     def nets(self) -> dict[str, nn.Module]:
         """The trained net and its average, by the names that messages give them."""
         return {"the net": self.model, "the averaged net": self.ema_model}
-
-    def _compared_settings(self) -> dict[str, Any]:
-        fields = {*RunSettings.model_fields, *MuscleSettings.model_fields}
-        names = {*fields, *(a.name.lstrip("-") for a in self.get_argument())} - moving_settings() - {"amp"}
-        values = {n: getattr(self.args, n) for n in sorted(names) if hasattr(self.args, n)}
-        values["precision"] = self.precision  # what auto has become, on another device something else; amp says no more
-        values["uratio"] = float(values["uratio"])
-        plain = (bool, int, float, str, type(None))
-        return {n: v if isinstance(v, plain) else repr(v) for n, v in values.items()}
 
     def _warn(self, text: str) -> None:
         self.print_fn(f"warning: {text}")

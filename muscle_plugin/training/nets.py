@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from muscle_plugin.data.views import Batches
 from muscle_plugin.nets.build import builder_of
 from muscle_plugin.nets.weights import load_weights
 from muscle_plugin.run_files import checkpoint_of
 from muscle_plugin.text import first_line, out_of_memory
 from muscle_plugin.training.batch_norm import synchronise_batch_norm
+from muscle_plugin.training.compiled import compile_net
 from muscle_plugin.training.protocols import NetBuilder
 from muscle_plugin.usb.calls import usb_calls_on
 from muscle_plugin.usb.names import nets as usb_nets
@@ -53,13 +55,23 @@ def place(net: nn.Module, args: Namespace, device: torch.device) -> nn.Module:
     return net.to(device)
 
 
-def load_initial_weights(net: nn.Module, args: Namespace) -> str:
-    """Take over the weights that ``init_from`` names; returns a note of how many."""
-    count = load_weights(net, checkpoint_of(Path(args.init_from)), args.init_head)
-    return f"{count} of the net's {len(net.state_dict())} tensors are from {args.init_from}"
+def prepare(nets: Sequence[nn.Module], args: Namespace, batches: Batches, device: torch.device) -> list[str]:
+    """Give the first of equal nets the weights that ``init_from`` names, and all of them their memory layout and compiled
+    forward; returns notes for the user."""
+    notes = []
+    if args.init_from:
+        count = load_weights(nets[0], checkpoint_of(Path(args.init_from)), args.init_head)
+        notes.append(f"{count} of the net's {len(nets[0].state_dict())} tensors are from {args.init_from}")
+    fault = _lay_channels_last(nets, batches.channels, args.img_size, device)
+    if fault is not None:
+        notes.append(f"net {args.net} cannot compute channels last, which is faster ({fault})")
+    batches.channels_last = fault is None
+    for net in nets:
+        compile_net(net, args.compile)
+    return notes
 
 
-def lay_channels_last(nets: Sequence[nn.Module], channels: int, size: int, device: torch.device) -> str | None:
+def _lay_channels_last(nets: Sequence[nn.Module], channels: int, size: int, device: torch.device) -> str | None:
     """Keep the weights and images of equal nets channels last, which makes convolutions a sixth faster, on a CPU too.
 
     Returns:
