@@ -130,7 +130,7 @@ def test_values_come_in_the_type_of_their_setting(tmp_path):
         again = semilearn.get_algorithm(config, first.net_builder, None, None)  # of settings that are complete already
     assert (config.lr, config.seed, config.gpu, config.use_cat) == (0.05, 3, None, False)
     assert (type(config.seed), type(config.epoch), config.save_dir) == (int, int, str(tmp_path))
-    assert again.settings == first.settings
+    assert again.compared_settings == first.compared_settings
     assert config.resume is False  # USB's hooks ask for its truth value
 
 
