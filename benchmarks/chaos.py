@@ -143,7 +143,7 @@ class Phases:
         self.wrap(Recorder, "write_result", "result.json")
         self.wrap(PseudoLabels, "refresh_pseudo_labels", "pseudo-labels")
         self.wrap(host.Host, "_save_if_due", "between the stages", at_border)
-        self.wrap(host.Host, "go_to", "resuming")
+        self.wrap(host.Host, "load_model", "resuming")
         files.os = _Instead(os, renames)  # type: ignore[assignment]
         inner = host.Host.train
 

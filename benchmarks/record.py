@@ -123,14 +123,6 @@ def steady(value: Any) -> Any:
     return [steady(v) for v in value] if isinstance(value, list) else value
 
 
-def optimizer_state(checkpoint: dict[str, Any]) -> Any:
-    """Where the checkpoint has it: at the top, or in the state of the algorithm."""
-    found = checkpoint.get("optimizer")
-    if found is None:
-        found = checkpoint["state"]["algorithm"]["optimizer"]["state"]
-    return {"state": found["state"]}
-
-
 def read_run(run: Path) -> dict[str, Any]:
     import torch
 
@@ -139,7 +131,7 @@ def read_run(run: Path) -> dict[str, Any]:
     return {
         "model": digest(checkpoint["model"]),
         "ema_model": digest(checkpoint["ema_model"]),
-        "optimizer": digest(optimizer_state(checkpoint)),
+        "optimizer": digest({"state": checkpoint["optimizer"]["state"]}),
         "metrics": steady(lines),
         "result": steady(json.loads((run / "result.json").read_text())),
         "split": hashlib.sha256((run / "split.json").read_bytes()).hexdigest()[:16],

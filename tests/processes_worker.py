@@ -13,7 +13,7 @@ from muscle_plugin import distributed
 from muscle_plugin.registry.catalogue import all_algorithms
 from muscle_plugin.runs.build import build
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.training import state
+from muscle_plugin.training import checkpoint, state
 
 
 def run(name: str, folder: Path) -> tuple[Any, list[dict[str, float]]]:
@@ -30,21 +30,17 @@ def run(name: str, folder: Path) -> tuple[Any, list[dict[str, float]]]:
     algorithm.batches.normalise = lambda x: normalise(x).double()
     algorithm.loader_dict["eval"]._normalise = algorithm.batches.normalise
     algorithm.record = rows.append
-    algorithm.save_model = lambda *_: algorithm._check_alike()
+    algorithm.save_model = lambda *_: checkpoint.check_alike(algorithm)
     algorithm.warmup()
     algorithm.train()
     return algorithm, rows
 
 
 def remembered(algorithm: Any) -> dict[str, Any]:
-    """What the algorithm and its hooks hold, but for times and what is logged of this process's images."""
+    """What the algorithm and its hooks hold."""
     found = state.capture(algorithm)
-    flat: dict[str, Any] = {}
-    for owner, content in {"": found["algorithm"], **found["hooks"]}.items():
-        for name, value in content.items():
-            if name not in ("train_seconds", "sums", "last_metrics"):
-                flat[f"{owner}.{name}"] = value
-    return flat
+    nets = {which: net.state_dict() for which, net in algorithm.nets.items()}
+    return {"own": found["algorithm"], **found["hooks"], **nets, "optimizer": algorithm.optimizer.state_dict()}
 
 
 def equal(a: Any, b: Any) -> bool:

@@ -1,10 +1,14 @@
 """Checkpoints: damaged, older, newer and foreign ones; what is kept; disks that are full; TensorBoard after a kill."""
 
+import ast
+import inspect
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 
@@ -13,12 +17,15 @@ import pytest
 import torch
 from conftest import ROOT, SHORT
 from processes import needs_fork
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from muscle_plugin.algorithms.muscle import Muscle
 from muscle_plugin.errors import DamagedError, InputError, RunError, WriteError
 from muscle_plugin.files import atomic_write, finish_move, load_tensors, read_whole, remove_parts, save_tensors
 from muscle_plugin.run_files import saved_checkpoints
 from muscle_plugin.runs.recorder import Recorder
-from muscle_plugin.training.host import CHECKPOINT_FORMAT, Host
+from muscle_plugin.training import checkpoint, state
+from muscle_plugin.training.host import Host
 
 #: Checkpoints at steps 2, 4 and 6.
 SAVING = {"algorithm": "supervised", "save_name": "r", "num_save_iter": 2}
@@ -133,10 +140,8 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
 
 
 def test_the_best_and_the_newest_of_one_step_are_taken_once_and_alike(short_run, tmp_path, monkeypatch):
-    from muscle_plugin.training import state
-
-    taken, capture = [], state.capture
-    monkeypatch.setattr(state, "capture", lambda algorithm: (taken.append(algorithm.it), capture(algorithm))[1])
+    taken, collect = [], checkpoint.collect
+    monkeypatch.setattr(checkpoint, "collect", lambda host: (taken.append(host.it), collect(host))[1])
     accuracies = iter((0.1, 0.2, 0.1))
     monkeypatch.setattr(Host, "evaluate", lambda *_: {"eval/top-1-acc": next(accuracies), "eval/top_class_share": 0.2})
     short_run(algorithm="fixmatch", save_name="r", num_eval_iter=2, num_save_iter=4)
@@ -289,13 +294,144 @@ def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys)
 
     short_run(**SAVING)
     path = tmp_path / "r" / "latest_model.pth"
-    save_tensors(path, {"format": CHECKPOINT_FORMAT + 1, "anything": 3})
-    with pytest.raises(
-        InputError, match="written by a newer version of this package .checkpoint format 2; this version"
-    ):
+    save_tensors(path, {"format": checkpoint.FORMAT + 1, "anything": 3})
+    with pytest.raises(RunError, match="written by a newer version of this package .checkpoint format 2; this version"):
         short_run(**SAVING, resume="yes")
     with pytest.raises(ValueError, match="written by a newer version"):
         Predictor(path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ({"evaluations": ["a"]}, "not a whole checkpoint: evaluations.0: "),
+        ({"it": 10**9}, "does not fit this run .step 1000000000 of 6"),
+        ({"processes": []}, "does not fit this run .IndexError: "),
+        ({"scheduler": {"last_epoch": "x"}}, "does not fit this run .last_epoch is of another kind"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "does not fit this run .ValueError: "),
+        (
+            {"hooks": {"LoggingHook": {"sums": {"dict": []}}}},
+            "does not fit this run .it would set HostLoggingHook.sums",
+        ),
+    ],
+)
+def test_a_foreign_state_is_one_line(short_run, tmp_path, capsys, damage, fault):
+    from muscle_plugin.cli.train import train_command
+
+    short_run(**SAVING)
+    path = tmp_path / "r" / "latest_model.pth"
+    save_tensors(path, load_tensors(path) | damage)
+    assert train_command([*words(tmp_path), "--resume"], "train.py") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: .*latest_model.pth: {fault}", line), line
+
+
+def test_a_scheduler_gets_no_attribute_that_it_does_not_have(short_run, build_short, tmp_path):
+    short_run(**SAVING)
+    path = tmp_path / "r" / "latest_model.pth"
+    content = load_tensors(path)
+    content["scheduler"] |= {"step": 1, "get_lr": 2}
+    save_tensors(path, content)
+    algorithm = build_short(algorithm="supervised")
+    algorithm.load_model(path)
+    assert callable(algorithm.scheduler.step)
+    assert "get_lr" not in vars(algorithm.scheduler)
+
+
+# ------------------------------------------------------------------------------------------------- what a checkpoint holds
+
+
+class Cloned(TorchDispatchMode):
+    """Counts the bytes of the tensors that PyTorch clones or copies anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._schema.name in ("aten::clone", "aten::_to_copy"):
+            self.bytes += out.numel() * out.element_size()
+        return out
+
+
+def bytes_of(tensors):
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def test_neither_a_checkpoint_nor_a_trial_step_copies_the_weights(build_short):
+    algorithm = build_short(algorithm="muscle_comatch")
+    algorithm.save_model = lambda *_: None
+    algorithm.train()
+    weights = bytes_of(algorithm.model.parameters())
+    with Cloned() as cloned:
+        content = checkpoint.collect(algorithm)
+    assert cloned.bytes < weights / 10  # generators, sums
+    assert next(iter(content["model"].values())).data_ptr() == next(algorithm.model.parameters()).data_ptr()
+    queues = [content["algorithm"][n] for n in ("queue_feats", "queue_probs")]
+    assert queues[0].data_ptr() == algorithm.queue_feats.data_ptr()
+    with Cloned() as cloned, state.undone(algorithm):
+        pass
+    copies = bytes_of([*algorithm.model.buffers(), *algorithm.ema_model.buffers(), *queues])
+    assert copies < cloned.bytes < 2 * copies + weights / 10
+
+
+def test_a_trial_step_that_changes_weights_is_refused(build_short):
+    algorithm = build_short(algorithm="muscle_fixmatch")
+    parameter = next(algorithm.model.parameters())
+    with (
+        pytest.raises(InputError, match="train_step of fixmatch changes the net's weights"),
+        state.undone(algorithm),
+        torch.no_grad(),
+    ):
+        parameter.add_(1)
+
+
+def test_a_view_of_a_larger_tensor_is_saved_alone(tmp_path):
+    whole = torch.arange(10_000)
+    save_tensors(tmp_path / "x.pth", state.plain({"part": whole[:2], "spread": torch.zeros(1).expand(1000)}))
+    assert (tmp_path / "x.pth").stat().st_size < 10_000
+    assert load_tensors(tmp_path / "x.pth")["part"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("muscle_comatch", {"queue_feats", "queue_probs", "queue_ptr"}),
+        ("muscle_labelprop", {"pseudo_labels", "pseudo_weights", "class_weights", "pseudo_log"}),
+        ("dash", {"warmup_stage"}),
+    ],
+)
+def test_attributes_of_usbs_classes_are_state_and_ours_are_not(build_short, name, expected):
+    algorithm = build_short(algorithm=name)
+    algorithm.late_queue = torch.zeros(3)  # as of a class that makes it in its first step
+    found = state.capture_object(algorithm)
+    assert expected | {"late_queue", "lambda_u"} <= found.keys()
+    ours = {n for c in (Host, Muscle) for n in inspect.get_annotations(c)}
+    assert not found.keys() & (ours | state.INFRASTRUCTURE | state.SAVED_BY_NAME)
+
+
+def assigned(tree, owners):
+    """Attributes that code assigns to objects of these names."""
+    targets = [t for n in ast.walk(tree) if isinstance(n, ast.Assign) for t in n.targets]
+    targets += [n.target for n in ast.walk(tree) if isinstance(n, (ast.AnnAssign, ast.AugAssign))]
+    flat = [x for t in targets for x in (t.elts if isinstance(t, ast.Tuple) else [t])]
+    return {
+        t.attr for t in flat if isinstance(t, ast.Attribute) and isinstance(t.value, ast.Name) and t.value.id in owners
+    }
+
+
+def test_whatever_this_package_sets_on_an_algorithm_is_declared():
+    """An attribute of ours that is not would join the checkpoints of USB's classes."""
+    known = state.INFRASTRUCTURE | state.SAVED_BY_NAME
+    for cls in (Host, Muscle):
+        own = set(inspect.get_annotations(cls))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+        inherited = set(inspect.get_annotations(Host))
+        assert assigned(tree, {"self"}) - {"device"} <= own | inherited | known
+    for path in (ROOT / "muscle_plugin" / "training").glob("*.py"):
+        names = assigned(ast.parse(path.read_text()), {"algorithm", "host"})
+        assert names <= set(inspect.get_annotations(Host)) | known, path.name
 
 
 # ------------------------------------------------------------------------------------------------------- full disks

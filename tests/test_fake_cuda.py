@@ -254,7 +254,7 @@ RESULTS = {
 EVALUATION = {Wait("copy to the CPU", "muscle_plugin/training/monitor.py check_now"): 1, **RESULTS}
 #: Where a refresh of pseudo-labels, once an epoch, reads values or makes what hangs on them; after the first MUSCLE plans anew.
 REFRESH = {"algorithms/label_propagation.py", "data/views.py", "propagation/diffusion.py", "propagation/graph.py"}
-PLANNING = {"algorithms/tap.py", "host/state.py"}
+PLANNING = {"algorithms/forward_capture.py", "training/state.py"}
 STEPS, STEADY, LAST = 4, (1, 2), 3
 
 
@@ -283,7 +283,7 @@ def trained(build_short, name, device, precision="fp32", gpu=None, **settings):
     if "crmatch" in name:  # wants a large net
         settings["total_batch"] = 2
     algorithm = build_short(algorithm=name, device=device, precision=precision, **settings)
-    algorithm.loader_dict["eval"] = algorithm._fixed(algorithm.source.test[:8])
+    algorithm.loader_dict["eval"] = algorithm.fixed_images(algorithm.source.test[:8])
     algorithm.save_model = lambda *_: None
     steps = Steps(gpu) if gpu else None
     if steps:

@@ -194,17 +194,18 @@ def test_a_checkpoint_whose_numbers_are_none_is_refused(build_short, tmp_path):
     algorithm = build_short(algorithm="supervised")
     algorithm.epoch = 0
     algorithm.save_model("c.pth", tmp_path)
-    for part, name, value in [
-        ("algorithm", "evaluations", {"list": ["a"]}), ("algorithm", "evaluations", {"list": [float("nan")]}),
-        ("algorithm", "last_metrics", {"dict": [["eval/x", "y"]]}), ("algorithm", "it", 1.5),
-        ("algorithm", "train_seconds", float("inf")), ("monitor", "run", torch.zeros(7)), ("monitor", "seen", ["a"] * 4),
-        ("monitor", "last_line", {"step": "x"}), ("processes", 0, {"logged": {"x": "y"}}),
+    whole = load_tensors(tmp_path / "c.pth")
+    monitor, process = whole["monitor"], whole["processes"][0]
+    for name, value in [
+        ("evaluations", ["a"]), ("evaluations", [float("nan")]), ("last_metrics", {"eval/x": "y"}), ("it", 1.5),
+        ("train_seconds", float("inf")), ("monitor", {**monitor, "run": torch.zeros(7)}),
+        ("monitor", {**monitor, "has_varied": "a"}), ("monitor", {**monitor, "last_line": {"step": "x"}}),
+        ("processes", [{**process, "sums": {"x": "y"}}]), ("processes", [{**process, "sums": {"x": torch.zeros(2)}}]),
     ]:  # fmt: skip
-        content = load_tensors(tmp_path / "c.pth")
-        state = content["state"]
-        state[part][name] = {**state[part][name], **value} if part == "processes" else value
-        with pytest.raises(ValueError, match=r"c\.pth: does not fit this run"):
-            algorithm.go_to(content, tmp_path / "c.pth")
+        save_tensors(tmp_path / "c.pth", {**whole, name: value})
+        with pytest.raises(InputError, match=r"c\.pth: (does not fit this run|not a whole checkpoint)"):
+            algorithm.load_model(tmp_path / "c.pth")
+    save_tensors(tmp_path / "c.pth", whole)
     algorithm.load_model(tmp_path / "c.pth")
 
 
@@ -245,11 +246,11 @@ def test_a_checkpoint_cannot_put_other_paths_or_methods_in_place(short_run, tmp_
         "save_dir": "/tmp",
         "train_step": 1,
         "__class__": 1,
-        "it": "x",
+        "it": 1,
+        "evaluations": 1,
         "args": {"dict": []},
     }.items():
-        changed = {**content["state"], "algorithm": {**content["state"]["algorithm"], name: value}}
-        save_tensors(path, {**content, "state": changed})
+        save_tensors(path, {**content, "algorithm": {**content["algorithm"], name: value}})
         with pytest.raises(InputError, match=rf"latest_model\.pth: does not fit this run .*would set \w+\.{name}"):
             short_run(algorithm="supervised", save_name="r", resume="yes")
 

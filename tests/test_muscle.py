@@ -171,7 +171,15 @@ def test_weight_zero_trains_bit_for_bit_as_the_base(short_run, tmp_path, base):
 
 
 @pytest.mark.parametrize(
-    "name", ["muscle_freematch", "muscle_vat", "muscle_comatch", "muscle_simmatch", "muscle_softmatch"]
+    "name",
+    [
+        "muscle_freematch",
+        "muscle_vat",
+        "muscle_comatch",
+        "muscle_simmatch",
+        "muscle_softmatch",
+        "muscle_meanteacher_original",
+    ],
 )
 def test_planning_leaves_no_trace(build_short, name):
     from muscle_plugin.training import state
@@ -180,9 +188,14 @@ def test_planning_leaves_no_trace(build_short, name):
     algorithm.epoch = 0
     algorithm.call_hook("before_run")
     algorithm.model.train()
-    before = state.capture(algorithm)
+
+    def everything():
+        nets = {n: state.plain(net.state_dict(), copy=True) for n, net in algorithm.nets.items()}
+        return {**state.capture(algorithm, copy=True), **nets, "random": state.capture_random(algorithm.device)}
+
+    before = everything()
     algorithm.prepare_steps()
-    after = state.capture(algorithm)
+    after = everything()
 
     def flat(x, path=""):
         if isinstance(x, dict):

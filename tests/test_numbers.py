@@ -6,7 +6,6 @@ import math
 import pickle
 import warnings
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from muscle_plugin.files import load_tensors
 from muscle_plugin.runs import logs
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.training import Host
-from muscle_plugin.training.monitor import LOW_ENTROPY_LINES, TrainingMonitor
+from muscle_plugin.training.monitor import LOW_ENTROPY_LINES, MonitorState, TrainingMonitor
 
 CPU = torch.device("cpu")
 NAN = float("nan")
@@ -45,6 +44,11 @@ def spoil(monkeypatch, steps, value=NAN, term="train/mi"):
     monkeypatch.setattr(Muscle, "train_step", train_step)
 
 
+def monitor(limit, said=None):
+    """A monitor of losses on the CPU, and what it tells the user."""
+    return TrainingMonitor(CPU, limit, [].append if said is None else said.append, lambda saved: "advice")
+
+
 def failure(run_dir):
     return json.loads((run_dir / "failure.json").read_text())
 
@@ -58,7 +62,7 @@ def test_a_learning_rate_far_too_high_is_one_line_with_status_1(tmp_path, capsys
     assert run_command("train", words.split(), "train.py") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: step ")
-    for part in ("the loss is not finite; noticed at step", "of the logged values first train/", "no checkpoint",
+    for part in ("the loss is not finite; noticed at step", "first non-finite logged values: train/", "no checkpoint",
                  "a smaller --lr (it is 1e+06), --clip_grad 1"):  # fmt: skip
         assert part in line
     found = failure(tmp_path / "r")
@@ -80,7 +84,9 @@ def test_the_checkpoint_before_stays_and_says_where(short_run, tmp_path, monkeyp
     with pytest.raises(NotFinite) as caught:
         short_run(**plan)
     text, found = str(caught.value), failure(tmp_path / "r")
-    assert text.startswith("step 5: the loss is not finite; noticed at step 6; of the logged values first train/mi;")
+    assert text.startswith(
+        "step 5: the loss is not finite; noticed at step 6; first non-finite logged values: train/mi;"
+    )
     assert "last log line, step 4: train/sup_loss" in text
     assert f"{tmp_path}/r/latest_model.pth of step 3, is from before and whole" in text
     assert "\n" not in text
@@ -268,36 +274,36 @@ def test_steps_can_be_left_out_under_fp16_only():
 
 
 def test_the_first_step_of_each_value_is_kept():
-    health = TrainingMonitor(CPU, 0)
+    watch = monitor(0)
     one = torch.tensor(1.0)
     for step, (a, b) in enumerate([(one, one), (one, one / 0), (one * NAN, one), (one, one)], start=1):
-        health.observe(step, one if step < 4 else -one / 0, None, None, {"a": a, "b": b, "c": NAN, "d": torch.ones(3)})
-    (names,) = health._first
+        watch.observe(step, one if step < 4 else -one / 0, None, None, {"a": a, "b": b, "c": NAN, "d": torch.ones(3)})
+    (names,) = watch._first
     assert names == ("loss", "a", "b")
-    assert health._first[names].tolist() == [4, 3, 2]
-    assert (int(health.longest), int(health.losses), int(health.run)) == (1, 1, 1)
+    assert watch._first[names].tolist() == [4, 3, 2]
+    assert (int(watch.longest), int(watch.losses), int(watch.run)) == (1, 1, 1)
 
 
 def test_a_continuation_knows_no_more_of_skipped_steps_than_a_whole_run():
     """What a checkpoint says of them is the same, whether the run was resumed since or not."""
-    whole = TrainingMonitor(CPU, 20)
+    whole = monitor(20)
     for step, value in enumerate((NAN, NAN, 1.0, NAN), 1):
         whole.observe(step, torch.tensor(value), None, torch.tensor(math.isnan(value)), {})
-    resumed = TrainingMonitor(CPU, 20)
-    resumed.load_state_dict(whole.state_dict())
-    for health in (whole, resumed):
-        health.observe(5, torch.tensor(1.0), None, torch.tensor(False), {})
+    resumed = monitor(20)
+    resumed.load_state_dict(MonitorState.model_validate(whole.state_dict()))
+    for watch in (whole, resumed):
+        watch.observe(5, torch.tensor(1.0), None, torch.tensor(False), {})
     assert repr(whole.state_dict()) == repr(resumed.state_dict())
 
 
 def test_steps_left_out_long_ago_are_not_blamed():
-    health = TrainingMonitor(CPU, 2)
+    watch = monitor(2)
     inf, one = torch.tensor(math.inf), torch.tensor(1.0)
     for step in range(1, 20):
         bad = step in (3, 4) or step >= 10
-        health.observe(step, one, inf if bad else one * 0, inf if bad else one * 0, {})
-    assert health._first["loss", "gradient"].tolist() == [math.inf, 10]
-    assert (int(health.skipped), int(health.longest)) == (12, 10)
+        watch.observe(step, one, inf if bad else one * 0, inf if bad else one * 0, {})
+    assert watch._first["loss", "gradient"].tolist() == [math.inf, 10]
+    assert (int(watch.skipped), int(watch.longest)) == (12, 10)
 
 
 def test_the_error_passes_between_processes():
@@ -305,64 +311,63 @@ def test_the_error_passes_between_processes():
     assert (str(error), error.details) == ("words", {"a": 1})
 
 
-def _lost_in_one(rank, _, folder):
+def _lost_in_one(rank, _):
     """A process of two; the loss is lost in the second alone."""
-    health = TrainingMonitor(CPU, 0)
-    about = SimpleNamespace(
-        args=SimpleNamespace(lr=0.1, clip_grad=0.0), precision="fp32", run_dir=folder, model=torch.nn.Linear(1, 1),
-        ema_model=torch.nn.Linear(1, 1),
-    )  # fmt: skip
+    watch = monitor(0)
     fine = torch.tensor(1.0)
-    health.observe(7, fine if rank == 0 else fine * NAN, None, None, {"train/x": fine})
+    watch.observe(7, fine if rank == 0 else fine * NAN, None, None, {"train/x": fine})
     with pytest.raises(NotFinite, match="step 7: the loss is not finite; noticed at step 9"):
-        health.check_now(about, 9)
+        watch.check_now(9, {"the net": torch.nn.Linear(1, 1)})
     with pytest.raises(NotFinite, match="step 7: the loss is not finite; noticed at step 9"):
-        health.check(about, 9, {"longest": 0.5, "losses": 0.5}, {})
+        watch.check(9, {"longest": 0.5, "losses": 0.5}, {})
 
 
 @needs_fork
-def test_processes_end_together(tmp_path):
-    in_processes(2, _lost_in_one, tmp_path)
+def test_processes_end_together():
+    in_processes(2, _lost_in_one)
 
 
 # ----------------------------------------------------------------------------------------------------------- collapse
 
 
-def listener():
-    said = []
-    recorder = SimpleNamespace(warn=said.append)
-    source = SimpleNamespace(test_labels=torch.arange(100) % 10, test=torch.arange(100))
-    about = SimpleNamespace(num_classes=10, recorder=recorder, print_fn=lambda _: None, source=source)
-    return about, said
-
-
 def test_mutual_informations_collapse_is_said_once():
-    about, said = listener()
-    health = TrainingMonitor(CPU, 0)
+    said = []
+    watch = monitor(0, said)
     low, high = 0.05 * math.log(10), 0.5 * math.log(10)
     for step, h in enumerate([low] * (LOW_ENTROPY_LINES - 1) + [high] + [low] * 30):
-        health.see_entropy(about, step, h)
+        watch.see_entropy(step, h, 10)
     assert len(said) == 1
     assert f"H(z) has collapsed: {low:.3f} nats at step {2 * LOW_ENTROPY_LINES - 1}, of at most 2.30" in said[0]
-    assert health.warnings == said
+    assert watch.warnings == said
 
 
 def test_one_class_for_all_test_images():
-    about, said = listener()
-    health = TrainingMonitor(CPU, 0)
+    said = []
+    watch = monitor(0, said)
     for share in (1.0, 1.0, 1.0, 1.0, 0.7, 0.4, 0.99, 0.99):  # at first it is no news
-        health.see_evaluation(about, 1, share, False)
+        watch.see_evaluation(1, share, 0.1, False)
     assert not said
-    health.see_evaluation(about, 800, 0.99, False)
-    assert said == health.warnings
+    watch.see_evaluation(800, 0.99, 0.1, False)
+    assert said == watch.warnings
     assert said[0].startswith("99.0 % of the test images are given one and the same class at step 800")
-    last = TrainingMonitor(CPU, 0)
-    last.see_evaluation(about, 9, 1.0, True)
+    last = monitor(0)
+    last.see_evaluation(9, 1.0, 0.1, True)
     assert len(last.warnings) == 1
-    about.source.test_labels = torch.zeros(100, dtype=torch.int64)  # there it is right
-    uneven = TrainingMonitor(CPU, 0)
-    uneven.see_evaluation(about, 9, 1.0, True)
+    uneven = monitor(0)
+    uneven.see_evaluation(9, 1.0, 0.9, True)  # there it is right
     assert not uneven.warnings
+
+
+def test_one_class_is_said_once_whatever_the_share():
+    said = []
+    watch = monitor(0, said)
+    for step, share in enumerate((0.3, 0.96, 0.97, 0.98, 0.99, 1.0), 1):
+        watch.see_evaluation(step, share, 0.1, step == 6)
+    resumed = monitor(0, said)
+    resumed.load_state_dict(MonitorState.model_validate(watch.state_dict()))
+    resumed.see_evaluation(7, 0.991, 0.1, True)
+    assert len(said) == 1
+    assert resumed.warnings == said
 
 
 def test_a_collapsed_run_says_so(short_run, tmp_path, monkeypatch):

@@ -83,9 +83,9 @@ def fault(call):
 def test_an_algorithm_with_state_of_its_own_resumes_bit_for_bit(whole_and_resumed, tmp_path, name):
     plugin = own_algorithm(tmp_path / "own.py")
     whole, resumed = whole_and_resumed(algorithm=name, plugins=plugin, num_train_iter=4, num_eval_iter=2, strength=0.5)
-    saved = whole["state"]["algorithm"]
+    saved = whole["algorithm"]
     assert saved["seen"].sum() > 0
-    assert saved["losses"] == resumed["state"]["algorithm"]["losses"]
+    assert saved["losses"] == resumed["algorithm"]["losses"]
     about = json.loads((tmp_path / "resumed" / "environment.json").read_text())
     assert list(about["plugins"]) == [plugin]
 

@@ -174,7 +174,7 @@ def test_loaders_without_muscles_views_are_refused(tmp_path):
     _, algorithm = made(tmp_path)
     lb, ulb, _ = algorithm.loaders()
     batch = {k: v for k, v in {**next(iter(lb)), **next(iter(ulb))}.items() if not k.endswith("_h")}
-    with pytest.raises(RuntimeError, match="lacks its hard views"):
+    with pytest.raises(RuntimeError, match="lacks its strong views"):
         algorithm.train_step(**algorithm.process_batch(**batch))
 
 

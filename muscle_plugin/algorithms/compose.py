@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 from muscle_plugin.algorithms.contrastive import Contrastive
 from muscle_plugin.algorithms.label_propagation import LabelPropagation, MeanTeacherLabelPropagation
@@ -13,12 +12,12 @@ from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
 from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
 from muscle_plugin.registry.own import OWN_ALGORITHMS
 from muscle_plugin.training import Host
-from muscle_plugin.usb.names import ALGORITHMS
+from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase, SSL_Argument
 
 #: Classes used in place of USB's under the same name, where a version of USB has a broken one.
-REPLACED: dict[str, Any] = {"meanteacher": MeanTeacher}
+REPLACED: dict[str, type[AlgorithmBase]] = {"meanteacher": MeanTeacher}
 #: This package's own, by the names of ``own.OWN_ALGORITHMS``.
-OWN: dict[str, Any] = {
+OWN: dict[str, type[AlgorithmBase]] = {
     "meanteacher_original": OriginalMeanTeacher,
     "labelprop": LabelPropagation,
     "meanteacher_labelprop": MeanTeacherLabelPropagation,
@@ -27,7 +26,7 @@ OWN: dict[str, Any] = {
 assert OWN.keys() == OWN_ALGORITHMS.keys()
 
 
-def algorithm_class(name: str) -> Any:
+def algorithm_class(name: str) -> type[Host]:
     """The trainable class of an algorithm: any of USB's registry or this package's, ``muscle``, or ``muscle_<name>``.
 
     Raises:
@@ -38,7 +37,7 @@ def algorithm_class(name: str) -> Any:
 
 
 @cache
-def _made(name: str) -> Any:
+def _made(name: str) -> type[Host]:
     with_muscle = name == MUSCLE or (name.startswith(MUSCLE_PREFIX) and name not in _stock())
     usb_name = MUSCLE_BASE if name == MUSCLE else name.removeprefix(MUSCLE_PREFIX) if with_muscle else name
     if usb_name not in ALGORITHMS and usb_name not in OWN:
@@ -49,7 +48,7 @@ def _made(name: str) -> Any:
     if not with_muscle:
         return type(f"Hosted{base.__name__}", (Host, base), {"usb_name": usb_name, "__doc__": base.__doc__})
 
-    def get_argument() -> list[Any]:
+    def get_argument() -> list[SSL_Argument]:
         return [*base.get_argument(), *Muscle.get_argument()]
 
     members = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from muscle_plugin import distributed
 from muscle_plugin.registry.own import usb_arguments
-from muscle_plugin.usb.names import AlgorithmBase
+from muscle_plugin.training.protocols import StepOutput
+from muscle_plugin.usb.names import AlgorithmBase, SSL_Argument
 
 
 class Contrastive(AlgorithmBase):
@@ -21,17 +23,15 @@ class Contrastive(AlgorithmBase):
     left out.
     """
 
-    def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
-        super().__init__(args, net_builder, tb_log, logger, **kwargs)
+    def __init__(self, args: Namespace, *others: Any, **named: Any) -> None:
+        super().__init__(args, *others, **named)
         from pytorch_metric_learning.losses import SupConLoss
 
         self.contrastive_weight = args.contrastive_weight
         # with one other view of an image this is NT-Xent, in n^2 steps; the library's NTXentLoss takes n^3
         self.nt_xent = SupConLoss(temperature=args.temperature)
 
-    def train_step(
-        self, x_lb: Tensor, y_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def train_step(self, x_lb: Tensor, y_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor) -> StepOutput:
         j, i = len(x_lb), len(x_ulb_w)
         with self.amp_cm():
             out = self.model(torch.cat([x_lb, x_ulb_w, x_ulb_s]))
@@ -47,5 +47,5 @@ class Contrastive(AlgorithmBase):
         return self.process_out_dict(loss=loss, feat={"x_lb": out["feat"][:j]}), log
 
     @staticmethod
-    def get_argument() -> list[Any]:
+    def get_argument() -> list[SSL_Argument]:
         return usb_arguments("contrastive")

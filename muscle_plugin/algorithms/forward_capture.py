@@ -1,8 +1,8 @@
-"""Watches, and shares, the forward passes that a USB class makes inside its ``train_step``.
+"""Captures, and extends, the forward passes that a USB class makes inside its ``train_step``.
 
-A USB class calls ``self.model`` itself. To add MUSCLE without a second forward of any image, the capture (a) keeps the
-logits of the rows that the class forwards anyway, and (b) lets further images carrier along in one of those calls: they are
-appended to its input, and their outputs are cut off before the class sees them.
+A USB class calls ``self.model`` itself. To add MUSCLE without forwarding any image twice, the capture (a) keeps the logits
+that the class computes anyway, and (b) appends extra views to the input of one of these calls, and cuts their outputs off
+before the class sees them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from muscle_plugin.errors import RunError
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows ``start`` to ``stop`` of the net's ``call``-th call in a step, which hold one view."""
+    """The rows that hold one view: ``start`` to ``stop`` of the step's ``call``-th forward, counted from 0."""
 
     call: int
     start: int
@@ -26,7 +28,11 @@ class Rows:
 
 @dataclass
 class Call:
-    """One call of the net: its images, the logits, and whether the net's own weights computed them with gradient."""
+    """One forward of the net.
+
+    Attributes:
+        live: whether the net's own weights computed it, not the averaged ones.
+    """
 
     images: Tensor
     logits: Tensor | None = None
@@ -39,14 +45,14 @@ class ForwardCapture:
 
     Args:
         model: the net that the step calls.
-        live: says whether the net currently holds its own weights (not the averaged ones).
+        live: returns whether the net currently holds its own weights.
         extra_views: (M, ...) images to append to a call, or None.
-        carrier: the call, counted from 0 within the step, that carries the extra_views.
+        carrier: the call, counted from 0 within the step, to which they are appended.
         rows: the number of rows that each call is expected to have; empty for any.
 
     Attributes:
-        calls: the calls seen, without the extra_views.
-        extra_logits: (M, C) logits of the extra_views, once forwarded.
+        calls: the calls seen, without the extra views.
+        extra_logits: (M, C) logits of the extra views, once forwarded.
     """
 
     def __init__(
@@ -72,11 +78,13 @@ class ForwardCapture:
         for handle in self._handles:
             handle.remove()
 
-    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         number, images = len(self.calls), args[0]
         self.calls.append(Call(images, live=self._live() and not kwargs, with_gradient=torch.is_grad_enabled()))
         if self._rows and (number >= len(self._rows) or len(images) != self._rows[number]):
-            raise RuntimeError(
+            raise RunError(
                 f"call {number} of the net in this step has {len(images)} images, unlike the step that was planned for"
                 f" {self._rows}; set --mi_batch_norm separate for an algorithm whose steps differ"
             )
@@ -84,7 +92,7 @@ class ForwardCapture:
             return (torch.cat([images, self._extra_views]), *args[1:]), kwargs
         return None
 
-    def _after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _after(self, _: nn.Module, args: tuple[Any, ...], output: object) -> Mapping[str, Any] | None:
         call = self.calls[-1]
         if not isinstance(output, Mapping) or "logits" not in output:
             return None
@@ -96,15 +104,15 @@ class ForwardCapture:
         return output
 
     def logits(self, rows: Rows) -> Tensor:
-        """The logits of these rows, as the step computed them."""
+        """(N, C) logits of these rows, as the step computed them."""
         logits = self.calls[rows.call].logits
         assert logits is not None
         return logits[rows.start : rows.stop]
 
     def find(self, view: Tensor, gradient: bool) -> Rows | None:
-        """Where a view was forwarded by the net's own weights, with gradient or without; None if nowhere.
+        """Find where a view was forwarded by the net's own weights, with gradient or without; None if nowhere.
 
-        Compares contents, so it is for a planning step, not for every step.
+        It compares contents, which is too slow for every step.
         """
         n = len(view)
         for number, call in enumerate(self.calls):

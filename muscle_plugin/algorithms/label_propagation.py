@@ -7,7 +7,8 @@ the graph of nearest neighbours of the present features.
 
 from __future__ import annotations
 
-from typing import Any
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,20 +17,26 @@ from torch.nn import functional as F
 from muscle_plugin import distributed
 from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
 from muscle_plugin.registry.own import stage_1_epochs, usb_arguments
-from muscle_plugin.usb.names import AlgorithmBase, Hook
+from muscle_plugin.training.protocols import StepOutput
+from muscle_plugin.usb.names import AlgorithmBase, Hook, SSL_Argument
+
+if TYPE_CHECKING:
+    from muscle_plugin.training import Host
+else:
+    Host = object
 
 
 class _BeforeEpoch(Hook):
     """Refreshes the pseudo-labels before each epoch of stage 2."""
 
-    def before_train_epoch(self, algorithm: Any) -> None:
+    def before_train_epoch(self, algorithm: PseudoLabels) -> None:
         if algorithm.stage == 2:
             algorithm.refresh_pseudo_labels()
             if algorithm.it == algorithm.stage_1_steps:
                 algorithm.prepare_steps()  # the step of stage 2 forwards other views
 
 
-class PseudoLabels:
+class PseudoLabels(Host):
     """Mixin of the two classes below: the stages, the pseudo-labels, and the loss on them.
 
     Attributes:
@@ -40,20 +47,16 @@ class PseudoLabels:
             in training reads it), coverage (share of the unlabelled images that the diffusion reached), mean weight.
     """
 
-    args: Any
-    it: int
-    model: Any
-
-    def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
-        super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
+    def __init__(self, args: Namespace, *others: Any, **named: Any) -> None:
+        super().__init__(args, *others, **named)
         self.pseudo_labels: Tensor | None = None
         self.pseudo_weights: Tensor | None = None
         self.class_weights: Tensor | None = None
         self.pseudo_log: dict[str, float] = {}
 
     def set_hooks(self) -> None:
-        super().set_hooks()  # type: ignore[misc]
-        self.register_hook(_BeforeEpoch(), "PseudoLabels", "NORMAL")  # type: ignore[attr-defined]
+        super().set_hooks()
+        self.register_hook(_BeforeEpoch(), "PseudoLabels", "NORMAL")
 
     @property
     def stage_1_steps(self) -> int:
@@ -70,8 +73,8 @@ class PseudoLabels:
     @property
     def stage_epoch(self) -> int:
         """The epoch, counted from the beginning of the stage."""
-        epoch: int = self.epoch  # type: ignore[attr-defined]
-        return epoch if self.stage == 1 else epoch - stage_1_epochs(self.args.lp_start, self.args.epoch)
+        before = 0 if self.stage == 1 else stage_1_epochs(self.args.lp_start, self.args.epoch)
+        return self.epoch - before
 
     @property
     def stage(self) -> int:
@@ -83,19 +86,18 @@ class PseudoLabels:
         processes each takes the features of its part of the images, and the first propagates."""
         from muscle_plugin.propagation import propagate
 
-        args, source, split = self.args, self.source, self.split  # type: ignore[attr-defined]
-        device = self.device  # type: ignore[attr-defined]
+        args, source, split, device = self.args, self.source, self.split, self.device
         labelled = torch.zeros(len(source.train), dtype=torch.bool)
         labelled[split.labelled] = True
         points = torch.cat([split.labelled, split.unlabelled[~labelled[split.unlabelled]]])
         known = torch.full((len(points),), -1)
         known[: len(split.labelled)] = source.train_labels[split.labelled]
-        features = self.batches.features(self.model, source.train[points], self.it, args.eval_batch_size, self.amp_cm)  # type: ignore[attr-defined]
+        features = self.batches.features(self.model, source.train[points], self.it, args.eval_batch_size, self.amp_cm)
         features = distributed.gather_parts(features, to_first=True)
 
         def pseudo_label() -> tuple[Tensor, Tensor, Tensor]:
             found = propagate(
-                features, known.to(device), self.num_classes, k=args.lp_k, gamma=args.lp_gamma, alpha=args.lp_alpha,  # type: ignore[attr-defined]
+                features, known.to(device), self.num_classes, k=args.lp_k, gamma=args.lp_gamma, alpha=args.lp_alpha,
                 max_iter=args.lp_max_iter, tol=args.lp_tol,
             )  # fmt: skip
             return found.labels.cpu(), found.weights.cpu(), found.class_weights.cpu()
@@ -138,9 +140,9 @@ class LabelPropagation(PseudoLabels, AlgorithmBase):
     Reads ``x_lb``, ``y_lb``, ``x_ulb_w`` and ``idx_ulb``; returns USB's pair of dictionaries.
     """
 
-    def train_step(
+    def train_step(  # type: ignore[override]
         self, x_lb: Tensor, y_lb: Tensor, x_ulb_w: Tensor, idx_ulb: Tensor
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    ) -> StepOutput:
         n = len(x_lb)
         images = x_lb if self.stage == 1 else torch.cat([x_lb, x_ulb_w])
         with self.amp_cm():
@@ -154,7 +156,7 @@ class LabelPropagation(PseudoLabels, AlgorithmBase):
         return self.process_out_dict(loss=loss, feat={"x_lb": out["feat"][:n]}), log
 
     @staticmethod
-    def get_argument() -> list[Any]:
+    def get_argument() -> list[SSL_Argument]:
         return usb_arguments("labelprop")
 
 
@@ -166,7 +168,7 @@ class MeanTeacherLabelPropagation(PseudoLabels, OriginalMeanTeacher):
 
     def train_step(  # type: ignore[override]
         self, x_lb: Tensor, y_lb: Tensor, x_lb_w2: Tensor, x_ulb_w: Tensor, x_ulb_w2: Tensor, idx_ulb: Tensor
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    ) -> StepOutput:
         out, log = self.teach(x_lb, y_lb, x_lb_w2, x_ulb_w, x_ulb_w2, idx_ulb)
         return out, log | self.process_log_dict(**self.pseudo_log)
 
@@ -176,5 +178,5 @@ class MeanTeacherLabelPropagation(PseudoLabels, OriginalMeanTeacher):
         return self.weighted_class_loss(logits[:n], y_lb, logits[n:], idx_ulb)
 
     @staticmethod
-    def get_argument() -> list[Any]:
+    def get_argument() -> list[SSL_Argument]:
         return usb_arguments("meanteacher_labelprop")

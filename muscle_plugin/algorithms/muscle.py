@@ -5,22 +5,30 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from muscle_plugin.algorithms.forward_capture import ForwardCapture, Rows
 from muscle_plugin.data.views import LABELLED, STRONG, UNLABELLED, WEAK, View
+from muscle_plugin.errors import RunError
 from muscle_plugin.losses import MutualInformationLoss, MutualInformationTerms
 from muscle_plugin.registry.catalogue import MUSCLE_BASE, WEAK_UNLABELLED_VIEW
 from muscle_plugin.settings.schema import MuscleSettings
-from muscle_plugin.training import Host, state
+from muscle_plugin.training.protocols import StepOutput
+from muscle_plugin.training.state import outside_state, undone
 from muscle_plugin.usb.names import SSL_Argument, str2bool
 
-#: The hard views that MUSCLE adds to a batch, by whose images they are.
+if TYPE_CHECKING:
+    from muscle_plugin.training import Host
+else:
+    Host = object
+
+#: The strong (hard) views that MUSCLE adds to a batch, by kind of image.
 EXTRA_HARD = {LABELLED: "x_lb_h", UNLABELLED: "x_ulb_h"}
 #: The weak views that it adds where the base has none.
 USUAL_WEAK = {LABELLED: "x_lb", UNLABELLED: WEAK_UNLABELLED_VIEW}
@@ -28,14 +36,14 @@ USUAL_WEAK = {LABELLED: "x_lb", UNLABELLED: WEAK_UNLABELLED_VIEW}
 
 @dataclass(frozen=True)
 class Plan:
-    """How a step's predictions are had without forwarding an image twice.
+    """Where a step's predictions come from, so that no image is forwarded twice.
 
     Attributes:
         found: views that the base forwards, and where.
-        weak: per kind of image (labelled, unlabelled), the view that serves as the weak one.
-        hard: per kind of image, the base's views that serve as hard ones.
+        weak: per kind of image (labelled, unlabelled), the view used as the weak one.
+        hard: per kind of image, the base's views used as strong ones.
         extra_views: views of the batch that MUSCLE forwards itself, in this order.
-        carrier: the base's call that carries them; None: a forward of their own.
+        carrier: the base's call to which they are appended; None: a forward of their own.
         rows: images per call of the base.
     """
 
@@ -47,50 +55,40 @@ class Plan:
     rows: tuple[int, ...]
 
 
-class Muscle:
+@outside_state
+class Muscle(Host):
     """Mixin in front of :class:`Host` and a USB class (equations 7 and 8).
 
-    A step runs the base's ``train_step`` on the views it asks for, takes the predictions that it makes of weak and hard
-    views, forwards the hard views that are missing along with the base's first call, and returns the base's loss minus
-    ``mi_weight`` times the mutual information of one weak view paired with ``hard_views`` hard ones, over labelled and
-    unlabelled images. Logged beside the base's values: ``train/mi``, ``train/entropy`` = H(z) and
-    ``train/conditional_entropy`` = H(z|z'), in nats. With ``mi_weight`` 0 it steps aside: the base trains bit for bit.
+    A step runs the base's ``train_step`` on the views it asks for, captures its predictions of weak and strong views,
+    appends the missing strong views to the base's batch, and returns the base's loss minus ``mi_weight`` times the mutual
+    information of one weak view paired with ``hard_views`` strong ones, over labelled and unlabelled images. Logged beside
+    the base's values: ``train/mi``, ``train/entropy`` = H(z) and ``train/conditional_entropy`` = H(z|z'), in nats. With
+    ``mi_weight`` 0 it steps aside: the base trains bit for bit.
     """
 
-    # set by Host and AlgorithmBase
-    args: Any
-    model: Any
-    ema: Any
-    batches: Any
-    amp_cm: Any
-    bn_controller: Any
-    in_step: Any
-    monitor: Any
-    usb_name: str
-    it: int
+    mi_loss: MutualInformationLoss
+    plan: Plan | None
 
-    def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
-        super().__init__(args, net_builder, tb_log, logger, **kwargs)  # type: ignore[call-arg]
+    def __init__(self, args: Namespace, *others: Any, **named: Any) -> None:
+        super().__init__(args, *others, **named)
         self.mi_loss = MutualInformationLoss(args.mi_weight, global_batch=True)
-        self.plan: Plan | None = None
+        self.plan = None
 
     def prepare_steps(self) -> None:
-        """Find out, on a trial step that leaves no trace, what the base forwards; then ask for the views it lacks."""
-        super().prepare_steps()  # type: ignore[misc]
+        """Observe in a trial step, which is undone, what the base forwards; then ask for the views it lacks."""
+        super().prepare_steps()
         if self.mi_loss.weight == 0:
             return
         self.plan = None
         self.batches.add_views({})
-        before = state.capture(self)
         batch = self.batches.batch(self.it)
-        with self.in_step(), ForwardCapture(self.model, self._live) as capture:
-            super().train_step(**self.process_batch(**batch))  # type: ignore[misc, attr-defined]
-        state.restore(self, before)
+        with undone(self), self.in_step(), ForwardCapture(self.model, self._live) as capture:
+            super().train_step(**self.process_batch(**batch))
         self.model.zero_grad(set_to_none=True)
         self.plan = self._make_plan(capture, batch)
 
     def _live(self) -> bool:
-        return not (self.ema is not None and self.ema.backup)
+        return self.ema is None or not self.ema.backup
 
     def _make_plan(self, capture: ForwardCapture, batch: Mapping[str, Tensor]) -> Plan:
         kinds = (LABELLED, UNLABELLED) if self.args.mi_labelled else (UNLABELLED,)
@@ -128,22 +126,22 @@ class Muscle:
         carrier = labelled_rows.call if labelled_rows and self.args.mi_batch_norm == "joint" else None
         return Plan(found, weak, hard, extra_views, carrier, tuple(len(c.images) for c in capture.calls))
 
-    def train_step(self, **batch: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    def train_step(self, **batch: Tensor) -> StepOutput:
         """One step on the views of ``batch``, keyed as in ``Batches.views``; returns USB's pair of dictionaries."""
         base = {k: v for k, v in batch.items() if k in self.batches.parameters}
         if self.mi_loss.weight == 0:
-            return super().train_step(**base)  # type: ignore[misc]
+            return super().train_step(**base)
         plan = self.plan
         if plan is None or not {*plan.weak.values(), *plan.extra_views} <= batch.keys():
-            raise RuntimeError(
-                "MUSCLE's step lacks its hard views: train by algorithm.train(), or give semilearn's Trainer this"
+            raise RunError(
+                "MUSCLE's step lacks its strong views: train by algorithm.train(), or give semilearn's Trainer this"
                 " algorithm's own loaders, trainer.fit(*algorithm.loaders())"
             )
         extra_views = torch.cat([batch[n] for n in plan.extra_views]) if plan.extra_views else None
         with ForwardCapture(
             self.model, self._live, extra_views, plan.carrier, plan.rows if plan.carrier is not None else ()
         ) as capture:
-            out, log = super().train_step(**base)  # type: ignore[misc]
+            out, log = super().train_step(**base)
         weak, hard = self._predictions(capture, batch, self._extra_logits(capture, extra_views))
         loss, terms = self.mi_loss(weak, hard)
         if self.args.stage == "pretrain" and self.usb_name == MUSCLE_BASE:  # the base's loss is that of the labels
@@ -152,13 +150,13 @@ class Muscle:
         return out, log | self._logged(out["loss"], terms)
 
     def record(self, values: dict[str, float]) -> None:
-        super().record(values)  # type: ignore[misc]
+        super().record(values)
         if "train/entropy" in values:
-            self.monitor.see_entropy(self, self.it + 1, values["train/entropy"])
+            self.monitor.see_entropy(self.it + 1, values["train/entropy"], self.num_classes)
 
     def _extra_logits(self, capture: ForwardCapture, extra_views: Tensor | None) -> Tensor | None:
-        """The logits of the extra_views: from the call that carried them, or from a forward of their own, with their own
-        batch statistics and leaving the running ones alone."""
+        """(M, C) logits of the extra views: from the call that carried them, or from a forward of their own, with their own
+        batch statistics and without a change to the running ones."""
         if extra_views is None or capture.extra_logits is not None:
             return capture.extra_logits
         with self.amp_cm():
@@ -170,7 +168,7 @@ class Muscle:
     def _predictions(
         self, capture: ForwardCapture, batch: Mapping[str, Tensor], extra_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """(N, C) logits of the weak views and (V, N, C) of the hard ones, labelled images before unlabelled ones."""
+        """(N, C) logits of the weak views and (V, N, C) of the strong ones, labelled images before unlabelled ones."""
         assert self.plan is not None
         plan = self.plan
         logits = {n: capture.logits(r) for n, r in plan.found.items()}
@@ -196,12 +194,9 @@ class Muscle:
         }
 
     @staticmethod
-    def get_argument() -> list[Any]:
+    def get_argument() -> list[SSL_Argument]:
         """MUSCLE's settings in USB's form, for USB's own command line; a composed class adds its base's."""
         return [
             SSL_Argument(f"--{n}", str2bool if f.annotation is bool else type(f.default), f.default, f.description)
             for n, f in MuscleSettings.model_fields.items()
         ]
-
-
-__all__ = ["Host", "Muscle", "Plan"]

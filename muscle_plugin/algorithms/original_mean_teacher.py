@@ -6,6 +6,7 @@ ramp over steps, and a teacher without statistics of its own.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 
 from muscle_plugin.registry.own import usb_arguments
 from muscle_plugin.schedules import sigmoid_rampup
-from muscle_plugin.usb.names import AlgorithmBase
+from muscle_plugin.training.protocols import StepOutput
+from muscle_plugin.usb.names import AlgorithmBase, SSL_Argument
 
 
 class OriginalMeanTeacher(AlgorithmBase):
@@ -36,21 +38,19 @@ class OriginalMeanTeacher(AlgorithmBase):
     #: The averaging begins with small momentum (read by the EMA hook).
     ema_warms_up = True
 
-    def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
-        super().__init__(args, net_builder, tb_log, logger, **kwargs)
+    def __init__(self, args: Namespace, *others: Any, **named: Any) -> None:
+        super().__init__(args, *others, **named)
         self.consistency = args.consistency
         self.consistency_rampup = args.consistency_rampup
         self.logit_distance = args.logit_distance
 
-    def train_step(
-        self, x_lb: Tensor, y_lb: Tensor, x_lb_w2: Tensor, x_ulb_w: Tensor, x_ulb_w2: Tensor
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def train_step(self, x_lb: Tensor, y_lb: Tensor, x_lb_w2: Tensor, x_ulb_w: Tensor, x_ulb_w2: Tensor) -> StepOutput:
         return self.teach(x_lb, y_lb, x_lb_w2, x_ulb_w, x_ulb_w2)
 
     def teach(
         self, x_lb: Tensor, y_lb: Tensor, x_lb_w2: Tensor, x_ulb_w: Tensor, x_ulb_w2: Tensor,
         idx_ulb: Tensor | None = None,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    ) -> StepOutput:  # fmt: skip
         """The step; ``idx_ulb`` goes to :meth:`class_loss`."""
         with self.amp_cm():
             student = self.model(torch.cat([x_lb, x_ulb_w]))
@@ -81,5 +81,5 @@ class OriginalMeanTeacher(AlgorithmBase):
         return F.cross_entropy(logits[: len(y_lb)], y_lb, reduction="sum") / len(logits)
 
     @staticmethod
-    def get_argument() -> list[Any]:
+    def get_argument() -> list[SSL_Argument]:
         return usb_arguments("meanteacher_original")

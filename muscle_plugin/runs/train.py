@@ -73,13 +73,13 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
                 algorithm.notes += record_environment(
                     run_dir / "environment.json", algorithm, resolved, command, bool(checkpoints)
                 )
-                algorithm.recorder = stack.enter_context(_recorder(run_dir, algorithm, progress))
+                algorithm.recorder = recorder = stack.enter_context(_recorder(run_dir, algorithm, progress))
             with _stopping_on_signals(algorithm), output_to(logger):
                 algorithm.warmup()
                 algorithm.train()
         finally:
             failure["after_step"] = algorithm.it
-        result: dict[str, Any] = distributed.from_first(lambda: algorithm.recorder.write_result(algorithm))
+        result: dict[str, Any] = distributed.from_first(lambda: recorder.write_result(algorithm))
     progress.finish(result, run_dir)
     return result
 
@@ -164,7 +164,7 @@ def _resume(
 
     def restore() -> None:
         with room_for_images_and_nets():
-            algorithm.go_to(algorithm.read_checkpoint(used, content), used)
+            algorithm.load_model(used, content)
 
     distributed.in_every_process(restore)
     if distributed.rank() == 0 and used != run_dir / LATEST and not named:

@@ -162,7 +162,7 @@ def _seconds_per_step(algorithm: Host, start: int) -> float:
                 raise _Enough
         return result
 
-    algorithm.call_hook = timed_hook
+    algorithm.call_hook = timed_hook  # type: ignore[method-assign, assignment]
     algorithm.loader_dict["eval"] = ()  # the last step evaluates
     # the first step of a later stage would propagate labels over all images
     algorithm.it = start and min(start + 1, algorithm.num_train_iter - 1)
@@ -171,6 +171,6 @@ def _seconds_per_step(algorithm: Host, start: int) -> float:
     except _Enough:
         pass
     finally:
-        algorithm.call_hook = call_hook
+        algorithm.call_hook = call_hook  # type: ignore[method-assign, assignment]
     steps = [b - a for a, b in pairwise(times)]
     return median(steps[WARM_UP_STEPS:] or steps[-1:])

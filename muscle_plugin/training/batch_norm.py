@@ -7,6 +7,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from muscle_plugin import distributed
+from muscle_plugin.errors import InputError
 
 
 class _OnCPU(nn.SyncBatchNorm):
@@ -40,7 +41,7 @@ def synchronise_batch_norm(net: nn.Module, device: torch.device) -> nn.Module:
     """The net with its batch norms' statistics taken over all processes: PyTorch's ``SyncBatchNorm``.
 
     Raises:
-        ValueError: the net has a kind of batch norm that only a GPU can synchronise.
+        InputError: the net has a kind of batch norm that only a GPU can synchronise.
     """
     net = convert_sync_batchnorm(net)
     if device.type == "cuda":
@@ -49,5 +50,5 @@ def synchronise_batch_norm(net: nn.Module, device: torch.device) -> nn.Module:
         if type(module) is nn.SyncBatchNorm:
             module.__class__ = _OnCPU
         elif isinstance(module, nn.SyncBatchNorm):
-            raise ValueError(f"sync_bn: {type(module).__name__} ({name}) needs GPUs; give --sync_bn false")
+            raise InputError(f"sync_bn: {type(module).__name__} ({name}) needs GPUs; give --sync_bn false")
     return net

@@ -10,23 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin.errors import CompileError
-from muscle_plugin.text import out_of_memory
+from muscle_plugin.text import first_line, out_of_memory
 
 #: Modes that record CUDA graphs, whose outputs live until the next step begins.
 WITH_GRAPHS = ("reduce-overhead",)
 
 
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
-
-
 class CompiledForward:
     """Stands in for ``net.forward``: compiled while the net trains, as written while it evaluates.
 
-    As an attribute of the instance it is inside of ``net.__call__``: hooks on the net (MUSCLE's tap) and USB's
-    batch-norm controller stay outside of what is compiled, and the names of parameters are what they were. A compiled graph
-    serves one batch size; the second size that comes along gives one for any size. A copy of the net has its own.
+    As an attribute of the instance it is inside ``net.__call__``: hooks on the net (MUSCLE's forward capture) and USB's
+    batch-norm controller stay outside the compiled part, and parameters keep their names. A compiled graph serves one batch
+    size; the second size compiles one for any size. A copy of the net has its own.
     """
 
     def __init__(self, net: nn.Module, mode: str) -> None:
@@ -43,7 +38,7 @@ class CompiledForward:
             if out_of_memory(e):
                 raise
             raise CompileError(
-                f"compile: {type(self.net).__name__} cannot be compiled ({_reason(e)}); use --compile no"
+                f"compile: {type(self.net).__name__} cannot be compiled ({type(e).__name__}: {first_line(e)}); use --compile no"
             ) from e
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledForward:
@@ -57,10 +52,10 @@ def compile_net(net: nn.Module, mode: str) -> None:
 
 
 def check_compiler(mode: str, device: torch.device) -> None:
-    """Find out, on a function of a line, whether anything can be compiled.
+    """Try to compile a function of one line.
 
     Raises:
-        CompileError: it cannot; with what is missing.
+        CompileError: nothing can be compiled here; the message says what is missing.
     """
     if mode == "no":
         return
@@ -77,11 +72,11 @@ def check_compiler(mode: str, device: torch.device) -> None:
         if device.type == "cpu" and not any(shutil.which(c) for c in ("g++", "clang++", "c++")):
             raise CompileError("compile: needs a C++ compiler such as g++, which is not here; use --compile no") from e
         what = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler that works"
-        raise CompileError(f"compile: needs {what} ({_reason(e)}); use --compile no") from e
+        raise CompileError(f"compile: needs {what} ({type(e).__name__}: {first_line(e)}); use --compile no") from e
 
 
 def begin_step(mode: str) -> None:
-    """Say that the outputs of the last step are no longer wanted, and those of this one all are, until the next: a step
-    calls the net several times, and what an earlier call gave is still needed after a later one."""
+    """Release the outputs of the last step, and keep those of this one until the next: a step calls the net several times,
+    and still needs what an earlier call returned after a later one."""
     if mode in WITH_GRAPHS:
         torch.compiler.cudagraph_mark_step_begin()

@@ -17,6 +17,9 @@ class EMA:
         ema_model: a net of the same structure; it holds the average.
         decay: momentum in [0, 1); 0 makes the average the model itself.
         own_buffers: leave the averaged net's buffers alone.
+
+    Attributes:
+        backup: the model's own weights while it computes with the averages, else empty.
     """
 
     def __init__(self, model: nn.Module, ema_model: nn.Module, decay: float, own_buffers: bool = False) -> None:
@@ -33,11 +36,6 @@ class EMA:
     def shadow(self) -> dict[str, Tensor]:
         """Averages by parameter name."""
         return dict(zip(self._names, (a.data for a in self._averages), strict=True))
-
-    @property
-    def applied(self) -> bool:
-        """Whether the model currently computes with the averages."""
-        return bool(self.backup)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from muscle_plugin.data.views import LABELLED, UNLABELLED
+from muscle_plugin.errors import RunError
+
+if TYPE_CHECKING:
+    from muscle_plugin.training.host import Host
 
 
 class StepLoader:
@@ -16,12 +20,12 @@ class StepLoader:
     Yields, for each step, the entries of ``Batches.batch`` that belong to labelled or to unlabelled images.
 
     Raises:
-        RuntimeError: on iteration, steps have been taken but no weight was updated (the ``Trainer`` of USB's git main).
+        RunError: on iteration, steps have been taken but no weight was updated (the ``Trainer`` of USB's git main).
     """
 
     sampler = None
 
-    def __init__(self, algorithm: Any, kind: str, shared: dict[int, dict[str, Tensor]]) -> None:
+    def __init__(self, algorithm: Host, kind: str, shared: dict[int, dict[str, Tensor]]) -> None:
         self._algorithm, self._kind, self._shared = algorithm, kind, shared
 
     def __len__(self) -> int:
@@ -32,7 +36,7 @@ class StepLoader:
         first = algorithm.it
         for step in range(first, first + len(self)):
             if algorithm.it > 0 and not algorithm.updates:
-                raise RuntimeError(
+                raise RunError(
                     "semilearn's Trainer has taken a step without updating the weights: that of USB's git main calls no"
                     " hooks (patches/main mends it); use algorithm.train()"
                 )
@@ -51,7 +55,7 @@ class StepLoader:
         return labelled == (self._kind == LABELLED)
 
 
-def step_loaders(algorithm: Any) -> tuple[StepLoader, StepLoader]:
+def step_loaders(algorithm: Host) -> tuple[StepLoader, StepLoader]:
     """The labelled and the unlabelled loader of an algorithm whose steps are prepared."""
     shared: dict[int, dict[str, Tensor]] = {}
     return StepLoader(algorithm, LABELLED, shared), StepLoader(algorithm, UNLABELLED, shared)

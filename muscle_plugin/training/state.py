@@ -1,139 +1,206 @@
-"""What an algorithm object remembers, as plain data: for checkpoints, and to undo a step.
+"""The state that USB's classes keep in attributes of the algorithm and its hooks, as plain data.
 
-USB's classes keep state in attributes of the algorithm and of its hooks (class-wise thresholds, queues, moving
-averages), and save some of it in ``get_save_dict``. Here everything that is a tensor, an array, a number or a plain
-container of these is taken, so that a class which forgets to save something resumes exactly all the same. The result
-holds only types that ``torch.load(weights_only=True)`` accepts.
+Class-wise thresholds, queues and moving averages are such attributes; USB's ``get_save_dict`` knows some of them. Here every
+attribute of a USB class that is a tensor, an array, a number, a text, an object with a ``state_dict``, or a plain container of
+these is taken, whenever it came into being, so that a class that forgets to save something resumes exactly all the same.
+Attributes of this package's own mixins are never taken: :mod:`muscle_plugin.training.checkpoint` saves by name what must last.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import random
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-#: Attributes that belong to where a run is, not to what it has learnt, or that are built anew each time.
-# fmt: off
-PLACE = frozenset([
-    "args", "tb_log", "print_fn", "net_builder", "dataset_dict", "loader_dict", "batches", "hooks_dict", "_hooks",
-    "out_dict", "log_dict", "save_dir", "save_name", "resume", "device", "gpu", "rank", "world_size", "distributed",
-    "ngpus_per_node", "ema", "bn_controller", "amp_cm", "num_eval_iter", "num_log_iter", "recorder", "save_every",
-    "stop_requested", "_clock", "plan", "test_sequestered", "net_options", "notes", "settings",
-    "compared_settings",
-    "start_epoch", "monitor", "logger", "updates",
-])
-# fmt: on
+from muscle_plugin.errors import InputError
+from muscle_plugin.usb.names import AlgorithmBase
 
-#: What checkpoints of earlier versions hold.
-_NO_LONGER_KEPT = frozenset(["start_epoch"])
+if TYPE_CHECKING:
+    from muscle_plugin.training.host import Host
+
+C = TypeVar("C", bound=type)
+
+#: Attributes of USB's base class that settings or the place of a run fix, or that hold no state.
+INFRASTRUCTURE = frozenset([
+    "args", "algorithm", "tb_log", "print_fn", "net_builder", "dataset_dict", "loader_dict", "hooks_dict", "_hooks", "out_dict",
+    "log_dict", "results_dict", "save_dir", "save_name", "resume", "gpu", "rank", "world_size", "distributed", "ngpus_per_node",
+    "num_classes", "num_train_iter", "num_iter_per_epoch", "num_eval_iter", "num_log_iter", "epochs", "start_epoch", "use_amp",
+    "amp_cm", "ema", "bn_controller",
+])  # fmt: skip
+#: Attributes of USB's base class that :mod:`muscle_plugin.training.checkpoint` saves by name.
+SAVED_BY_NAME = frozenset([
+    "it", "epoch", "best_it", "best_eval_acc", "model", "ema_model", "optimizer", "scheduler", "loss_scaler",
+])  # fmt: skip
+#: What USB gives every hook.
+OF_HOOKS = frozenset(["name", "priority"])
 _SKIP = object()
 
 
-def _pack(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, np.ndarray):
-        return {"array": torch.from_numpy(value.copy())} if value.dtype.kind in "biuf" else _SKIP
-    if isinstance(value, (list, tuple)):
-        items = [_pack(v) for v in value]
-        return _SKIP if any(i is _SKIP for i in items) else {type(value).__name__: items}
-    if type(value) is dict:
-        items = [[_pack(k), _pack(v)] for k, v in value.items()]
-        return _SKIP if any(i is _SKIP for pair in items for i in pair) else {"dict": items}
-    if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-        return {"state": _clone(value.state_dict())}
-    return _SKIP
+def outside_state(cls: C) -> C:
+    """Class decorator: the attributes that the class annotates are this package's own, and no state of USB's."""
+    cls._outside_state = frozenset(inspect.get_annotations(cls))  # type: ignore[attr-defined]
+    return cls
 
 
-def _clone(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+def _left_out(obj: object) -> frozenset[str]:
+    of_usb = INFRASTRUCTURE | SAVED_BY_NAME if isinstance(obj, AlgorithmBase) else OF_HOOKS
+    return of_usb.union(*(vars(c).get("_outside_state", ()) for c in type(obj).__mro__))
+
+
+def _fits_its_storage(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def plain(value: object, copy: bool = False) -> Any:
+    """Tensors, and NumPy's scalars as Python's, in nested containers.
+
+    Args:
+        copy: clone every tensor; without it only those that share their memory with more than themselves, which would be
+            written to a file too.
+    """
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+        return tensor.clone() if copy or not _fits_its_storage(tensor) else tensor
     if isinstance(value, dict):
-        return {k: _clone(v) for k, v in value.items()}
+        return {k: plain(v, copy) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_clone(v) for v in value)
+        return type(value)(plain(v, copy) for v in value)
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _unpack(packed: Any, on: torch.device | None = None) -> Any:
+def _pack(value: object, copy: bool) -> Any:
+    """What ``torch.load(weights_only=True)`` accepts, or ``_SKIP``; arrays, containers and objects by their kind."""
+    if value is None or isinstance(value, (bool, int, float, str, np.generic, Tensor)):
+        return plain(value, copy)
+    if isinstance(value, np.ndarray):
+        return {"array": torch.from_numpy(value.copy())} if value.dtype.kind in "biuf" else _SKIP
+    if isinstance(value, (list, tuple)):
+        items = [_pack(v, copy) for v in value]
+        return _SKIP if any(i is _SKIP for i in items) else {type(value).__name__: items}
+    if type(value) is dict:
+        pairs = [[_pack(k, copy), _pack(v, copy)] for k, v in value.items()]
+        return _SKIP if any(i is _SKIP for pair in pairs for i in pair) else {"dict": pairs}
+    if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
+        found = plain(value.state_dict(), copy)
+        return {"state": found} if found else _SKIP
+    return _SKIP
+
+
+def _unpack(packed: object, on: torch.device | None) -> Any:
     if not isinstance(packed, dict):
-        return packed.to(on or packed.device, copy=True) if isinstance(packed, torch.Tensor) else packed
+        return packed.to(on or packed.device, copy=True) if isinstance(packed, Tensor) else packed
     ((kind, content),) = packed.items()
     if kind == "array":
         return content.numpy().copy()
-    if kind == "list":
-        return [_unpack(v, on) for v in content]
-    if kind == "tuple":
-        return tuple(_unpack(v, on) for v in content)
-    return {_unpack(k, on): _unpack(v, on) for k, v in content}
+    if kind == "dict":
+        return {_unpack(k, on): _unpack(v, on) for k, v in content}
+    items = [_unpack(v, on) for v in content]
+    return tuple(items) if kind == "tuple" else items
 
 
-def _capture_object(obj: Any) -> dict[str, Any]:
-    packed = {k: _pack(v) for k, v in vars(obj).items() if k not in PLACE}
+def capture_object(obj: object, copy: bool = False) -> dict[str, Any]:
+    """The attributes of one object that are state, by name.
+
+    Args:
+        copy: clone tensors, so that what happens next does not change them.
+    """
+    left_out = _left_out(obj)
+    packed = {k: _pack(v, copy) for k, v in vars(obj).items() if k not in left_out}
     return {k: v for k, v in packed.items() if v is not _SKIP}
 
 
-def _may_set(obj: Any, name: str, packed: Any) -> bool:
-    """Whether a state may set an attribute: one that :func:`capture` would have taken, to a value of the same kind. A file
+def _is_object(packed: object) -> bool:
+    return isinstance(packed, dict) and "state" in packed
+
+
+def _may_set(obj: object, name: str, packed: object) -> bool:
+    """Whether a file may set an attribute: one that :func:`capture_object` would take, to a value of the same kind. A file
     must not put other paths, settings or methods in place."""
     of_class = getattr(type(obj), name, None)
-    if name in PLACE or name.startswith("__") or callable(of_class) or isinstance(of_class, property):
+    if name in _left_out(obj) or name.startswith("__") or callable(of_class) or isinstance(of_class, property):
         return False
-    now = _pack(vars(obj).get(name))
-    if now is _SKIP:
+    now = _pack(vars(obj).get(name), copy=False)
+    if now is _SKIP or _is_object(now) != _is_object(packed):
         return False
     if now is None or packed is None:
         return True
     if isinstance(now, (bool, int, float)):
         return isinstance(packed, (bool, int, float))
-    return type(now) is type(packed) or (isinstance(now, torch.Tensor) and isinstance(packed, torch.Tensor))
+    return isinstance(packed, Tensor) if isinstance(now, Tensor) else type(now) is type(packed)
 
 
-def _restore_object(obj: Any, state: dict[str, Any], on: torch.device | None) -> None:
-    for name, packed in state.items():
-        if name in _NO_LONGER_KEPT:
-            continue
-        if not _may_set(obj, name, packed):
-            raise ValueError(f"it would set {type(obj).__name__}.{name}")
-        if isinstance(packed, dict) and "state" in packed:
-            getattr(obj, name).load_state_dict(packed["state"])
-        else:
-            now = vars(obj).get(name)
-            setattr(obj, name, _unpack(packed, now.device if on and isinstance(now, torch.Tensor) else on))
-    for name in [k for k, v in vars(obj).items() if k not in PLACE and k not in state and _pack(v) is not _SKIP]:
-        delattr(obj, name)  # it came into being after the state was taken
-
-
-def capture(algorithm: Any) -> dict[str, Any]:
-    """Everything that the algorithm and its hooks remember, and the global random generators."""
-    hooks = {name: _capture_object(hook) for name, hook in algorithm.hooks_dict.items()}
-    return {"algorithm": _capture_object(algorithm), "hooks": hooks, "random": capture_random(algorithm.device)}
-
-
-def restore(algorithm: Any, state: dict[str, Any], on: torch.device | None = None) -> None:
-    """Put an algorithm of the same class and sizes back into a captured state.
+def restore_object(obj: object, state: dict[str, Any], on: torch.device | None = None) -> None:
+    """Undo :func:`capture_object`; state that has come into being since is deleted.
 
     Args:
         on: where tensors go; one whose attribute lives on another device already stays there. None: where they are.
+
+    Raises:
+        InputError: it would set what is no state.
     """
-    _restore_object(algorithm, state["algorithm"], on)
+    for name, packed in state.items():
+        if not _may_set(obj, name, packed):
+            raise InputError(f"it would set {type(obj).__name__}.{name}")
+        if _is_object(packed):
+            getattr(obj, name).load_state_dict(packed["state"])
+        else:
+            now = vars(obj).get(name)
+            setattr(obj, name, _unpack(packed, now.device if on and isinstance(now, Tensor) else on))
+    for name in capture_object(obj).keys() - state.keys():
+        delattr(obj, name)
+
+
+def capture(algorithm: Host, copy: bool = False) -> dict[str, Any]:
+    """The state of USB's classes: of the algorithm, and of its hooks by their names."""
+    hooks = {name: capture_object(hook, copy) for name, hook in algorithm.hooks_dict.items()}
+    return {"algorithm": capture_object(algorithm, copy), "hooks": hooks}
+
+
+def restore(algorithm: Host, state: dict[str, Any], on: torch.device | None = None) -> None:
+    """Undo :func:`capture`, of an algorithm of the same class and sizes; see :func:`restore_object`."""
+    restore_object(algorithm, state["algorithm"], on)
     for name, hook in algorithm.hooks_dict.items():
         if name in state["hooks"]:
-            _restore_object(hook, state["hooks"][name], on)
-    restore_random(state["random"], algorithm.device)
+            restore_object(hook, state["hooks"][name], on)
+
+
+@contextlib.contextmanager
+def undone(algorithm: Host) -> Iterator[None]:
+    """Undo at the end what a ``train_step`` without the optimiser's update changes, bit for bit: the state of USB's classes,
+    batch statistics and random generators. Weights, which such a step leaves alone, are not copied.
+
+    Raises:
+        InputError: it has changed weights.
+    """
+    nets: tuple[nn.Module, ...] = (algorithm.model, algorithm.ema_model)
+    versions = [(p, p._version) for net in nets for p in net.parameters()]  # PyTorch counts changes in place
+    buffers = [{name: b.clone() for name, b in net.named_buffers()} for net in nets]
+    before, generators = capture(algorithm, copy=True), capture_random(algorithm.device)
+    yield
+    if any(p._version != version for p, version in versions):
+        raise InputError(
+            f"algorithm: train_step of {algorithm.usb_name} changes the net's weights itself, which MUSCLE cannot undo"
+            " after its trial step; leave that to the optimiser"
+        )
+    with torch.no_grad():
+        for net, kept in zip(nets, buffers, strict=True):
+            for name, b in net.named_buffers():
+                b.copy_(kept[name])
+    restore(algorithm, before)
+    restore_random(generators, algorithm.device)
 
 
 def capture_random(device: torch.device) -> dict[str, Any]:
     """The states of Python's, NumPy's and PyTorch's global generators; of GPUs, of the one that ``device`` is, if it is one."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
-        "python": _pack(random.getstate()),
+        "python": _pack(random.getstate(), copy=False),
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, float(gauss)],
         "torch": torch.get_rng_state(),
     }
@@ -144,7 +211,7 @@ def capture_random(device: torch.device) -> dict[str, Any]:
 
 def restore_random(state: dict[str, Any], device: torch.device) -> None:
     """Undo :func:`capture_random`, which may have been on another device."""
-    random.setstate(_unpack(state["python"]))
+    random.setstate(_unpack(state["python"], None))
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"].cpu())
