@@ -290,7 +290,9 @@ def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys)
     short_run(**SAVING)
     path = tmp_path / "r" / "latest_model.pth"
     save_tensors(path, {"format": CHECKPOINT_FORMAT + 1, "anything": 3})
-    with pytest.raises(InputError, match="written by a newer version of this package .checkpoint format 2; this version"):
+    with pytest.raises(
+        InputError, match="written by a newer version of this package .checkpoint format 2; this version"
+    ):
         short_run(**SAVING, resume="yes")
     with pytest.raises(ValueError, match="written by a newer version"):
         Predictor(path, "cpu")

@@ -90,7 +90,9 @@ def _faults_here(rank, world):
             raise DataError(f"no images in {rank}")
         return rank
 
-    for call, ranks in [(c, r) for c in (distributed.in_every_process, distributed.from_first) for r in [(), (0,), (1,)]]:
+    for call, ranks in [
+        (c, r) for c in (distributed.in_every_process, distributed.from_first) for r in [(), (0,), (1,)]
+    ]:
         try:
             found = call(lambda ranks=ranks: fail_in(*ranks))
         except UserError as e:

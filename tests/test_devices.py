@@ -328,7 +328,9 @@ def test_a_gpu_without_room_for_the_net_is_one_line(hungry, tmp_path, monkeypatc
         "error: out of memory for the images and nets (CUDA out of memory. Tried to allocate 2.00 GiB."
     )
     assert line.endswith("): --data_on host, a smaller --net or --img_size needs less")
-    assert json.loads((tmp_path / "r" / "failure.json").read_text())["error"].startswith("DeviceError: out of memory for")
+    assert json.loads((tmp_path / "r" / "failure.json").read_text())["error"].startswith(
+        "DeviceError: out of memory for"
+    )
 
 
 def test_memory_that_runs_out_in_training_leaves_the_last_checkpoint_to_go_on_from(
