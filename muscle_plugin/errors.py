@@ -73,14 +73,6 @@ class DamagedError(InputError):
     """A file does not hold what was written to it."""
 
 
-class RunsError(InputError):
-    """A folder holds no runs, or a file of summaries cannot be read."""
-
-
-class SpeedsError(InputError):
-    """A file of speeds cannot be used."""
-
-
 class CatalogueError(UserError, RuntimeError):
     """USB's source could not be found or read."""
 
@@ -97,10 +89,6 @@ class DeviceError(UserError, RuntimeError):
 
 class RunError(UserError, RuntimeError):
     """A run cannot start or resume. The message says why and what would help, one line per fault."""
-
-
-class PoolError(UserError, RuntimeError):
-    """Runs cannot be executed as asked."""
 
 
 class WriteError(UserError, OSError):

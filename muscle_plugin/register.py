@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from muscle_plugin.algorithms.compose import algorithm_class
 from muscle_plugin.nets import OWN_NETS
+from muscle_plugin.registry import plugins
 from muscle_plugin.registry.catalogue import muscle_algorithms
 from muscle_plugin.registry.own import OWN_ALGORITHMS
 from muscle_plugin.usb.names import register_algorithm, register_net
@@ -25,3 +26,4 @@ def register_all() -> None:
 
 
 register_all()
+plugins.after_loading.append(register_all)

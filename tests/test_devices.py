@@ -21,7 +21,7 @@ from muscle_plugin.errors import DeviceError, InputError, RunError, WriteError
 from muscle_plugin.files import load_tensors, read_whole, save_tensors
 from muscle_plugin.runs.resume import saying_how_to_resume
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.settings.schema import RunSettings, moving_settings
+from muscle_plugin.settings.schema import MACHINE, PLACE, RunSettings, affecting
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.text import out_of_memory
 from muscle_plugin.training import state
@@ -131,7 +131,7 @@ def test_a_run_directory_and_its_checkpoint_agree_on_what_may_change(short_run, 
     """Refused on resume by ``config.yaml`` or by the checkpoint is whatever changes results, and nothing else."""
     short_run(save_name="r")
     kept = load_tensors(tmp_path / "r" / "latest_model.pth")["settings"].keys()
-    moves = moving_settings()
+    moves = affecting(MACHINE, PLACE)
     assert not kept & moves
     spelled_otherwise = {"amp"}  # precision
     assert RunSettings.model_fields.keys() - moves - spelled_otherwise <= kept
@@ -161,8 +161,8 @@ def test_a_checkpoint_that_kept_auto_itself_still_loads(short_run, tmp_path, mon
 
 
 def test_a_sweep_takes_runs_of_another_device_for_its_own(tmp_path):
+    from muscle_plugin.studies.jobs import jobs_of
     from muscle_plugin.studies.pool import execute
-    from muscle_plugin.studies.sweep import jobs_of
 
     def job(**settings):
         given = {**SHORT, "save_dir": str(tmp_path), "img_size": None, **settings}
@@ -508,8 +508,9 @@ def flat_images(num_classes, channels, img_size):
 
 @pytest.mark.parametrize("net", ["flat_maps", "flat_images", "small_cnn"])
 def test_a_net_that_cannot_compute_channels_last_trains_and_is_told_of(net, tmp_path, plugins_forgotten):  # noqa: F811
-    from muscle_plugin.runs.train import build
-    from muscle_plugin.studies.speeds import stand_in
+    from muscle_plugin.data.sources import Source
+
+    from muscle_plugin.runs.build import build
 
     (tmp_path / "flat.py").write_text(FLAT)
     settings = {
@@ -520,7 +521,10 @@ def test_a_net_that_cannot_compute_channels_last_trains_and_is_told_of(net, tmp_
         "net": net,
     }
     resolved = load_settings(None, **settings)
-    algorithm = build(resolved, source=stand_in(resolved.settings))
+    classes = tuple(map(str, range(10)))
+    images = torch.randint(256, (170, 3, resolved.settings.img_size, resolved.settings.img_size), dtype=torch.uint8)
+    source = Source(images, torch.arange(170) % 10, torch.arange(160), torch.arange(160, 170), classes)
+    algorithm = build(resolved, source=source)
     notes = [n for n in algorithm.notes if "channels last" in n]
     assert bool(notes) == (net != "small_cnn")
     assert all(

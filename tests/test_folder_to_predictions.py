@@ -194,7 +194,10 @@ def test_images_that_the_net_was_not_made_for_are_refused(run):
     [
         (["data"], "expected: muscle-plugin data show"),
         (["data", "list"], "expected: muscle-plugin data show"),
-        (["data", "show", "--dataset", "digits", "--out", "views.xyz"], "--out: views.xyz: expected the name of a picture"),
+        (
+            ["data", "show", "--dataset", "digits", "--out", "views.xyz"],
+            "--out: views.xyz: expected the name of a picture",
+        ),
         (["data", "show", "--dataset", "cifar20", "--num_labels", "100"], "give a multiple of 80"),
         (["data", "show", "--dataset", "digits", "--sequestered", "1"], "digits has no subclasses, got 1"),
         (["data", "show", "--dataset", "digits", "--skip-bad-images"], "only for image files"),

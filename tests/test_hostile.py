@@ -22,15 +22,14 @@ from conftest import SHORT
 from PIL import Image
 
 from muscle_plugin import cli
-from muscle_plugin.data.folders import image_folder
+from muscle_plugin.data.datasets.image_folder import image_folder
 from muscle_plugin.data.images import decode, find_images
-from muscle_plugin.data.sources import SourceOptions
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.data.splits import read_split
 from muscle_plugin.errors import ConfigError, DataError, InputError, RunError
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.nets.torchvision_net import TorchvisionNet
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.studies.report import main as report
 
 
 class Runs:
@@ -230,7 +229,7 @@ def test_pipes_among_files_hold_nothing_up(make_run, tmp_path, capsys):
         pipe = make_run("muscle_digits_10", seed) / name
         pipe.unlink()
         os.mkfifo(pipe)
-    assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert "environment.json: not a file" in capsys.readouterr().err
     (tmp_path / "c.yaml").write_text(f"extends: '{pipe}'\n")
     with pytest.raises(ConfigError, match="not a file"):
@@ -405,7 +404,10 @@ def test_a_report_shows_names_and_obeys_none(make_run, tmp_path):
             content = json.loads((path / name).read_text()) | {key: evil}
             content |= {"config": "../../" + evil} if name == "environment.json" else {}
             (path / name).write_text(json.dumps(content))
-    assert report([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out"), "--title", evil]) == 0
+    assert (
+        cli.main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out"), "--title", evil])
+        == 0
+    )
     html = (tmp_path / "out" / "report.html").read_text()
     markdown = (tmp_path / "out" / "report.md").read_text()
     body = "\n".join(
@@ -424,7 +426,7 @@ def test_files_of_runs_that_are_damaged_are_named_and_left_out(make_run, tmp_pat
                        ("result.json", "\udcff")]:  # fmt: skip
         kept = (bad / name).read_bytes()
         (bad / name).write_bytes(text.encode(errors="surrogateescape"))
-        assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+        assert cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
         said = capsys.readouterr().err
         assert said.startswith(f"note: left out: {bad}: ")
         assert len(said.splitlines()) == 1

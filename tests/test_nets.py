@@ -224,8 +224,12 @@ def test_an_option_that_asks_for_nothing_suits_any_net():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("cnn31", {}, r"net: unknown 'cnn31' \(nearest: cnn13\); known: small_cnn, cnn13, resnet18_84, timm:<name>"),
-        ("cnn13", {"options": {"drop_out": 0}}, r"cnn13 has no option 'drop_out' \(nearest: dropout\); known: "),
+        (
+            "cnn31",
+            {},
+            r"net: unknown 'cnn31'; did you mean 'cnn13'\?; known: small_cnn, cnn13, resnet18_84, timm:<name>",
+        ),
+        ("cnn13", {"options": {"drop_out": 0}}, r"cnn13 has no option 'drop_out'; did you mean 'dropout'\?; known: "),
         ("resnet18_84", {"options": {"width": 2}}, "resnet18_84 has no option 'width'; it has dropout, input_noise"),
         ("timm:resnet18", {"options": NetOptions(width=0.5)}, "timm:resnet18 has no option 'width'"),
         ("cnn13", {"options": {"dropout": 1.0}}, "dropout must be at least 0 and less than 1, got 1.0"),
@@ -236,7 +240,7 @@ def test_an_option_that_asks_for_nothing_suits_any_net():
         ("small_cnn", {"img_size": 8}, "small_cnn cannot take images of 8 x 8"),
         ("cnn13", {"pretrained": True}, "cnn13 has no pretrained weights"),
         ("resnet18_84", {"pretrained": True}, "resnet18_84 has no pretrained weights"),
-        ("timm:resnet81", {}, r"timm has no model 'resnet81' \(nearest: resnet\d+"),
+        ("timm:resnet81", {}, r"timm has no model 'resnet81'; did you mean 'resnet\d+"),
         ("timm:", {}, "timm has no model ''"),
         ("timm:hf-hub:some/model", {}, "timm has no model 'hf-hub:some/model'"),
         ("timm:resnet18.nosuchtag", {}, "timm:resnet18.nosuchtag cannot"),

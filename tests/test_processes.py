@@ -256,7 +256,7 @@ def test_bad_input_is_said_once(tmp_path):
     assert process.returncode != 0
     assert (
         error.count(
-            "error: batch: 3 labelled and 3 unlabelled images a step cannot be shared equally by 2 processes; 4 and 4 can"
+            "error: batch: 3 labelled and 3 unlabelled images per step cannot be shared equally by 2 processes; 4 and 4 can"
         )
         == 1
     )

@@ -18,10 +18,6 @@ from muscle_plugin.version import __version__
 COMMANDS = {
     "train": ("muscle_plugin.cli.train", "train one configuration"),
     "sweep": ("muscle_plugin.studies.sweep", "train many by name: table1 ... figure3, digits, or any configurations"),
-    "cost": (
-        "muscle_plugin.studies.cost",
-        "what studies take: runs, steps, images, hours on a machine whose speed was measured",
-    ),
     "report": ("muscle_plugin.studies.report", "runs as one HTML page and Markdown, beside the paper's tables"),
     "usb-export": (
         "muscle_plugin.studies.usb_export",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from muscle_plugin.cli.faults import in_first_process
 from muscle_plugin.errors import ConfigError
@@ -26,6 +27,7 @@ def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple
     add_arguments(parser)
     options, layer, faults = parse_command_line(parser, argv)
     try:
+        _refuse_study(options.c)
         resolved = load_settings(options.c, **layer.values)
     except ConfigError as e:
         raise ConfigError([*faults, *e.faults]) from None
@@ -44,6 +46,20 @@ def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple
         print(resolved.to_yaml(), end="")
         return None
     return options, resolved
+
+
+def _refuse_study(word: str | None) -> None:
+    """Raises ConfigError for the name of a study, where one configuration is asked for."""
+    from muscle_plugin.studies.definitions import study_configs
+
+    configs = study_configs(word) if word else []
+    if configs and not Path(str(word)).is_file():
+        raise ConfigError(
+            [
+                f"{word}: a study of {len(configs)} configurations; give one of them ({configs[0]}), or"
+                f" `muscle-plugin sweep {word}`"
+            ]
+        )
 
 
 def parser_of(prog: str, description: str, example: str) -> argparse.ArgumentParser:

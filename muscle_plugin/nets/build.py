@@ -13,7 +13,6 @@ from typing import Protocol
 
 from torch import nn
 
-from muscle_plugin.closest import did_you_mean
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import USBNet
 from muscle_plugin.nets.cnn13 import CNN13
@@ -23,7 +22,7 @@ from muscle_plugin.nets.resnet18_84 import ResNet18
 from muscle_plugin.nets.small_cnn import SmallCNN
 from muscle_plugin.registry.extension import PLUGIN_NETS
 from muscle_plugin.registry.names import DATASETS, NETS, TIMM
-from muscle_plugin.text import shown
+from muscle_plugin.text import did_you_mean, shown
 
 _CLASSES: dict[str, type[USBNet]] = {"small_cnn": SmallCNN, "cnn13": CNN13, "resnet18_84": ResNet18}
 assert tuple(_CLASSES) == NETS

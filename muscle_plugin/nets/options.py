@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from muscle_plugin.closest import did_you_mean
 from muscle_plugin.errors import InputError
+from muscle_plugin.text import did_you_mean
 
 #: Values that ask for nothing, and which any net therefore takes.
 OFF: dict[str, object] = {"dropout": 0.0, "input_noise": 0.0, "width": 1.0, "double_head": False, "l2_feature": False}

@@ -13,11 +13,10 @@ from timm.layers import PatchEmbed
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from muscle_plugin.closest import did_you_mean
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import BackboneNet, USBNet
 from muscle_plugin.nets.weights import misfit, read_weights
-from muscle_plugin.text import first_line
+from muscle_plugin.text import did_you_mean, first_line
 
 
 class TimmBackbone(BackboneNet):

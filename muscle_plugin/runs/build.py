@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from argparse import Namespace
 from collections.abc import Iterator
 
 import torch
 
 import muscle_plugin.register  # noqa: F401  USB's classes look each other up by name
 from muscle_plugin.algorithms.compose import algorithm_class
-from muscle_plugin.data.sources import Source
+from muscle_plugin.data.load import load_data
+from muscle_plugin.data.source import Source
 from muscle_plugin.errors import InputError, UserError
 from muscle_plugin.memory import memory_for
 from muscle_plugin.nets.build import builder_of
 from muscle_plugin.runs.logs import output_to
+from muscle_plugin.settings.namespace import namespace_of
 from muscle_plugin.settings.resolve import Resolved
 from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.text import first_line, out_of_memory
 from muscle_plugin.training import Host
-from muscle_plugin.training.host import read_source
 
 #: What keeps images and nets out of a GPU's memory, or makes them smaller.
 _LESS = "--data_on host, a smaller --net or --img_size"
@@ -37,8 +37,7 @@ def build(resolved: Resolved, logger: logging.Logger | None = None, source: Sour
         UserError: the data, the device or the net cannot be had (DataError, DeviceError, InputError).
     """
     settings = resolved.settings
-    args = Namespace(**resolved.as_dict(), source=source)
-    args.imb_algorithm = None
+    args = namespace_of(resolved, source=source)
     with room_for_images_and_nets(), _faults_of_usb(settings):
         with output_to(logger):
             algorithm: Host = algorithm_class(settings.algorithm)(args, builder_of(settings), None, logger)
@@ -49,7 +48,7 @@ def build(resolved: Resolved, logger: logging.Logger | None = None, source: Sour
 def pack_images(resolved: Resolved, logger: logging.Logger | None) -> None:
     """Write the array files of a data set, which the processes of a machine share."""
     with room_for_images_and_nets(), output_to(logger):
-        read_source(Namespace(**resolved.as_dict()))
+        load_data(resolved.settings)
 
 
 def room_for_images_and_nets() -> contextlib.AbstractContextManager[None]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from muscle_plugin import distributed
+from muscle_plugin.data.load import split_seed
 from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.data.views import check_shared_equally
 from muscle_plugin.device import choose_device
@@ -36,7 +37,6 @@ from muscle_plugin.runs.recorder import Recorder
 from muscle_plugin.runs.resume import saying_how_to_resume
 from muscle_plugin.settings.resolve import Resolved
 from muscle_plugin.training import Host
-from muscle_plugin.training.host import split_seed
 
 
 def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Iterator, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
-from muscle_plugin.data.checks import check_labels, find_oddities
-from muscle_plugin.data.sources import Source, SourceOptions, load_source
-from muscle_plugin.data.splits import Split, draw_split, read_split
-from muscle_plugin.data.views import Batches, FixedImages, LabelledPasses
+from muscle_plugin.data.batches import Batches, LabelledPasses
+from muscle_plugin.data.checks import find_oddities
+from muscle_plugin.data.load import choose_split, load_data
+from muscle_plugin.data.loader import FixedImages
+from muscle_plugin.data.source import Source
+from muscle_plugin.data.splits import Split
 from muscle_plugin.device import (
     autocast_context,
     choose_device,
@@ -32,19 +33,18 @@ from muscle_plugin.device import (
     deterministic_kernels,
     fix_workspaces,
 )
-from muscle_plugin.errors import ConfigError, DataError, DeviceError, InputError, Interrupted
+from muscle_plugin.errors import DeviceError, InputError, Interrupted
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.memory import memory_for
 from muscle_plugin.nets import build
 from muscle_plugin.nets.weights import load_weights
 from muscle_plugin.registry.extension import PLUGIN_NETS
-from muscle_plugin.registry.names import DATASETS, NETS
+from muscle_plugin.registry.names import NETS
 from muscle_plugin.run_files import BEST, CHECKPOINT_FORMAT, LATEST, checkpoint_of, earlier_checkpoints, refuse_newer
 from muscle_plugin.schedules import schedule
 from muscle_plugin.seeding import derive, seed_everything
-from muscle_plugin.settings.resolve import batch_composition, check_usb_settings, following
-from muscle_plugin.settings.schema import MuscleSettings, RunSettings, moving_settings
-from muscle_plugin.settings.sources import Layer, read_yaml
+from muscle_plugin.settings.namespace import from_namespace, write_for_usb
+from muscle_plugin.settings.schema import MACHINE, PLACE, MuscleSettings, RunSettings, affecting
 from muscle_plugin.text import first_line, out_of_memory, shown
 from muscle_plugin.training import state
 from muscle_plugin.training.batch_norm import synchronise_batch_norm
@@ -89,85 +89,6 @@ def _images_channels_last(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images, *rest)
 
 
-def complete_settings(args: Any, own: Sequence[str] = ()) -> None:
-    """Check ``args`` and give it what it lacks: settings of this package at their defaults, and what USB's base class reads.
-
-    ``args`` from ``train.py`` is complete already; one from USB's own command line or a notebook is not. The former always
-    has ``batch_size`` and ``uratio``, at USB's defaults if nobody gave them: ``total_batch`` and ``ratio`` come first.
-
-    Args:
-        own: names of settings that the algorithm declares.
-
-    Raises:
-        DataError: settings that are wrong, misspelt, or contradict each other.
-    """
-    given = vars(args)
-    try:
-        values, notices = check_usb_settings(given, _layers_of(given.get("c"), [*given]), own)
-    except ConfigError as e:
-        raise DataError(str(e)) from None
-    given.update(values)
-    for notice in () if distributed.rank() else notices:
-        warnings.warn(notice, stacklevel=5)  # where get_algorithm is called, for what has MUSCLE in it
-    for model in (RunSettings, MuscleSettings):
-        for name, field in model.model_fields.items():
-            if not hasattr(args, name):
-                setattr(args, name, field.default)
-    if args.dataset not in DATASETS:  # to whom brings a source of his own too
-        raise DataError(f"dataset: unknown {args.dataset!r}; known: {', '.join(DATASETS)}")
-    for name, value in following(args).items():
-        setattr(args, name, value)
-    labelled, unlabelled = _batch_of(args)
-    args.batch_size, args.total_batch = labelled, labelled + unlabelled
-    args.uratio = args.ratio = unlabelled / labelled
-    rank, world = distributed.rank(), distributed.world_size()
-    processes = {"rank": rank, "world_size": world, "distributed": world > 1, "multiprocessing_distributed": world > 1}
-    if rank:
-        args.use_wandb = args.use_aim = False
-    balanced = {"imb_algorithm": None, "ulb_imb_ratio": 1, "ulb_num_labels": None}
-    for name, value in {**processes, **balanced}.items():
-        setattr(args, name, value)
-    # git main's CoMatch and SimMatch read it without naming it among their arguments
-    args.use_epass = getattr(args, "use_epass", False)
-
-
-#: What USB's train.py gives where nobody gave anything, and this package's name for the same choice.
-USB_DEFAULTS = {"batch_size": (8, "total_batch"), "uratio": (1, "ratio")}
-
-
-def _batch_of(args: Any) -> tuple[int, int]:
-    """(J, I) of settings that may name them twice. Where USB's train.py read a file (``args.c``), what that file and those that
-    it extends say of the batch counts as in a run of this package: a later one overrides an earlier one, by either name.
-
-    Raises:
-        DataError: the names contradict each other.
-    """
-    names = ("total_batch", "ratio", "batch_size", "uratio")
-    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    try:
-        layers = _layers_of(getattr(args, "c", None), names)
-        if not layers and not {"total_batch", "ratio"} & given.keys():
-            given.setdefault("batch_size", 64)
-        said = {n for layer in layers for n in layer.values}
-
-        def nobody_gave(name: str) -> bool:
-            default, other = USB_DEFAULTS.get(name, (None, ""))
-            return given[name] == default and (bool(layers) or other in given)
-
-        rest = {n: v for n, v in given.items() if n not in said and not nobody_gave(n)}
-        return batch_composition([*layers, Layer("settings", rest)])
-    except ConfigError as e:
-        raise DataError(str(e)) from None
-
-
-def _layers_of(file: str | None, names: Sequence[str]) -> list[Layer]:
-    """What a configuration and those that it extends say of some settings."""
-    if not file or not Path(file).is_file():
-        return []
-    layers = [Layer(x.source, {n: v for n, v in x.values.items() if n in names}) for x in read_yaml(Path(file))]
-    return [x for x in layers if x.values]
-
-
 def _refuse_other_launchers(args: Any) -> None:
     """Raises :class:`DeviceError` where several processes are to train that this package does not bring together."""
     by_usb = getattr(args, "distributed", False) or getattr(args, "multiprocessing_distributed", False)
@@ -189,51 +110,8 @@ def read_source(args: Any) -> Source:
     Raises:
         DataError: it cannot be had, or has another number of classes than the settings say.
     """
-    if (given := getattr(args, "source", None)) is not None:
-        args.num_classes = len(given.classes)
-        return given  # type: ignore[no-any-return]
-    try:
-        data_dir = Path(args.data_dir).expanduser()
-    except RuntimeError as e:
-        raise DataError(f"data_dir: {args.data_dir}: {e}") from None
-    # beside the data if that can be written, else beside the runs
-    caches = [Path(args.cache_dir)] if args.cache_dir else [data_dir / ".packed", Path(args.save_dir) / ".packed"]
-    source = load_source(
-        args.dataset,
-        SourceOptions(
-            data_dir, args.img_size, split_seed(args), Path(args.labels_csv) if args.labels_csv else None,
-            args.skip_bad_images, caches, args.allow_outside,
-        ),
-    )  # fmt: skip
-    if args.num_classes not in (None, len(source.classes)):
-        raise DataError(f"num_classes: {args.dataset} has {len(source.classes)} classes here, got {args.num_classes}")
-    args.num_classes = len(source.classes)
-    check_labels(source, args.dataset)
-    return source
-
-
-def read_or_draw_split(args: Any, source: Source) -> Split:
-    """The split that completed settings name.
-
-    Raises:
-        DataError: it cannot be drawn or read.
-    """
-    if args.split_file:
-        split = read_split(Path(args.split_file), source, args.include_lb_to_ulb)
-        if args.num_labels not in (None, len(split.labelled)):
-            raise DataError(
-                f"split_file: {args.split_file} has {len(split.labelled)} labelled images, but num_labels is"
-                f" {args.num_labels}; leave num_labels out or make them agree"
-            )
-        return split
-    return draw_split(
-        source, args.num_labels, split_seed(args), args.include_lb_to_ulb, args.lb_imb_ratio, args.sequestered
-    )
-
-
-def split_seed(args: Any) -> int:
-    """The seed of the labelled subset."""
-    return int(args.seed if args.split_seed is None else args.split_seed)
+    given = getattr(args, "source", None)
+    return load_data(args) if given is None else given
 
 
 class Host:
@@ -242,6 +120,7 @@ class Host:
     ``args`` is completed in place. After construction the object trains with :meth:`train`.
 
     Raises:
+        ConfigError: settings that are wrong, misspelt, or contradict each other.
         DataError, DeviceError, CompileError: the data, the device or the compiler asked for cannot be had.
     """
 
@@ -272,27 +151,32 @@ class Host:
 
     def __init__(self, args: Any, net_builder: Any, tb_log: Any = None, logger: Any = None, **kwargs: Any) -> None:
         _refuse_other_launchers(args)
-        complete_settings(args, [a.name.lstrip("-") for a in self.get_argument()])
+        resolved = from_namespace(args, [a.name.lstrip("-") for a in self.get_argument()])
+        for notice in () if distributed.rank() else resolved.notices:
+            warnings.warn(notice, stacklevel=4)  # where get_algorithm is called, for what has MUSCLE in it
+        settings = self.settings = resolved.settings
+        processes = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        write_for_usb(args, settings, **processes)
         seed_everything(args.seed)
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device, self.usb_name)
         fix_workspaces(self.device, args.deterministic)
         check_compiler(args.compile, self.device)
-        args.gpu = self.device.index
-        args.amp = self.precision != "fp32"
         self.source: Source = read_source(args)
-        self.split: Split = read_or_draw_split(args, self.source)
-        args.num_labels = len(self.split.labelled)
+        self.split: Split = choose_split(args, self.source)
         hidden = torch.tensor(self.split.sequestered, dtype=torch.int64)
         fine = self.source.subclasses
         #: (M,) bool: test images of sequestered subclasses; None if there are none.
         self.test_sequestered = torch.isin(fine[self.source.test], hidden) if fine is not None and len(hidden) else None
-        labelled, unlabelled = args.batch_size, round(args.batch_size * args.uratio)
-        # an exact ratio: USB computes sizes such as int(queue * (uratio + 1) * batch_size), where a float falls short
-        args.uratio = unlabelled // labelled if unlabelled % labelled == 0 else Fraction(unlabelled, labelled)
-        self.batch_sizes = (labelled, unlabelled)
-        if not args.num_train_iter:  # USB's train.py takes no None
-            args.num_train_iter = max(1, round(args.epoch * len(self.split.unlabelled) / unlabelled))
+        unlabelled = settings.total_batch - settings.batch_size
+        self.batch_sizes = (settings.batch_size, unlabelled)
+        one_run = max(1, round(settings.epoch * len(self.split.unlabelled) / unlabelled))
+        write_for_usb(
+            args, settings, **processes, gpu=self.device.index, amp=self.precision != "fp32",
+            num_classes=len(self.source.classes), num_labels=len(self.split.labelled),
+            num_train_iter=settings.num_train_iter or one_run,
+            lb_dest_len=len(self.split.labelled), ulb_dest_len=len(self.split.unlabelled),
+        )  # fmt: skip
         self.evaluations: list[float] = []
         self.last_metrics: dict[str, float] = {}
         self.train_seconds = 0.0
@@ -309,7 +193,7 @@ class Host:
         #: What was asked of the net besides its name.
         self.net_options = dict(getattr(net_builder, "keywords", {}).get("options") or {})
         #: What a result depends on, of the settings.
-        self.settings = self._settings()
+        self.compared_settings = self._compared_settings()
         #: What a user should know before training.
         self.notes = list(self.source.notes)
         if not args.rank:  # the others show none
@@ -337,9 +221,9 @@ class Host:
         if not hasattr(self, "_device"):  # a USB that trains on CPUs too chooses one by ``args.gpu`` alone
             self._device = device
 
-    def _settings(self) -> dict[str, Any]:
+    def _compared_settings(self) -> dict[str, Any]:
         fields = {*RunSettings.model_fields, *MuscleSettings.model_fields}
-        names = {*fields, *(a.name.lstrip("-") for a in self.get_argument())} - moving_settings() - {"amp"}
+        names = {*fields, *(a.name.lstrip("-") for a in self.get_argument())} - affecting(MACHINE, PLACE) - {"amp"}
         values = {n: getattr(self.args, n) for n in sorted(names) if hasattr(self.args, n)}
         values["precision"] = self.precision  # what auto has become, on another device something else; amp says no more
         values["uratio"] = float(values["uratio"])
@@ -372,9 +256,8 @@ class Host:
 
     def set_dataset(self) -> dict[str, Any]:
         """Labelled, unlabelled and test images; the unlabelled ones carry no labels that training could read."""
-        args, source = self.args, self.source
+        source = self.source
         labelled, unlabelled = self.split.labelled, self.split.unlabelled
-        args.lb_dest_len, args.ulb_dest_len = len(labelled), len(unlabelled)
         hidden = torch.full((len(unlabelled),), -1)
         return {
             "train_lb": ImageSet(source, source.train[labelled], source.train_labels[labelled]),
@@ -405,7 +288,7 @@ class Host:
         if self.batches.resident:
             labels = labels.to(self.device)
         return FixedImages(
-            self.batches.images.all_images(), members, labels, self.batches.normalise, self.args.eval_batch_size,
+            self.batches.images.pool, members, labels, self.batches.normalise, self.args.eval_batch_size,
             self.device, self.args.rank, self.args.world_size,
         )  # fmt: skip
 
@@ -680,7 +563,7 @@ class Host:
                 "net": self.args.net,
                 "net_from_name": bool(self.args.net_from_name),
                 "images": self._about_images(),
-                "settings": self.settings,
+                "settings": self.compared_settings,
                 "it": self.it,
                 "epoch": self.epoch,
                 "best_it": self.best_it,
@@ -766,7 +649,7 @@ class Host:
         differing = [
             *_differences(checkpoint, ours),
             *_differences(checkpoint["images"], images),
-            *_differences(settings, {k: v for k, v in self.settings.items() if k not in known}),
+            *_differences(settings, {k: v for k, v in self.compared_settings.items() if k not in known}),
         ]
         differing = differing or self._other_weights(checkpoint["model"])
         if differing:

@@ -21,6 +21,7 @@ PLACE = frozenset([
     "out_dict", "log_dict", "save_dir", "save_name", "resume", "device", "gpu", "rank", "world_size", "distributed",
     "ngpus_per_node", "ema", "bn_controller", "amp_cm", "num_eval_iter", "num_log_iter", "recorder", "save_every",
     "stop_requested", "_clock", "plan", "test_sequestered", "net_options", "notes", "settings",
+    "compared_settings",
     "start_epoch", "monitor", "logger", "updates",
 ])
 # fmt: on
