@@ -39,6 +39,19 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_RAN_OUT.search(str(error))))
 
 
+def plural(n: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them: ``90 s``, ``12 min``, ``3.5 h``, ``4.0 days``."""
+    for unit, size, up_to in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 2 * 86400)):
+        if seconds < up_to:
+            return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
 def fault_in(error: BaseException, file: str | None, what: str) -> str:
     """An exception of a plugin's code as one line: ``what``, the line of ``file`` if it is known, and the message."""
     if isinstance(error, SyntaxError):

@@ -39,13 +39,14 @@ def test_images_train_without_them(tmp_path):
 import importlib.util, io, contextlib
 from muscle_plugin import cli
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.runs.train import RunError, train
+from muscle_plugin.errors import InputError
+from muscle_plugin.runs.train import train
 def run(algorithm):
     return train(load_settings(None, **settings, algorithm=algorithm, save_name=algorithm), quiet=True)["complete"]
 out = {a: run(a) for a in ("fixmatch", "muscle_fixmatch")}
 try:
     run("contrastive")
-except RunError as e:
+except InputError as e:
     out["contrastive"] = str(e)
 out["seen"] = [n for n in HIDDEN if importlib.util.find_spec(n) or n in sys.modules]
 try:
@@ -152,7 +153,7 @@ def test_a_logger_that_is_absent_is_refused_before_anything_is_written(monkeypat
     monkeypatch.setattr("muscle_plugin.runs.train.find_spec", lambda name: None)
     settings = {**SHORT, "algorithm": "fixmatch", "save_dir": tmp_path / "runs", "use_wandb": True, "use_aim": True}
     argv = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
-    assert cli.train_command(argv, "train.py") == cli.EXIT_BAD_INPUT
+    assert cli.run_command("train", argv, "train.py") == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: --use_wandb: wandb is not installed: pip install wandb",
         "error: --use_aim: aim is not installed: pip install aim",

@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, SHORT
 from processes import needs_fork
 
-from muscle_plugin.errors import DamagedError, RunError, WriteError
+from muscle_plugin.errors import DamagedError, InputError, RunError, WriteError
 from muscle_plugin.files import atomic_write, finish_move, load_tensors, read_whole, remove_parts, save_tensors
 from muscle_plugin.run_files import saved_checkpoints
 from muscle_plugin.runs.recorder import Recorder
@@ -168,7 +169,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(short_r
     train(load_settings(None, **SHORT, **SAVING, save_dir=str(tmp_path), resume="auto"))
     (note,) = [line for line in capsys.readouterr().out.splitlines() if "latest_model.pth" in line]
     assert note.startswith("note: ")
-    assert note.endswith("going on from step 4, of previous_model.pth")
+    assert note.endswith("resuming from step 4, of previous_model.pth")
     assert "WARNING" in (run_dir / "log.txt").read_text()
     assert same_weights(whole, load_tensors(run_dir / "latest_model.pth"))
     assert steps(run_dir) == [json.loads(line)["step"] for line in logged.splitlines()]
@@ -266,7 +267,7 @@ def test_predict_and_export_name_the_other_checkpoints_where_one_is_damaged(shor
 def test_a_checkpoint_of_another_run_is_refused_naming_the_differences(short_run, tmp_path, other, named):
     short_run(**SAVING)
     path = str(tmp_path / "r" / "latest_model.pth")
-    with pytest.raises(RunError, match="a checkpoint of another run") as caught:
+    with pytest.raises(InputError, match="a checkpoint of another run") as caught:
         short_run(**SAVING | {"save_name": "other"} | other, resume="yes", load_path=path)
     assert all(n in str(caught.value) for n in named), caught.value
     assert "\n" not in str(caught.value)
@@ -279,24 +280,8 @@ def test_other_weights_are_named(short_run, tmp_path):
     name = next(iter(content["model"]))
     content["model"] = {**content["model"], name: torch.zeros(2, 3), "extra": torch.zeros(1)}
     save_tensors(path, content)
-    with pytest.raises(RunError, match=rf"{name} \(2, 3\), here \(.*extra \(1,\), here absent"):
+    with pytest.raises(InputError, match=rf"{name} \(2, 3\), here \(.*extra \(1,\), here absent"):
         short_run(**SAVING, resume="yes")
-
-
-def test_a_checkpoint_of_the_first_version_loads(short_run, tmp_path):
-    """Without checksum and settings, as they were written before there were these."""
-    whole = short_run(**SAVING)
-    newest, before = saved_checkpoints(tmp_path / "r")
-    after = load_tensors(newest)
-    content = load_tensors(before)
-    assert content["format"] == 1
-    del content["settings"]
-    content["state"]["algorithm"]["start_epoch"] = 0
-    before.unlink()
-    torch.save(content, newest)
-    again = short_run(**SAVING, resume="yes")
-    assert same_weights(after, load_tensors(newest))
-    assert (again["steps"], again["last_top1"]) == (6, whole["last_top1"])
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys):
@@ -305,7 +290,9 @@ def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys)
     short_run(**SAVING)
     path = tmp_path / "r" / "latest_model.pth"
     save_tensors(path, {"format": CHECKPOINT_FORMAT + 1, "anything": 3})
-    with pytest.raises(RunError, match="written by a newer version of this package .checkpoint format 2; this version"):
+    with pytest.raises(
+        InputError, match="written by a newer version of this package .checkpoint format 2; this version"
+    ):
         short_run(**SAVING, resume="yes")
     with pytest.raises(ValueError, match="written by a newer version"):
         Predictor(path, "cpu")
@@ -316,10 +303,10 @@ def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys)
 
 LIMITED = """
 import resource, sys
-from muscle_plugin.cli import train_command
+from muscle_plugin.cli import run_command
 limit = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-sys.exit(train_command(sys.argv[2:], "train.py"))
+sys.exit(run_command("train", sys.argv[2:], "train.py"))
 """
 
 
@@ -362,7 +349,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(short_run, tm
         ended = python("train.py", *again)
         assert ended.returncode == 2, ended.stderr
         (line,) = [x for x in ended.stderr.splitlines() if x]
-        assert "cannot be written: No space left on device; the checkpoints before it are whole. To go on: " in line
+        assert "cannot be written: No space left on device; the checkpoints before it are whole. To resume: " in line
         assert line.endswith("--resume")
         assert not list((disk / "r").glob(".*"))
         assert all(read_whole(p) for p in saved_checkpoints(disk / "r"))
@@ -439,6 +426,25 @@ def test_a_disk_that_refuses_tensorboards_first_write_is_one_error(tmp_path, mon
     for thread in {*threading.enumerate()} - before:
         thread.join(5)
     assert not tracebacks
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"), [(OSError(28, "No space left"), WriteError), (RuntimeError("no thread"), RuntimeError)]
+)
+def test_a_tensorboard_that_cannot_begin_leaves_the_process_as_it_was(tmp_path, monkeypatch, fault, raised):
+    from torch.utils import tensorboard
+
+    def refuse(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", refuse)
+    metrics, hook = tmp_path / "metrics.jsonl", threading.excepthook
+    with pytest.raises(raised):
+        Recorder(tmp_path, 0, True, None)
+    assert threading.excepthook is hook
+    opened = [f for f in psutil.Process().open_files() if f.path == str(metrics)]
+    assert metrics.exists()
+    assert not opened
 
 
 # ----------------------------------------------------------------------------------------------------------- children

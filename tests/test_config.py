@@ -180,9 +180,8 @@ def test_configurations_nearest_to_a_name_that_is_none(word, offered, capsys):
     for command_line in (["train", word], ["train", "--c", word], ["data", "show", word]):
         assert main(command_line) == 2
         assert capsys.readouterr().err == f"error: {word}: no such configuration; did you mean {offered}\n"
-    for program in ("sweep", "cost"):
-        assert main([program, word]) == 2
-        assert capsys.readouterr().err == f"error: {word}: no such study or configuration; did you mean {offered}\n"
+    assert main(["sweep", word]) == 2
+    assert capsys.readouterr().err == f"error: {word}: no such study or configuration; did you mean {offered}\n"
 
 
 def test_a_name_unlike_any_is_told_which_there_are(capsys):
@@ -190,11 +189,10 @@ def test_a_name_unlike_any_is_told_which_there_are(capsys):
     for command_line in (["train", "nonsense"], ["train", "--c", "nonsense"], ["data", "show", "nonsense"]):
         assert main(command_line) == 2
         assert capsys.readouterr().err == f"error: nonsense: no such configuration; {there}\n"
-    for program in ("sweep", "cost"):
-        assert main([program, "nonsense"]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("error: nonsense: no such study or configuration; studies: table1, table2, ")
-        assert said.endswith(f"; {there}\n")
+    assert main(["sweep", "nonsense"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: nonsense: no such study or configuration; studies: table1, table2, ")
+    assert said.endswith(f"; {there}\n")
     assert main(["train", "digits"]) == 2  # a name of sweep's
     assert re.fullmatch(
         r"error: digits: a study of \d+ configurations; give one of them \(\w+\), or `muscle-plugin sweep digits`\n",
@@ -202,7 +200,7 @@ def test_a_name_unlike_any_is_told_which_there_are(capsys):
     )
 
 
-@pytest.mark.parametrize("program", ["train", "sweep", "cost"])
+@pytest.mark.parametrize("program", ["train", "sweep"])
 def test_a_fault_names_its_file_once(program, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([program, "absent.yaml"]) == 2
@@ -302,8 +300,8 @@ def test_usb_classes_without_an_unlabelled_weak_view_have_no_muscle_form():
 )
 def test_answers_without_loading_torch(words):
     code = (
-        "import sys; from muscle_plugin.cli import train_command\n"
-        "try: train_command(sys.argv[1:], 'train.py')\n"
+        "import sys; from muscle_plugin.cli import run_command\n"
+        "try: run_command('train', sys.argv[1:], 'train.py')\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'semilearn', 'numpy'} & set(sys.modules), 'a heavy module was loaded'"
     )
@@ -332,8 +330,8 @@ def test_what_is_there_already_is_refused_without_loading_torch(tmp_path):
         f"{tmp_path / 'no' / 'latest_model.pth'}: no checkpoint to resume from": [
             *train, "--save_dir", tmp_path, "-sn", "no", "--resume",
         ],
-        f"{tmp_path / 'other'}: exists already; --overwrite replaces it": ["predict", *of_net, "--images", tmp_path],
-        f"{tmp_path / 'other'}: exists already; give a folder that does not": ["export", *of_net],
+        f"{tmp_path / 'other'}: already exists; --overwrite replaces it": ["predict", *of_net, "--images", tmp_path],
+        f"{tmp_path / 'other'}: already exists; choose another output folder": ["export", *of_net],
     }  # fmt: skip
     code = (
         "import json, sys; from muscle_plugin.cli import main\n"

@@ -224,7 +224,7 @@ def test_pretraining_reads_no_label(name, short_run, tmp_path, monkeypatch):
     """With all labels changed, and the same images drawn, it ends with the same weights; training does not."""
     read = host.read_source
     split = Split(torch.arange(10), torch.arange(10, 1437))
-    monkeypatch.setattr(host, "read_or_draw_split", lambda args, source: split)
+    monkeypatch.setattr(host, "choose_split", lambda args, source: split)
 
     def weights(stage, shift):
         def shifted(args):

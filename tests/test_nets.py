@@ -224,7 +224,11 @@ def test_an_option_that_asks_for_nothing_suits_any_net():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("cnn31", {}, r"net: unknown 'cnn31'; did you mean 'cnn13'\?; known: small_cnn, cnn13, resnet18_84, timm:<name>"),
+        (
+            "cnn31",
+            {},
+            r"net: unknown 'cnn31'; did you mean 'cnn13'\?; known: small_cnn, cnn13, resnet18_84, timm:<name>",
+        ),
         ("cnn13", {"options": {"drop_out": 0}}, r"cnn13 has no option 'drop_out'; did you mean 'dropout'\?; known: "),
         ("resnet18_84", {"options": {"width": 2}}, "resnet18_84 has no option 'width'; it has dropout, input_noise"),
         ("timm:resnet18", {"options": NetOptions(width=0.5)}, "timm:resnet18 has no option 'width'"),

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from processes import in_processes, needs_fork
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor, nn
+from waits import Waits, waits_per_step
 
 from muscle_plugin.files import load_tensors
 from muscle_plugin.registry.catalogue import all_algorithms
-from muscle_plugin.studies.waits import Waits, waits_per_step
 from muscle_plugin.training.ema import EMA
 from muscle_plugin.training.hooks import read
 from muscle_plugin.training.metrics import in_top

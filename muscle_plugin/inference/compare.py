@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin.data.images import decode, images_at
-from muscle_plugin.data.sources import SourceOptions, load_source
+from muscle_plugin.data.load import load_data
 from muscle_plugin.errors import DataError, ExportError, InputError
 from muscle_plugin.run_files import CONFIG_FILE
 from muscle_plugin.settings.schema import RunSettings
@@ -75,17 +75,7 @@ def images_of_the_run(checkpoint: Path, size: int) -> Tensor:
     try:
         saved = {k: v for layer in read_saved(checkpoint.parent / CONFIG_FILE) for k, v in layer.values.items()}
         s = RunSettings(**{k: v for k, v in saved.items() if k in RunSettings.model_fields})
-        data_dir = Path(s.data_dir).expanduser()
-        options = SourceOptions(
-            data_dir,
-            size,
-            seed=s.seed if s.split_seed is None else s.split_seed,
-            labels_csv=Path(s.labels_csv) if s.labels_csv else None,
-            skip_bad_images=s.skip_bad_images,
-            cache_dirs=[Path(s.cache_dir)] if s.cache_dir else [data_dir / ".packed", Path(s.save_dir) / ".packed"],
-            allow_outside=s.allow_outside,
-        )
-        source = load_source(s.dataset, options)
+        source = load_data(s.model_copy(update={"img_size": size}))
     except (DataError, InputError, OSError, ValueError) as e:
         raise DataError(
             f"the images of the run, to compare on, cannot be had ({first_line(e)}); --images names a folder of some"

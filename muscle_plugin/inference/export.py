@@ -63,7 +63,7 @@ def export_model(
     wanted = ("safetensors", "onnx") if format == "both" else (format,)
     for name in wanted:
         _refuse_missing(name)
-    refuse_existing(out, "choose another folder")
+    refuse_existing(out, "choose another output folder")
     if not 0 <= tolerance < float("inf"):
         raise InputError(f"--tolerance: must be 0 or more, got {tolerance}")
     used = checkpoint_of(Path(checkpoint))

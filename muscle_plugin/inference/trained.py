@@ -11,7 +11,7 @@ import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from muscle_plugin.data.views import Normaliser
+from muscle_plugin.data.normalise import Normaliser
 from muscle_plugin.errors import DamagedError, InputError
 from muscle_plugin.files import load_tensors
 from muscle_plugin.nets.build import net_builder

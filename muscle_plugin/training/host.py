@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
-from muscle_plugin.data.checks import check_labels, find_oddities
-from muscle_plugin.data.sources import Source, SourceOptions, load_source
-from muscle_plugin.data.splits import Split, draw_split, read_split
-from muscle_plugin.data.views import Batches, FixedImages, LabelledPasses
+from muscle_plugin.data.batches import Batches, LabelledPasses
+from muscle_plugin.data.checks import find_oddities
+from muscle_plugin.data.load import choose_split, load_data
+from muscle_plugin.data.loader import FixedImages
+from muscle_plugin.data.source import Source
+from muscle_plugin.data.splits import Split
 from muscle_plugin.device import (
     autocast_context,
     choose_device,
@@ -31,7 +33,7 @@ from muscle_plugin.device import (
     deterministic_kernels,
     fix_workspaces,
 )
-from muscle_plugin.errors import DataError, DeviceError, Interrupted
+from muscle_plugin.errors import DeviceError, InputError, Interrupted
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.memory import memory_for
 from muscle_plugin.nets import build
@@ -108,49 +110,8 @@ def read_source(args: Any) -> Source:
     Raises:
         DataError: it cannot be had, or has another number of classes than the settings say.
     """
-    if (given := getattr(args, "source", None)) is not None:
-        return given  # type: ignore[no-any-return]
-    try:
-        data_dir = Path(args.data_dir).expanduser()
-    except RuntimeError as e:
-        raise DataError(f"data_dir: {args.data_dir}: {e}") from None
-    # beside the data if that can be written, else beside the runs
-    caches = [Path(args.cache_dir)] if args.cache_dir else [data_dir / ".packed", Path(args.save_dir) / ".packed"]
-    source = load_source(
-        args.dataset,
-        SourceOptions(
-            data_dir, args.img_size, split_seed(args), Path(args.labels_csv) if args.labels_csv else None,
-            args.skip_bad_images, caches, args.allow_outside,
-        ),
-    )  # fmt: skip
-    if args.num_classes not in (None, len(source.classes)):
-        raise DataError(f"num_classes: {args.dataset} has {len(source.classes)} classes here, got {args.num_classes}")
-    check_labels(source, args.dataset)
-    return source
-
-
-def read_or_draw_split(args: Any, source: Source) -> Split:
-    """The split that completed settings name.
-
-    Raises:
-        DataError: it cannot be drawn or read.
-    """
-    if args.split_file:
-        split = read_split(Path(args.split_file), source, args.include_lb_to_ulb)
-        if args.num_labels not in (None, len(split.labelled)):
-            raise DataError(
-                f"split_file: {args.split_file} has {len(split.labelled)} labelled images, but num_labels is"
-                f" {args.num_labels}; leave num_labels out or make them agree"
-            )
-        return split
-    return draw_split(
-        source, args.num_labels, split_seed(args), args.include_lb_to_ulb, args.lb_imb_ratio, args.sequestered
-    )
-
-
-def split_seed(args: Any) -> int:
-    """The seed of the labelled subset."""
-    return int(args.seed if args.split_seed is None else args.split_seed)
+    given = getattr(args, "source", None)
+    return load_data(args) if given is None else given
 
 
 class Host:
@@ -202,7 +163,7 @@ class Host:
         fix_workspaces(self.device, args.deterministic)
         check_compiler(args.compile, self.device)
         self.source: Source = read_source(args)
-        self.split: Split = read_or_draw_split(args, self.source)
+        self.split: Split = choose_split(args, self.source)
         hidden = torch.tensor(self.split.sequestered, dtype=torch.int64)
         fine = self.source.subclasses
         #: (M,) bool: test images of sequestered subclasses; None if there are none.
@@ -327,7 +288,7 @@ class Host:
         if self.batches.resident:
             labels = labels.to(self.device)
         return FixedImages(
-            self.batches.images.all_images(), members, labels, self.batches.normalise, self.args.eval_batch_size,
+            self.batches.images.pool, members, labels, self.batches.normalise, self.args.eval_batch_size,
             self.device, self.args.rank, self.args.world_size,
         )  # fmt: skip
 
@@ -665,7 +626,7 @@ class Host:
         checkpoint = load_tensors(Path(path), self.device, content)
         refuse_newer(checkpoint, path)
         if checkpoint.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(
+            raise InputError(
                 f"{path}: not a checkpoint of this package (format {shown(repr(checkpoint.get('format')))})"
             )
         ours = {
@@ -676,7 +637,7 @@ class Host:
         }
         needed = dict.fromkeys(("state", "model", "ema_model", "images"), dict)
         if absent := [k for k in (*ours, *needed) if not isinstance(checkpoint.get(k), needed.get(k, (str, int)))]:
-            raise ValueError(
+            raise InputError(
                 f"{path}: not a whole checkpoint: {', '.join(absent)} is missing, or not what it should be"
             )
         images = {k: v for k, v in self._about_images().items() if k not in ("mean", "std")}
@@ -692,7 +653,7 @@ class Host:
         ]
         differing = differing or self._other_weights(checkpoint["model"])
         if differing:
-            raise ValueError(f"{path}: a checkpoint of another run: {'; '.join(differing)}")
+            raise InputError(f"{path}: a checkpoint of another run: {'; '.join(differing)}")
         return checkpoint
 
     def _other_weights(self, weights: dict[str, Tensor], most: int = 3) -> list[str]:
@@ -724,7 +685,7 @@ class Host:
                 self._restore_process(content.get("processes", []))
             self._refuse_other_kinds()
             if not 0 <= self.it <= self.num_train_iter or not 0 <= self.epoch <= self.epochs:
-                raise ValueError(f"step {self.it} of {self.num_train_iter}, epoch {self.epoch} of {self.epochs}")
+                raise InputError(f"step {self.it} of {self.num_train_iter}, epoch {self.epoch} of {self.epochs}")
         except (
             KeyError,
             AttributeError,
@@ -737,7 +698,7 @@ class Host:
         ) as e:
             if isinstance(e, RuntimeError) and out_of_memory(e):
                 raise
-            raise ValueError(f"{path}: does not fit this run ({type(e).__name__}: {first_line(e)})") from e
+            raise InputError(f"{path}: does not fit this run ({type(e).__name__}: {first_line(e)})") from e
         self.start_epoch = self.epoch
         self.monitor.saved = self.it
 
@@ -753,7 +714,7 @@ class Host:
             or not all(math.isfinite(x) for x in finite)
             or any(x.numel() != 1 for x in logged if isinstance(x, Tensor))
         ):
-            raise ValueError("its counts, evaluations or sums are no numbers")
+            raise InputError("its counts, evaluations or sums are no numbers")
 
     def _restore_process(self, processes: list[dict[str, Any]]) -> None:
         """What each process has for itself: its generators, and the sums since the last log line. If there were not as many
