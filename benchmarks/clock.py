@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from muscle_plugin.data.sources import Source
+from muscle_plugin.data.source import Source
 
 from muscle_plugin.registry.names import DATASETS
 

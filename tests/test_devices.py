@@ -508,7 +508,7 @@ def flat_images(num_classes, channels, img_size):
 
 @pytest.mark.parametrize("net", ["flat_maps", "flat_images", "small_cnn"])
 def test_a_net_that_cannot_compute_channels_last_trains_and_is_told_of(net, tmp_path, plugins_forgotten):  # noqa: F811
-    from muscle_plugin.data.sources import Source
+    from muscle_plugin.data.source import Source
 
     from muscle_plugin.runs.build import build
 
