@@ -2,9 +2,8 @@
 
 import sys
 
-from muscle_plugin.cli import in_utf8
-from muscle_plugin.cli.train import train_command
+from muscle_plugin.cli import in_utf8, run_command
 
 if __name__ == "__main__":
     in_utf8()
-    sys.exit(train_command(sys.argv[1:], "train.py"))
+    sys.exit(run_command("train", sys.argv[1:], "train.py"))

@@ -41,7 +41,7 @@ import torch
 import muscle_plugin.register  # noqa: F401  so that a fork need not import it
 from muscle_plugin import files
 from muscle_plugin.algorithms.label_propagation import PseudoLabels
-from muscle_plugin.cli.train import train_command
+from muscle_plugin.cli import run_command
 from muscle_plugin.run_files import LATEST
 from muscle_plugin.runs.recorder import Recorder
 from muscle_plugin.training import host
@@ -179,7 +179,7 @@ def attempt(words: Sequence[str], aim: Aim | None, folder: Path) -> tuple[int, b
             phases = Phases(aim, journal)
             phases.install()
             began = time.perf_counter()
-            status = train_command([*words, "--resume", "auto"], "train.py")
+            status = run_command("train", [*words, "--resume", "auto"], "train.py")
             passages = {
                 "calls": phases.calls,
                 "seconds": phases.seconds,

@@ -34,8 +34,8 @@ from muscle_plugin.device import deterministic_kernels
 from muscle_plugin.files import write_json
 from muscle_plugin.memory import keep_freed_memory
 from muscle_plugin.nets.build import net_builder
+from muscle_plugin.runs.build import build
 from muscle_plugin.runs.environment import git_revision
-from muscle_plugin.runs.train import build
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.usb.calls import usb_calls_on
 from muscle_plugin.version import __version__

@@ -33,9 +33,10 @@ GOAL_SECONDS, GOAL_MEMORY = 3.0, 1.2
 def ours(data_dir: str) -> None:
     import torch
 
-    from muscle_plugin.data.sources import SourceOptions, load_source
+    from muscle_plugin.data.batches import Batches
+    from muscle_plugin.data.datasets import load_source
+    from muscle_plugin.data.source import SourceOptions
     from muscle_plugin.data.splits import draw_split
-    from muscle_plugin.data.views import Batches
 
     torch.zeros(8).sum()
 

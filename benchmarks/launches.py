@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from clock import StepClock, stand_in
 from common import (
     BACKWARD,
     EMA,
@@ -49,14 +50,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muscle_plugin.data import kernel
+from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.randaugment import Plan, grouped
-from muscle_plugin.data.views import Batches
 from muscle_plugin.errors import ConfigError
 from muscle_plugin.extend import net
-from muscle_plugin.runs.train import build
+from muscle_plugin.runs.build import build
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.studies.clock import StepClock
-from muscle_plugin.studies.speeds import stand_in
 from muscle_plugin.text import first_line
 from muscle_plugin.training.optimiser import compute_update_on
 from muscle_plugin.usb.calls import usb_calls_on
@@ -95,7 +94,7 @@ def views_on_meta(algorithm: Any, with_kernel: bool) -> Batches:
     args = algorithm.args
     made = Batches(
         algorithm.source, algorithm.split, *algorithm.batch_sizes, algorithm.step_parameters(), algorithm.usb_name,
-        args.weak_augment, args.hard_augment, algorithm.batches.channels, args.seed, META, hard_ops=args.hard_ops,
+        args.weak_augment, args.hard_augment, algorithm.batches.channels, args.seed, META, strong_ops=args.hard_ops,
     )  # fmt: skip
     made.add_views({n: v for n, v in algorithm.batches.views.items() if n not in made.views})
     made.channels_last = algorithm.batches.channels_last

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from clock import StepClock, images_forwarded
 from common import (
     BACKWARD,
     FORWARD,
@@ -52,7 +53,6 @@ from rich.table import Table
 from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
 from muscle_plugin.runs.progress import Progress
 from muscle_plugin.runs.recorder import Recorder
-from muscle_plugin.studies.clock import StepClock, images_forwarded
 
 ALGORITHMS = ("fixmatch", "meanteacher", "fullysupervised", "muscle_fixmatch", "muscle_meanteacher", "muscle")
 GOAL = 1.05  # of an image more, in images of the base

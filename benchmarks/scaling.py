@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from clock import StepClock, images_forwarded
 from common import (
     add_common_options,
     as_train_does,
@@ -54,13 +55,13 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from muscle_plugin.data.augment import AUGMENTATIONS
+from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.loader import StreamedImages
 from muscle_plugin.data.sampler import IndexStream
-from muscle_plugin.data.sources import Source
+from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import draw_split
-from muscle_plugin.data.views import LABELLED, UNLABELLED, Batches
+from muscle_plugin.data.views import LABELLED, UNLABELLED
 from muscle_plugin.losses import MutualInformationLoss, mutual_information
-from muscle_plugin.studies.clock import StepClock, images_forwarded
 from muscle_plugin.usb.calls import usb_calls_on
 
 console = Console(width=130, highlight=False)

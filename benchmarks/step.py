@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from clock import StepClock, images_forwarded
 from common import (
     add_step_options,
     as_train_does,
@@ -42,8 +43,6 @@ from common import (
 )
 from rich.console import Console
 from rich.table import Table
-
-from muscle_plugin.studies.clock import StepClock, images_forwarded
 
 GOALS = {"cpu": (1.5, 0.95), "cuda": (3.0, 0.85)}
 

@@ -41,10 +41,11 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, Normalize, ToTensor
 from torchvision.transforms import functional as tv
 
-from muscle_plugin.data.sources import Source, SourceOptions, load_source
+from muscle_plugin.data.datasets import load_source
+from muscle_plugin.data.normalise import pixel_statistics
+from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.data.splits import Split, draw_split
-from muscle_plugin.data.views import pixel_statistics
-from muscle_plugin.runs.train import build
+from muscle_plugin.runs.build import build
 from muscle_plugin.seeding import seed_everything
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.usb.calls import usb_calls_on

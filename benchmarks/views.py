@@ -30,9 +30,10 @@ from torch import Tensor
 from torchvision import transforms
 
 from muscle_plugin.data.augment import AFTER_WEAK, AUGMENTATIONS
-from muscle_plugin.data.sources import Source
+from muscle_plugin.data.batches import Batches
+from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
-from muscle_plugin.data.views import HARD, LABELLED, UNLABELLED, WEAK, Batches, View
+from muscle_plugin.data.views import LABELLED, STRONG, UNLABELLED, WEAK, View
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # view: (the stock transform it is held against, how many times as fast it is to be at 32 x 32, if there is a goal)
@@ -206,7 +207,7 @@ def in_training(device: torch.device, images: Tensor, limit: float) -> dict[str,
     rates_by_kernel: dict[str, dict[str, list[float]]] = {"views_per_second": {}, "without_kernel": {}}
     notes = set()
     for name in VIEWS:
-        every = {"view": View(UNLABELLED, HARD, 1)}
+        every = {"view": View(UNLABELLED, STRONG, 1)}
         kinds = [batches_of(every, images, name, device, kernel) for kernel in ((True, False) if on_gpu else (True,))]
         notes |= {note for kind in kinds for note in kind.notes}
         # one after the other: each draws its next batch while another would be timed
@@ -223,14 +224,14 @@ def in_training(device: torch.device, images: Tensor, limit: float) -> dict[str,
 
 
 def share_of_a_step(device: torch.device, images: Tensor, limit: float) -> dict[str, float]:
-    from muscle_plugin.nets import cnn13
+    from muscle_plugin.nets import build_net
 
     kinds = {LABELLED: "lb", UNLABELLED: "ulb"}
     weak = {f"x_{name}_w": View(of, WEAK, 1) for of, name in kinds.items()}
-    hard = {f"x_{name}_h": View(of, HARD, 3) for of, name in kinds.items()}
+    hard = {f"x_{name}_h": View(of, STRONG, 3) for of, name in kinds.items()}
     batches = batches_of({**weak, **hard}, images, "randaugment", device)
     x = torch.cat([*batches.batch(0).values()])
-    net = cnn13(10, x.shape[1]).to(device, memory_format=torch.channels_last)
+    net = build_net("cnn13", 10, x.shape[1]).to(device, memory_format=torch.channels_last)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Device and precision of a run, and USB's hard-coded CUDA calls made harmless on a CPU."""
+"""Device, precision and determinism of a run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from muscle_plugin.errors import DeviceError
 from muscle_plugin.settings.schema import device_fault
 from muscle_plugin.text import shown
 
-#: USB's classes that add half-precision soft-max to float32: autocast makes it float32 on a GPU, not on a CPU.
+#: USB's classes that add a half-precision softmax to float32: autocast makes it float32 on a GPU, not on a CPU.
 NOT_HALF_ON_CPU = frozenset({"simmatch"})
-
-
-#: What PyTorch warns of an operation that only atomics compute, and where cuBLAS was in use before its workspace was fixed.
+#: PyTorch's warnings of an operation without a deterministic algorithm, and of cuBLAS used before its workspace was fixed.
 _NOT_DETERMINISTIC = re.compile(
     r"(\w+)[^.]* does not have a deterministic implementation|Deterministic behavior was enabled.* it uses (CuBLAS)",
     re.DOTALL,
@@ -30,7 +28,8 @@ _NOT_DETERMINISTIC = re.compile(
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``; of several processes each takes a GPU of its own.
+    """The device for ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``; each of several processes takes a
+    GPU of its own.
 
     Raises:
         DeviceError: no such GPU, or a device of another kind.
@@ -55,20 +54,20 @@ def choose_device(name: str) -> torch.device:
     index = int(chosen or 0)
     if index >= count:
         raise DeviceError(
-            f"device: {name} asked for, but this machine has {count} usable GPU(s); use --device cpu or auto, and no"
-            " --gpu"
+            f"device: {name} asked for, but this machine has {count} usable GPU(s); use --device cpu or auto, no --gpu"
         )
     return torch.device("cuda", index)
 
 
 def choose_precision(name: str, device: torch.device, usb_name: str = "") -> str:
-    """fp32, bf16 or fp16 for ``auto``: bf16 where the GPU computes it, else fp16 on a GPU, fp32 on a CPU.
+    """The precision for ``fp32``, ``bf16``, ``fp16`` or ``auto``: bf16 where the GPU supports it, else fp16 on a GPU and fp32
+    on a CPU.
 
     Args:
-        usb_name: the USB class that is to be computed so.
+        usb_name: USB's algorithm to train in it.
 
     Raises:
-        DeviceError: its steps cannot be.
+        DeviceError: the algorithm cannot be trained in it.
     """
     if name in ("bf16", "fp16") and device.type == "cpu" and usb_name in NOT_HALF_ON_CPU:
         raise DeviceError(f"precision: {usb_name} cannot be computed in {name} on a CPU; give --precision fp32")
@@ -79,11 +78,11 @@ def choose_precision(name: str, device: torch.device, usb_name: str = "") -> str
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def autocast_context(precision: str, device: torch.device) -> Callable[[], Any]:
+def autocast_context(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """The context manager for a forward pass.
 
     The cache of cast weights is off: USB's steps swap averaged weights in, or forward without gradient first, inside
-    one autocast region, and the cache would then hand out stale weights or weights without gradient.
+    one autocast region, and a cache would return stale weights, or weights without gradient.
     """
     if precision == "fp32":
         return contextlib.nullcontext
@@ -92,19 +91,19 @@ def autocast_context(precision: str, device: torch.device) -> Callable[[], Any]:
 
 
 def fix_workspaces(device: torch.device, deterministic: bool) -> None:
-    """Let cuBLAS compute deterministically, unless the user has said how large its workspaces are to be. It reads this once,
-    at its first use in the process, so the variable stays set."""
+    """Let cuBLAS compute deterministically, unless the user has chosen its workspaces. It reads the variable at its first use
+    in the process, so the variable stays set."""
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextlib.contextmanager
 def deterministic_kernels(device: torch.device, asked: bool, tell: Callable[[str], None]) -> Iterator[None]:
-    """Within it, a GPU computes by deterministic algorithms if ``asked``, else by those that cuDNN finds fastest. Nothing
-    changes for a CPU, which repeats what it computes.
+    """Within it, a GPU uses deterministic algorithms if ``asked``, else those that cuDNN finds fastest. A CPU is deterministic
+    in any case.
 
     Args:
-        tell: called with the name of an operation that has no deterministic algorithm, each time it is computed.
+        tell: called with the name of an operation that has no deterministic algorithm, each time it runs.
     """
     if device.type != "cuda":
         yield
@@ -130,7 +129,8 @@ def deterministic_kernels(device: torch.device, asked: bool, tell: Callable[[str
 
 @contextlib.contextmanager
 def _hearing(tell: Callable[[str], None]) -> Iterator[None]:
-    """Within it ``tell`` gets what PyTorch warns of operations that are not deterministic, whatever filters there are."""
+    """Within it ``tell`` gets the names in PyTorch's warnings of operations that are not deterministic, whatever filters are
+    set."""
     with warnings.catch_warnings():
         others = warnings.showwarning
 

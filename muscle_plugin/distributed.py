@@ -1,8 +1,8 @@
-"""Several processes that train one net: what they exchange (``torch.distributed``).
+"""Exchanges between the processes that train one net (``torch.distributed``).
 
-Every function here does nothing where there is one process, so that callers need not ask. Batches are shared equally: each of
-N processes holds B / N images of a step, its loss is the mean over them, and gradients are averaged over processes, which
-gives the gradient of the mean over all B.
+In a single process every function here returns its input, so callers need not check. Batches are shared equally: each of N
+processes holds B / N images per step, its loss is the mean over them, and gradients are averaged over processes, which gives
+the gradient of the mean over all B.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
-from muscle_plugin.errors import ExchangeError
-from muscle_plugin.text import out_of_memory
+from muscle_plugin.errors import ExchangeError, RunError, UserError
+from muscle_plugin.text import first_line, out_of_memory
 
 T = TypeVar("T")
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -34,35 +35,40 @@ def world_size() -> int:
 
 
 def launched() -> int:
-    """The number of processes that ``torchrun`` started, before they have met; 1 without it."""
+    """The number of processes that ``torchrun`` started, known before they are connected; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """The number of this process among those on its machine."""
+    """The rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextlib.contextmanager
 def joined(device: torch.device, seconds: float) -> Iterator[None]:
-    """Within it, the processes that ``torchrun`` started know each other.
+    """Connect the processes that ``torchrun`` started.
 
     Args:
-        device: of this process; GPUs talk by NCCL, CPUs by gloo.
-        seconds: how long an exchange may take before it is an error, so that a dead process does not leave the others
-            waiting for ever.
+        device: of this process; GPUs communicate by NCCL, CPUs by gloo.
+        seconds: longest duration of an exchange, so that a dead process does not block the others.
+
+    Raises:
+        RunError: they cannot be connected.
     """
     if launched() == 1 or dist.is_initialized():
         yield
         return
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        timeout=timedelta(seconds=seconds),
-        device_id=device if on_gpu else None,
-    )
+    try:
+        if on_gpu:
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=seconds),
+            device_id=device if on_gpu else None,
+        )
+    except (RuntimeError, ValueError) as e:
+        raise RunError(first_line(e)) from e
     try:
         yield
     finally:
@@ -76,21 +82,24 @@ def _exchange() -> Iterator[None]:
     except RuntimeError as e:
         if out_of_memory(e):
             raise
-        raise ExchangeError("another process has ended, or did not answer within dist_timeout seconds") from e
+        raise ExchangeError(
+            f"process {os.environ.get('RANK')}: another process has ended, or did not answer within dist_timeout seconds; if"
+            " there is a checkpoint, --resume continues from it"
+        ) from e
 
 
 # ------------------------------------------------------------------------------------------------------------- tensors
 
 
 class _Mean(torch.autograd.Function):
-    """The mean over processes. It is linear and symmetric, so that its gradient is the mean of the gradients."""
+    """The mean over processes. It is linear and symmetric, so its gradient is the mean of the gradients."""
 
     @staticmethod
-    def forward(_: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(_: FunctionCtx, x: Tensor) -> Tensor:
         return _mean(x)
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
         return _mean(gradient)
 
 
@@ -106,17 +115,20 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean of ``x`` over processes, with gradient: after gradients have been averaged, that of the global value.
+    """Average ``x`` over processes, with gradient: once gradients are averaged, that of the global value.
 
     Args:
-        x: of one shape in every process.
+        x: any shape, the same in every process.
+
+    Returns:
+        The same shape.
     """
     return _Mean.apply(x) if world_size() > 1 else x
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(context: FunctionCtx, x: Tensor) -> Tensor:
         context.rows = len(x)
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
         with _exchange():
@@ -124,15 +136,15 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: FunctionCtx, gradient: Tensor) -> Tensor:
         return _sum(gradient)[rank() * context.rows :][: context.rows]
 
 
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in their order, with gradient; each has as many.
+    """Concatenate the rows of all processes by rank, with gradient.
 
     Args:
-        x: (n, ...).
+        x: (n, ...), n the same in every process.
 
     Returns:
         (n * world_size(), ...).
@@ -141,11 +153,14 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_parts(x: Tensor, to_first: bool = False) -> Tensor:
-    """The rows of all processes, in their order, without gradient; numbers of rows may differ.
+    """Concatenate the rows of all processes by rank, without gradient; their numbers may differ.
 
     Args:
         x: (n, ...).
-        to_first: only the first process needs them; the others get what they gave.
+        to_first: only the first process needs them; the others get ``x``.
+
+    Returns:
+        (sum of n, ...).
     """
     if world_size() == 1:
         return x
@@ -164,7 +179,11 @@ def gather_parts(x: Tensor, to_first: bool = False) -> Tensor:
 
 @torch.no_grad()
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Replace floating-point tensors, of the same shapes in every process, by their means over processes, in one exchange."""
+    """Replace floating-point tensors by their means over processes, in one exchange per type.
+
+    Args:
+        tensors: any shapes, the same ones in every process; integers are left alone.
+    """
     chosen = [t for t in tensors if t.is_floating_point()]
     if world_size() == 1 or not chosen:
         return
@@ -191,7 +210,7 @@ def copy_from_first_(tensors: Iterable[Tensor]) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether ``flag`` is set in any process. Exchanged between CPUs: no GPU is waited for."""
+    """Whether ``flag`` is set in any process. Exchanged between CPUs, without waiting for a GPU."""
     if world_size() == 1:
         return flag
     shared = torch.tensor([int(flag)])
@@ -204,20 +223,45 @@ def any_process(flag: bool) -> bool:
 
 
 def gather_objects(value: T) -> list[T]:
-    """The values of all processes; they may be any that can be pickled."""
+    """Collect the values of all processes by rank; they must pickle."""
     if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world_size()
+    found = [value] * world_size()
     with _exchange():
         dist.all_gather_object(found, value)
     return found
 
 
-def from_first(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the first process, everywhere; it is called there alone and must not raise."""
+def in_every_process(work: Callable[[], T]) -> T:
+    """Call ``work`` in every process. If it fails in one it fails in all, and the first process says why.
+
+    Raises:
+        UserError, OSError: ``work`` has failed; without a message in processes other than the first.
+    """
     if world_size() == 1:
-        return make()
-    box = [make() if rank() == 0 else None]
-    with _exchange():
-        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+        return work()
+    fault: Exception | None = None
+    try:
+        found = work()
+    except (UserError, OSError) as e:
+        fault = e
+    told = gather_objects(None if fault is None else str(fault))
+    failed = [(i, text) for i, text in enumerate(told) if text is not None]
+    if not failed:
+        return found
+    if rank() > 0:
+        raise UserError from fault
+    raise fault or RunError("process {}: {}".format(*failed[0]))
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """Call ``work`` in the first process, and return its result in all; it must pickle.
+
+    Raises:
+        UserError, OSError: as :func:`in_every_process`.
+    """
+    box = in_every_process(lambda: [work() if rank() == 0 else None])
+    if world_size() > 1:
+        with _exchange():
+            dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
     return box[0]  # type: ignore[return-value]

@@ -1,29 +1,41 @@
-"""The errors that a user can mend, and the exit status of each. A command prints one line per fault, and no traceback."""
+"""Errors that a user can mend. A command prints one line per fault, no traceback, and ends with the error's status."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from muscle_plugin.text import one_line
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DeviceError",
+    "ExportError",
+    "InputError",
+    "Interrupted",
+    "NotFinite",
+    "PluginError",
+    "RunError",
+    "UserError",
+    "WriteError",
+]
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-#: Of several processes (torchrun) the first one speaks.
-FIRST = os.environ.get("RANK", "0") == "0"
 
 
 class UserError(Exception):
-    """Something that the user can mend. ``str()`` gives one line per fault: what is wrong, where, what would be right.
+    """A fault that the user can mend. ``str()`` gives one line per fault: what is wrong, where, what to do.
+
+    Without a message it ends one of several processes whose fault the first one prints.
 
     Attributes:
         status: exit status of a command that ends with it.
+        same_everywhere: whether all processes of a run meet it, so that the first one prints it for all.
     """
 
     status = EXIT_BAD_INPUT
+    same_everywhere = False
 
 
 class InputError(UserError, ValueError):
@@ -37,60 +49,57 @@ class ConfigError(InputError):
         faults: one line each.
     """
 
+    same_everywhere = True
+
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = list(faults)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type, tuple[list[str]]]:
         return type(self), (self.faults,)
 
 
 class PluginError(InputError):
     """A plugin cannot be loaded, or registers what cannot be used. The message is one line that names it."""
 
+    same_everywhere = True
+
 
 class CompileError(InputError):
-    """The net cannot be compiled here."""
+    """The net cannot be compiled on this machine."""
 
 
 class DamagedError(InputError):
-    """A checkpoint's file is not what was once written."""
-
-
-class RunsError(InputError):
-    """There are no runs where they were said to be, or a file of summaries cannot be read."""
-
-
-class SpeedsError(InputError):
-    """A file of speeds cannot be used."""
+    """A file does not hold what was written to it."""
 
 
 class CatalogueError(UserError, RuntimeError):
     """USB's source could not be found or read."""
 
+    same_everywhere = True
+
 
 class DataError(UserError, RuntimeError):
-    """The data of a run cannot be had. The message says what is missing and how to provide it."""
+    """The data of a run are missing or unusable. The message says what is missing and how to provide it."""
 
 
 class DeviceError(UserError, RuntimeError):
-    """The device, precision or memory asked for is not there."""
+    """The device, precision or memory asked for is not available."""
 
 
 class RunError(UserError, RuntimeError):
-    """A run cannot start or go on. The message says why and what would help, one line per fault."""
-
-
-class PoolError(UserError, RuntimeError):
-    """Runs cannot be executed as asked."""
+    """A run cannot start or resume. The message says why and what would help, one line per fault."""
 
 
 class WriteError(UserError, OSError):
-    """A file cannot be written: no room, no permission, a broken disk. What was there is as it was."""
+    """A file cannot be written: no room, no permission, a broken disk. The file that was there is unchanged."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be written: {self.strerror}"
 
 
 class ExportError(UserError, RuntimeError):
-    """The net cannot be exported, or what was exported does not predict what the checkpoint does."""
+    """The net cannot be exported, or the export does not predict what the checkpoint predicts."""
 
     status = EXIT_FAILED
 
@@ -102,13 +111,14 @@ class ExchangeError(UserError, RuntimeError):
 
 
 class NotFinite(UserError, RuntimeError):
-    """Training came to a loss, a gradient or weights that are not finite. ``str()`` says when, which, and what to do.
+    """Loss, gradient or weights became NaN or infinite. ``str()`` says when, which, and what to do.
 
     Attributes:
         details: the same as plain data.
     """
 
     status = EXIT_FAILED
+    same_everywhere = True
 
     def __init__(self, text: str, details: dict[str, Any]) -> None:
         super().__init__(text, details)  # both, so that it can be pickled
@@ -119,17 +129,7 @@ class NotFinite(UserError, RuntimeError):
 
 
 class Interrupted(UserError):
-    """Training stopped at the user's wish, after a checkpoint. ``str()`` says how to resume."""
+    """Training stopped on request, after writing a checkpoint. ``str()`` says how to resume."""
 
     status = EXIT_INTERRUPTED
-
-
-def fail(lines: Sequence[str], everywhere: bool = False) -> int:
-    """Print each fault as a line on standard error; returns the exit status of bad input.
-
-    Args:
-        everywhere: also in processes other than the first: the fault is this process's own.
-    """
-    for line in lines if FIRST or everywhere else ():
-        print(f"error: {one_line(line)}", file=sys.stderr)
-    return EXIT_BAD_INPUT
+    same_everywhere = True

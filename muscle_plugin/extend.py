@@ -19,6 +19,7 @@ from typing import Any
 from muscle_plugin.errors import PluginError
 from muscle_plugin.registry.extension import Images, dataset, net
 from muscle_plugin.registry.plugins import load_all, located
+from muscle_plugin.settings.schema import MuscleSettings
 
 __all__ = ["Images", "PluginError", "USBNet", "dataset", "load", "net"]  # noqa: F822
 
@@ -32,7 +33,7 @@ def load(plugins: str | Path | Iterable[str | Path]) -> None:
         PluginError: there is no such plugin, importing it fails, or what it registers cannot be used.
     """
     given = str(plugins) if isinstance(plugins, (str, Path)) else [str(p) for p in plugins]
-    load_all(located(given, Path.cwd()))
+    load_all(located(given, Path.cwd()), MuscleSettings.model_fields)
 
 
 def __getattr__(name: str) -> Any:

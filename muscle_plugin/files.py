@@ -10,17 +10,17 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from muscle_plugin.errors import DamagedError, WriteError
+from muscle_plugin.errors import DamagedError, InputError, WriteError
 from muscle_plugin.text import first_line, out_of_memory
 
 if TYPE_CHECKING:
     import torch
 
-#: What a checkpoint's file ends with: these bytes, and the SHA-256 of all before them. PyTorch reads over it.
+#: A checkpoint's file ends with these bytes and the SHA-256 of all before them. PyTorch ignores both.
 _CHECKED = b"\nsha256 "
 _DIGEST = hashlib.sha256().digest_size
 #: The key by which a checkpoint says that its file ends so.
@@ -28,14 +28,17 @@ _SAYS_CHECKED = "sha256_follows"
 
 
 def refuse_existing(path: Path, instead: str) -> None:
-    """Raises ValueError, which says what to do ``instead``, if there is a file or folder of this name already."""
+    """Raise InputError, which says what to do ``instead``, if there is a file or folder of this name."""
     if os.path.lexists(path):
-        raise ValueError(f"{path}: exists already; {instead}")
+        raise InputError(f"{path}: already exists; {instead}")
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within it, what the system refuses is a :class:`WriteError` of ``path``."""
+    """Turn every OSError within it into a :class:`WriteError` of ``path``."""
     try:
         yield
     except WriteError:
@@ -46,13 +49,13 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of ``path`` when the block ends without an exception.
+    """Open a binary file that replaces ``path`` when the block ends without an exception.
 
     Args:
-        earlier: where the file that was there goes, where the one there goes, and so on; the last one is deleted.
+        earlier: where the present file moves, where the one there moves, and so on; the last one is deleted.
 
     Raises:
-        WriteError: it cannot be written; ``path`` and ``earlier`` are as they were.
+        WriteError: it cannot be written; ``path`` and ``earlier`` are unchanged.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]
                 f.flush()
                 os.fsync(f.fileno())
             as_shared_as_any(name)
-            _take_place(Path(name), path, earlier)
+            _replace(Path(name), path, earlier)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
@@ -76,7 +79,7 @@ def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]
                 os.close(folder)
 
 
-def _take_place(new: Path, path: Path, earlier: Sequence[Path]) -> None:
+def _replace(new: Path, path: Path, earlier: Sequence[Path]) -> None:
     """Rename ``new`` to ``path``. Whenever the process dies, the names lead to whole and different files."""
     if not earlier or not path.exists():
         os.replace(new, path)
@@ -99,15 +102,14 @@ def _take_place(new: Path, path: Path, earlier: Sequence[Path]) -> None:
 
 
 def _shift(files: Sequence[Path]) -> None:
-    """Free the first name: each file up to the first absent one goes to the next name, the last of all is replaced."""
+    """Free the first name: rename each file up to the first absent one to the next name, over the last of all."""
     absent = next((i for i, path in enumerate(files) if not path.exists()), len(files) - 1)
     for i in range(absent, 0, -1):
         os.replace(files[i - 1], files[i])
 
 
 def finish_move(path: Path, earlier: Sequence[Path]) -> None:
-    """Give the file that was at ``path`` its place in ``earlier``, if a process was killed before it had; no other may be
-    writing there."""
+    """Complete a replacement of ``path`` during which a process was killed; no other may be writing there."""
     for second_name in path.parent.glob(f".{path.name}.*.old.part"):
         if earlier and path.exists() and not path.samefile(second_name):
             _shift(earlier)
@@ -115,13 +117,13 @@ def finish_move(path: Path, earlier: Sequence[Path]) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete what a process that was killed while it wrote left in ``folder``; no other may be writing there."""
+    """Delete the partial files of killed processes; no other process may be writing in ``folder``."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 
 def as_shared_as_any(name: str | Path) -> None:
-    """Give a temporary file, which its owner alone may read, the permissions of any new file."""
+    """Give a temporary file, which only its owner may read, the permissions of any new file."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(name, 0o666 & ~mask)
@@ -130,41 +132,44 @@ def as_shared_as_any(name: str | Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file."""
     with atomic_write(path) as f:
-        f.write(text.encode(errors="backslashreplace"))  # names of files need not be text
+        f.write(text.encode(errors="backslashreplace"))  # file names need not be text
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Replace a JSON file."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file.
+    """Read a JSON file that holds a mapping.
 
     Raises:
-        OSError, ValueError: there is none.
+        OSError, InputError: it cannot be read, or holds none.
     """
     if path.exists() and not path.is_file():  # a pipe would not end
-        raise ValueError(f"{path.name}: not a file")
+        raise InputError(f"{path.name}: not a file")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
-        raise ValueError(f"{path.name}: nested too deep") from None
+        raise InputError(f"{path.name}: nested too deep") from None
     except ValueError as e:
-        raise ValueError(f"{path.name}: {e}") from None
+        raise InputError(f"{path.name}: {e}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path.name}: expected a mapping, found a {type(found).__name__}")
+        raise InputError(f"{path.name}: expected a mapping, found a {type(found).__name__}")
     return found
 
 
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
 class _Hashing:
-    """Passes bytes on to a file and takes their SHA-256."""
+    """A file that passes bytes on and takes their SHA-256."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.hash = file, hashlib.sha256()
         self.fault: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> int:
         self.hash.update(data)
         try:
             return self._file.write(data)
@@ -176,14 +181,14 @@ class _Hashing:
         self._file.flush()
 
 
-def save_tensors(path: Path, content: dict[str, Any], earlier: Sequence[Path] = ()) -> None:
+def save_tensors(path: Path, content: Mapping[str, object], earlier: Sequence[Path] = ()) -> None:
     """Replace a checkpoint; the file ends with a checksum of what is before it.
 
     Args:
         earlier: see :func:`atomic_write`.
 
     Raises:
-        WriteError: it cannot be written; the files are as they were.
+        WriteError: it cannot be written; the files are unchanged.
     """
     import torch
 
@@ -191,7 +196,7 @@ def save_tensors(path: Path, content: dict[str, Any], earlier: Sequence[Path] = 
         out = _Hashing(f)
         try:
             torch.save({**content, _SAYS_CHECKED: True}, out)
-        except RuntimeError as e:  # PyTorch's word for a write that failed
+        except RuntimeError as e:  # how PyTorch reports a failed write
             raise out.fault or e from e
         f.write(_CHECKED + out.hash.digest())
 
@@ -211,10 +216,10 @@ def _is_checked(path: Path, content: bytes) -> bool:
 
 
 def read_whole(path: Path) -> bytes:
-    """The content of a checkpoint's file, which is what was once written.
+    """Read the file of a checkpoint of this package, and verify its checksum.
 
     Raises:
-        DamagedError: it is not.
+        DamagedError: it is not what was written.
         OSError: it is absent, or may not be read.
     """
     try:
@@ -224,7 +229,7 @@ def read_whole(path: Path) -> bytes:
             raise DamagedError(f"{path}: damaged: the disk cannot read it") from None
         raise
     if not _is_checked(path, content):
-        load_tensors(path, "cpu", content)  # an older version's, or cut off
+        raise DamagedError(f"{path}: damaged, cut off or not a checkpoint of this package: it has no checksum")
     return content
 
 
@@ -232,30 +237,87 @@ def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes 
     """Read a checkpoint, a mapping, as :func:`load_plain` does.
 
     Raises:
-        ValueError: it is none, or cannot be read.
+        InputError: it is none, or cannot be read.
     """
     found = load_plain(path, device, content)
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: not a checkpoint, but a {type(found).__name__}")
+        raise InputError(f"{path}: not a checkpoint, but a {type(found).__name__}")
+    return found
+
+
+def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> Any:
+    """Read a file that ``torch.save`` wrote, without running any code in it.
+
+    Args:
+        device: for the tensors that were on a GPU.
+        content: of the file, if it has been read already.
+
+    Raises:
+        InputError: the file is absent, or may not be read.
+        DamagedError: it is damaged, holds more than plain data, or is compressed.
+    """
+    import torch
+
+    target = torch.device(device)
+
+    def place(storage: Any, location: str) -> Any:
+        return storage if location == "cpu" or target.type == "cpu" else storage.cuda(target.index)
+
+    try:
+        content = path.read_bytes() if content is None else content
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read: {e.strerror}") from None
+    checked = _is_checked(path, content)
+    try:
+        _refuse_compressed(content)
+        found = torch.load(io.BytesIO(content), map_location=place, weights_only=True)
+        _refuse_inflated(found, len(content))
+    except ValueError as e:  # our own
+        raise DamagedError(f"{path}: not a readable checkpoint ({first_line(e)})") from None
+    except Exception as e:  # anything that torch's readers raise; their texts advise to run what the file holds
+        if isinstance(e, RuntimeError) and out_of_memory(e):
+            raise InputError(f"{path}: cannot be read: out of memory ({first_line(e)})") from None
+        if not content.startswith(b"PK"):
+            what = "another kind of file" if content else "it is empty"
+        elif "GLOBAL" in str(e):
+            what = "it holds more than plain data, which is not loaded since it could run code"
+        else:
+            what = "cut off or damaged"
+        raise DamagedError(f"{path}: not a readable checkpoint ({what})") from None
+    if isinstance(found, dict) and found.pop(_SAYS_CHECKED, False) and not checked:
+        raise DamagedError(f"{path}: damaged: its checksum is missing")
     return found
 
 
 def _refuse_compressed(content: bytes) -> None:
-    """torch never compresses, but would expand what another has packed."""
+    """Raise ValueError for content that would expand: ``torch.save`` never compresses."""
     if zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("its content is compressed; torch.save writes it as it is")
-    # pickle's way to bytes; nested, with the codec hex, each doubles what it is given
+    # how pickle spells bytes; nested, with the codec hex, each doubles its argument
     if b"_codecs\nencode\n" in content:
         raise ValueError("it holds texts to be encoded, which weights need not")
 
 
-def _size_of(value: Any, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """(objects, bytes of tensors) in nested values, as if what occurs twice were there twice.
+def _refuse_inflated(found: object, size: int) -> None:
+    """Raise ValueError for content that a copy would make far larger than its file: one number viewed as a large tensor,
+    lists of references to one list."""
+    try:
+        objects, numbers = _size_of(found, {})
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if objects > 16 * size or numbers > 16 * size:
+        raise ValueError(f"its {size:,} bytes would become {objects:,} objects and {numbers:,} bytes of tensors")
+
+
+def _size_of(value: object, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Count (objects, bytes of tensors) in nested values; what occurs twice counts twice.
 
     Args:
-        known: of containers, by identity; None while one is being counted.
+        known: counts of containers, by identity; None while one is being counted.
     """
     import torch
 
@@ -274,77 +336,20 @@ def _size_of(value: Any, known: dict[int, tuple[int, int] | None]) -> tuple[int,
     return size
 
 
-def _refuse_inflated(found: Any, size: int) -> None:
-    """Refuse content that would grow far beyond its file when it is copied: views of one number as a large tensor, lists of
-    references to one list."""
-    try:
-        objects, numbers = _size_of(found, {})
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    if objects > 16 * size or numbers > 16 * size:
-        raise ValueError(f"its {size:,} bytes would become {objects:,} objects and {numbers:,} bytes of tensors")
-
-
 def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, by name, on the CPU.
+    """Read the tensors of a .safetensors file, by name, on the CPU.
 
     Raises:
-        ValueError: the file is absent, or the package safetensors is.
+        InputError: the file, or the package safetensors, is absent.
         DamagedError: it is no such file.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file")
     try:
         from safetensors.torch import load_file
     except ImportError:
-        raise ValueError(f"{path}: reading it needs the package safetensors: pip install safetensors") from None
+        raise InputError(f"{path}: reading it needs the package safetensors: pip install safetensors") from None
     try:
         return load_file(path)
     except Exception as e:  # safetensors' error derives from Exception alone
         raise DamagedError(f"{path}: cannot be read as safetensors ({first_line(e)})") from None
-
-
-def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> Any:
-    """Read a file that ``torch.save`` wrote, without running any code in it.
-
-    Args:
-        device: where the tensors go that were on a GPU.
-        content: of the file, if it has been read already.
-
-    Raises:
-        ValueError: the file is absent, or may not be read.
-        DamagedError: it is damaged, holds more than plain data, or is compressed.
-    """
-    import torch
-
-    target = torch.device(device)
-
-    def place(storage: Any, location: str) -> Any:
-        return storage if location == "cpu" or target.type == "cpu" else storage.cuda(target.index)
-
-    try:
-        content = path.read_bytes() if content is None else content
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except OSError as e:
-        raise ValueError(f"{path}: cannot be read: {e.strerror}") from None
-    checked = _is_checked(path, content)
-    try:
-        _refuse_compressed(content)
-        found = torch.load(io.BytesIO(content), map_location=place, weights_only=True)
-        _refuse_inflated(found, len(content))
-    except ValueError as e:  # our own
-        raise DamagedError(f"{path}: not a readable checkpoint ({first_line(e)})") from None
-    except Exception as e:  # whatever torch's readers meet; their texts advise to run what the file holds
-        if isinstance(e, RuntimeError) and out_of_memory(e):
-            raise ValueError(f"{path}: cannot be read: out of memory ({first_line(e)})") from None
-        if not content.startswith(b"PK"):
-            what = "another kind of file" if content else "it is empty"
-        elif "GLOBAL" in str(e):
-            what = "it holds more than plain data, which is not loaded since it could run code"
-        else:
-            what = "cut off or damaged"
-        raise DamagedError(f"{path}: not a readable checkpoint ({what})") from None
-    if isinstance(found, dict) and found.pop(_SAYS_CHECKED, False) and not checked:
-        raise DamagedError(f"{path}: damaged: its checksum is missing")
-    return found

@@ -1,4 +1,4 @@
-"""Memory: what a step frees is kept for the next one, and what does not fit is said in one line."""
+"""Memory: freed blocks are kept for the next step, and running out is an error of one line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # bytes; glibc takes no larger one
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, in blocks up to 32 MB each, until it ends; whether that can be had.
+    """Let this process keep the memory that it frees, in blocks of up to 32 MB, until it ends; return whether it can.
 
-    A step on a CPU allocates and frees activations of hundreds of megabytes. glibc gives such blocks back to the kernel,
-    which clears them anew for the next step: a tenth of a step's time. Elsewhere nothing changes.
+    A step on a CPU allocates and frees activations of hundreds of megabytes. glibc returns such blocks to the kernel, which
+    clears them again for the next step: a tenth of a step's time. Without glibc nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -29,10 +29,10 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def memory_for(what: str, less: str) -> Iterator[None]:
-    """Within it, memory that runs out is a :class:`DeviceError` of one line.
+    """Turn running out of memory within it into a :class:`DeviceError` of one line.
 
     Args:
-        what: needs it.
+        what: needs the memory.
         less: what would need less.
     """
     try:

@@ -1,8 +1,14 @@
-"""Names of the files in a run directory."""
+"""Names of the files in a run directory, and the format of its checkpoints."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from muscle_plugin.errors import InputError
+
+#: Version of a checkpoint's content, under its key ``format``.
+CHECKPOINT_FORMAT = 1
 
 LATEST, BEST = "latest_model.pth", "model_best.pth"
 
@@ -31,3 +37,17 @@ def saved_checkpoints(run_dir: Path) -> list[Path]:
 def checkpoint_of(path: Path) -> Path:
     """The newest checkpoint of a run's folder; any other path is a checkpoint's own."""
     return path / LATEST if path.is_dir() else path
+
+
+def refuse_newer(checkpoint: Mapping[str, object], path: str | Path) -> None:
+    """Refuse a checkpoint that a newer version of this package wrote.
+
+    Raises:
+        InputError: it is one.
+    """
+    found = checkpoint.get("format")
+    if isinstance(found, int) and found > CHECKPOINT_FORMAT:
+        raise InputError(
+            f"{path}: written by a newer version of this package (checkpoint format {found}; this version reads"
+            f" {CHECKPOINT_FORMAT})"
+        )

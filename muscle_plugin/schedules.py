@@ -1,7 +1,7 @@
-"""Schedules: pure functions of a step, which give a multiplier (of a learning rate or a weight) or an EMA's momentum.
+"""Schedules: pure functions of a step that return a multiplier (of a learning rate or a weight) or an EMA's momentum.
 
-A step may be a fraction, and may count epochs, as long as all arguments of a call count the same thing.
-:func:`schedule` makes a learning rate's multiplier from a name and the length of a run.
+A step may be a fraction and may count epochs, as long as all arguments of a call count the same thing.
+:func:`schedule` builds a learning-rate schedule from its name and the length of the run.
 """
 
 from __future__ import annotations
@@ -10,24 +10,13 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from muscle_plugin.closest import nearest
+from muscle_plugin.errors import InputError
+from muscle_plugin.text import did_you_mean
 
-__all__ = [
-    "Schedule",
-    "constant",
-    "cosine",
-    "ema_momentum",
-    "gaussian_rampdown",
-    "linear",
-    "linear_rampup",
-    "schedule",
-    "sigmoid_rampup",
-    "usb_cosine",
-]
+__all__ = ["Schedule", "constant", "cosine", "ema_momentum", "schedule", "sigmoid_rampup", "usb_cosine"]
 
-#: From a step to what the learning rate is multiplied by.
+#: From a step to the factor on the learning rate.
 Schedule = Callable[[float], float]
 
 
@@ -39,8 +28,8 @@ def constant(step: float) -> float:
 def cosine(step: float, end: float) -> float:
     """``(1 + cos(pi step / end)) / 2``: from 1 at step 0 to 0 at ``end``, and 0 from there on.
 
-    A run may stop before ``end``: label propagation (Iscen et al. 2019), and MUSCLE's section 5.2 after it, run 180
-    epochs of a schedule that reaches 0 at the 210th. Loshchilov and Hutter 2017, equation 5, without restarts.
+    A run may stop before ``end``: label propagation (Iscen et al. 2019), and MUSCLE's section 5.2 after it, train 180
+    epochs of a schedule that reaches 0 at epoch 210. Loshchilov and Hutter 2017, equation 5, without restarts.
     """
     return (1 + math.cos(math.pi * _share(step, end))) / 2
 
@@ -48,25 +37,12 @@ def cosine(step: float, end: float) -> float:
 def usb_cosine(step: float, total: float, warmup: float = 0, num_cycles: float = 7 / 16) -> float:
     """``step / warmup`` before step ``warmup``, then ``max(0, cos(pi num_cycles (step - warmup) / (total - warmup)))``.
 
-    FixMatch's ``cos(7 pi k / 16 K)`` (Sohn et al. 2020, section 2.4), with the warm-up that USB puts before it
+    FixMatch's ``cos(7 pi k / 16 K)`` (Sohn et al. 2020, section 2.4), after USB's linear warm-up
     (``get_cosine_schedule_with_warmup``). It ends at cos(7 pi / 16) = 0.195, not at 0.
     """
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, math.cos(math.pi * num_cycles * ((step - warmup) / max(1, total - warmup))))
-
-
-def linear(step: float, total: float) -> float:
-    """``1 - step / total``: from 1 at step 0 to 0 at ``total``, and 0 from there on."""
-    return 1 - _share(step, total)
-
-
-def linear_rampup(step: float, length: float) -> float:
-    """``step / length`` up to 1 at ``length``, and 1 from there on; 1 throughout if ``length`` is 0.
-
-    MixMatch's weight of the unlabelled loss (Berthelot et al. 2019).
-    """
-    return _share(step, length)
 
 
 def sigmoid_rampup(step: float, length: float) -> float:
@@ -78,19 +54,8 @@ def sigmoid_rampup(step: float, length: float) -> float:
     return math.exp(-5 * (1 - _share(step, length)) ** 2)
 
 
-def gaussian_rampdown(step: float, total: float, length: float) -> float:
-    """``exp(-12.5 x^2)`` where x goes from 0 to 1 over the last ``length`` of ``total`` steps; 1 before them.
-
-    It ends at exp(-12.5) = 3.7e-6. The learning rate of Temporal Ensembling, and of Mean Teacher's 13-layer net (the
-    last 25,000 of 150,000 steps). 1 throughout if ``length`` is 0.
-    """
-    if length <= 0:
-        return 1.0
-    return math.exp(-12.5 * _share(step - (total - length), length) ** 2)
-
-
 def ema_momentum(step: float, momentum: float) -> float:
-    """``min(1 - 1 / (step + 1), momentum)``, for step 0, 1, ...: the true mean of the first steps, then ``momentum``.
+    """``min(1 - 1 / (step + 1), momentum)`` for step 0, 1, ...: the mean of the first steps, then ``momentum``.
 
     Mean Teacher's average of weights. Label propagation's code counts from 1: its first update has momentum 1/2.
     """
@@ -98,21 +63,21 @@ def ema_momentum(step: float, momentum: float) -> float:
 
 
 def _share(step: float, length: float) -> float:
-    """``step / length`` within 0 and 1; 1 if there is no length."""
+    """``step / length`` clipped to [0, 1]; 1 if the length is 0."""
     return min(max(step / length, 0.0), 1.0) if length > 0 else 1.0
 
 
 def _usb(total_steps: float, warmup: float = 0, num_cycles: float = 7 / 16) -> Schedule:
     if not 0 <= warmup <= total_steps:
-        raise ValueError(f"schedule: warmup must be between 0 and the run's {total_steps} steps, got {warmup}")
+        raise InputError(f"schedule: warmup must be between 0 and the run's {total_steps} steps, got {warmup}")
     if not 0 <= num_cycles < math.inf:
-        raise ValueError(f"schedule: num_cycles must be 0 or more, got {num_cycles}")
+        raise InputError(f"schedule: num_cycles must be 0 or more, got {num_cycles}")
     return partial(usb_cosine, total=total_steps, warmup=warmup, num_cycles=num_cycles)
 
 
 def _cosine(total_steps: float, reaches_zero_at: float = 1.0) -> Schedule:
     if not 1 <= reaches_zero_at < math.inf:
-        raise ValueError(f"schedule: reaches_zero_at is a multiple of the run, 1 or more, got {reaches_zero_at}")
+        raise InputError(f"schedule: reaches_zero_at is a multiple of the run, 1 or more, got {reaches_zero_at}")
     return partial(cosine, end=total_steps * reaches_zero_at)
 
 
@@ -120,13 +85,12 @@ def _constant(total_steps: float) -> Schedule:
     return constant
 
 
-#: Schedules of a learning rate: name to a function of the run's length and the schedule's options. The names of the
-#: options are those of the functions' keywords; :func:`schedule` checks them.
+#: Learning-rate schedules by name: functions of the run's length and of the schedule's options, as keywords.
 SCHEDULES: dict[str, Callable[..., Schedule]] = {"usb": _usb, "cosine": _cosine, "constant": _constant}
 
 
-def schedule(name: str, total_steps: float, **options: Any) -> Schedule:
-    """A learning rate's multiplier over a run.
+def schedule(name: str, total_steps: float, **options: float) -> Schedule:
+    """Build a learning-rate schedule.
 
     Args:
         name: ``usb`` (:func:`usb_cosine`; options ``warmup`` in steps, ``num_cycles``), ``cosine`` (:func:`cosine`;
@@ -134,15 +98,15 @@ def schedule(name: str, total_steps: float, **options: Any) -> Schedule:
         total_steps: length of the run.
 
     Raises:
-        ValueError: no such schedule or option, or a value out of its range.
+        InputError: no such schedule or option, or a value out of range.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"schedule: unknown {name!r}{nearest(name, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
+        raise InputError(f"schedule: unknown {name!r}{did_you_mean(name, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
     if not 0 < total_steps < math.inf:
-        raise ValueError(f"schedule: total_steps must be more than 0, got {total_steps}")
+        raise InputError(f"schedule: total_steps must be more than 0, got {total_steps}")
     known = list(inspect.signature(SCHEDULES[name]).parameters)[1:]
     for option in options:
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"schedule: {name} has no option {option!r}{nearest(option, known)}; {has}")
+            raise InputError(f"schedule: {name} has no option {option!r}{did_you_mean(option, known)}; {has}")
     return SCHEDULES[name](total_steps, **options)

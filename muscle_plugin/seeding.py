@@ -1,7 +1,7 @@
-"""Seeds: every random stream of a run is a function of the run's seed and of what the stream is for.
+"""Seeds: every random stream of a run is a function of the run's seed and of the stream's purpose.
 
-Nothing that draws data reads PyTorch's global generator: the order of images and their views at step t depend on
-(seed, t) alone. A resumed run therefore sees what it would have seen, and two algorithms on one seed see the same.
+Nothing that draws data uses PyTorch's global generator: the order of images and their views at step t depend on (seed, t)
+alone. A resumed run therefore sees what it would have seen, and two algorithms with one seed see the same.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 
 
 def derive(seed: int, *path: int | str) -> int:
-    """A 63-bit seed for the stream named by ``path``, independent of those with other names."""
+    """Return a 63-bit seed for the stream named by ``path``, independent of streams with other names."""
     words = [zlib.crc32(p.encode()) if isinstance(p, str) else p for p in path]
     return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0]) >> 1  # NumPy 1 shifts no uint64
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's global generators, which USB's code draws from."""
+    """Seed the global generators of Python, NumPy and PyTorch, from which USB's code draws."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

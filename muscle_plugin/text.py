@@ -1,23 +1,25 @@
-"""Texts of others (names of files, values of settings, words of libraries) as parts of a line of ours."""
+"""Foreign text (file names, values of settings, messages of libraries) as part of a one-line message."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+import traceback
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 
-#: What PyTorch, cuBLAS and its like, NCCL and the CPU's allocator say where memory runs out.
+#: Messages of PyTorch, of cuBLAS and its siblings, of NCCL and of the CPU allocator when memory runs out.
 _RAN_OUT = re.compile(
     r"out of memory|_STATUS_ALLOC_FAILED|can(?:no|')t allocate memory|not enough memory", re.IGNORECASE
 )
 
 
-def one_line(text: Any) -> str:
-    """The text with all that is no printable character escaped: line ends, and what a terminal would obey or hide."""
+def one_line(text: object) -> str:
+    """Escape every character that is not printable: line ends, and what a terminal would obey or hide."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
-def shown(text: Any, most: int = 200) -> str:
-    """:func:`one_line` of it, with the middle left out where it is longer than ``most`` characters."""
+def shown(text: object, most: int = 200) -> str:
+    """:func:`one_line`, with the middle left out of a text longer than ``most`` characters."""
     if isinstance(text, (list, tuple, dict)):
         return f"a {type(text).__name__} of {len(text)}"
     words = str(text)
@@ -27,11 +29,73 @@ def shown(text: Any, most: int = 200) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first, or its name where it says nothing."""
+    """The first line of an exception's message, or its class if it has none."""
     return shown((str(error).splitlines() or [""])[0]) or type(error).__name__
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the memory of a GPU, or of the machine, ran out. PyTorch raises a class of its own for
-    one of the ways in which that shows, else a RuntimeError."""
+    """Whether an exception says that a GPU, or the machine, ran out of memory. PyTorch has a class of its own for some of
+    the ways in which that shows, and raises RuntimeError for the others."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_RAN_OUT.search(str(error))))
+
+
+def plural(n: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them: ``90 s``, ``12 min``, ``3.5 h``, ``4.0 days``."""
+    for unit, size, up_to in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 2 * 86400)):
+        if seconds < up_to:
+            return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def fault_in(error: BaseException, file: str | None, what: str) -> str:
+    """An exception of a plugin's code as one line: ``what``, the line of ``file`` if it is known, and the message."""
+    if isinstance(error, SyntaxError):
+        number = error.lineno if error.filename == file else None
+        message = f"SyntaxError: {error.msg}"
+    else:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        number = lines[-1] if lines else None
+        said = first_line(error)
+        message = type(error).__name__ + (f": {said}" if said != type(error).__name__ else "")
+    return what + (f" line {number}: " if number else ": ") + message
+
+
+def _parts(name: str) -> str:
+    return "_".join(sorted(re.findall(r"[^\W_]+", name.lower())))
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.5, most: int = 1) -> list[str]:
+    """The known name most like ``name``, and others nearly as like.
+
+    Two comparisons count, the better first: of the lower-case names, and of their parts in alphabetical order
+    (``cifar10-fixmatch``). Folders do not count where ``name`` has none.
+
+    Args:
+        cutoff: least similarity, :meth:`difflib.SequenceMatcher.ratio`.
+        most: how many names to return at most.
+    """
+    if len(name) > 100:  # no name is; difflib takes quadratic time
+        return []
+    whole, parts = SequenceMatcher(b=name.lower()), SequenceMatcher(b=_parts(name))  # difflib caches what it finds in b
+    found = []
+    for other in dict.fromkeys(known):
+        text = other if "/" in name else other.rpartition("/")[2]
+        whole.set_seq1(text.lower())
+        parts.set_seq1(_parts(text))
+        ratios = [m.ratio() if m.quick_ratio() >= cutoff else 0.0 for m in (whole, parts)]
+        if max(ratios) >= cutoff:
+            found.append((1 - max(ratios), "/" in other, -sum(ratios), other))
+    found.sort()
+    return [other for distance, *_, other in found[:most] if distance <= 1.5 * found[0][0]]
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """``"; did you mean '...'?"``, with at most ``most`` names, or nothing if no known name is near."""
+    near = [repr(k) for k in closest(name, known, most=most)]
+    listed = " or ".join(filter(None, [", ".join(near[:-1]), *near[-1:]]))
+    return f"; did you mean {listed}?" if near else ""

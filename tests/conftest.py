@@ -99,7 +99,7 @@ def build_short(tmp_path: Path) -> Any:
     """A function that builds, without training, the algorithm of a short digits run."""
 
     def make(**settings: Any) -> Any:
-        from muscle_plugin.runs.train import build
+        from muscle_plugin.runs.build import build
         from muscle_plugin.settings.resolve import load_settings
 
         return build(load_settings(None, **{**SHORT, "save_dir": str(tmp_path), **settings}))

@@ -10,12 +10,15 @@ import torch
 from test_augment import VALUES, pictures, seeded
 
 from muscle_plugin.data import kernel
-from muscle_plugin.data.augment import AUGMENTATIONS
+from muscle_plugin.data.augment import AUGMENTATIONS, augmentation
 from muscle_plugin.data.batch_random import BatchRandom
-from muscle_plugin.data.randaugment import OPERATIONS, Plan, apply
-from muscle_plugin.data.sources import SourceOptions, digits
+from muscle_plugin.data.batches import Batches
+from muscle_plugin.data.datasets.digits import digits
+from muscle_plugin.data.operations import OPERATIONS
+from muscle_plugin.data.randaugment import Plan, apply
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.data.splits import draw_split
-from muscle_plugin.data.views import HARD, UNLABELLED, Batches, View, augmentation
+from muscle_plugin.data.views import STRONG, UNLABELLED, View
 
 SIZES = [(32, 32), (33, 28)]
 #: Images of a case: an interpreted view takes some 10 ms.
@@ -62,7 +65,7 @@ def whole_batches(data_on, parameters, rank=0, world=1, colour=False):
         )  # fmt: skip
         assert batches._kernel is kernel
         batches._kernel = found
-        batches.add_views({"x_ulb_h": View(UNLABELLED, HARD, 2)})
+        batches.add_views({"x_ulb_h": View(UNLABELLED, STRONG, 2)})
         made.append([batches.batch(step) for step in (3, 4)])
     return all(torch.equal(a[k], b[k]) for a, b in zip(*made, strict=True) for k in a | b)
 

@@ -13,7 +13,6 @@ def plugins_forgotten():
     from muscle_plugin.registry.catalogue import PLUGIN_ALGORITHMS
     from muscle_plugin.registry.extension import PLUGIN_DATASETS, PLUGIN_NETS
     from muscle_plugin.registry.names import DATASETS
-    from muscle_plugin.settings.schema import settings_model
     from muscle_plugin.usb.names import ALGORITHMS
 
     tables = (ALGORITHMS._dict, PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
@@ -28,7 +27,6 @@ def plugins_forgotten():
     for name in set(sys.modules) - modules:
         if name.startswith("_muscle_plugin_of_"):
             del sys.modules[name]
-    settings_model.cache_clear()
     _made.cache_clear()  # anew, the classes would not be those that USB's registry holds
     for name in ALGORITHMS._dict:
         if hasattr(ALGORITHMS[name], "usb_name"):

@@ -11,7 +11,7 @@ from conftest import SHORT
 
 from muscle_plugin import distributed
 from muscle_plugin.registry.catalogue import all_algorithms
-from muscle_plugin.runs.train import build
+from muscle_plugin.runs.build import build
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.training import checkpoint, state
 

@@ -7,11 +7,13 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from muscle_plugin.data import operations as pillow_operations
 from muscle_plugin.data import randaugment
 from muscle_plugin.data.augment import (
     AFTER_WEAK,
     AUGMENTATIONS,
     affine,
+    augmentation,
     crop,
     crop_flip,
     draw_colour_jitter,
@@ -19,8 +21,8 @@ from muscle_plugin.data.augment import (
     rotate_crop_flip,
 )
 from muscle_plugin.data.batch_random import BatchRandom
-from muscle_plugin.data.randaugment import OPERATIONS, Plan
-from muscle_plugin.data.views import augmentation
+from muscle_plugin.data.operations import OPERATIONS, operate
+from muscle_plugin.data.randaugment import Plan
 
 SIZES = [(32, 32), (33, 28), (8, 8)]
 
@@ -128,8 +130,7 @@ def test_an_operation_is_pillows_to_the_bit(name, channels, size):
     images, values = pictures(64, channels, *size), VALUES[name]
     before = images.clone()
     for fill in (0, 128) if name in GEOMETRIC else (None,):
-        arguments = [v for v in (values, fill) if v is not None]
-        ours = getattr(randaugment, name)(images, *arguments)
+        ours = operate(name, images, torch.zeros(64) if values is None else values, fill or 0)
         each = [None] * 64 if values is None else values.tolist()
         same(ours, [PILLOW[name](to_pillow(x), v, fill) for x, v in zip(images, each, strict=True)])
         assert torch.equal(images, before)
@@ -138,7 +139,7 @@ def test_an_operation_is_pillows_to_the_bit(name, channels, size):
 
 def test_luminance_is_pillows():
     images = pictures(64, 3, 33, 28)
-    same(randaugment.luminance(images).to(torch.uint8), [to_pillow(x).convert("L") for x in images])
+    same(pillow_operations.luminance(images).to(torch.uint8), [to_pillow(x).convert("L") for x in images])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -155,17 +156,17 @@ def test_cutout_is_a_filled_rectangle(channels, size):
                 colour = grey if channels == 1 else fill if isinstance(fill, tuple) else (fill,) * 3
                 ImageDraw.Draw(picture).rectangle((x1, y1, x2 - 1, y2 - 1), colour)
             pillow.append(picture)
-        same(randaugment.cutout(images, left, top, right, bottom, fill), pillow)
+        same(pillow_operations.cutout(images, left, top, right, bottom, fill), pillow)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_hue_is_torchvisions_within_a_grey_level(size):
     images = pictures(64, 3, *size)
     turn = torch.cat([torch.tensor([0, 0.5, -0.5, 0.125]), uniform(60, -0.5, 0.5)])
-    ours = randaugment.hue(images, turn)
+    ours = pillow_operations.hue(images, turn)
     same(ours, [TF.adjust_hue(x, v) for x, v in zip(images, turn.tolist(), strict=True)], tolerance=1)
     grey = pictures(64, 1, *size)
-    assert torch.equal(randaugment.hue(grey, turn), grey)
+    assert torch.equal(pillow_operations.hue(grey, turn), grey)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -191,7 +192,7 @@ def test_randaugment_applies_its_plan_one_operation_after_another(name, channels
     expected = torch.stack([from_pillow(p) for p in pillow])
     without_hole = Plan(plan.operations, plan.values, plan.outside)
     assert torch.equal(randaugment.apply(images, without_hole), expected)
-    expected = randaugment.cutout(expected, *plan.hole, plan.hole_fill)
+    expected = pillow_operations.cutout(expected, *plan.hole, plan.hole_fill)
     assert torch.equal(randaugment.apply(images, plan), expected)
     assert torch.equal(augmentation(name, ops=4)(images, seeded()), expected)
 
@@ -339,8 +340,7 @@ def test_iics_jitter_applies_each_operation_once_in_a_random_order():
     expected = images.clone()
     for operations, values in zip(plan.operations, plan.values, strict=True):
         for i, (operation, value) in enumerate(zip(operations, values, strict=True)):
-            function = getattr(randaugment, OPERATIONS[operation])
-            expected[i : i + 1] = function(expected[i : i + 1], value.view(1))
+            expected[i : i + 1] = operate(OPERATIONS[operation], expected[i : i + 1], value.view(1))
     assert torch.equal(randaugment.apply(images, plan), expected)
 
 
@@ -393,10 +393,9 @@ def test_nothing_is_read_back_from_the_images_device(name, channels):
 
 def test_operations_take_no_images():
     empty = torch.empty(0, 3, 16, 12, dtype=torch.uint8)
-    for name, values in VALUES.items():
-        arguments = [] if values is None else [torch.empty(0)]
-        assert getattr(randaugment, name)(empty, *arguments).shape == empty.shape
-    assert randaugment.hue(empty, torch.empty(0)).shape == empty.shape
+    for name in VALUES:
+        assert operate(name, empty, torch.empty(0)).shape == empty.shape
+    assert pillow_operations.hue(empty, torch.empty(0)).shape == empty.shape
 
 
 def test_digits_views_have_not_changed():

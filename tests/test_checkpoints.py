@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, SHORT
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from muscle_plugin.algorithms.muscle import Muscle
 from muscle_plugin.errors import DamagedError, InputError, RunError, WriteError
 from muscle_plugin.files import atomic_write, finish_move, load_tensors, read_whole, remove_parts, save_tensors
-from muscle_plugin.run_files import saved_checkpoints
+from muscle_plugin.run_files import CHECKPOINT_FORMAT, saved_checkpoints
 from muscle_plugin.runs.recorder import Recorder
 from muscle_plugin.training import checkpoint, state
 from muscle_plugin.training.host import Host
@@ -173,7 +174,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(short_r
     train(load_settings(None, **SHORT, **SAVING, save_dir=str(tmp_path), resume="auto"))
     (note,) = [line for line in capsys.readouterr().out.splitlines() if "latest_model.pth" in line]
     assert note.startswith("note: ")
-    assert note.endswith("going on from step 4, of previous_model.pth")
+    assert note.endswith("resuming from step 4, of previous_model.pth")
     assert "WARNING" in (run_dir / "log.txt").read_text()
     assert same_weights(whole, load_tensors(run_dir / "latest_model.pth"))
     assert steps(run_dir) == [json.loads(line)["step"] for line in logged.splitlines()]
@@ -271,7 +272,7 @@ def test_predict_and_export_name_the_other_checkpoints_where_one_is_damaged(shor
 def test_a_checkpoint_of_another_run_is_refused_naming_the_differences(short_run, tmp_path, other, named):
     short_run(**SAVING)
     path = str(tmp_path / "r" / "latest_model.pth")
-    with pytest.raises(RunError, match="a checkpoint of another run") as caught:
+    with pytest.raises(InputError, match="a checkpoint of another run") as caught:
         short_run(**SAVING | {"save_name": "other"} | other, resume="yes", load_path=path)
     assert all(n in str(caught.value) for n in named), caught.value
     assert "\n" not in str(caught.value)
@@ -284,7 +285,7 @@ def test_other_weights_are_named(short_run, tmp_path):
     name = next(iter(content["model"]))
     content["model"] = {**content["model"], name: torch.zeros(2, 3), "extra": torch.zeros(1)}
     save_tensors(path, content)
-    with pytest.raises(RunError, match=rf"{name} \(2, 3\), here \(.*extra \(1,\), here absent"):
+    with pytest.raises(InputError, match=rf"{name} \(2, 3\), here \(.*extra \(1,\), here absent"):
         short_run(**SAVING, resume="yes")
 
 
@@ -293,8 +294,10 @@ def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys)
 
     short_run(**SAVING)
     path = tmp_path / "r" / "latest_model.pth"
-    save_tensors(path, {"format": checkpoint.FORMAT + 1, "anything": 3})
-    with pytest.raises(RunError, match="written by a newer version of this package .checkpoint format 2; this version"):
+    save_tensors(path, {"format": CHECKPOINT_FORMAT + 1, "anything": 3})
+    with pytest.raises(
+        InputError, match="written by a newer version of this package .checkpoint format 2; this version"
+    ):
         short_run(**SAVING, resume="yes")
     with pytest.raises(ValueError, match="written by a newer version"):
         Predictor(path, "cpu")
@@ -438,10 +441,10 @@ def test_whatever_this_package_sets_on_an_algorithm_is_declared():
 
 LIMITED = """
 import resource, sys
-from muscle_plugin.cli import train_command
+from muscle_plugin.cli import run_command
 limit = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-sys.exit(train_command(sys.argv[2:], "train.py"))
+sys.exit(run_command("train", sys.argv[2:], "train.py"))
 """
 
 
@@ -484,7 +487,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(short_run, tm
         ended = python("train.py", *again)
         assert ended.returncode == 2, ended.stderr
         (line,) = [x for x in ended.stderr.splitlines() if x]
-        assert "cannot be written: No space left on device; the checkpoints before it are whole. To go on: " in line
+        assert "cannot be written: No space left on device; the checkpoints before it are whole. To resume: " in line
         assert line.endswith("--resume")
         assert not list((disk / "r").glob(".*"))
         assert all(read_whole(p) for p in saved_checkpoints(disk / "r"))
@@ -561,6 +564,25 @@ def test_a_disk_that_refuses_tensorboards_first_write_is_one_error(tmp_path, mon
     for thread in {*threading.enumerate()} - before:
         thread.join(5)
     assert not tracebacks
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"), [(OSError(28, "No space left"), WriteError), (RuntimeError("no thread"), RuntimeError)]
+)
+def test_a_tensorboard_that_cannot_begin_leaves_the_process_as_it_was(tmp_path, monkeypatch, fault, raised):
+    from torch.utils import tensorboard
+
+    def refuse(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", refuse)
+    metrics, hook = tmp_path / "metrics.jsonl", threading.excepthook
+    with pytest.raises(raised):
+        Recorder(tmp_path, 0, True, None)
+    assert threading.excepthook is hook
+    opened = [f for f in psutil.Process().open_files() if f.path == str(metrics)]
+    assert metrics.exists()
+    assert not opened
 
 
 # ----------------------------------------------------------------------------------------------------------- children

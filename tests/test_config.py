@@ -5,15 +5,29 @@ import re
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 from conftest import CONFIGS, ROOT
 
 from muscle_plugin.cli import main
 from muscle_plugin.errors import ConfigError
 from muscle_plugin.registry.catalogue import NOT_HOSTED, all_algorithms, muscle_algorithms, usb_algorithms
 from muscle_plugin.settings.resolve import batch_composition, load_settings, resolve
-from muscle_plugin.settings.schema import settings_model
+from muscle_plugin.settings.schema import (
+    MACHINE,
+    PLACE,
+    RESULT,
+    SEED,
+    STEP,
+    Affects,
+    MuscleSettings,
+    RunSettings,
+    affecting,
+    settings_model,
+)
 from muscle_plugin.settings.sources import Layer, config_directory, config_names, read_yaml
 
 
@@ -43,6 +57,46 @@ def test_every_config_resolves_to_what_its_name_says(name):
     assert resolved.name == name
     assert leaf == stem or (leaf.startswith(f"{stem}_") and not folder)
     assert settings.save_name == (f"{name.replace('/', '-')}_0" if labels else f"{stem}_all_0")
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "called"),
+    [
+        ("fixmatch_digits_100", {"num_labels": 10}, "fixmatch_digits_10_0"),
+        ("classic_cv/fixmatch_cifar10_4000", {"num_labels": "40"}, "fixmatch_cifar10_40_0"),
+        ("fixmatch_cifar100_10000", {"num_labels": 1000}, "fixmatch_cifar100_1000_0"),
+        ("muscle_fixmatch_digits_10", {"algorithm": "muscle_flexmatch"}, "muscle_flexmatch_digits_10_0"),
+        ("fixmatch_digits_100", {"split_file": "mine/split.json"}, "fixmatch_digits_split_0"),
+        ("fixmatch_digits_100", {"num_labels": "100", "seed": 3, "lr": 0.1}, "fixmatch_digits_100_3"),
+        ("classic_cv/fixmatch_cifar10_4000", {"epoch": 2}, "classic_cv-fixmatch_cifar10_4000_0"),
+        ("classic_cv/fixmatch_cifar10_4000", {"num_labels": 4000.0}, "classic_cv-fixmatch_cifar10_4000_0"),
+    ],
+)
+def test_a_run_has_its_configurations_name_only_with_its_labels(config, given, called):
+    assert load_settings(config, **given).settings.save_name == called
+
+
+def test_values_of_python_and_its_libraries(tmp_path):
+    given = {
+        "save_dir": tmp_path, "seed": np.int64(3), "lr": np.float64(0.5), "ratio": Fraction(7, 2),
+        "momentum": torch.tensor(0.5), "use_cat": np.bool_(False), "epoch": np.array(2), "total_batch": torch.tensor(9),
+    }  # fmt: skip
+    s = load_settings(None, **given).settings
+    assert (s.save_dir, s.seed, s.lr, s.ratio) == (str(tmp_path), 3, 0.5, 3.5)
+    assert (s.momentum, s.use_cat, s.epoch, s.total_batch) == (0.5, False, 2, 9)
+    assert [type(v) for v in (s.seed, s.use_cat, s.epoch)] == [int, bool, int]
+    assert faults(seed=np.array([1, 2])) == ["--seed: a single value is expected, got a ndarray"]
+
+
+def test_what_settings_affect():
+    everything = affecting(*Affects)
+    assert everything == {*RunSettings.model_fields, *MuscleSettings.model_fields}
+    assert sum(len(affecting(a)) for a in Affects) == len(everything)
+    assert affecting(SEED) == {"seed", "split_seed"}
+    assert {"keep_checkpoints", "num_save_iter", "save_dir", "plugins"} <= affecting(PLACE)  # steps are alike
+    assert {"device", "gpu", "num_threads", "compile", "deterministic", "data_on", "num_workers"} <= affecting(MACHINE)
+    assert {"lr", "epoch", "num_labels", "split_file", "init_from"} <= affecting(RESULT)
+    assert {"algorithm", "net", "total_batch", "img_size", "precision", "mi_weight", "hard_views"} <= affecting(STEP)
 
 
 def test_command_line_over_yaml_over_base_over_default(tmp_path):
@@ -126,9 +180,8 @@ def test_configurations_nearest_to_a_name_that_is_none(word, offered, capsys):
     for command_line in (["train", word], ["train", "--c", word], ["data", "show", word]):
         assert main(command_line) == 2
         assert capsys.readouterr().err == f"error: {word}: no such configuration; did you mean {offered}\n"
-    for program in ("sweep", "cost"):
-        assert main([program, word]) == 2
-        assert capsys.readouterr().err == f"error: {word}: no such study or configuration; did you mean {offered}\n"
+    assert main(["sweep", word]) == 2
+    assert capsys.readouterr().err == f"error: {word}: no such study or configuration; did you mean {offered}\n"
 
 
 def test_a_name_unlike_any_is_told_which_there_are(capsys):
@@ -136,11 +189,10 @@ def test_a_name_unlike_any_is_told_which_there_are(capsys):
     for command_line in (["train", "nonsense"], ["train", "--c", "nonsense"], ["data", "show", "nonsense"]):
         assert main(command_line) == 2
         assert capsys.readouterr().err == f"error: nonsense: no such configuration; {there}\n"
-    for program in ("sweep", "cost"):
-        assert main([program, "nonsense"]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("error: nonsense: no such study or configuration; studies: table1, table2, ")
-        assert said.endswith(f"; {there}\n")
+    assert main(["sweep", "nonsense"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: nonsense: no such study or configuration; studies: table1, table2, ")
+    assert said.endswith(f"; {there}\n")
     assert main(["train", "digits"]) == 2  # a name of sweep's
     assert re.fullmatch(
         r"error: digits: a study of \d+ configurations; give one of them \(\w+\), or `muscle-plugin sweep digits`\n",
@@ -148,7 +200,7 @@ def test_a_name_unlike_any_is_told_which_there_are(capsys):
     )
 
 
-@pytest.mark.parametrize("program", ["train", "sweep", "cost"])
+@pytest.mark.parametrize("program", ["train", "sweep"])
 def test_a_fault_names_its_file_once(program, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([program, "absent.yaml"]) == 2
@@ -248,8 +300,8 @@ def test_usb_classes_without_an_unlabelled_weak_view_have_no_muscle_form():
 )
 def test_answers_without_loading_torch(words):
     code = (
-        "import sys; from muscle_plugin.cli import train_command\n"
-        "try: train_command(sys.argv[1:], 'train.py')\n"
+        "import sys; from muscle_plugin.cli import run_command\n"
+        "try: run_command('train', sys.argv[1:], 'train.py')\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'semilearn', 'numpy'} & set(sys.modules), 'a heavy module was loaded'"
     )
@@ -278,8 +330,8 @@ def test_what_is_there_already_is_refused_without_loading_torch(tmp_path):
         f"{tmp_path / 'no' / 'latest_model.pth'}: no checkpoint to resume from": [
             *train, "--save_dir", tmp_path, "-sn", "no", "--resume",
         ],
-        f"{tmp_path / 'other'}: exists already; --overwrite replaces it": ["predict", *of_net, "--images", tmp_path],
-        f"{tmp_path / 'other'}: exists already; give a folder that does not": ["export", *of_net],
+        f"{tmp_path / 'other'}: already exists; --overwrite replaces it": ["predict", *of_net, "--images", tmp_path],
+        f"{tmp_path / 'other'}: already exists; choose another output folder": ["export", *of_net],
     }  # fmt: skip
     code = (
         "import json, sys; from muscle_plugin.cli import main\n"

@@ -61,35 +61,35 @@ def test_torchvisions_nets_train(short_run):
 
 
 def test_cnn13_has_the_parameters_of_its_paper():
-    from muscle_plugin.nets import cnn13
+    from muscle_plugin.nets import build_net
 
-    counts = [sum(p.numel() for p in cnn13(c).parameters()) for c in (10, 100)]
+    counts = [sum(p.numel() for p in build_net("cnn13", c).parameters()) for c in (10, 100)]
     assert counts == [3_125_908, 3_137_608]
-    out = cnn13(10)(torch.zeros(2, 3, 32, 32))
+    out = build_net("cnn13", 10)(torch.zeros(2, 3, 32, 32))
     assert (out["logits"].shape, out["feat"].shape) == ((2, 10), (2, 128))
 
 
 def test_an_unknown_net_is_one_line(short_run):
-    from muscle_plugin.errors import RunError
+    from muscle_plugin.errors import InputError
 
     with pytest.raises(
-        RunError, match="net: unknown 'wrn_28_3'; did you mean 'wrn_28_.'.*known: small_cnn, cnn13.*wrn_28_2"
+        InputError, match="net: unknown 'wrn_28_3'; did you mean 'wrn_28_.'.*known: small_cnn, cnn13.*wrn_28_2"
     ):
         short_run(net="wrn_28_3")
 
 
 @pytest.mark.parametrize(("net", "size"), [("small_cnn", 8), ("vit_tiny_patch2_32", 16), ("cnn13", 8)])
 def test_an_image_size_that_the_net_cannot_take_is_one_line(short_run, net, size):
-    from muscle_plugin.errors import RunError
+    from muscle_plugin.errors import InputError
 
-    with pytest.raises(RunError, match=f"net: {net} cannot take images of {size} x {size}"):
+    with pytest.raises(InputError, match=f"net: {net} cannot take images of {size} x {size}"):
         short_run(net=net, img_size=size)
 
 
 def test_an_algorithm_that_cannot_use_the_net_is_one_line(short_run):
-    from muscle_plugin.errors import RunError
+    from muscle_plugin.errors import InputError
 
-    with pytest.raises(RunError, match="crmatch cannot be built over net small_cnn"):
+    with pytest.raises(InputError, match="crmatch cannot be built over net small_cnn"):
         short_run(algorithm="crmatch")
 
 

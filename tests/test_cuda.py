@@ -8,10 +8,13 @@ from conftest import KNOWN, SPECIAL, of_base
 from test_augment import VALUES, pictures
 
 from muscle_plugin.data.augment import AUGMENTATIONS
-from muscle_plugin.data.randaugment import OPERATIONS, Plan, apply
-from muscle_plugin.data.sources import SourceOptions, digits
+from muscle_plugin.data.batches import Batches
+from muscle_plugin.data.datasets.digits import digits
+from muscle_plugin.data.operations import OPERATIONS
+from muscle_plugin.data.randaugment import Plan, apply
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.data.splits import draw_split
-from muscle_plugin.data.views import HARD, UNLABELLED, Batches, View
+from muscle_plugin.data.views import STRONG, UNLABELLED, View
 from muscle_plugin.registry.catalogue import all_algorithms
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -37,7 +40,7 @@ def batches(device, **more):
         source, draw_split(source, 40, 0), 32, 96, ("x_lb", "y_lb", "x_ulb_w", "x_ulb_s", "idx_ulb"), "fixmatch",
         "crop_flip", "randaugment", 3, 0, device, **more,
     )  # fmt: skip
-    made.add_views({"x_ulb_h": View(UNLABELLED, HARD, 3)})
+    made.add_views({"x_ulb_h": View(UNLABELLED, STRONG, 3)})
     return made
 
 
@@ -45,7 +48,7 @@ def batches(device, **more):
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_making_a_batch_never_waits_for_the_device(hard, where):
     made = batches(CUDA, data_on=where)
-    made._augment[HARD] = AUGMENTATIONS[hard]
+    made._augment[STRONG] = AUGMENTATIONS[hard]
     made.batch(0)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

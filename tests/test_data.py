@@ -1,7 +1,10 @@
 """Order, splits, views, and where the images of a step come from."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,23 +13,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from muscle_plugin.data.ahead import OneAhead, Parcel
+from muscle_plugin.data.augment import augmentation
+from muscle_plugin.data.batches import Batches, quarter_turns
+from muscle_plugin.data.datasets.digits import digits
+from muscle_plugin.data.load import choose_split, load_data
 from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
+from muscle_plugin.data.normalise import Normaliser, pixel_statistics
 from muscle_plugin.data.sampler import IndexStream
-from muscle_plugin.data.sources import Source, SourceOptions, digits
+from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.data.splits import draw_split, read_split, write_split
-from muscle_plugin.data.views import (
-    HARD,
-    MEDIUM,
-    UNLABELLED,
-    WEAK,
-    Batches,
-    Normaliser,
-    View,
-    augmentation,
-    pixel_statistics,
-    quarter_turns,
-    views_of,
-)
+from muscle_plugin.data.views import MEDIUM, STRONG, UNLABELLED, WEAK, View, views_of
 from muscle_plugin.errors import DataError
 
 CPU = torch.device("cpu")
@@ -230,13 +226,11 @@ def test_a_split_file_that_contradicts_num_labels_is_refused(build_short, tmp_pa
 
 
 def test_a_run_whose_data_changed_does_not_go_on(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
     short_run(algorithm="fixmatch", save_name="a")
     file = tmp_path / "a" / "split.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"fingerprint": "0" * 16}))
-    with pytest.raises(RunError, match="made for other training images"):
+    with pytest.raises(DataError, match="made for other training images"):
         short_run(algorithm="fixmatch", save_name="a", resume="yes")
 
 
@@ -244,7 +238,7 @@ def test_a_run_whose_data_changed_does_not_go_on(short_run, tmp_path):
 
 
 def test_views_are_read_off_the_parameters():
-    assert views_of(["x_lb", "y_lb", "x_ulb_w", "x_ulb_s"], "fixmatch")["x_ulb_s"].strength == HARD
+    assert views_of(["x_lb", "y_lb", "x_ulb_w", "x_ulb_s"], "fixmatch")["x_ulb_s"].strength == STRONG
     assert views_of(["x_lb", "y_lb", "x_ulb_w", "x_ulb_s"], "meanteacher")["x_ulb_s"] == View(UNLABELLED, WEAK)
     with pytest.raises(DataError, match="asks for 'x_ulb_new'"):
         views_of(["x_lb", "x_ulb_new"], "mine")
@@ -257,7 +251,7 @@ def test_the_medium_view_is_one_operation_of_randaugment():
     names = ("x_ulb_w", "x_ulb_m", "x_ulb_s")
 
     def of(ops, hard="randaugment_usb"):
-        return Batches(source, split, 2, 64, names, "x", "crop_flip", hard, 3, 0, CPU, hard_ops=ops).batch(0)
+        return Batches(source, split, 2, 64, names, "x", "crop_flip", hard, 3, 0, CPU, strong_ops=ops).batch(0)
 
     assert views_of(names, "sequencematch")["x_ulb_m"] == View(UNLABELLED, MEDIUM)
     one, three = of(1), of(None)
@@ -290,7 +284,7 @@ def test_v_draws_of_a_view_differ_and_randaugment_follows_the_weak_view():
     images = torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8)
     source = toy([0, 1] * 100, images=images)
     b = Batches(source, draw_split(source, 4, 0), 2, 6, ("x_lb", "x_ulb_w"), "x", "crop_flip", "randaugment", 3, 0, CPU)
-    b.add_views({"x_ulb_h": View(UNLABELLED, HARD, 3)})
+    b.add_views({"x_ulb_h": View(UNLABELLED, STRONG, 3)})
     first, second, third = b.batch(0)["x_ulb_h"].chunk(3)
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
@@ -363,10 +357,11 @@ def test_streamed_images_are_those_of_the_device(workers):
     resident = ResidentImages(images, members, streams(), CPU)
     streamed = StreamedImages(images, members, streams(), CPU, workers)
     for step in (0, 1, 2, 2, 3, 0, 7, 8):  # a trial step is made twice, a resumed run starts anywhere
-        for kind, (index, pixels) in resident.step(step).items():
+        for kind, (index, rows) in resident.draw(step).items():
             assert torch.equal(index, streamed.step(step)[kind][0])
-            assert torch.equal(pixels, streamed.step(step)[kind][1])
-            assert torch.equal(pixels, images[members[kind][index]])
+            assert torch.equal(resident.gather(kind, index), streamed.step(step)[kind][1])
+            assert torch.equal(resident.gather(kind, index), images[rows])
+            assert torch.equal(rows, members[kind][index])
     streamed.close()
 
 
@@ -410,7 +405,7 @@ def test_what_is_drawn_ahead_is_what_would_be_drawn_in_the_step():
     for step in (1, 2, 7, 8, 3):  # in order, elsewhere, and going back
         same(step)
     for b in (made, plain):  # the views of a step change, and with them what it draws
-        b.add_views({"x_ulb_h": View(UNLABELLED, HARD, 3)})
+        b.add_views({"x_ulb_h": View(UNLABELLED, STRONG, 3)})
     same(4)
 
 
@@ -439,3 +434,40 @@ def test_tensors_of_a_parcel_arrive_as_they_were():
         assert torch.equal(there[name], t)
     assert {t.device.type for t in Parcel(tensors, torch.device("meta")).unpack().values()} == {"meta"}
     assert Parcel({}, CPU).unpack() == {}
+
+
+# ------------------------------------------------------------------------------------------------------- from settings
+
+
+def asked(**changed):
+    """Settings that say which data are read."""
+    settings = {
+        "dataset": "digits", "data_dir": ".", "img_size": 8, "num_classes": None, "labels_csv": None,
+        "skip_bad_images": False, "allow_outside": False, "cache_dir": None, "save_dir": "runs", "num_labels": 20,
+        "seed": 0, "split_seed": None, "split_file": None, "include_lb_to_ulb": False, "lb_imb_ratio": 1.0,
+        "sequestered": 0,
+    }  # fmt: skip
+    return SimpleNamespace(**{**settings, **changed})
+
+
+def test_data_are_loaded_from_settings_which_stay_as_they_are():
+    settings = asked()
+    source = load_data(settings)
+    assert torch.equal(source.images, DIGITS.images)
+    assert torch.equal(choose_split(settings, source).labelled, draw_split(DIGITS, 20, 0).labelled)
+    assert settings == asked()
+    split = choose_split(asked(seed=7, split_seed=3), source)
+    assert torch.equal(split.labelled, draw_split(DIGITS, 20, 3).labelled)
+
+
+def test_data_that_contradict_the_settings_are_refused(tmp_path):
+    with pytest.raises(DataError, match="num_classes: digits has 10 classes here, got 7"):
+        load_data(asked(num_classes=7))
+    write_split(tmp_path / "s.json", draw_split(DIGITS, 20, 0), DIGITS)
+    with pytest.raises(DataError, match="split_file: .* has 20 labelled images, but num_labels is 10"):
+        choose_split(asked(split_file=str(tmp_path / "s.json"), num_labels=10), DIGITS)
+
+
+def test_the_table_of_views_needs_no_pytorch():
+    code = "import sys, muscle_plugin.data.views; assert not {'torch', 'semilearn'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,10 +3,12 @@ algorithms."""
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import warnings
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +17,11 @@ from plugin_fixture import plugins_forgotten  # noqa: F401
 
 from muscle_plugin import cli, device
 from muscle_plugin.device import choose_device, deterministic_kernels, fix_workspaces
-from muscle_plugin.errors import DeviceError, RunError
-from muscle_plugin.files import load_tensors, read_whole
+from muscle_plugin.errors import DeviceError, InputError, RunError, WriteError
+from muscle_plugin.files import load_tensors, read_whole, save_tensors
+from muscle_plugin.runs.resume import saying_how_to_resume
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.settings.schema import RunSettings, moving_settings
+from muscle_plugin.settings.schema import MACHINE, PLACE, RunSettings, affecting
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.text import out_of_memory
 from muscle_plugin.training import state
@@ -34,7 +37,7 @@ GPU_IS_FULL = (
 def train(folder, *more, **settings):
     """The exit status of ``train.py``, called in this process."""
     words = [str(w) for k, v in {**SHORT, "save_dir": folder, **settings}.items() for w in (f"--{k}", v)]
-    return cli.train_command([*words, *more], "train.py")
+    return cli.run_command("train", [*words, *more], "train.py")
 
 
 def one_error(capsys):
@@ -128,7 +131,7 @@ def test_a_run_directory_and_its_checkpoint_agree_on_what_may_change(short_run, 
     """Refused on resume by ``config.yaml`` or by the checkpoint is whatever changes results, and nothing else."""
     short_run(save_name="r")
     kept = load_tensors(tmp_path / "r" / "latest_model.pth")["settings"].keys()
-    moves = moving_settings()
+    moves = affecting(MACHINE, PLACE)
     assert not kept & moves
     spelled_otherwise = {"amp"}  # precision
     assert RunSettings.model_fields.keys() - moves - spelled_otherwise <= kept
@@ -143,13 +146,13 @@ def test_the_precision_that_auto_was_does_not_change_on_resume(short_run, monkey
     with monkeypatch.context() as patch:
         patch.setattr(host, "choose_precision", lambda *_: "bf16")  # as on a GPU that has it
         stopped(short_run, monkeypatch, algorithm="fixmatch", precision="auto", device="cpu")
-    with pytest.raises(RunError, match=r"a checkpoint of another run: precision 'bf16', here 'fp32'$"):
+    with pytest.raises(InputError, match=r"a checkpoint of another run: precision 'bf16', here 'fp32'$"):
         short_run(algorithm="fixmatch", save_name="r", precision="auto", device="cpu", resume="yes")
 
 
 def test_a_sweep_takes_runs_of_another_device_for_its_own(tmp_path):
+    from muscle_plugin.studies.jobs import jobs_of
     from muscle_plugin.studies.pool import execute
-    from muscle_plugin.studies.sweep import jobs_of
 
     def job(**settings):
         given = {**SHORT, "save_dir": str(tmp_path), "img_size": None, **settings}
@@ -222,17 +225,54 @@ def test_a_run_on_a_cpu_asks_nothing_of_a_gpu(short_run, monkeypatch):
     assert short_run(**settings, resume="yes")["complete"]
 
 
-def test_a_run_that_began_from_a_named_checkpoint_goes_on_from_its_own(short_run, tmp_path, monkeypatch, capsys):
-    short_run(save_name="first", num_save_iter=3)
-    before = tmp_path / "first" / "previous_model.pth"
-    assert load_tensors(before)["it"] == 3
+@pytest.mark.parametrize("named_by", ["flag", "file"])
+def test_the_command_to_resume_neither_rewinds_a_run_nor_drops_its_lines(
+    short_run, tmp_path, monkeypatch, capsys, named_by
+):
+    """A run that began from a checkpoint of another is interrupted twice; each time the printed command is followed."""
+    sizes = {"num_train_iter": 12, "num_save_iter": 3, "num_log_iter": 1, "keep_checkpoints": 4}
+    short_run(save_name="whole", **sizes)
+    start = tmp_path / "whole" / "previous_model_3.pth"
+    assert load_tensors(start)["it"] == 3
+    (tmp_path / "c.yaml").write_text(f"load_path: {start}\n")
+    named = ["--load_path", str(start)] if named_by == "flag" else ["--c", str(tmp_path / "c.yaml")]
     save = Host._save_if_due
-    monkeypatch.setattr(Host, "_save_if_due", lambda self: (self.it == 5 and self.request_stop(), save(self)))
-    words = ["--load_path", str(before), "--resume"]
-    assert train(tmp_path, *words, save_name="r", num_save_iter=3) == 130
-    command = capsys.readouterr().err.partition("to go on: ")[2]
-    assert command.strip().endswith("--num_save_iter 3 --resume")
-    assert "load_path" not in command
+    stops = iter((5, 8))
+
+    def stop(self):
+        if self.it == at:
+            self.request_stop()
+        save(self)
+
+    monkeypatch.setattr(Host, "_save_if_due", stop)
+    at = next(stops)
+    assert train(tmp_path, *named, "--resume", save_name="r", **sizes) == 130
+    for at in (*stops, None):
+        program, script, *words = shlex.split(capsys.readouterr().err.partition("to resume: ")[2])
+        assert (program, script) == ("python", "train.py")
+        assert cli.run_command("train", words, "train.py") == (130 if at else 0)
+    whole, cut = (
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "r")
+    )
+    assert [row | {"seconds": 0} for row in cut] == [row | {"seconds": 0} for row in whole if row["step"] > 3]
+    whole, cut = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("whole", "r"))
+    assert all(torch.equal(t, cut["model"][k]) for k, t in whole["model"].items())
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_the_command_to_resume_names_another_checkpoint_until_the_run_has_written_one(tmp_path, written):
+    """Also in a directory that has checkpoints of an earlier attempt."""
+    run_dir = tmp_path / "r"
+    save_tensors(run_dir / "latest_model.pth", {"it": 40})
+    resolved = replace(load_settings(None, load_path="x.pth"), sources={"load_path": "command line"})
+    with (
+        pytest.raises(RunError, match="cannot be written: No space left") as caught,
+        saying_how_to_resume(run_dir, resolved, ["train.py", "--load_path", "x.pth"]),
+    ):
+        if written:
+            save_tensors(run_dir / "latest_model.pth", {"it": 12})
+        raise WriteError(28, "No space left", "log")
+    assert ("--load_path x.pth" in str(caught.value)) == (not written)
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
@@ -276,7 +316,9 @@ def test_a_gpu_without_room_for_the_net_is_one_line(hungry, tmp_path, monkeypatc
         "error: out of memory for the images and nets (CUDA out of memory. Tried to allocate 2.00 GiB."
     )
     assert line.endswith("): --data_on host, a smaller --net or --img_size needs less")
-    assert json.loads((tmp_path / "r" / "failure.json").read_text())["error"].startswith("RunError: out of memory for")
+    assert json.loads((tmp_path / "r" / "failure.json").read_text())["error"].startswith(
+        "DeviceError: out of memory for"
+    )
 
 
 def test_memory_that_runs_out_in_training_leaves_the_last_checkpoint_to_go_on_from(
@@ -288,7 +330,7 @@ def test_memory_that_runs_out_in_training_leaves_the_last_checkpoint_to_go_on_fr
     assert line.startswith("error: out of memory for a training step (CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert "a smaller --total_batch (it is 16) or --net, --precision bf16 or --data_on host needs less; " in line
     assert "the last checkpoint is whole: python train.py " in line
-    assert line.endswith(" --resume goes on from it, also with another --device, --data_on or --eval_batch_size")
+    assert line.endswith(" --resume resumes from it, also with another --device, --data_on or --eval_batch_size")
     failure = json.loads((tmp_path / "r" / "failure.json").read_text())
     assert failure["after_step"] == 5
     assert "OutOfMemoryError" in failure["traceback"]
@@ -348,12 +390,12 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(short_r
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", full)
         with pytest.raises(
-            RunError, match="latest_model.pth: cannot be read: out of memory .CUDA out of memory. Tried"
+            InputError, match="latest_model.pth: cannot be read: out of memory .CUDA out of memory. Tried"
         ):
             short_run(save_name="r", resume="yes")
     with monkeypatch.context() as patch:
         patch.setattr(state, "restore", full)
-        with pytest.raises(RunError, match="^out of memory for the images and nets .CUDA out of memory. Tried"):
+        with pytest.raises(DeviceError, match="^out of memory for the images and nets .CUDA out of memory. Tried"):
             short_run(save_name="r", resume="yes")
     assert {p.name: p.read_bytes() for p in (tmp_path / "r").glob("*.pth*")} == files
     assert short_run(save_name="r", resume="yes")["complete"]
@@ -454,8 +496,9 @@ def flat_images(num_classes, channels, img_size):
 
 @pytest.mark.parametrize("net", ["flat_maps", "flat_images", "small_cnn"])
 def test_a_net_that_cannot_compute_channels_last_trains_and_is_told_of(net, tmp_path, plugins_forgotten):  # noqa: F811
-    from muscle_plugin.runs.train import build
-    from muscle_plugin.studies.speeds import stand_in
+    from muscle_plugin.data.sources import Source
+
+    from muscle_plugin.runs.build import build
 
     (tmp_path / "flat.py").write_text(FLAT)
     settings = {
@@ -466,7 +509,10 @@ def test_a_net_that_cannot_compute_channels_last_trains_and_is_told_of(net, tmp_
         "net": net,
     }
     resolved = load_settings(None, **settings)
-    algorithm = build(resolved, source=stand_in(resolved.settings))
+    classes = tuple(map(str, range(10)))
+    images = torch.randint(256, (170, 3, resolved.settings.img_size, resolved.settings.img_size), dtype=torch.uint8)
+    source = Source(images, torch.arange(170) % 10, torch.arange(160), torch.arange(160, 170), classes)
+    algorithm = build(resolved, source=source)
     notes = [n for n in algorithm.notes if "channels last" in n]
     assert bool(notes) == (net != "small_cnn")
     assert all(

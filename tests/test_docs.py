@@ -19,8 +19,8 @@ from conftest import ROOT
 
 from muscle_plugin import cli
 from muscle_plugin.registry.catalogue import base_algorithms
-from muscle_plugin.settings.schema import MuscleSettings, RunSettings, moving_settings
-from muscle_plugin.studies import cost, speeds, sweep
+from muscle_plugin.settings.schema import MACHINE, PLACE, MuscleSettings, RunSettings, affecting
+from muscle_plugin.studies import jobs, sweep
 
 DOCS = ROOT / "docs"
 
@@ -107,7 +107,7 @@ def test_the_settings_page_has_every_setting(pages):
     text = " ".join("".join(page.text).split())
     missing = [n for n, f in settings.items() if f.description.replace("`", "") not in text]
     assert missing == []
-    assert text.count("May change on resume.") == len(moving_settings())
+    assert text.count("May change on resume.") == len(affecting(MACHINE, PLACE))
     for algorithm in base_algorithms().values():
         for argument in algorithm.arguments:
             assert argument.name in text
@@ -130,7 +130,8 @@ def test_docstrings_are_shown_as_they_are_meant(pages):
     assert {
         "muscle_plugin.losses.mutual_information.mutual_information", "muscle_plugin.training.host.Host",
         "muscle_plugin.propagation.estimator.DiffusionLabelPropagation.fit", "muscle_plugin.schedules.schedule",
-        "muscle_plugin.data.sources.Source", "muscle_plugin.data.views.Batches", "muscle_plugin.settings.resolve.load_settings",
+        "muscle_plugin.data.source.Source", "muscle_plugin.data.batches.Batches",
+        "muscle_plugin.settings.resolve.load_settings",
     } <= anchors  # fmt: skip
 
 
@@ -233,15 +234,9 @@ def understood(words, monkeypatch):
     if words[0] in ("train", "data"):
         words = [*words, "--print-config"]
     elif words[0] == "sweep":
-        expand = sweep.expand
-        monkeypatch.setattr(
-            sweep, "expand", lambda names: expand(names)[:2]
-        )  # all configurations are read by test_studies
-        monkeypatch.setattr(sweep, "_gpus", stop)
-    elif words[0] == "cost":
-        monkeypatch.setattr(cost, "jobs_of", lambda names, *_: [sweep.expand(names)][:0])
-        monkeypatch.setattr(cost, "Counter", stop)
-        monkeypatch.setattr(speeds, "read_speeds", stop)
+        expand = jobs.expand
+        monkeypatch.setattr(jobs, "expand", lambda names: expand(names)[:2])  # all are read by test_studies
+        monkeypatch.setattr(sweep, "capacity", stop)
     else:
         parse = argparse.ArgumentParser.parse_args
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *a: stop(parse(*a)))
@@ -273,8 +268,6 @@ def test_commands_in_the_docs_exist(words, below, monkeypatch, capsys):
     [
         "train --lrr 1",
         "sweep table9",
-        "cost table9",
-        "cost --measur",
         "report --oot x",
         "predict --image x",
         "data show --c no_such",

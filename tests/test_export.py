@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from muscle_plugin.cli import main
-from muscle_plugin.inference import export
+from muscle_plugin.inference import export, onnx_file
+from muscle_plugin.inference.compare import read_images
 from muscle_plugin.inference.predict import Predictor
 
 pytest.importorskip("safetensors")
@@ -56,10 +57,6 @@ def photos(tmp_path_factory):
     return folder
 
 
-def pixels(folder, size):
-    return export._pixels(folder, size)
-
-
 @pytest.mark.parametrize("net", NETS)
 def test_exported_files_predict_what_the_checkpoint_predicts(net, trained, photos, tmp_path, capsys):
     run, out = trained(net), tmp_path / "a folder" / "out"
@@ -70,7 +67,7 @@ def test_exported_files_predict_what_the_checkpoint_predicts(net, trained, photo
     assert ("by timm" in said) == net.startswith("timm:")
     assert len({p.stat().st_mode for p in out.iterdir()}) == 1  # no file for its owner alone
     predictor = Predictor(run / "latest_model.pth", "cpu")
-    images = pixels(photos, predictor.img_size)
+    images = read_images(photos, predictor.img_size)
     expected = predictor.logits(images)
     assert expected.std(0).max() > 0  # images do differ in what they are given
 
@@ -117,7 +114,7 @@ def test_timm_reads_the_folder_by_itself(trained, tmp_path):
 
 
 def test_by_tracing_where_torch_is_old(trained, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_version", lambda: (2, 4))
+    monkeypatch.setattr(onnx_file, "_version", lambda: (2, 4))
     lines = export.export_model(trained("small_cnn"), tmp_path / "out", "onnx", photos)
     assert any("over 5 images" in line for line in lines)
 
@@ -142,7 +139,7 @@ def test_what_predicts_otherwise_is_refused_and_leaves_nothing(trained, photos, 
     out = tmp_path / "out"
     # as an exporter would that gets something wrong
     monkeypatch.setattr(
-        export._ForONNX, "forward", lambda self, images: (y := self.classifier(255 - images), y.softmax(1))
+        onnx_file.ForONNX, "forward", lambda self, images: (y := self.classifier(255 - images), y.softmax(1))
     )
     line = fault(
         capsys, "--checkpoint", trained("small_cnn"), "--out", out, "--images", photos, "--format", "onnx", status=1
@@ -160,7 +157,7 @@ def test_bad_input_is_one_line(trained, tmp_path, capsys, monkeypatch):
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     assert "damaged" in fault(capsys, "--checkpoint", damaged, "--out", out)
-    assert "exists already" in fault(capsys, "--checkpoint", run, "--out", tmp_path)
+    assert "already" in fault(capsys, "--checkpoint", run, "--out", tmp_path)
     alone = tmp_path / "alone.pth"
     alone.write_bytes((run / "latest_model.pth").read_bytes())
     assert "--images names a folder" in fault(capsys, "--checkpoint", alone, "--out", out)

@@ -12,9 +12,11 @@ from fake_cuda import CPU, CUDA, OLDEST, FakeCuda, FakeTensor, MixedDevicesError
 from torch import nn
 
 from muscle_plugin.data.augment import AUGMENTATIONS
-from muscle_plugin.data.sources import SourceOptions, digits
+from muscle_plugin.data.batches import Batches
+from muscle_plugin.data.datasets.digits import digits
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.data.splits import draw_split
-from muscle_plugin.data.views import HARD, UNLABELLED, Batches, View
+from muscle_plugin.data.views import STRONG, UNLABELLED, View
 from muscle_plugin.errors import Interrupted
 from muscle_plugin.inference.predict import Predictor
 from muscle_plugin.propagation import propagate
@@ -175,7 +177,7 @@ def batches(device, data_on, hard="randaugment"):
         source, draw_split(source, 40, 0), 8, 24, (*views, "y_lb", "rot_v", "idx_lb", "idx_ulb"), "fixmatch",
         "crop_flip", hard, 3, 0, device, data_on,
     )  # fmt: skip
-    made.add_views({"x_ulb_h": View(UNLABELLED, HARD, 3)})
+    made.add_views({"x_ulb_h": View(UNLABELLED, STRONG, 3)})
     return made
 
 

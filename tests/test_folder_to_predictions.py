@@ -102,7 +102,7 @@ def test_faults_are_one_line_and_leave_the_output_alone(run, folder, tmp_path, c
     assert "passed over: 1 .heic" in capsys.readouterr().out
     assert [row["file"] for row in table(out)] == ["good.png"]
     capsys.readouterr()
-    assert "exists already; --overwrite replaces it" in fault(*arguments)
+    assert "already exists; --overwrite replaces it" in fault(*arguments)
     assert "no such folder" in fault("--checkpoint", run, "--images", tmp_path / "no", "--out", tmp_path / "q.csv")
     assert "no such file" in fault("--checkpoint", tmp_path / "no.pth", "--images", images, "--out", tmp_path / "q.csv")
     (tmp_path / "no.pth").write_bytes(b"123")
@@ -194,6 +194,10 @@ def test_images_that_the_net_was_not_made_for_are_refused(run):
     [
         (["data"], "expected: muscle-plugin data show"),
         (["data", "list"], "expected: muscle-plugin data show"),
+        (
+            ["data", "show", "--dataset", "digits", "--out", "views.xyz"],
+            "--out: views.xyz: expected the name of a picture",
+        ),
         (["data", "show", "--dataset", "cifar20", "--num_labels", "100"], "give a multiple of 80"),
         (["data", "show", "--dataset", "digits", "--sequestered", "1"], "digits has no subclasses, got 1"),
         (["data", "show", "--dataset", "digits", "--skip-bad-images"], "only for image files"),

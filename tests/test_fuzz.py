@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from muscle_plugin import cli
+from muscle_plugin.data.datasets import load_source
 from muscle_plugin.data.images import decode_all
-from muscle_plugin.data.sources import SourceOptions, load_source
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.data.splits import draw_split, read_split, write_split
 from muscle_plugin.errors import ConfigError, DataError
 from muscle_plugin.files import load_tensors
 from muscle_plugin.settings.resolve import Resolved, load_settings, resolve
 from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.settings.sources import Layer
-from muscle_plugin.studies.report import main as report
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from fuzz_readers import READERS, SEEDS
@@ -126,7 +126,7 @@ WORDS = st.one_of(
 REQUIRED = {
     "predict": ["--checkpoint", "absent.pth", "--images", "absent", "--out", "out.csv"],
     "report": ["absent"], "usb-export": ["absent"], "sweep": ["--dry-run", "absent"], "data": ["show", "--print-config"],
-    "train": ["--print-config"], "cost": ["absent"],
+    "train": ["--print-config"],
 }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ REQUIRED = {
 def test_command_lines_end_with_status_0_or_2_and_lines(capsys, command, needed, words):
     argv = [
         command,
-        *(REQUIRED.get(command, []) if needed or command in ("train", "sweep", "cost", "data") else []),
+        *(REQUIRED.get(command, []) if needed or command in ("train", "sweep", "data") else []),
         *words,
     ]
     try:
@@ -378,7 +378,7 @@ def test_checkpoints_of_other_content_predict_or_are_refused_by_one_line(run, tm
 @pytest.fixture(scope="module")
 def algorithm(run):
     """The run's algorithm before its first step."""
-    from muscle_plugin.runs.train import build
+    from muscle_plugin.runs.build import build
 
     settings = {**SHORT, "algorithm": "muscle_fixmatch", "save_dir": str(run)}
     return build(load_settings(None, **settings))
@@ -425,9 +425,9 @@ def test_reports_of_damaged_runs_are_made_or_refused_by_one_line(make_run, tmp_p
         text = json.dumps(content | {data.draw(st.sampled_from([*content, "error", "gpu"])): data.draw(JSON)})
     file.write_text(text)
     try:
-        status = report([str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+        status = cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
         assert status == 0
-        assert report([str(tmp_path / "out" / "runs.jsonl"), "--out", str(tmp_path / "again")]) == 0
+        assert cli.main(["report", str(tmp_path / "out" / "runs.jsonl"), "--out", str(tmp_path / "again")]) == 0
         assert cli.main(["usb-export", str(tmp_path / "runs"), "--out", str(tmp_path / "usb")]) == 2
         assert "Traceback" not in capsys.readouterr().err
     finally:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ import torch
 from conftest import CONFIGS, ROOT
 from sklearn import metrics as sklearn_metrics
 
+from muscle_plugin.errors import DataError, DeviceError, InputError, Interrupted, RunError
 from muscle_plugin.files import atomic_write, load_tensors, save_tensors
-from muscle_plugin.runs import train as run
+from muscle_plugin.runs.environment import environment
+from muscle_plugin.runs.resume import resume_command
+from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.training.ema import EMA
 from muscle_plugin.training.metrics import classification_metrics, confusion_matrix
 
@@ -74,7 +78,7 @@ def test_the_recorded_command_has_no_path_of_the_machine(tmp_path, monkeypatch):
         device=torch.device("cpu"), precision="fp32", args=Namespace(world_size=1), model=torch.nn.Linear(1, 1)
     )
     words = ["train.py", "--save_dir", str(here), f"--data_dir={here}", f"--c={outside}", f"{outside}{here}", "a"]
-    recorded = run.environment(algorithm, words)["command"]
+    recorded = environment(algorithm, load_settings(None), words)["command"]
     assert recorded == ["train.py", "--save_dir", "my runs/a", "--data_dir=my runs/a", *words[4:]]
 
 
@@ -98,7 +102,7 @@ def test_seed_changes_labels_initial_weights_and_order(build_short):
     a, b = build_short(algorithm="fixmatch", seed=0), build_short(algorithm="fixmatch", seed=1)
     assert not torch.equal(a.split.labelled, b.split.labelled)
     assert any(not torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
-    orders = [[x.batches.images.step(t)["unlabelled"][0] for t in range(3)] for x in (a, b)]
+    orders = [[x.batches.images.draw(t)["unlabelled"][0] for t in range(3)] for x in (a, b)]
     assert not torch.equal(torch.cat(orders[0]), torch.cat(orders[1]))
 
 
@@ -108,7 +112,6 @@ def test_seed_changes_labels_initial_weights_and_order(build_short):
 @pytest.mark.parametrize("cut", [2, 3, 5])
 def test_a_cut_off_run_goes_on_exactly(short_run, tmp_path, algorithm, cut, monkeypatch):
     """Stopped after ``cut`` steps: within an epoch, at its end (also an evaluation), between two log lines."""
-    from muscle_plugin.errors import Interrupted
     from muscle_plugin.training.host import Host
 
     short_run(algorithm=algorithm, save_name="whole")
@@ -171,7 +174,7 @@ def test_from_the_command_line_interrupted_or_killed_then_resumed(tmp_path, numb
     _, error = process.communicate(timeout=120)
     if number == signal.SIGINT:
         assert process.returncode == 130, error
-        assert "to go on:" in error
+        assert "to resume:" in error
         assert error.rstrip().endswith("--resume")
     again = _start(tmp_path / "cut", "--resume")
     _, error = again.communicate(timeout=300)
@@ -181,8 +184,6 @@ def test_from_the_command_line_interrupted_or_killed_then_resumed(tmp_path, numb
 
 
 def test_an_existing_run_is_never_deleted_unasked(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
     short_run(algorithm="supervised", save_name="r")
     kept = (tmp_path / "r" / "result.json").read_bytes()
     with pytest.raises(RunError, match=r"already holds a finished run \(step 6 of 6\); --overwrite deletes it"):
@@ -194,9 +195,7 @@ def test_an_existing_run_is_never_deleted_unasked(short_run, tmp_path):
 
 
 def test_a_run_that_failed_before_its_first_step_can_be_started_again(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
-    with pytest.raises(RunError, match="net: unknown"):
+    with pytest.raises(InputError, match="net: unknown"):
         short_run(save_name="r", net="nonsense")
     assert short_run(save_name="r")["complete"]
 
@@ -205,8 +204,6 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(short_run
     short_run(save_name="r")
     for path in (tmp_path / "r").glob("*.pth"):
         path.unlink()
-    from muscle_plugin.errors import RunError
-
     with pytest.raises(RunError, match="already holds a finished run"):  # its figures are worth keeping
         short_run(save_name="r")
     result = json.loads((tmp_path / "r" / "result.json").read_text())
@@ -227,7 +224,6 @@ def test_a_continuation_keeps_the_environment_it_began_in(short_run, tmp_path):
 
 
 def test_two_processes_cannot_write_one_run(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
     from muscle_plugin.runs.directory import run_lock
 
     with run_lock(tmp_path / "r"), pytest.raises(RunError, match="is being written by another process"):
@@ -236,19 +232,18 @@ def test_two_processes_cannot_write_one_run(short_run, tmp_path):
 
 
 def test_ctrl_c_while_starting_is_no_traceback(monkeypatch):
-    from muscle_plugin import cli
+    from muscle_plugin.cli import data, main, run_command, train
 
     def press(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_configuration", press)
-    assert cli.train_command(["--lr", "1"], "train.py") == 130
-    assert cli.main(["data", "show"]) == 130
+    for command in (train, data):
+        monkeypatch.setattr(command, "configuration", press)
+    assert run_command("train", ["--lr", "1"], "train.py") == 130
+    assert main(["data", "show"]) == 130
 
 
 def test_overwrite_leaves_other_folders_alone(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("...")
     with pytest.raises(RunError, match="not a run directory"):
@@ -257,24 +252,20 @@ def test_overwrite_leaves_other_folders_alone(short_run, tmp_path):
 
 
 def test_nothing_to_resume_is_an_error_and_auto_starts(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
     with pytest.raises(RunError, match="no checkpoint to resume from"):
         short_run(algorithm="supervised", save_name="r", resume="yes")
     assert short_run(algorithm="supervised", save_name="r", resume="auto")["complete"]
 
 
 def test_a_damaged_or_foreign_checkpoint_is_one_line(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
     short_run(algorithm="supervised", save_name="r")
     for path in (tmp_path / "r" / "latest_model.pth", tmp_path / "r" / "previous_model.pth"):
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(RunError, match="latest_model.pth: not a readable checkpoint") as caught:
+    with pytest.raises(RunError, match="latest_model.pth: damaged") as caught:
         short_run(algorithm="supervised", save_name="r", resume="yes")
     assert "\n" not in str(caught.value)
     short_run(algorithm="fixmatch", save_name="f")
-    with pytest.raises(RunError, match="algorithm_name 'fixmatch', here 'muscle_fixmatch'"):
+    with pytest.raises(InputError, match="algorithm_name 'fixmatch', here 'muscle_fixmatch'"):
         short_run(
             algorithm="muscle_fixmatch", save_name="n", resume="yes", load_path=str(tmp_path / "f" / "latest_model.pth")
         )
@@ -309,10 +300,8 @@ def test_precisions_train(short_run, tmp_path, precision):
 
 @pytest.mark.parametrize("name", ["simmatch", "muscle_simmatch"])
 def test_what_no_cpu_computes_in_half_precision_is_one_line(short_run, name):
-    from muscle_plugin.errors import RunError
-
     with pytest.raises(
-        RunError, match="^precision: simmatch cannot be computed in bf16 on a CPU; give --precision fp32$"
+        DeviceError, match="^precision: simmatch cannot be computed in bf16 on a CPU; give --precision fp32$"
     ):
         short_run(algorithm=name, precision="bf16")
 
@@ -388,18 +377,17 @@ def test_metrics_equal_scikit_learns(c):
     ],
 )
 def test_the_command_to_go_on(command, expected):
-    from muscle_plugin.runs.train import _resume_command
-
-    assert _resume_command(command) == expected
+    assert resume_command(command, load_settings(None), False) == expected
 
 
 @pytest.mark.parametrize("flag", [["--load_path", "x.pth"], ["--load_path=x.pth"], ["--load-path", "x.pth"]])
 def test_the_command_to_go_on_names_another_checkpoint_only_until_there_is_an_own_one(flag):
-    from muscle_plugin.runs.train import _resume_command
-
+    resolved = replace(load_settings(None, load_path="x.pth"), sources={"load_path": "command line"})
     command = ["train.py", *flag, "--seed", "3"]
-    assert _resume_command(command) == f"python train.py {' '.join(flag)} --seed 3 --resume"
-    assert _resume_command(command, True) == "python train.py --seed 3 --resume"
+    assert resume_command(command, resolved, False) == f"python train.py {' '.join(flag)} --seed 3 --resume"
+    assert resume_command(command, resolved, True) == "python train.py --seed 3 --resume"
+    of_a_file = replace(resolved, sources={"load_path": "c.yaml"})
+    assert resume_command(["train.py", "c.yaml"], of_a_file, True) == "python train.py c.yaml --load_path None --resume"
 
 
 def test_plain_lines_when_not_a_terminal(tmp_path):
@@ -414,24 +402,20 @@ def test_plain_lines_when_not_a_terminal(tmp_path):
 
 
 def test_an_absent_gpu_is_one_line(short_run):
-    from muscle_plugin.errors import RunError
-
     if torch.cuda.device_count() > 7:
         pytest.skip("this machine has the GPU that the test takes to be absent")
-    with pytest.raises(RunError, match=r"cuda:7 asked for, but this machine has \d usable GPU"):
+    with pytest.raises(DeviceError, match=r"cuda:7 asked for, but this machine has \d usable GPU"):
         short_run(device="cuda:7")
 
 
 def test_absent_cifar_says_how_to_provide_it(short_run, tmp_path, monkeypatch):
     from torchvision import datasets
 
-    from muscle_plugin.errors import RunError
-
     def no_network(*_, **__):
         raise OSError("no network")
 
     monkeypatch.setattr(datasets.CIFAR10, "download", no_network)
-    with pytest.raises(RunError, match="could not be downloaded.*cifar-10-batches-py.*--data_dir"):
+    with pytest.raises(DataError, match="could not be downloaded.*cifar-10-batches-py.*--data_dir"):
         short_run(
             dataset="cifar10",
             img_size=32,

@@ -12,6 +12,7 @@ import threading
 import time
 import zipfile
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -21,15 +22,14 @@ from conftest import SHORT
 from PIL import Image
 
 from muscle_plugin import cli
-from muscle_plugin.data.folders import image_folder
+from muscle_plugin.data.datasets.image_folder import image_folder
 from muscle_plugin.data.images import decode, find_images
-from muscle_plugin.data.sources import SourceOptions
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.data.splits import read_split
-from muscle_plugin.errors import ConfigError, DataError, InputError
+from muscle_plugin.errors import ConfigError, DataError, InputError, RunError
 from muscle_plugin.files import load_tensors, save_tensors
 from muscle_plugin.nets.torchvision_net import TorchvisionNet
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.studies.report import main as report
 
 
 class Runs:
@@ -100,7 +100,7 @@ def test_no_checkpoint_runs_code(where, tmp_path, mark, build_short):
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": {"x": Runs(mark)}}, path)
     calls = {
-        "load_tensors": lambda: load_tensors(path), "torchvision": lambda: TorchvisionNet("resnet18", 3, str(path)),
+        "load_tensors": lambda: load_tensors(path), "torchvision": lambda: TorchvisionNet("resnet18", 3, True, path),
         "timm": lambda: build_net("timm:resnet18", 3, 3, 32, pretrained=True, pretrained_path=path),
         "usb": lambda: usb(num_classes=3, pretrained=True, pretrained_path=path),
         "init_from": lambda: build_short(init_from=str(path)),
@@ -210,8 +210,6 @@ def test_a_checkpoint_whose_numbers_are_none_is_refused(build_short, tmp_path):
 
 
 def test_links_in_a_run_lead_to_nothing_that_is_written(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
     short_run(algorithm="supervised", save_name="r")
     (tmp_path / "file").write_text("kept")
     (tmp_path / "folder").mkdir()
@@ -232,7 +230,7 @@ def test_pipes_among_files_hold_nothing_up(make_run, tmp_path, capsys):
         pipe = make_run("muscle_digits_10", seed) / name
         pipe.unlink()
         os.mkfifo(pipe)
-    assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert "environment.json: not a file" in capsys.readouterr().err
     (tmp_path / "c.yaml").write_text(f"extends: '{pipe}'\n")
     with pytest.raises(ConfigError, match="not a file"):
@@ -240,8 +238,6 @@ def test_pipes_among_files_hold_nothing_up(make_run, tmp_path, capsys):
 
 
 def test_a_checkpoint_cannot_put_other_paths_or_methods_in_place(short_run, tmp_path):
-    from muscle_plugin.errors import RunError
-
     short_run(algorithm="supervised", save_name="r")
     path = tmp_path / "r" / "latest_model.pth"
     content = torch.load(path, weights_only=True)
@@ -255,7 +251,7 @@ def test_a_checkpoint_cannot_put_other_paths_or_methods_in_place(short_run, tmp_
         "args": {"dict": []},
     }.items():
         save_tensors(path, {**content, "algorithm": {**content["algorithm"], name: value}})
-        with pytest.raises(RunError, match=rf"latest_model\.pth: does not fit this run .*would set \w+\.{name}"):
+        with pytest.raises(InputError, match=rf"latest_model\.pth: does not fit this run .*would set \w+\.{name}"):
             short_run(algorithm="supervised", save_name="r", resume="yes")
 
 
@@ -379,7 +375,7 @@ def test_spreadsheets_compute_no_name(tmp_path, monkeypatch):
         (tmp_path / "in" / n).touch()
 
     class Fake:
-        step = 1
+        step, info = 1, SimpleNamespace(weights="averaged")
 
         def __init__(self, *_):
             pass
@@ -409,7 +405,10 @@ def test_a_report_shows_names_and_obeys_none(make_run, tmp_path):
             content = json.loads((path / name).read_text()) | {key: evil}
             content |= {"config": "../../" + evil} if name == "environment.json" else {}
             (path / name).write_text(json.dumps(content))
-    assert report([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out"), "--title", evil]) == 0
+    assert (
+        cli.main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out"), "--title", evil])
+        == 0
+    )
     html = (tmp_path / "out" / "report.html").read_text()
     markdown = (tmp_path / "out" / "report.md").read_text()
     body = "\n".join(
@@ -428,7 +427,7 @@ def test_files_of_runs_that_are_damaged_are_named_and_left_out(make_run, tmp_pat
                        ("result.json", "\udcff")]:  # fmt: skip
         kept = (bad / name).read_bytes()
         (bad / name).write_bytes(text.encode(errors="surrogateescape"))
-        assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+        assert cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
         said = capsys.readouterr().err
         assert said.startswith(f"note: left out: {bad}: ")
         assert len(said.splitlines()) == 1

@@ -19,7 +19,7 @@ from test_data import batches  # noqa: E402
 from muscle_plugin.data import kernel  # noqa: E402
 from muscle_plugin.data.augment import AUGMENTATIONS  # noqa: E402
 from muscle_plugin.data.batch_random import BatchRandom  # noqa: E402
-from muscle_plugin.data.randaugment import OPERATIONS  # noqa: E402
+from muscle_plugin.data.operations import OPERATIONS  # noqa: E402
 
 BATCHES = [f"batches {where}" for where in ("device", "host", "device channels last", "host channels last")]
 BATCHES += ["batches of a process", "batches rotated", "batches rotated weakly"]

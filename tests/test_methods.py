@@ -222,9 +222,9 @@ def test_the_contrastive_loss_is_nt_xent_between_weak_and_hard_views(name, build
 @pytest.mark.parametrize("name", ["muscle", "contrastive", "muscle_contrastive"])
 def test_pretraining_reads_no_label(name, short_run, tmp_path, monkeypatch):
     """With all labels changed, and the same images drawn, it ends with the same weights; training does not."""
-    read = host.read_source
+    read = host.load_data
     split = Split(torch.arange(10), torch.arange(10, 1437))
-    monkeypatch.setattr(host, "read_or_draw_split", lambda args, source: split)
+    monkeypatch.setattr(host, "choose_split", lambda args, source: split)
 
     def weights(stage, shift):
         def shifted(args):
@@ -232,7 +232,7 @@ def test_pretraining_reads_no_label(name, short_run, tmp_path, monkeypatch):
             source.labels.copy_((source.labels + shift) % 10)
             return source
 
-        monkeypatch.setattr(host, "read_source", shifted)
+        monkeypatch.setattr(host, "load_data", shifted)
         short_run(algorithm=name, stage=stage, save_name=f"{stage}{shift}")
         return load_tensors(tmp_path / f"{stage}{shift}" / "latest_model.pth")["model"]
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from muscle_plugin.errors import InputError
 from muscle_plugin.losses import (
     MutualInformationLoss,
     joint_distribution,
@@ -141,17 +142,17 @@ def test_float32_under_mixed_precision(dtype):
 
 def test_wrong_shapes_are_named():
     p = torch.rand(4, 3)
-    with pytest.raises(ValueError, match=r"q: expected shape \(4, 3\).*received \(5, 3\)"):
+    with pytest.raises(InputError, match=r"q: expected shape \(4, 3\).*received \(5, 3\)"):
         mutual_information(p, torch.rand(5, 3))
-    with pytest.raises(ValueError, match=r"p: expected shape \(N, C\).*received \(4,\)"):
+    with pytest.raises(InputError, match=r"p: expected shape \(N, C\).*received \(4,\)"):
         mutual_information(torch.rand(4), torch.rand(4))
-    with pytest.raises(ValueError, match=r"p: .*received \(0, 3\)"):
+    with pytest.raises(InputError, match=r"p: .*received \(0, 3\)"):
         mutual_information(torch.rand(0, 3), torch.rand(0, 3))
-    with pytest.raises(ValueError, match=r"p: .*received \(4, 0\)"):
+    with pytest.raises(InputError, match=r"p: .*received \(4, 0\)"):
         mutual_information(torch.rand(4, 0), torch.rand(4, 0))
-    with pytest.raises(ValueError, match=r"q: .*received \(0, 4, 3\)"):
+    with pytest.raises(InputError, match=r"q: .*received \(0, 4, 3\)"):
         mutual_information(p, torch.rand(0, 4, 3))
-    with pytest.raises(ValueError, match="weight: expected a number >= 0, received -1"):
+    with pytest.raises(InputError, match="weight: expected a number >= 0, received -1"):
         MutualInformationLoss(-1)
 
 

@@ -1,7 +1,7 @@
 """A steady-state step waits for nothing, and computes what it did when it waited."""
 
-import contextlib
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from processes import in_processes, needs_fork
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor, nn
+from waits import Waits, waits_per_step
 
 from muscle_plugin.files import load_tensors
 from muscle_plugin.registry.catalogue import all_algorithms
-from muscle_plugin.studies.waits import Waits, waits_per_step
 from muscle_plugin.training.ema import EMA
 from muscle_plugin.training.hooks import read
 from muscle_plugin.training.metrics import in_top
@@ -36,6 +36,7 @@ from muscle_plugin.usb.thresholds import (
     FlexMatchThresholds,
     FreeMatchThresholds,
     SoftMatchWeights,
+    take_over,
 )
 
 CPU = torch.device("cpu")
@@ -116,13 +117,13 @@ def test_only_usbs_floats_are_put_off():
     [
         ("fixmatch", {}), ("flexmatch", {"p_cutoff": 0.2}), ("flexmatch", {"p_cutoff": 0.2, "thresh_warmup": False}),
         ("freematch", {}), ("softmatch", {}), ("comatch", {}), ("simmatch", {}), ("mixmatch", {}), ("muscle_pimodel", {}),
+        ("muscle_flexmatch", {"p_cutoff": 0.2}),
     ],
 )  # fmt: skip
-def test_training_is_to_the_bit_what_it_was_with_waiting(short_run, tmp_path, monkeypatch, name, more):
+def test_training_without_the_patches_for_speed_is_the_same_to_the_bit(short_run, tmp_path, monkeypatch, name, more):
     settings = {"algorithm": name, "num_train_iter": 12, "num_log_iter": 3, "num_eval_iter": 6, **more}
     short_run(save_name="now", **settings)
-    monkeypatch.setattr("muscle_plugin.training.host.no_waiting", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr("muscle_plugin.training.host.TAKE_OVER", {})
+    monkeypatch.setenv("MUSCLE_USB_PATCHES", "0")
     short_run(save_name="then", **settings)
     now, then = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("now", "then"))
     for net in ("model", "ema_model"):
@@ -135,6 +136,24 @@ def test_training_is_to_the_bit_what_it_was_with_waiting(short_run, tmp_path, mo
         for n in ("now", "then")
     ]
     assert rows[0] == rows[1]
+
+
+def test_without_the_patches_for_speed_usbs_code_runs_as_usb_wrote_it(build_short, monkeypatch):
+    monkeypatch.setenv("MUSCLE_USB_PATCHES", "0")
+    made = build_short(algorithm="softmatch", num_train_iter=2)
+    assert type(made.hooks_dict["MaskingHook"]) is SoftMatchWeightingHook
+    found = []
+    monkeypatch.setattr(Tensor, "item", lambda x: found.append(sys._getframe(1).f_globals["__name__"]) or float(x))
+    made.train()
+    assert {"semilearn.algorithms.softmatch.softmatch", "semilearn.algorithms.softmatch.utils"} <= set(found)
+
+
+def test_several_processes_keep_the_thresholds_in_which_usb_is_wrong(monkeypatch):
+    monkeypatch.setenv("MUSCLE_USB_PATCHES", "0")
+    monkeypatch.setattr("muscle_plugin.distributed.world_size", lambda: 2)
+    hook = SoftMatchWeightingHook(4)
+    take_over(hook)
+    assert type(hook) is SoftMatchWeights
 
 
 # ---------------------------------------------------------------------------------------------------------- thresholds

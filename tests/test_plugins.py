@@ -16,10 +16,13 @@ from plugin_fixture import plugins_forgotten  # noqa: F401
 from torch import nn
 
 from muscle_plugin.cli import main
-from muscle_plugin.data.sources import SourceOptions, load_source
+from muscle_plugin.data import views
+from muscle_plugin.data.datasets import load_source
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.errors import ConfigError, DataError
 from muscle_plugin.extend import Images, PluginError, USBNet, dataset, load, net
 from muscle_plugin.nets.plugged import plugged_net
+from muscle_plugin.registry.names import STEP_PARAMETERS
 from muscle_plugin.registry.plugins import located
 from muscle_plugin.settings.resolve import load_settings, resolve
 from muscle_plugin.settings.sources import read_yaml
@@ -130,6 +133,23 @@ def test_its_arguments_are_settings(tmp_path, capsys):
     assert (settings.strength, settings.plugins) == (3.0, (plugin,))
 
 
+def test_the_registry_knows_what_a_step_may_ask_for():
+    assert set(STEP_PARAMETERS) == {*views.VIEWS, *views.INDICES, *views.ROTATIONS}
+
+
+def test_an_algorithm_that_is_hosted_already_is_refused(tmp_path):
+    more = "\nfrom muscle_plugin import Host\n\n\n@ALGORITHMS.register('twice')\nclass Twice(Host, Own):\n    pass\n"
+    line = fault(lambda: load(own_algorithm(tmp_path / "own.py", more=more)))
+    assert "algorithm 'twice': Twice inherits from Host" in line
+
+
+def test_a_plugin_that_was_mended_has_the_settings_of_its_new_class(tmp_path):
+    plugin = own_algorithm(tmp_path / "own.py", more="\n1 / 0\n")
+    assert "ZeroDivisionError" in fault(lambda: load(plugin))
+    load(own_algorithm(tmp_path / "own.py", argument='SSL_Argument("--force", int, 2)'))
+    assert load_settings(algorithm="own").settings.force == 2
+
+
 def test_usb_itself_knows_both_forms(tmp_path):
     from muscle_plugin.usb.names import ALGORITHMS
 
@@ -230,7 +250,7 @@ def test_where_names_are_looked_up(tmp_path):
 
 
 def test_a_plugin_that_changed_is_said_on_resuming(short_run, tmp_path, capsys):
-    from muscle_plugin.runs.environment import _changes
+    from muscle_plugin.runs.environment import changes
 
     (tmp_path / "p.py").write_text(own_dataset("changing"))
     settings = {"save_name": "r", "plugins": str(tmp_path / "p.py"), "num_train_iter": 4, "algorithm": "supervised"}
@@ -238,8 +258,8 @@ def test_a_plugin_that_changed_is_said_on_resuming(short_run, tmp_path, capsys):
     path = tmp_path / "r" / "environment.json"
     now = json.loads(path.read_text())
     (name,) = now["plugins"]
-    assert _changes(path, now) == []
-    assert _changes(path, now | {"plugins": {name: "0"}}) == [f"plugin {name} has changed since the run began"]
+    assert changes(path, now) == []
+    assert changes(path, now | {"plugins": {name: "0"}}) == [f"plugin {name} has changed since the run began"]
 
 
 # -------------------------------------------------------------------------------------------------------------- security
@@ -380,18 +400,20 @@ def test_a_data_set_may_be_a_list_of_files(tmp_path):
      ({"images": IMAGES.repeat(2, 1)}, "got uint8 (6, 2, 8, 8)"), ({"images": IMAGES.astype(int)}, "got int64"),
      ({"images": 3}, "or a list of files; got int"), ({"images": ["a.png"]}, "register it with channels=3"),
      ({"images": IMAGES[:0], "labels": [], "test": []}, "returns no image"),
-     ({"labels": [0, 1, 3, 0, -2, 7]}, "3 label(s) are not from 0 to 2, nor -1 for none; first: image 2, 3"),
+     ({"labels": [0, 1, 3, 0, -2, 7]}, "2 training image(s) have labels out of range, first training image 2: 3;"),
      ({"labels": LABELS[:5]}, "labels must be 6 whole numbers, one for each image, got int64 (5,)"),
      ({"labels": [0.0, 1, 2, 0, 1, 1]}, "one for each image, got float64 (6,)"),
      ({"labels": ["a"] * 6}, "labels must be 6 whole numbers"), ({"labels": [[0], [1, 2]]}, "labels must be a list of numbers"),
      ({"labels": [-1, -1, -1, -1, -1, 1]}, "no image for training has a label"),
      ({"test": [True] * 6, "labels": [0] * 6}, "no image for training has a label"),
-     ({"test": [4]}, "test image 4 has no label"), ({"test": [6]}, "got positions from 6 to 6 of 6 images"),
+     ({"test": [4]}, "1 test image(s) have labels out of range, first test image 0: -1"),
+     ({"test": [6]}, "got positions from 6 to 6 of 6 images"),
      ({"test": [0, 0, 0, 0, 0, 1]}, "got a position twice (is it a mask of 0 and 1? give .astype(bool))"),
      ({"test": [False] * 4}, "test must be 6 truth values (bool), or positions of images; got (4,) truth values"),
      ({"test": [0.5]}, "got float64 (1,)"), ({"classes": "abc"}, "classes must be a list of names, got 'abc'"),
      ({"classes": ["a", "a", "b"]}, "classes must be two or more different names"),
-     ({"classes": ["a", "b"]}, "1 label(s) are not from 0 to 1"), ({"classes": [0, 1, 2]}, "different names")],
+     ({"classes": ["a", "b"]}, "1 training image(s) have labels out of range, first training image 2: 2"),
+     ({"classes": [0, 1, 2]}, "different names")],
 )  # fmt: skip
 def test_what_a_data_set_returns_wrongly_is_one_line_that_names_it(changed, message):
     found = Images(**{"images": IMAGES, "labels": LABELS, "test": TEST, "classes": list(CLASSES), **changed})
@@ -552,7 +574,7 @@ def test_predict_wants_the_net_and_nothing_else(short_run, tmp_path, monkeypatch
     words = ["predict", "--checkpoint", "r", "--images", "a.png", "--out", "o.csv"]
     assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "its net flat cannot be built (net: unknown 'flat' (one of your own: --plugins FILE); known: " in line
+    assert "its net cannot be built: net: unknown 'flat' (one of your own: --plugins FILE); known: " in line
     assert main([*words, "--plugins", "flatt.py"]) == 2
     assert capsys.readouterr().err == f"error: --plugins: {tmp_path}/flatt.py: no such file\n"
     assert main([*words, "--plugins", "flat.py"]) == 0

@@ -208,7 +208,7 @@ def test_stopped_and_resumed_exactly_and_by_another_number_of_processes(tmp_path
     _, error = cut.communicate(timeout=120)
     assert cut.returncode != 0
     assert "stopped after step" in error
-    assert "to go on: torchrun --standalone --nproc_per_node=2" in error
+    assert "to resume: torchrun --standalone --nproc_per_node=2" in error
     result = json.loads((tmp_path / "cut" / "r" / "result.json").read_text())
     assert 20 <= result["steps"] < 60
 
@@ -221,7 +221,7 @@ def test_stopped_and_resumed_exactly_and_by_another_number_of_processes(tmp_path
     for process, before in ((again, 1), (alone, 0)):
         out, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
-        assert out.count("going on from step 20, of previous_model.pth") == before
+        assert out.count("resuming from step 20, of previous_model.pth") == before
     a, b = (load_tensors(tmp_path / n / "r" / "latest_model.pth") for n in ("whole", "cut"))
     for net in ("model", "ema_model"):
         assert all(torch.equal(v, b[net][k]) for k, v in a[net].items())
@@ -256,7 +256,7 @@ def test_bad_input_is_said_once(tmp_path):
     assert process.returncode != 0
     assert (
         error.count(
-            "error: batch: 3 labelled and 3 unlabelled images a step cannot be shared equally by 2 processes; 4 and 4 can"
+            "error: batch: 3 labelled and 3 unlabelled images per step cannot be shared equally by 2 processes; 4 and 4 can"
         )
         == 1
     )

@@ -11,15 +11,19 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
+from muscle_plugin import cli
 from muscle_plugin.settings.resolve import load_settings, resolve
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.studies.definitions import study_configs
 from muscle_plugin.studies.groups import groups_of
 from muscle_plugin.studies.ranking import critical_difference, rank, scores_by_setting
-from muscle_plugin.studies.report import main as report
 from muscle_plugin.studies.runs import find_runs
 from muscle_plugin.studies.usb_export import columns
-from muscle_plugin.studies.usb_export import main as usb_export
+
+
+def report(words):
+    return cli.main(["report", *words])
+
 
 # ---------------------------------------------------------------------------------------------------------------- tables
 
@@ -83,15 +87,28 @@ def test_shortened_or_changed_runs_are_named_so_and_never_compared_or_mixed(make
     [
         ({"dataset": "digits", "num_labels": 10, "net": "small_cnn"}, "MUSCLE, ours"),
         ({"algorithm": "meanteacher_original"}, "MT, ours"),
+        ({"num_labels": 1000}, "MUSCLE, ours"),
     ],
 )
-def test_a_run_of_another_algorithm_or_data_set_is_in_no_table_of_its_configuration(make_run, tmp_path, changes, head):
+def test_a_run_of_another_algorithm_data_set_or_number_of_labels_is_in_no_table(make_run, tmp_path, changes, head):
     make_run("muscle_cifar10_1000", 0, 0.86)
     make_run("muscle_cifar10_500", 0, 0.79, **changes)
     _, markdown = made(tmp_path)
     assert row(markdown, head)[1] == "–"
     assert row(markdown, "MUSCLE, ours") == ["86.00 (n = 1) +0.54 ✓", "–", "–", "–"]
     assert row(markdown, "muscle_cifar10_500")[1] == "79.00 (n = 1)"
+
+
+def test_a_run_with_another_number_of_labels_is_ranked_with_no_configuration(make_run, tmp_path):
+    for seed in range(2):
+        for a, score in (("supervised", 0.5), ("fixmatch", 0.7), ("muscle", 0.8)):
+            make_run(f"{a}_digits_100", seed, score)
+            make_run(f"{a}_digits_20", seed, score)
+        make_run("fixmatch_digits_100", seed, 0.99, where="runs/changed", num_labels=10)
+    _, markdown = made(tmp_path)
+    assert row(markdown, "FixMatch") == ["–", "70.00 ± 0.00 (n = 2)", "–", "70.00 ± 0.00 (n = 2)"]
+    assert row(markdown, "fixmatch") == ["2.00", "70.00", "70.00"]
+    assert row(markdown, "fixmatch_digits_100")[:2] == ["10", "99.00 (n = 2)"]
 
 
 def test_runs_that_start_from_other_weights_are_apart_unless_the_configuration_says_so(make_run, tmp_path):
@@ -101,7 +118,7 @@ def test_runs_that_start_from_other_weights_are_apart_unless_the_configuration_s
         make_run("muscle_cifar10_250_after_cl", seed, 0.7 + 0.02 * seed, save_dir="elsewhere")
     _, markdown = made(tmp_path)
     assert row(markdown, "MUSCLE, ours")[0] == "86.00 (n = 1) +0.54 ✓; 66.00 (n = 1) [1]"
-    assert "init_from elsewhere/some_run_0/latest_model.pth instead of the default" in markdown
+    assert "init_from some_run instead of the default" in markdown
     assert row(markdown, "fine-tuned by MUSCLE")[0] == "71.00 ± 1.41 (n = 2)"
     assert "not the figure's configuration" not in markdown
 
@@ -356,7 +373,7 @@ def classic(make_run, algorithm="muscle_fixmatch", **settings):
 
 
 def exported(tmp_path, *words):
-    return usb_export([str(tmp_path / "runs"), "--out", str(tmp_path / "usb"), *words])
+    return cli.main(["usb-export", str(tmp_path / "runs"), "--out", str(tmp_path / "usb"), *words])
 
 
 def test_rows_are_error_at_the_best_step_over_three_seeds_as_usb_writes_them(make_run, tmp_path):

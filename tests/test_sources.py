@@ -15,9 +15,13 @@ from PIL import Image, ImageOps
 from scipy.io import savemat
 
 from muscle_plugin.data import images as image_files
-from muscle_plugin.data.folders import image_folder, miniimagenet
+from muscle_plugin.data.datasets import READERS, load_source
+from muscle_plugin.data.datasets.digits import digits
+from muscle_plugin.data.datasets.image_folder import image_folder
+from muscle_plugin.data.datasets.miniimagenet import miniimagenet
 from muscle_plugin.data.images import decode, find_images
-from muscle_plugin.data.sources import SOURCES, SourceOptions, digits, load_source
+from muscle_plugin.data.packed import pack
+from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.errors import DataError
 
 CIFAR = Path(os.environ.get("CIFAR_DIR", ROOT / "data"))
@@ -88,17 +92,17 @@ def test_damaged_cifar_files_are_named(tmp_path):
     write_cifar10(folder)
     whole = (folder / "data_batch_3").read_bytes()
     for content, message in [
-        (whole[:2000], "data_batch_3: not a file of cifar10"),
-        (b"", "data_batch_3: not a file of cifar10"),
+        (whole[:2000], "data_batch_3: not a CIFAR file"),
+        (b"", "data_batch_3: not a CIFAR file"),
         (pickle.dumps({"data": np.zeros((2, 10), np.uint8)}, 2), "expected rows of 3072 pixels"),
         (pickle.dumps({"labels": [1]}, 2), "lacks data or labels"),
-        (pickle.dumps([1, 2], 2), "not a file of cifar10"),
+        (pickle.dumps([1, 2], 2), "not a CIFAR file"),
     ]:
         (folder / "data_batch_3").write_bytes(content)
         with pytest.raises(DataError, match=message):
             load_source("cifar10", options(tmp_path))
     (folder / "data_batch_3").unlink()
-    with pytest.raises(DataError, match="data_batch_3: missing; the other files of cifar10 are there"):
+    with pytest.raises(DataError, match="data_batch_3: missing; the other files"):
         load_source("cifar10", options(tmp_path))
 
 
@@ -110,7 +114,7 @@ def test_a_cifar_file_that_would_run_code_is_refused(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     write_cifar10(folder)
     (folder / "data_batch_1").write_bytes(pickle.dumps({"data": Evil()}))
-    with pytest.raises(DataError, match=r"not a file of cifar10 \(refused .*system\)"):
+    with pytest.raises(DataError, match=r"not a CIFAR file \(refused .*system\)"):
         load_source("cifar10", options(tmp_path))
     assert not (tmp_path / "ran").exists()
 
@@ -119,7 +123,7 @@ def test_a_cifar_file_that_would_run_code_is_refused(tmp_path):
             return (codecs.encode, ("a", "hex_codec"))
 
     (folder / "data_batch_1").write_bytes(pickle.dumps({"data": Doubled()}, 2))
-    with pytest.raises(DataError, match=r"not a file of cifar10 \(refused codec hex_codec\)"):
+    with pytest.raises(DataError, match=r"not a CIFAR file \(refused codec hex_codec\)"):
         load_source("cifar10", options(tmp_path))
 
 
@@ -131,7 +135,7 @@ def test_without_files_and_network_one_line_says_what_to_do(name, tmp_path, monk
         raise OSError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
-    with pytest.raises(DataError, match=r"could not be downloaded .*Without a network: put .*--data_dir") as e:
+    with pytest.raises(DataError, match=r"could not be downloaded .*--data_dir") as e:
         load_source(name, options(tmp_path))
     assert "\n" not in str(e.value)
 
@@ -208,7 +212,7 @@ def test_stl10_is_read_from_torchvisions_files(tmp_path):
     assert labels.tolist() == source.labels[:20].tolist()
 
     (folder / "test_X.bin").write_bytes(b"123")
-    with pytest.raises(DataError, match=r"test_X.bin: 3 bytes are no whole number"):
+    with pytest.raises(DataError, match=r"test_X.bin: 3 bytes are not a whole number"):
         load_source("stl10", options(tmp_path, 96))
 
 
@@ -466,9 +470,9 @@ def test_array_files_of_other_data_sets_in_the_folder_are_kept(tmp_path, decoded
     files = [picture(tmp_path / f"{i}.png") for i in range(4)]
     for _ in range(2):
         for name, chosen in (("one", files[:2]), ("other", files[2:])):
-            image_files.pack(name, tmp_path, chosen, 8, [tmp_path / ".packed"])
+            pack(name, tmp_path, chosen, 8, [tmp_path / ".packed"])
     assert len(decoded) == 4
-    image_files.pack("one", tmp_path, files[:1], 8, [tmp_path / ".packed"])
+    pack("one", tmp_path, files[:1], 8, [tmp_path / ".packed"])
     assert len(list((tmp_path / ".packed").glob("*.npy"))) == 2  # of one the newer alone
 
 
@@ -558,7 +562,7 @@ def test_eurosat_trains_on_the_first_four_fifths_of_each_class(place, tmp_path):
 def test_every_data_set_has_a_source_and_hidden_files_are_left_out(tmp_path):
     from muscle_plugin.registry.names import DATASETS
 
-    assert SOURCES.keys() == DATASETS.keys()
+    assert READERS.keys() == DATASETS.keys()
     picture(tmp_path / ".hidden" / "a.png")
     picture(tmp_path / ".b.png")
     picture(tmp_path / "deep" / "er" / "C.PNG")

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from muscle_plugin.data import sources
+from muscle_plugin.data.datasets import READERS
+from muscle_plugin.data.source import Source
 from muscle_plugin.errors import ConfigError
 from muscle_plugin.registry.names import DATASETS
 from muscle_plugin.settings.resolve import load_settings
@@ -119,8 +120,8 @@ def _small_source(dataset):
         names = tuple(map(str, range(info.num_classes)))
         first, last = torch.arange(len(fine)).split([2 * kinds, 2 * kinds])
         if info.subclasses == 1:
-            return sources.Source(images, fine, first, last, names)
-        return sources.Source(images, fine // info.subclasses, first, last, names, fine, tuple(map(str, range(kinds))))
+            return Source(images, fine, first, last, names)
+        return Source(images, fine // info.subclasses, first, last, names, fine, tuple(map(str, range(kinds))))
 
     return load
 
@@ -138,11 +139,11 @@ def _kinds_of_configurations():
 
 @pytest.mark.parametrize("name", _kinds_of_configurations())
 def test_every_configuration_can_be_built(name, monkeypatch, tmp_path):
-    from muscle_plugin.runs.train import build
+    from muscle_plugin.runs.build import build
 
     settings = load_settings(name).settings
     info = DATASETS[settings.dataset]
-    monkeypatch.setitem(sources.SOURCES, settings.dataset, _small_source(settings.dataset))
+    monkeypatch.setitem(READERS, settings.dataset, _small_source(settings.dataset))
     labels = info.label_groups(settings.sequestered)
     less = {"num_labels": labels, "init_from": None, "use_pretrain": False, "num_threads": 1, "save_dir": str(tmp_path)}
     algorithm = build(load_settings(name, **less))

@@ -9,12 +9,18 @@ import time
 from collections import Counter
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 from plugin_fixture import plugins_forgotten  # noqa: F401
 
 from muscle_plugin import cli
-from muscle_plugin.errors import PoolError
+from muscle_plugin.errors import InputError
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.settings.sources import Layer
+from muscle_plugin.studies import dry_run
+from muscle_plugin.studies.jobs import jobs_of
 
 LIGHT = (
     "--num_train_iter",
@@ -149,15 +155,189 @@ def test_what_needs_anothers_weights_waits_for_them(tmp_path):
     assert set(results(tmp_path / "runs")) == {"before_0", "after_0"}
 
 
-def test_dry_run_measures_and_trains_nothing(tmp_path):
-    code, out = sweep(
-        "muscle_digits_10", "fixmatch_digits_*", "--seeds", 3, "--save_dir", tmp_path / "runs", "--dry-run"
-    )
-    assert code == 0, out
+def configured(folder, **inits):
+    """Files of configurations that start from one another's weights."""
+    for name, init in inits.items():
+        start = f"init_from: '{{save_dir}}/{init}_{{seed}}/latest_model.pth'\n" if init else ""
+        (folder / f"{name}.yaml").write_text(f"extends: supervised_digits_10\n{start}")
+    return [str(folder / f"{name}.yaml") for name in inits]
+
+
+@pytest.mark.parametrize(
+    ("inits", "named"),
+    [({"a": "a"}, "a_0 from a_0"), ({"a": "b", "b": "c", "c": "a"}, "a_0 from b_0 from c_0 from a_0")],
+)
+def test_runs_that_start_from_their_own_weights_are_refused(inits, named, tmp_path, capsys):
+    files = configured(tmp_path, **inits, other=None)
+    assert cli.main(["sweep", *files, "--seeds", "1", "--save_dir", str(tmp_path / "runs")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: init_from: ")
+    circle = line.rpartition(": ")[2].split(" from ")
+    assert circle[0] == circle[-1]
+    assert set(circle) == set(named.split(" from "))
     assert not (tmp_path / "runs").exists()
-    assert "15 runs" in out
-    assert out.count("1,200") == 5
+
+
+def test_a_run_whose_predecessor_failed_is_not_begun_and_says_why(tmp_path, capsys):
+    first, second, third = configured(tmp_path, first=None, second="first", third="second")
+    (tmp_path / "first.yaml").write_text(f"dataset: cifar10\nalgorithm: supervised\ndata_dir: {tmp_path}\n")
+    words = [third, second, first, "--seeds", "1", "--jobs", "1", "--save_dir", str(tmp_path / "runs"), *LIGHT]
+    assert cli.main(["sweep", *words]) == 1
+    out = capsys.readouterr().out
+    assert "second, seed 0: not begun, since first_0 did not finish" in out
+    assert "third, seed 0: not begun, since second_0 did not finish" in out
+    assert not list((tmp_path / "runs").glob("second_*")) + list((tmp_path / "runs").glob("third_*"))
+
+
+# ------------------------------------------------------------------------------------------------------------- dry runs
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """The algorithms that dry runs build, and with each the steps that it trains."""
+    from muscle_plugin.runs import train
+    from muscle_plugin.training.host import Host
+
+    found, build, step = [], train.build, Host.in_step
+
+    def building(*args, **kwargs):
+        found.append((build(*args, **kwargs), []))
+        return found[-1][0]
+
+    def stepping(self):
+        if self.it not in found[-1][1]:  # it is asked for more than once in a step
+            found[-1][1].append(self.it)
+        return step(self)
+
+    monkeypatch.setattr(train, "build", building)
+    monkeypatch.setattr(Host, "in_step", stepping)
+    return found
+
+
+def cells(out, name):
+    """The row of a configuration in the table of a dry run."""
+    (line,) = [x for x in out.splitlines() if x.startswith(f"│ {name} ")]
+    return [c.strip() for c in line.split("│")[2:-1]]
+
+
+def test_a_dry_run_times_each_kind_of_run_once_and_trains_nothing(timed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    words = [
+        "muscle_digits_10",
+        "fixmatch_digits_*",
+        "--seeds",
+        "3",
+        "--jobs",
+        "2",
+        "--save_dir",
+        str(tmp_path / "runs"),
+    ]
+    assert cli.main(["sweep", *words, "--dry-run"]) == 0
+    assert not (tmp_path / "runs").exists()
+    assert [a.args.algorithm for a, _ in timed] == ["muscle", "fixmatch"]
+    most = dry_run.WARM_UP_STEPS + dry_run.TIMED_STEPS
+    assert all(1 < len(steps) <= most and steps == [*range(len(steps))] for _, steps in timed)
+    out = capsys.readouterr().out
+    assert "15 runs, 2 at a time" in out
+    assert cells(out, "fixmatch_digits_100")[:3] == ["3", "0", "1,200"]
     assert "Left: " in out
+
+
+def test_a_dry_run_counts_what_is_left_of_runs(make_run, tmp_path, monkeypatch):
+    settings = {"save_dir": str(tmp_path / "runs"), "num_threads": 1}
+    make_run("muscle_digits_10", 0, **settings)
+    make_run("muscle_digits_10", 1, stopped_at=900, **settings)
+    jobs = jobs_of(["muscle_digits_10"], 3, Layer("test", settings))
+    assert [job.state for job in jobs] == ["finished", "cut off", "new"]
+    timing = dry_run.Timing(images=1437, labelled=10, steps=1200, stages=((0, 2.0),))
+    assert [timing.seconds(1200, dry_run._steps_done(job)) for job in jobs] == [0, 600, 2400]
+
+
+def test_the_stages_of_a_run_are_timed_each(timed, tmp_path):
+    (job,) = jobs_of(["labelprop_digits_10"], 1, Layer("test", {"save_dir": str(tmp_path)}))
+    timing = dry_run._timed(job)
+    assert [start for start, _ in timing.stages] == [0, 600]
+    ((algorithm, steps),) = timed
+    assert steps[0] == 0
+    assert 601 in steps
+    assert algorithm.pseudo_labels is None  # no label was propagated
+    by_hand = dry_run.Timing(1437, 10, 1200, ((0, 1.0), (600, 3.0)))
+    assert [by_hand.seconds(1200, done) for done in (0, 500, 900, 1200)] == [2400, 1900, 900, 0]
+    assert by_hand.seconds(400, 0) == 200 + 600
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        ({"lr": 0.5, "num_labels": 20, "epoch": 9, "seed": 3, "save_dir": "elsewhere", "keep_checkpoints": 9}, True),
+        ({"net": "cnn13"}, False),
+        ({"net_dropout": 0.5}, False),
+        ({"precision": "bf16"}, False),
+        ({"dataset": "cifar10"}, False),
+        ({"data_dir": "elsewhere"}, False),  # other images
+        ({"num_threads": 2}, False),
+        ({"mi_weight": 0}, False),  # nothing is forwarded for it
+        ({"hard_views": 2}, False),
+        ({"total_batch": 50}, False),
+        ({"algorithm": "muscle_fixmatch"}, False),
+    ],
+)
+def test_which_settings_make_steps_alike(changes, alike):
+    one, other = load_settings("muscle_digits_10"), load_settings("muscle_digits_10", **changes)
+    assert (dry_run._step_key(one) == dry_run._step_key(other)) == alike
+
+
+def test_a_dry_run_counts_the_steps_of_an_epoch_over_a_folder_of_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, unlabelled in (("a", 30), ("b", 90)):
+        for i in range(unlabelled + 20):
+            part = f"labelled/{i % 2}" if i < 20 else "unlabelled"
+            (tmp_path / name / part).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / part / f"{i}.png")
+        settings = "dataset: folder\nalgorithm: fixmatch\nimg_size: 16\ntotal_batch: 4\nepoch: 2\nnum_threads: 1\n"
+        (tmp_path / f"{name}.yaml").write_text(f"{settings}data_dir: {tmp_path / name}\n")
+    jobs = jobs_of([str(tmp_path / f"{n}.yaml") for n in "ab"], 1, Layer("test", {"save_dir": str(tmp_path / "r")}))
+    timings = [dry_run._timed(job) for job in jobs]
+    assert [t.steps_of(job.resolved) for t, job in zip(timings, jobs, strict=True)] == [30, 90]
+    assert [t.steps for t in timings] == [30, 90]
+
+
+def test_a_run_that_cannot_be_timed_is_told_of_and_the_others_count(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    (tmp_path / "no_data.yaml").write_text(f"dataset: cifar10\nnum_labels: 10\ndata_dir: {tmp_path}\n")
+    words = ["--seeds", "1", "--save_dir", str(tmp_path / "runs"), "--dry-run"]
+    assert cli.main(["sweep", str(tmp_path / "no_data.yaml"), "supervised_digits_10", *words]) == 0
+    out = capsys.readouterr().out
+    assert cells(out, "no_data")[2:] == ["?"] * 4
+    assert "no_data: not timed: " in out
+    assert cli.main(["sweep", str(tmp_path / "no_data.yaml"), *words]) == 2
+
+
+#: A plugin whose algorithm has a setting of its own.
+OWN = """
+from semilearn.algorithms.fixmatch.fixmatch import FixMatch
+from semilearn.algorithms.utils import SSL_Argument
+from semilearn.core.utils import ALGORITHMS
+
+@ALGORITHMS.register("own")
+class Own(FixMatch):
+    @staticmethod
+    def get_argument():
+        return [*FixMatch.get_argument(), SSL_Argument("--own_weight", float, 1.0)]
+"""
+
+
+@pytest.mark.parametrize("more", [("--dry-run",), ()])
+def test_a_setting_of_a_plugin_is_a_flag(more, tmp_path, plugins_forgotten, capsys):  # noqa: F811
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "mine.yaml").write_text("extends: supervised_digits_10\nalgorithm: own\nplugins: own.py\n")
+    words = [str(tmp_path / "mine.yaml"), "--seeds", "1", "--save_dir", str(tmp_path / "runs"), "--plugins", *LIGHT]
+    assert cli.main(["sweep", *words, "--own_weight", "0.25", *more]) == 0, capsys.readouterr()
+    if not more:
+        assert "own_weight: 0.25" in (tmp_path / "runs" / "mine_0" / "config.yaml").read_text()
+    assert cli.main(["sweep", *words, "--own_wieght", "0.25", *more]) == 2
+    assert "did you mean 'own_weight'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -257,7 +437,7 @@ def test_gpus_and_how_many_runs_share_them(
     from muscle_plugin.studies import sweep as module
 
     def pool(*asked):
-        raise PoolError(repr(asked))
+        raise InputError(repr(asked))
 
     gpus(count, visible)
     monkeypatch.setattr(module, "LocalPool", pool)

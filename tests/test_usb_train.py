@@ -19,17 +19,24 @@ import pytest
 import torch
 from conftest import ROOT, SHORT
 
-from muscle_plugin.errors import DataError, DeviceError
+from muscle_plugin.errors import ConfigError, DeviceError
 from muscle_plugin.files import load_tensors
 from muscle_plugin.losses import mutual_information
-from muscle_plugin.settings.resolve import check_usb_settings, load_settings
-from muscle_plugin.settings.schema import MuscleSettings, moving_settings
+from muscle_plugin.settings.namespace import from_namespace, namespace_of, write_for_usb
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.settings.schema import MACHINE, PLACE, MuscleSettings, affecting
 from muscle_plugin.settings.sources import config_names, find_config, read_yaml
-from muscle_plugin.training.host import complete_settings
 
 PATCHES = ROOT / "patches"
 #: USB's names for precision and device, of which this package makes its own.
 NOT_COMPARED = {"gpu", "amp"}
+
+
+def complete(args):
+    """What the host does with the settings that USB gathered, before it has read the data."""
+    resolved = from_namespace(args)
+    write_for_usb(args, resolved.settings)
+    return resolved
 
 
 @cache
@@ -114,9 +121,9 @@ def test_every_configuration_means_the_same_to_usbs_parser(usb_config):
         args = usb_config(given(name))
         assert (args.num_train_iter or 0) % args.epoch == 0, f"{name}: USB's train.py asks for whole epochs"
         args.amp = args.use_amp if not hasattr(args, "amp") else args.amp
-        complete_settings(args)
+        complete(args)
         args.num_train_iter = args.num_train_iter or None
-        compared = here.keys() - moving_settings() - NOT_COMPARED
+        compared = here.keys() - affecting(MACHINE, PLACE) - NOT_COMPARED
         found = {k: (getattr(args, k), here[k]) for k in compared if getattr(args, k) != here[k]}
         if found:
             different[name] = found
@@ -127,9 +134,9 @@ def test_the_names_of_usbs_parser_are_known(usb_config):
     """What it gives at its defaults is neither refused nor worth a word."""
     for algorithm in ("muscle", "muscle_fixmatch", "labelprop"):
         args = usb_config({"algorithm": algorithm, "dataset": "cifar10", "epoch": 2})
-        values, notices = check_usb_settings(vars(args))
-        assert not notices
-        assert values == {}
+        before = dict(vars(args))
+        assert not complete(args).notices
+        assert {k: v for k, v in before.items() if k not in NOT_COMPARED and v not in (getattr(args, k), None)} == {}
 
 
 def test_a_misspelt_key_is_named_with_its_file(tmp_path):
@@ -138,9 +145,9 @@ def test_a_misspelt_key_is_named_with_its_file(tmp_path):
     args = Namespace(c=str(file), nest=1)
     for layer in read_yaml(file):
         vars(args).update(layer.values)
-    with pytest.raises(DataError) as caught:
-        complete_settings(args)
-    assert str(caught.value).splitlines() == [
+    with pytest.raises(ConfigError) as caught:
+        complete(args)
+    assert caught.value.faults == [
         "nest is not a setting; did you mean 'net'?",
         "mine.yaml: lrr is not a setting; did you mean 'lr'?",
         "mine.yaml: momentum: input should be less than 1, got 2",
@@ -167,10 +174,10 @@ def test_extends_means_the_same_to_the_patched_usb(patched):
 )
 def test_batches_of_usbs_settings(settings, sizes):
     args = Namespace(dataset="digits", **settings)
-    complete_settings(args)
+    complete(args)
     assert (args.batch_size, round(args.batch_size * args.uratio)) == sizes
     assert (args.total_batch, args.ratio) == (sum(sizes), sizes[1] / sizes[0])
-    complete_settings(args)
+    complete(args)
     assert (args.batch_size, args.total_batch) == (sizes[0], sum(sizes))
 
 
@@ -194,16 +201,43 @@ def test_a_file_over_ours_means_the_batch_that_it_means_to_us(tmp_path, lines):
     args = Namespace(dataset="digits", c=str(file), batch_size=8, uratio=1)
     for layer in read_yaml(file):  # as USB reads it
         vars(args).update(layer.values)
-    complete_settings(args)
+    complete(args)
     assert args.batch_size == ours["batch_size"]
     assert round(args.batch_size * args.uratio) == round(ours["batch_size"] * ours["uratio"])
 
 
 def test_batches_that_contradict_each_other_are_refused():
-    with pytest.raises(DataError, match=r"batch_size 16 contradicts total_batch 96 "):
-        complete_settings(Namespace(dataset="digits", batch_size=16, uratio=1, total_batch=96, ratio=3))
-    with pytest.raises(DataError, match=r"ratio 3 and uratio 7 are the same setting"):
-        complete_settings(Namespace(dataset="digits", batch_size=8, uratio=7, total_batch=96, ratio=3))
+    with pytest.raises(ConfigError, match=r"batch_size 16 contradicts total_batch 96 "):
+        complete(Namespace(dataset="digits", batch_size=16, uratio=1, total_batch=96, ratio=3))
+    with pytest.raises(ConfigError, match=r"ratio 3 and uratio 7 are the same setting"):
+        complete(Namespace(dataset="digits", batch_size=8, uratio=7, total_batch=96, ratio=3))
+
+
+def test_settings_that_this_package_resolved_are_not_resolved_again():
+    resolved = load_settings("muscle_fixmatch_digits_10", seed=3)
+    assert from_namespace(namespace_of(resolved, source=None)) is resolved
+
+
+def test_written_settings_are_read_back_as_they_were():
+    """Also where they name the precision that auto came to, or images that make no whole ratio."""
+    for settings in ({"precision": "auto"}, {"precision": "bf16"}, {"total_batch": 128, "ratio": 3.129032}):
+        args = Namespace(dataset="digits", algorithm="muscle_fixmatch", resume=True, **settings)
+        first = from_namespace(args).settings
+        write_for_usb(args, first, amp="precision" in settings, gpu=0, num_train_iter=7, rank=1, world_size=2)
+        assert (args.resume, args.rank, args.distributed, args.num_train_iter) == (True, 1, True, 7)
+        again = from_namespace(args).settings
+        assert again.model_copy(update={"num_train_iter": None, "device": "auto"}) == first
+
+
+def test_a_value_over_the_files_wins_and_is_named_without_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("lr: 0.25\nmomentum: 0.5\n")
+    args = Namespace(dataset="digits", c=str(tmp_path / "mine.yaml"), lr=0.25, momentum=2)
+    with pytest.raises(ConfigError, match="^momentum: input should be less than 1, got 2$"):
+        from_namespace(args)
+    args.momentum = 0.75
+    resolved = from_namespace(args)
+    assert (resolved.settings.lr, resolved.settings.momentum) == (0.25, 0.75)
+    assert (resolved.sources["lr"], resolved.sources["momentum"]) == ("mine.yaml", "")
 
 
 def test_another_data_set_on_the_command_line_has_its_own_classes():
@@ -274,7 +308,7 @@ def test_processes_that_others_start_are_refused(usb_config, tmp_path, monkeypat
 
 
 def test_an_imbalanced_algorithm_is_refused(usb_config, tmp_path):
-    with pytest.raises(DataError, match="imb_algorithm: abc is not hosted"):
+    with pytest.raises(ConfigError, match="imb_algorithm: abc is not hosted"):
         as_usb_calls(usb_config, tmp_path, imb_algorithm="abc")
 
 

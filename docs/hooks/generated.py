@@ -16,8 +16,8 @@ from pydantic_core import PydanticUndefined
 
 from muscle_plugin.registry.catalogue import MUSCLE_PREFIX, base_algorithms, muscle_algorithms
 from muscle_plugin.registry.names import DATASETS
-from muscle_plugin.settings.command_line import _SHORT_FLAGS
-from muscle_plugin.settings.schema import WITHOUT_EFFECT, MuscleSettings, RunSettings, moving_settings
+from muscle_plugin.settings.command_line import SHORT_FLAGS
+from muscle_plugin.settings.schema import MACHINE, PLACE, WITHOUT_EFFECT, MuscleSettings, RunSettings, affecting
 
 #: What settings of USB's algorithms mean for which USB has no help, in all algorithms or in one (``ALGORITHM.NAME``).
 MEANINGS = {
@@ -60,12 +60,13 @@ MEMBERS = {"Host": ["train", "evaluate", "save_model", "load_model", "request_st
 #: Headings of the groups that comments of the form ``# -- NAME`` begin in ``RunSettings``.
 GROUP = re.compile(r"^    # -- (.+)$|^    (\w+): ", re.MULTILINE)
 MOVES = "May change on resume."
+MACHINES = "Of the machine."
 ROOT = Path(__file__).resolve().parents[2]
 API = ROOT / "docs" / "api.md"
 
 
 def groups() -> dict[str, list[str]]:
-    """The settings of every run by the comment under which ``config.py`` has them."""
+    """The settings of every run by the comment under which the schema has them."""
     found: dict[str, list[str]] = {}
     before: list[str] = []  # settings above the first comment belong to its group
     for group, name in GROUP.findall(inspect.getsource(RunSettings)):
@@ -114,7 +115,7 @@ def _default(value: Any) -> str:
 
 
 def _row(name: str, kind: str, default: Any, text: str, anchor: bool) -> str:
-    flag = _SHORT_FLAGS.get(name) if anchor else None
+    flag = SHORT_FLAGS.get(name) if anchor else None
     shown = f"`{name}`" + (f"{{ #{name} }}" if anchor else "") + (f" `{flag}`" if flag else "")
     return f"| {' | '.join([shown, kind, _default(default), text])} |"
 
@@ -127,12 +128,13 @@ def _table(rows: Iterable[str]) -> str:
 
 
 def _fields(model: type[BaseModel], names: Iterable[str]) -> str:
-    moving = moving_settings()
+    moving, of_machine = affecting(MACHINE, PLACE), affecting(MACHINE)
     rows = []
     for name in names:
         info = model.model_fields[name]
         kind = ", ".join(filter(None, [_kind(info.annotation), _bounds(info.metadata)]))
-        text = _cell(info.description or "") + (f" *{MOVES}*" if name in moving else "")
+        marks = [MOVES] * (name in moving) + [MACHINES] * (name in of_machine)
+        text = " ".join([_cell(info.description or ""), *(f"*{mark}*" for mark in marks)])
         rows.append(_row(name, kind, info.default, text, True))
     return _table(rows)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin.algorithms.forward_capture import ForwardCapture, Rows
-from muscle_plugin.data.views import HARD, LABELLED, UNLABELLED, WEAK, View
+from muscle_plugin.data.views import LABELLED, STRONG, UNLABELLED, WEAK, View
 from muscle_plugin.errors import RunError
 from muscle_plugin.losses import MutualInformationLoss, MutualInformationTerms
 from muscle_plugin.registry.catalogue import MUSCLE_BASE, WEAK_UNLABELLED_VIEW
@@ -107,12 +107,12 @@ class Muscle(Host):
             weak[kind] = (candidates or weak_names or [USUAL_WEAK[kind]])[0]
             if weak[kind] not in views:
                 extra[weak[kind]] = View(kind, WEAK)
-            hard[kind] = tuple(n for n, v in own.items() if v.strength == HARD and n in with_gradient)[
+            hard[kind] = tuple(n for n, v in own.items() if v.strength == STRONG and n in with_gradient)[
                 : self.args.hard_views
             ]
             missing = self.args.hard_views - len(hard[kind])
             if missing:
-                extra[EXTRA_HARD[kind]] = View(kind, HARD, missing)
+                extra[EXTRA_HARD[kind]] = View(kind, STRONG, missing)
             found |= {
                 n: (with_gradient | without)[n] for n in (weak[kind], *hard[kind]) if n in with_gradient | without
             }

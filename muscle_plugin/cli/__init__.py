@@ -6,57 +6,67 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
-from muscle_plugin.cli.data import data_command
-from muscle_plugin.cli.export import export_command
-from muscle_plugin.cli.predict import predict_command
-from muscle_plugin.cli.train import train_command
-from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, fail
+from muscle_plugin.cli.faults import print_fault
+from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 from muscle_plugin.text import first_line, out_of_memory
 from muscle_plugin.version import __version__
 
-
-def _main_of(module: str) -> Callable[[Sequence[str], str], int]:
-    """A command whose module is imported when it is called."""
-    return lambda argv, prog: int(import_module(module).main(argv, prog))
-
-
+#: Name -> the module whose ``main(argv, prog)`` it is, imported when called, and what it does.
 COMMANDS = {
-    "train": (train_command, "train one configuration"),
-    "sweep": (
-        _main_of("muscle_plugin.studies.sweep"),
-        "train many by name: table1 ... figure3, digits, or any configurations",
-    ),
-    "cost": (
-        _main_of("muscle_plugin.studies.cost"),
-        "what studies take: runs, steps, images, hours on a machine whose speed was measured",
-    ),
-    "report": (
-        _main_of("muscle_plugin.studies.report"),
-        "runs as one HTML page and Markdown, beside the paper's tables",
-    ),
+    "train": ("muscle_plugin.cli.train", "train one configuration"),
+    "sweep": ("muscle_plugin.studies.sweep", "train many by name: table1 ... figure3, digits, or any configurations"),
+    "report": ("muscle_plugin.studies.report", "runs as one HTML page and Markdown, beside the paper's tables"),
     "usb-export": (
-        _main_of("muscle_plugin.studies.usb_export"),
+        "muscle_plugin.studies.usb_export",
         "runs of USB's protocols as USB's results, configurations and logs",
     ),
-    "predict": (predict_command, "label a folder of images with a trained net"),
-    "export": (export_command, "write a trained net for timm (safetensors) and for ONNX"),
-    "data": (data_command, "data show: images per class, and a picture of the views"),
+    "predict": ("muscle_plugin.cli.predict", "label a folder of images with a trained net"),
+    "export": ("muscle_plugin.cli.export", "write a trained net for timm (safetensors) and for ONNX"),
+    "data": ("muscle_plugin.cli.data", "data show: images per class, and a picture of the views"),
     "demo": (
-        _main_of("muscle_plugin.studies.demo"),
+        "muscle_plugin.studies.demo",
         "train MUSCLE and its baselines on 10 labelled digits, with table and pictures",
     ),
 }
 
 
 def in_utf8() -> None:
-    """Start this command anew in Python's UTF-8 mode if the locale would have names of files in anything else (``LANG=C``
-    with ``PYTHONUTF8=0``, Latin-1): those that a configuration names would not be found, those found not be written down."""
+    """Restart this command in Python's UTF-8 mode if the locale encodes file names otherwise (``LANG=C`` with
+    ``PYTHONUTF8=0``, Latin-1): files that a configuration names would not be found."""
     if sys.getfilesystemencoding() != "utf-8":
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
+
+
+def run_command(name: str, argv: Sequence[str], prog: str) -> int:
+    """Run a command, and print its faults, one line each.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return int(import_module(COMMANDS[name][0]).main(argv, prog))
+    except UserError as e:
+        print_fault(e)
+        return e.status
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except OSError as e:
+        if e.filename is None:
+            raise
+        print_fault(UserError(f"{e.filename}: {e.strerror}"))
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e):
+            raise
+        less = "fewer images at a time or --device cpu may need less"
+        print_fault(UserError(f"out of memory ({first_line(e)}): {less}"))
+    return EXIT_BAD_INPUT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,18 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         in_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     if words and words[0] in COMMANDS:
-        try:
-            return COMMANDS[words[0]][0](words[1:], f"muscle-plugin {words[0]}")
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
-        except (RuntimeError, MemoryError) as e:
-            if not out_of_memory(e):
-                raise
-            return fail([f"out of memory ({first_line(e)}): fewer images at a time or --device cpu may need less"])
+        return run_command(words[0], words[1:], f"muscle-plugin {words[0]}")
     parser = argparse.ArgumentParser(prog="muscle-plugin", description="MUSCLE for USB (arXiv 2012.00150).")
     parser.add_argument("--version", action="version", version=f"muscle-plugin {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from muscle_plugin.cli.common import configuration, parser_of
-from muscle_plugin.errors import fail
+from muscle_plugin.cli.configuration import configuration, parser_of
+from muscle_plugin.errors import InputError
+
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
 
 
-def data_command(argv: Sequence[str], prog: str) -> int:
-    """``data show``: what a configuration would train on. Returns the exit status: 0 done, 2 bad input."""
+def main(argv: Sequence[str], prog: str) -> int:
+    """Show what a configuration would train on; returns the exit status."""
     parser = parser_of(
         f"{prog} show",
         "Show what a run would train on: images per class, and the views of its first step.",
@@ -23,18 +25,14 @@ def data_command(argv: Sequence[str], prog: str) -> int:
         if argv and argv[0] in ("-h", "--help"):
             print(f"usage: {usage}")
             return 0
-        return fail([f"expected: {usage}"])
+        raise InputError(f"expected: {usage}")
     found = configuration(parser, argv[1:])
-    if isinstance(found, int):
-        return found
+    if found is None:
+        return 0
     options, resolved = found
-    from muscle_plugin.errors import DataError, DeviceError
+    if options.out and options.out.suffix.lower() not in PICTURES:
+        raise InputError(f"--out: {options.out}: expected the name of a picture ({', '.join(PICTURES)})")
     from muscle_plugin.studies.show import show
 
-    try:
-        show(resolved, options.out, options.save_split)
-    except (DataError, DeviceError, ValueError) as e:
-        return fail(str(e).splitlines())
-    except OSError as e:
-        return fail([f"{e.filename}: cannot be written: {e.strerror}"])
+    show(resolved, options.out, options.save_split)
     return 0

@@ -6,11 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from muscle_plugin.errors import fail
+from muscle_plugin.errors import InputError
+from muscle_plugin.files import refuse_existing
+from muscle_plugin.settings.command_line import add_plugins_of_net
+from muscle_plugin.settings.resolve import load_plugins
+from muscle_plugin.settings.schema import device_fault
 
 
-def predict_command(argv: Sequence[str], prog: str) -> int:
-    """Label images with a trained net. Returns the exit status: 0 done, 2 bad input."""
+def main(argv: Sequence[str], prog: str) -> int:
+    """Label images with a trained net; returns the exit status."""
     parser = argparse.ArgumentParser(prog=prog, description="Label a folder of images with a trained net.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run's latest_model.pth, or its directory")
     parser.add_argument("--images", type=Path, required=True, help="a folder of images, at any depth, or one image")
@@ -19,28 +23,15 @@ def predict_command(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--batch", type=int, default=256, help="images at a time [%(default)s]")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out files that cannot be read")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    from muscle_plugin.files import refuse_existing
-    from muscle_plugin.settings.command_line import add_plugins_of_net
-    from muscle_plugin.settings.resolve import load_plugins
-    from muscle_plugin.settings.schema import device_fault
-
     add_plugins_of_net(parser)
     options = vars(parser.parse_args(list(argv)))
-    try:  # before torch, which a name mistyped need not wait for; what the run's own files name is not loaded
-        load_plugins([], options.pop("plugins"))
-        if fault := device_fault(options["device"]):
-            raise ValueError(f"--device: {fault}, got {options['device']!r}")
-        if not options["overwrite"]:
-            refuse_existing(options["out"], "--overwrite replaces it")
-    except ValueError as e:
-        return fail(str(e).splitlines())
-    from muscle_plugin.errors import DataError, DeviceError
+    # before torch, which a mistyped name need not wait for; the plugins that the run's own files name are not loaded
+    load_plugins([], options.pop("plugins"))
+    if fault := device_fault(options["device"]):
+        raise InputError(f"--device: {fault}, got {options['device']!r}")
+    if not options["overwrite"]:
+        refuse_existing(options["out"], "--overwrite replaces it")
     from muscle_plugin.inference.predict import write_predictions
 
-    try:
-        print(write_predictions(**options))
-    except (DataError, DeviceError, ValueError) as e:
-        return fail([str(e).splitlines()[0]])
-    except OSError as e:
-        return fail([f"{e.filename}: {e.strerror}"])
+    print(write_predictions(**options))
     return 0

@@ -1,4 +1,4 @@
-"""What a step draws on the CPU: made while the GPU computes the step before, and sent to it in one copy."""
+"""What a step draws on the CPU: drawn while the GPU computes the previous step, and sent to it in one copy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _ALIGNED = 16  # bytes
 
 
 class OneAhead(Generic[T]):
-    """Calls ``draw(step)``; the next step's call is made in a thread before it is asked for.
+    """Calls ``draw(step)``, and in a thread ``draw(step + 1)`` before it is asked for.
 
     Args:
         draw: a function of the step alone, until :meth:`forget` is called.
-        device: the GPU that its results are for.
+        device: the GPU for which it draws.
     """
 
     def __init__(self, draw: Callable[[int], T], device: torch.device) -> None:
@@ -48,7 +48,7 @@ class OneAhead(Generic[T]):
 
 
 class Parcel:
-    """CPU tensors that go to a device together, in one asynchronous copy."""
+    """CPU tensors that are sent to a device together, in one asynchronous copy."""
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         self._like, self._device = {n: (t.dtype, t.shape) for n, t in tensors.items()}, device
@@ -65,5 +65,5 @@ class Parcel:
         }
 
     def unpack(self) -> dict[str, Tensor]:
-        """The tensors on the device, by name."""
+        """Return the tensors on the device, by name."""
         return self._places(self._buffer.to(self._device, non_blocking=True))

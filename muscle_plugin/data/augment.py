@@ -1,55 +1,47 @@
-"""Batched augmentations: (N, C, H, W) uint8 images in, C = 1 or 3, on any device, parameters drawn per image.
+"""Batched augmentations: (N, C, H, W) uint8 images, C = 1 or 3, on any device, with parameters drawn per image.
 
 They return uint8 images, or float images in [0, 1] where they interpolate (digits). An augmentation is two functions: one
-draws the parameters, on the CPU and without the images, so that it can be done ahead; the other applies them, on the images'
-device. The generator is a CPU generator, or a ``BatchRandom`` of several: what is drawn, group sizes included, is known without
-waiting for a GPU, and is the same for every device. What an image becomes depends on its own draws alone. A new one is two
-functions and a line in ``AUGMENTATIONS``. The operations of RandAugment are in ``randaugment.py``.
+draws the parameters, on the CPU and without the images, so that this can be done ahead; the other applies them, on the
+images' device. An image's view depends on its own random numbers alone, and is the same on every device; what is drawn is
+known without waiting for a GPU. A new augmentation is two functions and a line in ``AUGMENTATIONS``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muscle_plugin.data.batch_random import BatchRandom, Random
-from muscle_plugin.data.randaugment import (
-    OPERATIONS,
-    Plan,
-    Window,
-    apply,
-    draw_randaugment,
-    draw_randaugment_usb,
-    rotate,
-    to_uint8,
-    windows,
-)
+from muscle_plugin.data.batch_random import BatchRandom
+from muscle_plugin.data.operations import OPERATIONS, operate, to_uint8
+from muscle_plugin.data.randaugment import Plan, Window, apply, draw_randaugment, draw_randaugment_usb, windows
+from muscle_plugin.errors import DataError
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Called with images and a generator it gives views, one of each image.
+    """Called with images and a generator, it returns a view of each image.
 
     Attributes:
-        draw: (draws, (C, H, W)) -> the parameters of all views, in CPU tensors; may take ``ops``, operations per view.
+        draw: (random, (C, H, W)) -> the parameters of all views, in CPU tensors; may take ``ops``, operations per view.
         apply: (images, parameters) -> views.
     """
 
     draw: Callable[..., Any]
     apply: Callable[[Tensor, Any], Tensor]
 
-    def __call__(self, images: Tensor, generator: Random) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator | BatchRandom) -> Tensor:
         return self.apply(images, self.draw(BatchRandom.of(generator, len(images)), images.shape[1:]))
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0..255 to float 0..1."""
+    """Convert uint8 images to float images in [0, 1]."""
     return images.float() / 255
 
 
@@ -74,20 +66,20 @@ def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def _draw_distortion(draws: BatchRandom, angle: float, scale: float, shear: float, shift: float) -> tuple[Tensor, ...]:
-    """Parameters of ``affine``: angle in radians, scale as its logarithm, shift as a fraction of the side."""
+def _draw_distortion(random: BatchRandom, angle: float, scale: float, shear: float, shift: float) -> tuple[Tensor, ...]:
+    """Parameters of ``affine``, from the largest angle (radians), logarithm of the scale, shear and shift (of the side)."""
     return (
-        draws.uniform(-angle, angle),
-        torch.exp(draws.uniform(-scale, scale)),
-        draws.uniform(-shear, shear),
-        draws.uniform(-shift, shift),
-        draws.uniform(-shift, shift),
+        random.uniform(-angle, angle),
+        torch.exp(random.uniform(-scale, scale)),
+        random.uniform(-shear, shear),
+        random.uniform(-shift, shift),
+        random.uniform(-shift, shift),
     )
 
 
-def _draw_digits_hard(draws: BatchRandom, shape: tuple[int, ...]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    distortion = _draw_distortion(draws, 0.35, 0.25, 0.3, 0.12)
-    return distortion, draws.uniform(0.7, 1.3).view(-1, 1, 1, 1), 0.05 * draws.normal(*shape)
+def _draw_digits_hard(random: BatchRandom, shape: tuple[int, ...]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    distortion = _draw_distortion(random, 0.35, 0.25, 0.3, 0.12)
+    return distortion, random.uniform(0.7, 1.3).view(-1, 1, 1, 1), 0.05 * random.normal(*shape)
 
 
 def _digits_hard(images: Tensor, drawn: tuple[tuple[Tensor, ...], Tensor, Tensor]) -> Tensor:
@@ -98,7 +90,7 @@ def _digits_hard(images: Tensor, drawn: tuple[tuple[Tensor, ...], Tensor, Tensor
 
 #: Rotation to 0.25 rad, scale by 0.86 to 1.16, shear to 0.2, shift to a tenth of the side: another hand's digit.
 digits_weak = Augmentation(
-    lambda draws, _: _draw_distortion(draws, 0.25, 0.15, 0.2, 0.1),
+    lambda random, _: _draw_distortion(random, 0.25, 0.15, 0.2, 0.1),
     lambda images, drawn: affine(to_float(images), *drawn),
 )
 #: Rotation to 0.35 rad, scale by 0.78 to 1.28, shear to 0.3, shift to an eighth, contrast to 30 %, noise.
@@ -106,10 +98,10 @@ digits_weak = Augmentation(
 digits_hard = Augmentation(_draw_digits_hard, _digits_hard)
 
 
-def _draw_crop(draws: BatchRandom, shape: tuple[int, ...], flip: bool = False) -> Plan:
+def _draw_crop(random: BatchRandom, shape: tuple[int, ...], flip: bool = False) -> Plan:
     y, x = (max(1, side // 8) for side in shape[1:])
-    top, left = draws.integers(2 * y + 1), draws.integers(2 * x + 1)
-    return Plan.of_window(Window(top, left, draws.coins() if flip else None, (y, x)))
+    top, left = random.integers(2 * y + 1), random.integers(2 * x + 1)
+    return Plan.of_window(Window(top, left, random.coins() if flip else None, (y, x)))
 
 
 #: Random translation by up to an eighth of the side (4 of 32 pixels), whole pixels, the border reflected.
@@ -118,10 +110,10 @@ crop = Augmentation(_draw_crop, apply)
 crop_flip = Augmentation(partial(_draw_crop, flip=True), apply)
 
 
-def _draw_rotate_crop_flip(draws: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    degrees = draws.uniform(-10, 10)
+def _draw_rotate_crop_flip(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    degrees = random.uniform(-10, 10)
     y, x = (round(8 / 84 * side) for side in shape[1:])
-    return degrees, draws.integers(2 * y + 1), draws.integers(2 * x + 1), draws.coins()
+    return degrees, random.integers(2 * y + 1), random.integers(2 * x + 1), random.coins()
 
 
 def _rotate_crop_flip(images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
@@ -129,7 +121,7 @@ def _rotate_crop_flip(images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
     h, w = images.shape[2:]
     y, x = (round(8 / 84 * side) for side in (h, w))
     rows = top.view(-1, 1) + torch.arange(h)
-    return windows(F.pad(rotate(images, degrees), (x, x, y, y)), rows, left, w, flip)
+    return windows(F.pad(operate("rotate", images, degrees), (x, x, y, y)), rows, left, w, flip)
 
 
 #: Label propagation's views of Mini-ImageNet (Iscen et al. 2019, arXiv 1904.04717): rotation by up to 10 degrees (nearest
@@ -138,7 +130,7 @@ rotate_crop_flip = Augmentation(_draw_rotate_crop_flip, _rotate_crop_flip)
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Enlarge bilinearly, (N, C, height, width) uint8: within 1 grey level of torchvision's ``resize``."""
+    """Enlarge uint8 images bilinearly to (N, C, height, width): within 1 grey level of torchvision's ``resize``."""
     h, w = images.shape[2:]
 
     def weights(new: int, old: int) -> Tensor:
@@ -148,11 +140,11 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     return to_uint8((weights(height, h) @ (images.float() @ weights(width, w).t())).add_(0.5))
 
 
-def draw_colour_jitter(draws: BatchRandom) -> Plan:
-    """Brightness, contrast and saturation by 1 +- 0.4 and hue by +- 0.125 turns, in a random order for each image."""
+def draw_colour_jitter(random: BatchRandom) -> Plan:
+    """Draw brightness, contrast and saturation by 1 +- 0.4 and hue by +- 0.125 turns, in a random order for each image."""
     jitter = torch.tensor([OPERATIONS.index(name) for name in ("brightness", "contrast", "color", "hue")])
-    order = draws.uniform(0, 1, 4).argsort(0)
-    values = draws.uniform(-1, 1, 4)
+    order = random.uniform(0, 1, 4).argsort(0)
+    values = random.uniform(-1, 1, 4)
     return Plan(jitter[order], torch.where(order == 3, 0.125 * values, 1 + 0.4 * values))
 
 
@@ -160,9 +152,9 @@ def _part(side: int) -> int:
     return round(side * 20 / 32)
 
 
-def _draw_iic(draws: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Plan]:
-    top, left = (draws.integers(side - _part(side) + 1) for side in shape[1:])
-    return top, left, draws.coins(), draw_colour_jitter(draws)
+def _draw_iic(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Plan]:
+    top, left = (random.integers(side - _part(side) + 1) for side in shape[1:])
+    return top, left, random.coins(), draw_colour_jitter(random)
 
 
 def _iic(images: Tensor, drawn: tuple[Tensor, Tensor, Tensor, Plan]) -> Tensor:
@@ -172,7 +164,7 @@ def _iic(images: Tensor, drawn: tuple[Tensor, Tensor, Tensor, Plan]) -> Tensor:
     return apply(resize(parts, h, w), jitter)
 
 
-#: The hard views of IIC (Ji et al. 2019, arXiv 1807.06653) without Sobel: crop of 20/32 of the side resized back, horizontal
+#: The strong views of IIC (Ji et al. 2019, arXiv 1807.06653) without Sobel: crop of 20/32 of the side resized back, horizontal
 #: flip, then ``draw_colour_jitter``.
 iic = Augmentation(_draw_iic, _iic)
 
@@ -187,5 +179,42 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "randaugment": Augmentation(draw_randaugment, apply),
     "randaugment_usb": Augmentation(draw_randaugment_usb, apply),
 }
-#: These are drawn on top of a weak view.
+#: These follow a weak view.
 AFTER_WEAK: frozenset[str] = frozenset({"randaugment", "randaugment_usb"})
+
+
+def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = None) -> Augmentation:
+    """Return the augmentation of this name; RandAugment follows ``weak``.
+
+    Args:
+        weak: the augmentation before those in ``AFTER_WEAK``; None for none.
+        ops: operations per view; None for the augmentation's own number.
+
+    Raises:
+        DataError: the name is unknown, or the augmentation draws no operations.
+    """
+    if name not in AUGMENTATIONS:
+        raise DataError(f"augmentation: unknown {name!r}; known: {', '.join(AUGMENTATIONS)}")
+    chosen = AUGMENTATIONS[name]
+    if ops is not None:
+        if "ops" not in signature(chosen.draw).parameters:
+            raise DataError(f"hard_ops: {name} draws no operations; randaugment does")
+        chosen = replace(chosen, draw=partial(chosen.draw, ops=ops))
+    return chosen if weak is None or name not in AFTER_WEAK else _after(weak, chosen)
+
+
+def _after(first: Augmentation, then: Augmentation) -> Augmentation:
+    """``then``, which takes a plan, of the views that ``first`` makes; the window of a crop becomes a part of the plan."""
+
+    def draw(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Any, Plan]:
+        return first.draw(random, shape), then.draw(random, shape)
+
+    def draw_plan(random: BatchRandom, shape: tuple[int, ...]) -> Plan:
+        window, plan = draw(random, shape)
+        return replace(plan, window=window.window)
+
+    def apply_both(images: Tensor, drawn: tuple[Any, Plan]) -> Tensor:
+        x = first.apply(images, drawn[0])
+        return then.apply(x if x.dtype == torch.uint8 else (x * 255).round_().clamp_(0, 255).byte(), drawn[1])
+
+    return replace(then, draw=draw_plan) if first in (crop, crop_flip) else Augmentation(draw, apply_both)

@@ -1,28 +1,26 @@
-"""What can be wrong with data before training: labels out of range, classes without images, images that occur twice."""
+"""What can be wrong with data before training: labels out of range, classes without images, duplicate images."""
 
 from __future__ import annotations
 
 import hashlib
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from muscle_plugin.data.sources import Source
+from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split, class_counts
 from muscle_plugin.errors import DataError
 
-#: Bytes of pixels up to which copies are looked for: reading more takes several seconds.
+#: Bytes of pixels up to which duplicates are looked for: reading more takes several seconds.
 COMPARED_BYTES = 4 << 30
-_ROWS = 4096  # images hashed at a time
 _SHOWN = 5  # classes in a note
 
 
 def check_labels(source: Source, dataset: str) -> None:
-    """Refuse labels that name no class.
+    """Refuse labels out of range.
 
     Raises:
-        DataError: a label of a training image is not -1 (none) or 0 to C - 1, or one of a test image not 0 to C - 1.
+        DataError: a training image's label is not -1 (none) to C - 1, or a test image's not 0 to C - 1.
     """
     for kind, members, least in (("training", source.train, -1), ("test", source.test, 0)):
         labels = source.labels[members]
@@ -36,39 +34,33 @@ def check_labels(source: Source, dataset: str) -> None:
 
 
 def find_oddities(source: Source, split: Split) -> list[str]:
-    """Notes on classes without images, and on images that occur twice."""
-    return [*_empty_classes(source, split), *_copies(source, split)]
+    """Describe classes without images, and duplicate images."""
+    return [*_empty_classes(source, split), *_duplicates(source, split)]
 
 
 def _empty_classes(source: Source, split: Split) -> list[str]:
-    test = source.test_labels.bincount(minlength=len(source.classes))
     kinds = {"labelled image": class_counts(source, split.labelled)}
     if len(source.test):
-        kinds["test image"] = test
+        kinds["test image"] = source.test_labels.bincount(minlength=len(source.classes))
     notes = []
     for kind, counts in kinds.items():
-        empty = [
-            repr(c)
-            for c, n in zip(source.classes, counts.tolist(), strict=True)
-            if not n and not any(repr(c) in note for note in source.notes)  # of which it says so itself
-        ]
+        empty = [repr(c) for c, n in zip(source.classes, counts.tolist(), strict=True) if not n]
+        empty = [c for c in empty if not any(c in note for note in source.notes)]  # which says so itself
         if empty:
             more = f" (and {len(empty) - _SHOWN} more)" if len(empty) > _SHOWN else ""
             notes.append(f"no {kind} of class {', '.join(empty[:_SHOWN])}{more}")
     return notes
 
 
-def _copies(source: Source, split: Split) -> list[str]:
+def _duplicates(source: Source, split: Split) -> list[str]:
     size = source.images.nbytes
     if size > COMPARED_BYTES:
-        return [f"not looked for images that occur twice: {size / 1e9:.0f} GB of pixels are much to compare"]
+        return [f"duplicate images were not looked for: {size / 1e9:.0f} GB of pixels are too much to compare"]
     same = equal_images(source.images)
     labelled, unlabelled = source.train[split.labelled], source.train[split.unlabelled]
-    unlabelled = unlabelled[
-        ~torch.isin(unlabelled, labelled)
-    ]  # the labelled ones may be among them, without their labels
+    unlabelled = unlabelled[~torch.isin(unlabelled, labelled)]  # include_lb_to_ulb puts the labelled ones among them
     notes = []
-    for one, first, other, second, so in (
+    for one, first, other, second, warning in (
         ("test", source.test, "training", source.train, "; accuracy on these says nothing of new images"),
         ("unlabelled", unlabelled, "labelled", labelled, ""),
     ):
@@ -78,11 +70,10 @@ def _copies(source: Source, split: Split) -> list[str]:
             b = int(second[(same[second] == same[a]).nonzero()[0]])
             notes.append(
                 f"{len(twice)} {one} image(s) of {len(first)} are, pixel by pixel, {other} images too (first:"
-                f" {source.name_of(a)} and {source.name_of(b)}){so}"
+                f" {source.name_of(a)} and {source.name_of(b)}){warning}"
             )
-    groups, labels = same[labelled], source.labels[labelled]
-    order = groups.argsort(stable=True)
-    groups, labels = groups[order], labels[order]
+    order = same[labelled].argsort(stable=True)
+    groups, labels = same[labelled[order]], source.labels[labelled[order]]
     differ = ((groups[1:] == groups[:-1]) & (labels[1:] != labels[:-1])).nonzero().flatten()
     if len(differ):
         a, b = (int(labelled[order[differ[0] + i]]) for i in (0, 1))
@@ -95,30 +86,13 @@ def _copies(source: Source, split: Split) -> list[str]:
 
 
 def equal_images(images: Tensor) -> Tensor:
-    """(P,) int64, equal for images whose pixels are all equal, and different for others.
-
-    A random projection of each image's bytes, taken as 64-bit words modulo 2^64, finds candidates as fast as memory is read;
-    a cryptographic digest of these few decides.
+    """Number groups of equal images: (P,) int64, the same for two images if all their pixels are equal.
 
     Args:
         images: (P, ...) uint8.
     """
-    flat = images.numpy().reshape(len(images), -1)
-    words = -(-flat.shape[1] // 8)
-    factors = np.random.default_rng(0).integers(0, 2**64, words, np.uint64) | np.uint64(1)
-    keys: np.ndarray = np.empty(len(flat), np.uint64)
-    for start in range(0, len(flat), _ROWS):
-        part = flat[start : start + _ROWS]
-        if part.shape[1] % 8:
-            part = np.pad(part, ((0, 0), (0, 8 * words - part.shape[1])))
-        part = np.ascontiguousarray(part).view(np.uint64)
-        keys[start : start + _ROWS] = (part ^ (part >> np.uint64(29))) @ factors
-    _, groups, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    seen: dict[tuple[int, bytes], int] = {}
-    new = len(counts)
-    for i in np.flatnonzero(counts[groups] > 1).tolist():
-        key = (int(groups[i]), hashlib.blake2b(flat[i].tobytes(), digest_size=16).digest())
-        if key not in seen:
-            seen[key], new = new, new + 1
-        groups[i] = seen[key]
-    return torch.from_numpy(groups.astype(np.int64))
+    groups: dict[bytes, int] = {}
+    rows = images.numpy().reshape(len(images), -1)
+    return torch.tensor(
+        [groups.setdefault(hashlib.sha256(row).digest(), len(groups)) for row in rows], dtype=torch.int64
+    )

@@ -1,9 +1,10 @@
-"""The views of a :class:`~muscle_plugin.data.randaugment.Plan` by one Triton kernel: window, operations, hole, normalisation.
+"""A Triton kernel that makes the views of a :class:`~muscle_plugin.data.randaugment.Plan`: window, operations, hole and
+normalisation.
 
-A program makes one view: it reads a uint8 image, keeps it on chip while the operations of its plan follow one another, and
-writes the normalised view. The views equal those of ``randaugment.apply`` and ``views.Normaliser`` bit for bit, where these
-take some 400 launches for a batch. What rounds is therefore computed in the same order and precision as there (no fused
-multiply-add, no approximate division), and in whole numbers where that gives the same.
+A program makes one view: it reads a uint8 image, keeps it on chip during the operations of its plan, and writes the
+normalised view. The views equal those of ``randaugment.apply`` and ``normalise.Normaliser`` bit for bit, which take some 400
+launches per batch. Whatever rounds is therefore computed in the same order and precision as there (no fused multiply-add, no
+approximate division), and in whole numbers where that gives the same.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from muscle_plugin.data.randaugment import OPERATIONS, Fill, Plan, Window, apply, luminance, matrices_of
+from muscle_plugin.data.operations import OPERATIONS, Fill, luminance, matrices
+from muscle_plugin.data.randaugment import Plan, Window, apply
 
 #: Largest image, in pixels: 64 x 64 stays in a program's registers; of 84 x 84 some 300 to 500 bytes a thread do not.
 MOST_PIXELS = 8192
@@ -183,14 +185,11 @@ def _views(
 
 
 def pack(plan: Plan, rows: Tensor, height: int, width: int) -> Tensor:
-    """A plan as the kernel reads it.
+    """Write a plan of N views as the kernel reads it, (N, columns) int32 on the CPU.
 
     Args:
-        plan: for N views; one that :func:`takes` allows.
-        rows: (N,) the image of each, as its row in the pool.
-
-    Returns:
-        (N, columns) int32, on the CPU.
+        plan: one that :func:`takes` allows.
+        rows: (N,) int64 row in the pool of each view's image.
     """
     slots, n = plan.operations.shape
     nothing = torch.zeros_like(rows)
@@ -203,7 +202,7 @@ def pack(plan: Plan, rows: Tensor, height: int, width: int) -> Tensor:
         steps = packed[_FIXED:].view(slots, _SLOT, n)
         steps[:, 0] = plan.operations
         steps[:, 1] = plan.values.view(torch.int32)
-        steps[:, 2:] = matrices_of(plan, height, width).movedim(0, 1)
+        steps[:, 2:] = matrices(plan.operations, plan.values, height, width).movedim(0, 1)
     return packed.t().contiguous()
 
 
@@ -216,18 +215,15 @@ def fits(shape: tuple[int, ...]) -> bool:
 def views(
     pool: Tensor, packed: Tensor, plan: Plan, scale: Tensor, shift: Tensor, channels: int, channels_last: bool = False
 ) -> Tensor:
-    """The normalised views of a plan.
+    """Make the normalised views of a plan, (N, channels, H, W) float32.
 
     Args:
         pool: (P, C, H, W) uint8, contiguous.
         packed: (N, columns) of :func:`pack`, on the pool's device.
         plan: what was packed.
-        scale, shift: C values on the device: what a grey level is multiplied by, and what is added then.
-        channels: of the views; a single one is repeated.
-        channels_last: how the views lie in memory.
-
-    Returns:
-        (N, channels, H, W) float32.
+        scale, shift: C values on the device: a grey level is multiplied by the former, and the latter is added.
+        channels: channels of the views; a single one is repeated.
+        channels_last: layout of the views in memory.
     """
     n, (_, c, h, w) = len(packed), pool.shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -245,13 +241,7 @@ def views(
 def constants_of(
     shape: tuple[int, ...], channels: int, slots: int, margin: tuple[int, int], outside: int, fill: Fill
 ) -> tuple[dict[str, int], dict[str, Any]]:
-    """What the kernel is compiled for, and how.
-
-    Args:
-        shape: (C, H, W) of the images.
-        channels: of the views.
-        slots, margin, outside, fill: of the plan.
-    """
+    """Return the constants and the options with which the kernel is compiled for images of (C, H, W) and a kind of plan."""
     c, h, w = shape
     r, g, b = fill if isinstance(fill, tuple) else (fill,) * 3
     if c == 1 and isinstance(fill, tuple):
@@ -265,16 +255,14 @@ def constants_of(
 
 
 def takes(plan: Plan) -> bool:
-    """Whether the kernel has all operations of a plan."""
+    """Whether the kernel has all of a plan's operations."""
     return not (plan.operations == OPERATIONS.index(UNKNOWN)).any()
 
 
 def why_not(device: torch.device, shape: tuple[int, ...], channels: int) -> str | None:
-    """Why the kernel cannot make views of such images there; None if it can. Found out by making some of all operations.
+    """Say why the kernel cannot make views, of ``channels``, of images (C, H, W) on this device; None if it can.
 
-    Args:
-        shape: (C, H, W) of the images.
-        channels: of the views.
+    It is tried: some views of all operations are compared with those of PyTorch's operations.
     """
     if not hasattr(tl, "gather"):
         return f"Triton {triton.__version__} is older than 3.2"

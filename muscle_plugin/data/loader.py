@@ -1,12 +1,12 @@
-"""Where the images of a step come from: memory of the device, or, for sets that do not fit, a DataLoader's workers.
+"""Where the images of a step come from: the device's memory or, for sets that do not fit there, a DataLoader's workers.
 
-Both give the same images for the same step, so that a run's views do not depend on the choice.
+Both give the same images for the same step, so a run's views do not depend on the choice.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -24,100 +24,138 @@ def fits(images: Tensor, device: torch.device) -> bool:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**62
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else _NO_END
     return images.numel() <= SHARE * free
+
+
+class ResidentImages:
+    """The images of any step, from the device's memory.
+
+    Args:
+        images: (P, channels, H, W) uint8.
+        members: kind of image -> (n,) int64 indices of the images of that kind.
+        streams: kind -> the order in which they are drawn.
+        device: where the images are to live.
+
+    Attributes:
+        pool: all images, on the device, contiguous.
+    """
+
+    def __init__(
+        self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device
+    ) -> None:
+        self.pool = images.to(device).contiguous()  # image after image, whatever the source has them in
+        self._members, self._there = dict(members), {k: m.to(device) for k, m in members.items()}
+        self._streams = dict(streams)
+
+    def draw(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Kind -> (n,) the step's indices among the images of that kind, and their rows in the pool; on the CPU."""
+        index = {k: stream.batch(step) for k, stream in self._streams.items()}
+        return {k: (i, self._members[k][i]) for k, i in index.items()}
+
+    def gather(self, kind: str, index: Tensor) -> Tensor:
+        """(n, channels, H, W) uint8 images of a kind, on the device like their indices."""
+        return self.pool[self._there[kind][index]]
 
 
 class _Steps(Dataset):
     """Training step -> its indices and uint8 images, by kind."""
 
     def __init__(self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream]) -> None:
-        self.images, self.members, self.streams = images, members, streams
+        self._images, self._members, self._streams = images, members, streams
 
     def __getitem__(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
-        index = {kind: stream.batch(step) for kind, stream in self.streams.items()}
-        return {kind: (i, self.images[self.members[kind][i]]) for kind, i in index.items()}
-
-
-class ResidentImages:
-    """The images of any step, from memory of the device.
-
-    Args:
-        images: (P, channels, H, W) uint8.
-        members: kind of image -> (n,) which of them are of that kind.
-        streams: kind -> the order in which they are drawn.
-        device: where they are to live.
-    """
-
-    def __init__(
-        self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device
-    ) -> None:
-        images = images.to(device).contiguous()  # image after image, whatever the source has them in
-        self._steps = _Steps(images, {k: m.to(device) for k, m in members.items()}, streams)
-        self._members = dict(members)
-        self._device = device
-
-    def draw(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """kind -> (n,) indices among its images, and their rows of :meth:`all_images`, on the CPU."""
-        index = {k: stream.batch(step) for k, stream in self._steps.streams.items()}
-        return {k: (i, self._members[k][i]) for k, i in index.items()}
-
-    def all_images(self) -> Tensor:
-        """(P, channels, H, W) uint8, on the device."""
-        return self._steps.images
-
-    def step(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """kind -> (n,) indices among its images, and (n, channels, H, W) uint8 images, on the device."""
-        index = {k: s.batch(step).to(self._device, non_blocking=True) for k, s in self._steps.streams.items()}
-        return {k: (i, self.gather(k, i)) for k, i in index.items()}
-
-    def gather(self, kind: str, index: Tensor) -> Tensor:
-        """(n, channels, H, W) uint8 images of a kind, on the device."""
-        return self._steps.images[self._steps.members[kind][index]]
+        index = {kind: stream.batch(step) for kind, stream in self._streams.items()}
+        return {kind: (i, self._images[self._members[kind][i]]) for kind, i in index.items()}
 
 
 class StreamedImages:
-    """The same, gathered ahead by worker processes from the host's memory or a mapped file, and copied as they are needed.
+    """The same, gathered ahead by worker processes from the host's memory or a mapped file.
 
-    Steps that follow one another are free; any other step starts the workers anew.
+    Consecutive steps are cheap; any other step restarts the workers.
 
     Args:
         workers: processes; 0: gather when asked.
+
+    Attributes:
+        pool: all images, where the source has them.
     """
 
     def __init__(
-        self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device,
+        self,
+        images: Tensor,
+        members: Mapping[str, Tensor],
+        streams: Mapping[str, IndexStream],
+        device: torch.device,
         workers: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
+        self.pool = images
         self._steps, self._device, self._workers = _Steps(images, members, streams), device, workers
         self._iterator: Iterator[dict[str, tuple[Tensor, Tensor]]] | None = None
-        self._next = 0
-        self._last: tuple[int, dict[str, tuple[Tensor, Tensor]]] | None = None
+        self._last = -1, dict[str, tuple[Tensor, Tensor]]()
 
     def step(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """As :meth:`ResidentImages.step`."""
-        if self._last is not None and self._last[0] == step:
-            return self._last[1]
-        if self._iterator is None or step != self._next:
+        """Kind -> (n,) the step's indices among the images of that kind, and the images; on the device."""
+        last, found = self._last
+        if step == last:
+            return found
+        if self._iterator is None or step != last + 1:
             self.close()
             loader = DataLoader(
-                self._steps, batch_size=None, sampler=range(step, _NO_END), num_workers=self._workers,  # type: ignore[arg-type]
+                self._steps,
+                batch_size=None,
+                sampler=range(step, _NO_END),  # type: ignore[arg-type]
+                num_workers=self._workers,
                 pin_memory=self._device.type == "cuda",
                 generator=torch.Generator(),  # its own: the workers' seeds must not be drawn from training's
-            )  # fmt: skip
+            )
             self._iterator = iter(loader)
-        found = next(self._iterator)
-        out = {
-            kind: (i.to(self._device, non_blocking=True), x.to(self._device, non_blocking=True))
-            for kind, (i, x) in found.items()
+        there = {
+            kind: (index.to(self._device, non_blocking=True), images.to(self._device, non_blocking=True))
+            for kind, (index, images) in next(self._iterator).items()
         }
-        self._next, self._last = step + 1, (step, out)
-        return out
-
-    def all_images(self) -> Tensor:
-        """(P, channels, H, W) uint8, where they are kept."""
-        return self._steps.images
+        self._last = step, there
+        return there
 
     def close(self) -> None:
         """Stop the workers."""
         self._iterator = None
+
+
+class FixedImages:
+    """Images without augmentation, in order: what evaluation iterates. Its length is the number of batches of all processes.
+
+    Args:
+        images: (P, channels, H, W) uint8, anywhere.
+        members: (n,) int64 indices of the images to give.
+        labels: (n,) their labels.
+        batch: images at a time.
+        device: where the batches go.
+        rank, world: this process and their number; each iterates its own part.
+    """
+
+    sampler = None
+
+    def __init__(
+        self,
+        images: Tensor,
+        members: Tensor,
+        labels: Tensor,
+        normalise: Callable[[Tensor], Tensor],
+        batch: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._images, self._members, self._labels = images, members.to(images.device), labels
+        self._normalise, self._batch, self._device = normalise, batch, device
+        self._part = range(rank * len(members) // world, (rank + 1) * len(members) // world)
+
+    def __len__(self) -> int:
+        return -(-len(self._members) // self._batch)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for start in self._part[:: self._batch]:
+            part = slice(start, min(start + self._batch, self._part.stop))
+            images = self._images[self._members[part]].to(self._device, non_blocking=True)
+            yield {"x_lb": self._normalise(images), "y_lb": self._labels[part].to(self._device, non_blocking=True)}

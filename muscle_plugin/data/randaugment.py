@@ -1,9 +1,6 @@
-"""Pillow's image operations on batches, a parameter for each image, and the two RandAugments built of them.
+"""The two RandAugments: which operations are drawn for each image, and how a plan of them is applied to a batch.
 
-Every operation takes (N, C, H, W) uint8 images, C = 1 (Pillow's mode L) or 3 (RGB), on any device, and a tensor (N,) of
-parameters, and returns new uint8 images equal, bit for bit, to what Pillow gives for each image alone; ``hue`` alone
-follows torchvision instead. Nothing waits for a GPU: what is drawn is drawn on the CPU, so the sizes of groups are known
-there.
+Parameters are drawn on the CPU, so that the sizes of groups of images are known there, and nothing waits for a GPU.
 
 Sources: RandAugment (Cubuk et al. 2019, arXiv 1909.13719) as used by FixMatch (Sohn et al. 2020, arXiv 2001.07685) and
 by USB (Wang et al. 2022, arXiv 2208.07204); Cutout (DeVries and Taylor 2017, arXiv 1708.04552).
@@ -11,287 +8,38 @@ by USB (Wang et al. 2022, arXiv 2208.07204); Cutout (DeVries and Taylor 2017, ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from muscle_plugin.data.batch_random import BatchRandom
+from muscle_plugin.data.operations import (
+    BY_VALUE,
+    FIRST_GEOMETRIC,
+    FIRST_TRANSFORM,
+    OPERATIONS,
+    Fill,
+    cutout,
+    matrices,
+    move_rows,
+    pieces,
+    transform,
+)
 
 GREY = 128
-Fill = int | tuple[int, int, int]
-
-
-def _per_image(parameter: Tensor, images: Tensor) -> Tensor:
-    """The parameters on the images' device, shaped to broadcast over them."""
-    return parameter.to(images.device, non_blocking=True).view(-1, 1, 1, 1)
-
-
-def luminance(images: Tensor) -> Tensor:
-    """Pillow's conversion to mode L: (N, 1, H, W) float of whole grey levels (ITU-R 601-2, rounded)."""
-    if images.shape[1] == 1:
-        return images.float()
-    red, green, blue = images.float().split(1, 1)
-    # Pillow's integers with 16 fractional bits stay below 2 ** 24: float32 holds them exactly
-    level = (red * 19595).add_(green, alpha=38470).add_(blue, alpha=7471)
-    return level.add_(0x8000).mul_(1 / 65536).floor_()
-
-
-def to_uint8(levels: Tensor) -> Tensor:
-    """Grey levels from 0 to 255, truncated; by way of int16, which the CPU does twice as fast as at once."""
-    return levels.short().to(torch.uint8)
-
-
-def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """degenerate + factor * (images - degenerate), clipped and truncated; the order of rounding is Pillow's."""
-    mixed = images.float().sub_(degenerate).mul_(_per_image(factor.float(), images)).add_(degenerate)
-    return to_uint8(mixed.clamp_(0, 255))
-
-
-def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale the grey levels: ``ImageEnhance.Brightness``; factor 0 is black, 1 the image. Exact."""
-    return to_uint8(images.float().mul_(_per_image(factor.float(), images)).clamp_(0, 255))
-
-
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean grey: ``ImageEnhance.Contrast``; factor 0 is flat, 1 the image. Exact."""
-    mean = luminance(images).mean((1, 2, 3), keepdim=True, dtype=torch.float64)
-    # rounded halves upwards; less than one pixel's share is added, as a GPU's mean may fall short of a half
-    return _blend((mean + (0.5 + 0.25 / (images.shape[2] * images.shape[3]))).floor_().float(), images, factor)
-
-
-def color(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image: ``ImageEnhance.Color`` (saturation); one channel stays as it is. Exact."""
-    return images.clone() if images.shape[1] == 1 else _blend(luminance(images), images, factor)
-
-
-def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the smoothed image: ``ImageEnhance.Sharpness``; the outermost pixels stay as they are. Exact."""
-    w = images.shape[3]
-    levels = images.flatten(2).float()
-    # 3 x 3 sums over the flattened rows: those that run over a row's end belong to border pixels, which are kept
-    column = (levels[..., : -2 * w] + levels[..., w:-w]).add_(levels[..., 2 * w :])
-    box = (column[..., :-2] + column[..., 1:-1]).add_(column[..., 2:])
-    centre = levels[..., w + 1 : -w - 1]
-    smooth = box.add_(centre, alpha=4).mul_(1 / 13).add_(0.5).floor_()  # a thirteenth never is half a grey level
-    factor = factor.to(images.device, torch.float32, non_blocking=True).view(-1, 1, 1)
-    mixed = (centre - smooth).mul_(factor).add_(smooth).clamp_(0, 255)
-    result = images.clone()
-    result.flatten(2)[..., w + 1 : -w - 1] = to_uint8(mixed)
-    result[..., 0], result[..., -1] = images[..., 0], images[..., -1]
-    return result
-
-
-def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep the highest ``bits`` (1 to 8) bits of each grey level: ``ImageOps.posterize``. Exact."""
-    return images & _per_image((255 << (8 - bits.long())).to(torch.uint8), images)
-
-
-def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert the grey levels from ``threshold`` (0 to 256, a fraction too) on: ``ImageOps.solarize``. Exact."""
-    lowest = threshold.ceil().long()
-    # in place the comparison gives 0 or 1 as uint8, seven times as fast as bool
-    inverted = images.clone().ge_(_per_image(lowest.clamp(max=255).to(torch.uint8), images))
-    invert = _per_image((lowest < 256).to(torch.uint8) * 255, images)  # 256 is beyond uint8: invert nothing
-    return inverted.mul_(invert).bitwise_xor_(images)
-
-
-def auto_contrast(images: Tensor) -> Tensor:
-    """Stretch each channel's range to 0..255: ``ImageOps.autocontrast``; a flat channel stays as it is. Exact."""
-    low, high = (f(2, keepdim=True).double() for f in (images.flatten(2).amin, images.flatten(2).amax))
-    flat = high == low
-    # torch would turn 255 / x into a product, which rounds otherwise
-    scale = torch.where(flat, 1.0, torch.full_like(low, 255) / (high - low))
-    level = torch.arange(256, dtype=torch.float64, device=images.device)
-    table = (level * scale).sub_(torch.where(flat, 0.0, low * scale)).clamp_(0, 255).to(torch.uint8)
-    return table.gather(2, images.flatten(2).long()).view(images.shape)
-
-
-def equalize(images: Tensor) -> Tensor:
-    """Spread each channel's grey levels evenly over 0..255: ``ImageOps.equalize``. Exact."""
-    index = images.flatten(2).long()
-    n, c, pixels = index.shape
-    # one-dimensional: a GPU's deterministic scatter_add_ of several dimensions would wait
-    place = index + torch.arange(0, 256 * n * c, 256, device=images.device).view(n, c, 1)
-    one = torch.ones((), device=images.device).expand(n * c * pixels)
-    # whole numbers in float32, which divides several times faster than integers
-    histogram = torch.zeros(n * c * 256, device=images.device).scatter_add_(0, place.flatten(), one).view(n, c, 256)
-    below = histogram.int().cumsum(2) - histogram  # of floats a GPU has no deterministic sum
-    # a 255th of the pixels below the brightest level; a GPU multiplies by 1 / 255 and may fall short of a whole number
-    step = ((below.gather(2, index.amax(2, keepdim=True)) + 0.5) / 255).floor_()
-    level = torch.arange(256, dtype=torch.float32, device=images.device)
-    spread = below.add_((step / 2).floor_()).div_(step.clamp(min=1))  # to_uint8 truncates
-    return to_uint8(torch.where(step > 0, spread, level).clamp_(max=255)).gather(2, index).view(images.shape)
-
-
-def hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue in HSV by ``turn`` of the circle (-0.5 to 0.5); one channel stays as it is.
-
-    Within 1 grey level of ``torchvision.transforms.functional.adjust_hue`` on uint8 tensors.
-    """
-    if images.shape[1] == 1:
-        return images.clone()
-    levels = images.float()
-    red, green, blue = levels.split(1, 1)
-    value = levels.amax(1, keepdim=True)
-    chroma = value - levels.amin(1, keepdim=True)
-    # selections by 0 or 1 as float: on the CPU a fraction of the time of torch.where
-    is_red, is_green = value.clone().eq_(red), value.clone().eq_(green)
-    from_red = green - blue
-    from_green = (blue - red).add_(chroma, alpha=2)
-    from_blue = (red - green).add_(chroma, alpha=4)
-    sextant = from_blue.lerp_(from_green, is_green).lerp_(from_red, is_red).div_(chroma.clamp(min=1))
-    sextant += _per_image(turn.float() * 6, images)
-    # a channel lies at the bottom within a sextant of its complement, at the top from two sextants on
-    complement = torch.arange(3, 9, 2, device=images.device).remainder(6).view(1, 3, 1, 1)  # of red, green, blue
-    away = sextant - complement.float()
-    away = away.sub_((away / 6).round_(), alpha=6).abs_()
-    return to_uint8(away.sub_(1).clamp_(0, 1).sub_(1).mul_(chroma).add_(value + 0.5))
-
-
-def pieces(values: Tensor, start: Tensor, length: int) -> Tensor:
-    """The ``length`` values from each ``start`` on, (len(start), length), of contiguous values read as one row."""
-    flat = values.view(-1)
-    return flat.as_strided((len(flat) - length + 1, length), (1, 1)).index_select(0, start)
-
-
-def _move_rows(images: Tensor, matrix: Tensor, fill: int) -> Tensor:
-    """``_transform`` for matrices that leave rows straight and unscaled; a third of its time, as rows are copied."""
-    n, c, h, w = images.shape
-    _, b, left, _, e, top = matrix.to(images.device, non_blocking=True).view(6, n, 1)
-    rows = torch.arange(h, dtype=torch.int32, device=images.device)
-    x = (b * rows + left).bitwise_right_shift_(16).clamp_(-w, w)
-    y = (e * rows + top).bitwise_right_shift_(16)
-    x = torch.where((y >= 0) & (y < h), x, w)
-    # each row between w pixels of fill; those to its right are the next row's
-    wide = images.new_full((n * c * h + 1, 2 * w), fill)
-    wide[:-1, w:] = images.reshape(-1, w)
-    first = torch.arange(n * c, dtype=torch.int32, device=images.device).view(n, c, 1) * h
-    start = (first + y.clamp_(0, h - 1).unsqueeze(1)).mul_(2 * w).add_((x + w).unsqueeze(1))
-    return pieces(wide, start.view(-1), w).view(n, c, h, w)
-
-
-def _transform(images: Tensor, matrix: Tensor, fill: int) -> Tensor:
-    """Pillow's affine transformation, nearest neighbour: ``matrix`` is ``_matrices``', (6, N)."""
-    n, c, h, w = images.shape
-    a, b, left, d, e, top = matrix.to(images.device, non_blocking=True).view(6, n, 1, 1)
-    cols = torch.arange(w, dtype=torch.int32, device=images.device)
-    rows = torch.arange(h, dtype=torch.int32, device=images.device).view(-1, 1)
-    x = ((a * cols + left) + b * rows).bitwise_right_shift_(16).clamp_(-1, w)
-    y = ((d * cols + top) + e * rows).bitwise_right_shift_(16).clamp_(-1, h)
-    # what is outside reads the border of fill, one pixel wide
-    index = y.mul_(w + 2).add_(x).add_(w + 3).long().view(n, 1, h * w).expand(-1, c, -1)
-    return F.pad(images, (1, 1, 1, 1), value=fill).flatten(2).gather(2, index).view(n, c, h, w)
-
-
-_ROW_BY_ROW = ("shear_x", "translate_x", "translate_y")  # these move whole rows
-_GEOMETRIC = (*_ROW_BY_ROW, "rotate", "shear_y")
-
-
-def _matrices(kind: Tensor, values: Tensor, height: int, width: int) -> Tensor:
-    """Pillow's affine matrices (a, b, c, d, e, f) from output to input as its integers with 16 fractional bits.
-
-    Args:
-        kind: (...) indices into ``_GEOMETRIC``; the identity for others.
-        values: (...) degrees, shears or pixels.
-
-    Returns:
-        (6, ...) int32.
-    """
-    kinds = torch.arange(len(_GEOMETRIC), device=kind.device).view(-1, *(1,) * values.dim())
-    values = values.double() * (kind == kinds)
-    shear_x, _, _, degrees, shear_y = values
-    cos, sin = degrees.deg2rad_().cos(), degrees.sin()
-    to_input = torch.stack([cos, shear_x - sin, shear_y + sin, cos]).unflatten(0, (2, 2))
-    centre, across = _centre(height, width, values.dim() - 1).to(values.device, non_blocking=True)
-    # the centre stays where it is; translations are by whole pixels, halves upwards
-    shift = centre - cos * centre + sin * across + (values[1:3] + 0.5).floor_()
-    half = to_input * 0.5
-    at_centres = torch.cat([to_input, (shift + half[:, 0] + half[:, 1]).unsqueeze(1)], 1).flatten(0, 1)
-    return (at_centres * 65536 + 0.5).floor_().int()
-
-
-@cache
-def _centre(height: int, width: int, dims: int) -> Tensor:
-    """(2, 2, 1, ...) the image's centre (x, y), and (y, -x), to broadcast over so many dimensions."""
-    x, y = width / 2, height / 2
-    return torch.tensor([[x, y], [y, -x]], dtype=torch.float64).view(2, 2, *(1,) * dims)
-
-
-def _geometric(name: str, images: Tensor, values: Tensor, fill: int) -> Tensor:
-    kind = torch.full((), _GEOMETRIC.index(name), device=values.device)
-    function = _move_rows if name in _ROW_BY_ROW else _transform
-    return function(images, _matrices(kind, values, *images.shape[2:]), fill)
-
-
-def rotate(images: Tensor, degrees: Tensor, fill: int = 0) -> Tensor:
-    """Turn the content counter-clockwise about the centre: ``Image.rotate``, nearest neighbour. Exact."""
-    return _geometric("rotate", images, degrees, fill)
-
-
-def shear_x(images: Tensor, shear: Tensor, fill: int = 0) -> Tensor:
-    """Read each pixel (x, y) at (x + shear * y, y): ``Image.transform``, nearest neighbour. Exact."""
-    return _geometric("shear_x", images, shear, fill)
-
-
-def shear_y(images: Tensor, shear: Tensor, fill: int = 0) -> Tensor:
-    """Read each pixel (x, y) at (x, y + shear * x): ``Image.transform``, nearest neighbour. Exact."""
-    return _geometric("shear_y", images, shear, fill)
-
-
-def translate_x(images: Tensor, pixels: Tensor, fill: int = 0) -> Tensor:
-    """Read each pixel (x, y) at (x + pixels, y), rounded: ``Image.transform``, nearest neighbour. Exact."""
-    return _geometric("translate_x", images, pixels, fill)
-
-
-def translate_y(images: Tensor, pixels: Tensor, fill: int = 0) -> Tensor:
-    """Read each pixel (x, y) at (x, y + pixels), rounded: ``Image.transform``, nearest neighbour. Exact."""
-    return _geometric("translate_y", images, pixels, fill)
-
-
-def cutout(images: Tensor, left: Tensor, top: Tensor, right: Tensor, bottom: Tensor, fill: Fill) -> Tensor:
-    """Fill the pixels left <= x < right, top <= y < bottom (whole numbers, clipped at the border) of each image.
-
-    ``fill`` is a grey level or a colour, which a single channel gets as its luminance.
-    """
-    c, h, w = images.shape[1:]
-    x1, y1, x2, y2 = (_per_image(v, images) for v in (left, top, right, bottom))
-    cols, rows = torch.arange(w, device=images.device), torch.arange(h, device=images.device).view(-1, 1)
-    cols, rows = (cols >= x1) & (cols < x2), (rows >= y1) & (rows < y2)
-    hole = rows.view(torch.uint8).neg() & cols.view(torch.uint8).neg()  # 255 inside, 0 outside
-    colour = torch.tensor(fill if isinstance(fill, tuple) else [fill], dtype=torch.uint8).view(1, -1, 1, 1)
-    if c == 1:
-        colour = luminance(colour).to(torch.uint8)
-    colour = colour.to(images.device, non_blocking=True)
-    return (images ^ colour).bitwise_and_(~hole).bitwise_xor_(colour)
-
-
-_BY_VALUE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "auto_contrast": lambda images, _: auto_contrast(images),
-    "equalize": lambda images, _: equalize(images),
-    "posterize": posterize,
-    "solarize": solarize,
-    "brightness": brightness,
-    "color": color,
-    "contrast": contrast,
-    "sharpness": sharpness,
-    "hue": hue,
-}
-OPERATIONS = ("identity", *_BY_VALUE, *_GEOMETRIC)
-_FIRST_GEOMETRIC = len(OPERATIONS) - len(_GEOMETRIC)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A window of each image's own size, in the image enlarged by reflection (the edge not repeated), in CPU tensors.
+    """A window of each image's own size in the image padded by reflection, in CPU tensors.
 
     Attributes:
-        top, left: (N,) int64, its corner in the enlarged image.
-        flip: (N,) bool, whether it is mirrored; None for no mirroring.
-        margin: rows above and below, columns on either side, that reflection adds.
+        top, left: (N,) int64 corner of the window in the padded image.
+        flip: (N,) bool, whether the window is mirrored; None for no mirroring.
+        margin: rows of padding above and below, columns on either side.
     """
 
     top: Tensor
@@ -302,15 +50,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to each of N images, in CPU tensors.
+    """What is done to each of N images, in CPU tensors: a window, operations one after another, a hole.
 
     Attributes:
-        operations: (slots, N) int64, indices into OPERATIONS; the slots follow one another.
-        values: (slots, N) float32, the operation's parameter (ignored where it has none).
+        operations: (slots, N) int64 indices into ``OPERATIONS``.
+        values: (slots, N) float32 parameters (ignored by operations without one).
         outside: the grey level that geometric operations read outside the image.
-        hole: (4, N) int64, left, top, right, bottom of the final ``cutout``, or None for no cutout.
-        hole_fill: its filling.
-        window: what is cut out of each image at first, or None for all of it.
+        hole: (4, N) int64 left, top, right, bottom of the final ``cutout``; None for no cutout.
+        hole_fill: filling of the hole.
+        window: what is first cut out of each image; None for all of it.
     """
 
     operations: Tensor
@@ -328,14 +76,14 @@ class Plan:
 
 
 def windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tensor | None) -> Tensor:
-    """Windows of the images.
+    """Cut a window out of each image.
 
     Args:
         images: (N, C, H, W) uint8.
-        rows: (N, height) the rows of each window.
-        left: (N,) its first column.
-        width: its columns.
-        flip: (N,) bool, whether it is mirrored; None for no mirroring.
+        rows: (N, height) int64 rows of each window.
+        left: (N,) int64 first column of each window.
+        width: columns of a window.
+        flip: (N,) bool, whether the window is mirrored; None for no mirroring.
     """
     n, c, h, w = images.shape
     if not n:
@@ -366,106 +114,90 @@ def _cut(images: Tensor, window: Window) -> Tensor:
     return windows(wide, rows, window.left, w, window.flip)
 
 
-def matrices_of(plan: Plan, height: int, width: int) -> Tensor:
-    """(6, slots, N) int32: the affine matrices of a plan's operations, the identity for those that are not geometric."""
-    return _matrices(plan.operations - _FIRST_GEOMETRIC, plan.values, height, width)
-
-
 def apply(images: Tensor, plan: Plan) -> Tensor:
-    """The images' windows with the plan's operations applied to each, slot after slot, and then its hole cut out.
+    """Carry out a plan.
 
     In each slot the images are sorted by operation, so that an operation works on one slice; from slot to slot, and
     back to the given order in the end, they are moved once.
+
+    Args:
+        images: (N, C, H, W) uint8, C = 1 or 3, on any device.
     """
     if plan.window is not None:
         images = _cut(images, plan.window)
-    if not len(plan.operations):
-        return _with_hole(images, plan)
-    moves, values, matrices, sizes = grouped(plan, *images.shape[2:])
-    moves, values, matrices = (t.to(images.device, non_blocking=True) for t in (moves, values, matrices))
-    x = images
-    for slot, of_operation in enumerate(sizes):
-        x = x.index_select(0, moves[slot])
-        for name, part, value in zip(OPERATIONS, x.split(of_operation), values[slot].split(of_operation), strict=True):
-            if name in _BY_VALUE and len(part):
-                part.copy_(_BY_VALUE[name](part, value))
-        first = sum(of_operation[:_FIRST_GEOMETRIC])
-        turned = sum(of_operation[: _FIRST_GEOMETRIC + len(_ROW_BY_ROW)])
-        for function, a, b in ((_move_rows, first, turned), (_transform, turned, len(x))):
-            if a < b:
-                x[a:b] = function(x[a:b], matrices[:, slot, a:b], plan.outside)
-    return _with_hole(x.index_select(0, moves[-1]), plan)
-
-
-def grouped(plan: Plan, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
-    """A plan with the images of each slot sorted by operation, on the CPU.
-
-    Returns:
-        (slots + 1, N) where the images of a slot were in the slot before, and in the end; (slots, N) values and (6, slots, N)
-        matrices in the new order; for each slot the number of images of each operation.
-    """
-    order = plan.operations.argsort(1)
-    place = order.argsort(1)  # where each image is in each slot
-    moves = torch.cat([order[:1], place[:-1].gather(1, order[1:]), place[-1:]])
-    ordered = Plan(plan.operations.gather(1, order), plan.values.gather(1, order))
-    sizes = [torch.bincount(o, minlength=len(OPERATIONS)).tolist() for o in plan.operations]
-    return moves, ordered.values, matrices_of(ordered, height, width), sizes
-
-
-def _with_hole(images: Tensor, plan: Plan) -> Tensor:
+    if len(plan.operations):
+        images = _operate_in_groups(images, plan)
     if plan.hole is None:
         return images
     left, top, right, bottom = plan.hole.to(images.device, non_blocking=True)
     return cutout(images, left, top, right, bottom, plan.hole_fill)
 
 
-def _table(values: dict[str, list[float]]) -> tuple[Tensor, Tensor]:
-    """A table's operations as indices into OPERATIONS, and its rows."""
+def _operate_in_groups(images: Tensor, plan: Plan) -> Tensor:
+    moves, values, maps, sizes = grouped(plan, *images.shape[2:])
+    moves, values, maps = (t.to(images.device, non_blocking=True) for t in (moves, values, maps))
+    for slot, of_operation in enumerate(sizes):
+        images = images.index_select(0, moves[slot])
+        parts = zip(OPERATIONS, images.split(of_operation), values[slot].split(of_operation), strict=True)
+        for name, part, value in parts:
+            if name in BY_VALUE and len(part):
+                part.copy_(BY_VALUE[name](part, value))
+        first, second = (sum(of_operation[:i]) for i in (FIRST_GEOMETRIC, FIRST_TRANSFORM))
+        for function, a, b in ((move_rows, first, second), (transform, second, len(images))):
+            if a < b:
+                images[a:b] = function(images[a:b], maps[:, slot, a:b], plan.outside)
+    return images.index_select(0, moves[-1])
+
+
+def grouped(plan: Plan, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
+    """Sort the images of each slot of a plan by operation, on the CPU.
+
+    Returns:
+        (slots + 1, N) where the images of a slot were in the slot before, and in the end; (slots, N) values and (6, slots, N)
+        affine matrices in the new order; for each slot the number of images of each operation.
+    """
+    order = plan.operations.argsort(1)
+    place = order.argsort(1)  # where each image is in each slot
+    moves = torch.cat([order[:1], place[:-1].gather(1, order[1:]), place[-1:]])
+    operations, values = plan.operations.gather(1, order), plan.values.gather(1, order)
+    sizes = [torch.bincount(o, minlength=len(OPERATIONS)).tolist() for o in plan.operations]
+    return moves, values, matrices(operations, values, height, width), sizes
+
+
+def _table(values: Mapping[str, Sequence[float]]) -> tuple[Tensor, Tensor]:
+    """Return a table's operations as indices into ``OPERATIONS``, and its rows."""
     return torch.tensor([OPERATIONS.index(name) for name in values]), torch.tensor(list(values.values()))
 
 
-# FixMatch's strength of each operation at level v = 1..9 of 10; translations in pixels of 32
-_LEVELS = {
-    "identity": lambda v: 0,
-    "auto_contrast": lambda v: 0,
-    "equalize": lambda v: 0,
-    "rotate": lambda v: 3 * v,
-    "solarize": lambda v: 256 - 256 * v // 10,
-    "color": lambda v: 0.1 + 0.18 * v,
-    "contrast": lambda v: 0.1 + 0.18 * v,
-    "brightness": lambda v: 0.1 + 0.18 * v,
-    "sharpness": lambda v: 0.1 + 0.18 * v,
-    "shear_x": lambda v: 0.03 * v,
-    "shear_y": lambda v: 0.03 * v,
-    "translate_x": lambda v: v,
-    "translate_y": lambda v: v,
-    "posterize": lambda v: 4 - 4 * v // 10,
-}
-_FIXMATCH = _table({name: [float(f(v)) for v in range(1, 10)] for name, f in _LEVELS.items()})
+_LEVELS = range(1, 10)  # of 10
+# FixMatch's strength of each operation at each level; translations in pixels of 32
+_FIXMATCH = _table(
+    {
+        **dict.fromkeys(("identity", "auto_contrast", "equalize"), (0.0,) * 9),
+        "rotate": tuple(3.0 * v for v in _LEVELS),
+        "solarize": tuple(256.0 - 256 * v // 10 for v in _LEVELS),
+        **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), tuple(0.1 + 0.18 * v for v in _LEVELS)),
+        **dict.fromkeys(("shear_x", "shear_y"), tuple(0.03 * v for v in _LEVELS)),
+        **dict.fromkeys(("translate_x", "translate_y"), tuple(float(v) for v in _LEVELS)),
+        "posterize": tuple(4.0 - 4 * v // 10 for v in _LEVELS),
+    }
+)
 # USB's range of each operation; translations as a fraction of the side
 _USB = _table(
     {
-        "identity": [0, 0],
-        "auto_contrast": [0, 0],
-        "equalize": [0, 0],
-        "posterize": [4, 8],
-        "solarize": [0, 256],
-        "brightness": [0.05, 0.95],
-        "color": [0.05, 0.95],
-        "contrast": [0.05, 0.95],
-        "sharpness": [0.05, 0.95],
-        "rotate": [-30, 30],
-        "shear_x": [-0.3, 0.3],
-        "shear_y": [-0.3, 0.3],
-        "translate_x": [-0.3, 0.3],
-        "translate_y": [-0.3, 0.3],
+        **dict.fromkeys(("identity", "auto_contrast", "equalize"), (0.0, 0.0)),
+        "posterize": (4, 8),
+        "solarize": (0, 256),
+        **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), (0.05, 0.95)),
+        "rotate": (-30, 30),
+        **dict.fromkeys(("shear_x", "shear_y", "translate_x", "translate_y"), (-0.3, 0.3)),
     }
 )
 
 
 @cache
 def _pixels(per_x: float, per_y: float) -> Tensor:
-    """By operation, what its value is to be multiplied by: translations come in another unit than pixels."""
+    """By operation, the factor of its value: translations are in another unit than pixels."""
     factor = torch.ones(len(OPERATIONS))
     factor[OPERATIONS.index("translate_x")], factor[OPERATIONS.index("translate_y")] = per_x, per_y
     return factor
@@ -473,54 +205,54 @@ def _pixels(per_x: float, per_y: float) -> Tensor:
 
 @cache
 def _signed_levels(height: int, width: int) -> Tensor:
-    """(14, 9, 2) FixMatch's values by operation and level: of geometric operations the negative one first, of others twice the
-    same."""
+    """(14, 9, 2) FixMatch's values by operation and level: negative and positive for geometric operations, twice the same for
+    others."""
     names, levels = _FIXMATCH
     levels = levels * _pixels(width / 32, height / 32)[names].unsqueeze(1)
-    return torch.stack([torch.where(names.unsqueeze(1) >= _FIRST_GEOMETRIC, -levels, levels), levels], 2)
+    return torch.stack([torch.where(names.unsqueeze(1) >= FIRST_GEOMETRIC, -levels, levels), levels], 2)
 
 
-def draw_randaugment(draws: BatchRandom, shape: tuple[int, ...], ops: int = 2) -> Plan:
-    """FixMatch's RandAugment, on top of the weak augmentation.
+def draw_randaugment(random: BatchRandom, shape: tuple[int, ...], ops: int = 2) -> Plan:
+    """Draw FixMatch's RandAugment, which follows the weak augmentation.
 
     ``ops`` of its 14 operations with replacement, each applied with p = 0.5 at a uniform level 1..9 of 10, geometric
     ones either way; then Cutout of half the side about a uniform pixel. Outside and hole are grey (128).
 
     Args:
-        draws: of the images.
-        shape: (C, H, W) of each.
+        random: random numbers of the images.
+        shape: (C, H, W) of an image.
         ops: operations per image, at least 1.
     """
     names, levels = _FIXMATCH
     height, width = shape[1:]
-    choice, level = draws.integers(len(names), ops), draws.integers(levels.shape[1], ops)
-    positive = draws.integers(2, ops)
-    operations = names[choice] * draws.coins(ops)  # the identity is operation 0
+    choice, level = random.integers(len(names), ops), random.integers(levels.shape[1], ops)
+    positive = random.integers(2, ops)
+    operations = names[choice] * random.coins(ops)  # the identity is operation 0
     values = _signed_levels(height, width)[choice, level, positive]
-    x, y = draws.integers(width), draws.integers(height)
+    x, y = random.integers(width), random.integers(height)
     hole = torch.stack([x - width // 4, y - height // 4, x + width // 4, y + height // 4])
     return Plan(operations, values, GREY, hole, GREY)
 
 
-def draw_randaugment_usb(draws: BatchRandom, shape: tuple[int, ...], ops: int = 3) -> Plan:
-    """USB's RandAugment, on top of the weak augmentation.
+def draw_randaugment_usb(random: BatchRandom, shape: tuple[int, ...], ops: int = 3) -> Plan:
+    """Draw USB's RandAugment, which follows the weak augmentation.
 
     ``ops`` of the 14 operations with replacement, all applied, each at a uniform strength of its range (negative ones
     of geometric operations included, enhancements only downwards); then Cutout of up to half the width about a uniform
     point, pushed inside at the left and top border. Outside is black, the hole (125, 123, 114).
 
-    Args: as of ``draw_randaugment``.
+    The arguments are those of :func:`draw_randaugment`.
     """
     names, ranges = _USB
     height, width = shape[1:]
-    choice = draws.integers(len(names), ops)
+    choice = random.integers(len(names), ops)
     low, high = ranges[choice].unbind(2)
     operations = names[choice]
-    values = low + (high - low) * draws.uniform(0, 1, ops)
+    values = low + (high - low) * random.uniform(0, 1, ops)
     values = torch.where(operations == OPERATIONS.index("posterize"), values.floor(), values)
     values = values * _pixels(width, height)[operations]
-    side = draws.uniform(0, 1) * 0.5 * width
-    centre = draws.uniform(0, 1, 2) * torch.tensor([[width], [height]])
+    side = random.uniform(0, 1) * 0.5 * width
+    centre = random.uniform(0, 1, 2) * torch.tensor([[width], [height]])
     start = (centre - side / 2).clamp(min=0).long()
     hole = torch.cat([start, start + side.long() + 1])
     return Plan(operations, values, 0, hole, (125, 123, 114))

@@ -11,16 +11,15 @@ from muscle_plugin.seeding import derive
 class IndexStream:
     """Batches of indices from an endless chain of permutations of ``range(n)``.
 
-    Every pass over the chain holds each index once; a batch may span two passes, so that no image is dropped and few
-    images (labelled ones) repeat equally often. Batch t is a function of (seed, name, t): there is no state to save.
+    Every pass holds each index once; a batch may span two passes, so that no image is dropped and few (labelled) images
+    repeat equally often. Batch t is a function of (seed, name, t): there is no state to save.
 
     Args:
         n: number of images, at least 1.
-        batch: indices per batch of all processes together, at least 1.
+        batch: indices per batch, over all processes, at least 1.
         seed: the run's seed.
-        name: names the stream; streams of other names are independent.
-        rank, world: this process and their number. Each takes its own part of the batch, equal to within one image;
-            together the parts are the batch of one process.
+        name: name of the stream; streams of different names are independent.
+        rank, world: this process and their number; each takes its own part of the batch, equal to within one image.
     """
 
     def __init__(self, n: int, batch: int, seed: int, name: str, rank: int = 0, world: int = 1) -> None:
@@ -39,7 +38,7 @@ class IndexStream:
         return self._order
 
     def batch(self, step: int) -> Tensor:
-        """This process's int64 indices of the step, counted from 0; (batch,) of them if there is one process."""
+        """Return this process's part of the batch of a step, counted from 0: int64 indices."""
         parts, first = [], step * self.batch_size
         start, stop = first + self._part.start, first + self._part.stop
         while start < stop:

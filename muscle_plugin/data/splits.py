@@ -1,4 +1,4 @@
-"""Which training images keep their label: drawn by seed, or read from a file that an earlier run left."""
+"""Which training images keep their labels: drawn by seed, or read from the file of an earlier run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from muscle_plugin.data.sources import Source
+from muscle_plugin.data.source import Source
 from muscle_plugin.errors import DataError
 from muscle_plugin.files import write_text
 from muscle_plugin.seeding import derive
@@ -26,9 +25,9 @@ class Split:
     """Positions among a source's training images, int64, ascending.
 
     Attributes:
-        labelled: (num_labels,) those that keep their label.
-        unlabelled: those whose label is hidden.
-        sequestered: subclasses that give no label.
+        labelled: (num_labels,) images that keep their labels.
+        unlabelled: images whose labels are hidden.
+        sequestered: subclasses that give no labels.
     """
 
     labelled: Tensor
@@ -40,49 +39,44 @@ def draw_split(
     source: Source, num_labels: int | None, seed: int, include_labelled: bool = False,
     imbalance: float = 1.0, sequestered: int = 0,
 ) -> Split:  # fmt: skip
-    """Choose ``num_labels`` training images at random, as many of every class.
+    """Draw ``num_labels`` training images at random, equally many of each class.
 
     Args:
-        num_labels: in all; None: every image that has a label.
-        seed: fixes the choice.
-        include_labelled: whether the labelled images are among the unlabelled ones as well.
-        imbalance: labels of the first class over those of the last; in between their number falls geometrically (USB's
+        num_labels: labelled images in all; None: every image that has a label.
+        seed: seed of the draw.
+        include_labelled: whether the labelled images are among the unlabelled ones too.
+        imbalance: labels of the first class over those of the last, falling geometrically in between (USB's
             ``lb_imb_ratio``).
-        sequestered: subclasses per class, drawn at random, that give no labels (paper, "Sequestered Classes"). Labels are
-            then shared equally by the remaining subclasses.
+        sequestered: subclasses per class, drawn at random, that give no labels (paper, "Sequestered Classes"). The
+            remaining subclasses share the labels equally.
 
     Raises:
         DataError: the labels cannot be shared so, a class has too few images, or no image is left unlabelled.
     """
     generator = torch.Generator().manual_seed(derive(seed, "split"))
-    labels = source.train_labels
-    groups, names = labels, source.classes
+    groups, names = source.train_labels, source.classes
     hidden: tuple[int, ...] = ()
     if sequestered:
         groups, names, hidden = _sequester(source, sequestered, generator)
-    counts = torch.bincount(groups[groups >= 0], minlength=len(names))
-    wanted = _shares(num_labels, {i: n for i, n in enumerate(names) if i not in hidden}, imbalance)
     if num_labels is None:
         if imbalance != 1 or sequestered:
             raise DataError("num_labels: must be given with lb_imb_ratio or sequestered")
-        labelled = (groups >= 0).nonzero().flatten()
-    else:
-        chosen = []
-        for group, count in wanted.items():
-            if int(counts[group]) < count:
-                raise DataError(
-                    f"num_labels: {count} labels of class {names[group]!r} asked for, but it has"
-                    f" {int(counts[group])} labelled images"
-                )
-            members = (groups == group).nonzero().flatten()
-            chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
-        labelled = torch.cat(chosen).sort().values
-    return _with_rest(source, labelled, include_labelled, hidden)
+        return _with_rest(source, (groups >= 0).nonzero().flatten(), include_labelled)
+    chosen = []
+    for group, count in _shares(num_labels, {i: n for i, n in enumerate(names) if i not in hidden}, imbalance).items():
+        members = (groups == group).nonzero().flatten()
+        if len(members) < count:
+            raise DataError(
+                f"num_labels: {count} labels of class {names[group]!r} asked for, but it has {len(members)} labelled images"
+            )
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return _with_rest(source, torch.cat(chosen).sort().values, include_labelled, hidden)
 
 
 def _sequester(
     source: Source, per_class: int, generator: torch.Generator
 ) -> tuple[Tensor, tuple[str, ...], tuple[int, ...]]:
+    """The training images' subclasses, the subclasses' names, and the drawn ones."""
     if source.subclasses is None:
         raise DataError("sequestered: this data set has no subclasses; cifar20 has")
     fine = source.subclasses[source.train]
@@ -95,10 +89,8 @@ def _sequester(
     return fine, source.subclass_names, tuple(sorted(hidden))
 
 
-def _shares(num_labels: int | None, groups: dict[int, str], imbalance: float) -> dict[int, int]:
-    """Labels of each of the named groups, ``num_labels`` in all."""
-    if num_labels is None:
-        return {}
+def _shares(num_labels: int, groups: dict[int, str], imbalance: float) -> dict[int, int]:
+    """The number of labels of each of the named groups, ``num_labels`` in all."""
     if imbalance == 1:
         each, rest = divmod(num_labels, len(groups))
         if rest or each < 1:
@@ -117,7 +109,7 @@ def _shares(num_labels: int | None, groups: dict[int, str], imbalance: float) ->
     return dict(zip(groups, shares.tolist(), strict=True))
 
 
-def _with_rest(source: Source, labelled: Tensor, include_labelled: bool, sequestered: tuple[int, ...]) -> Split:
+def _with_rest(source: Source, labelled: Tensor, include_labelled: bool, sequestered: tuple[int, ...] = ()) -> Split:
     keep = torch.ones(len(source.train), dtype=torch.bool)
     if not include_labelled:
         keep[labelled] = False
@@ -134,7 +126,7 @@ def _with_rest(source: Source, labelled: Tensor, include_labelled: bool, sequest
 
 
 def fingerprint(source: Source) -> str:
-    """Identifies the training images' order by their labels and their size (not by their pixels)."""
+    """Return a digest of the training images' number, order and labels (not of their pixels)."""
     labels = source.train_labels if source.subclasses is None else source.subclasses[source.train]
     digest = hashlib.sha256(f"{len(source.train)} {source.classes}".encode())
     digest.update(labels.numpy().tobytes())
@@ -142,11 +134,16 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_split(path: Path, split: Split, source: Source, **about: Any) -> None:
-    """Write a split as JSON: the labelled indices, what is unlabelled, and what they refer to; ``about`` goes with it."""
+def write_split(path: Path, split: Split, source: Source, dataset: str = "", seed: int | None = None) -> None:
+    """Write a split as JSON, with what identifies the training images that its indices refer to.
+
+    Args:
+        dataset, seed: the data set's name and the seed of the split, for messages.
+    """
     content = {
         "format": SPLIT_FORMAT,
-        **about,
+        "dataset": dataset,
+        "seed": seed,
         "training_images": len(source.train),
         "fingerprint": fingerprint(source),
         "labels_per_class": dict(zip(source.classes, class_counts(source, split.labelled).tolist(), strict=True)),
@@ -159,35 +156,13 @@ def write_split(path: Path, split: Split, source: Source, **about: Any) -> None:
 
 
 def read_split(path: Path, source: Source, include_labelled: bool) -> Split:
-    """A split that :func:`write_split` wrote, or a NumPy file of labelled indices, such as USB's.
+    """Read a split that :func:`write_split` wrote, or a NumPy file of labelled indices, such as USB's.
 
     Raises:
-        DataError: not such a file, or made for other training images.
+        DataError: the file is neither, or was made for other training images.
     """
-    hidden: tuple[int, ...] = ()
     try:
-        if path.suffix == ".npy":
-            array = np.load(
-                path, mmap_mode="r", allow_pickle=False
-            )  # mapped, so that a head cannot claim more than there is
-            if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
-                raise ValueError("no array of whole numbers")
-            if array.size > len(source.train):
-                raise ValueError(f"{array.size} indices of {len(source.train)} images")
-            indices = array.ravel().tolist()
-        else:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or content.get("format") != SPLIT_FORMAT:
-                raise ValueError("no split of this package")
-            if content["fingerprint"] != fingerprint(source):
-                raise DataError(
-                    f"{path}: made for other training images: {content.get('dataset')}, {content['training_images']}"
-                    f" images of {len(content['labels_per_class'])} classes, drawn by seed {content.get('seed')}; here"
-                    f" {len(source.train)} of {len(source.classes)}"
-                )
-            indices = content["labelled"]
-            number = {n: i for i, n in enumerate(source.subclass_names)}
-            hidden = tuple(number[n] for n in content["sequestered"])
+        indices, hidden = (_read_npy if path.suffix == ".npy" else _read_json)(path, source)
     except DataError:
         raise
     except Exception as e:  # NumPy parses the head of its files as Python
@@ -206,7 +181,30 @@ def read_split(path: Path, source: Source, include_labelled: bool) -> Split:
     return _with_rest(source, labelled, include_labelled, hidden)
 
 
+def _read_npy(path: Path, source: Source) -> tuple[list[int], tuple[int, ...]]:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped, so that a head cannot claim more than there is
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        raise DataError(f"{path}: cannot be read as a split: no array of whole numbers")
+    if array.size > len(source.train):
+        raise DataError(f"{path}: cannot be read as a split: {array.size} indices of {len(source.train)} images")
+    return array.ravel().tolist(), ()
+
+
+def _read_json(path: Path, source: Source) -> tuple[list[int], tuple[int, ...]]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("format") != SPLIT_FORMAT:
+        raise DataError(f"{path}: cannot be read as a split: no split of this package")
+    if content["fingerprint"] != fingerprint(source):
+        raise DataError(
+            f"{path}: made for other training images: {content.get('dataset')}, {content['training_images']} images of"
+            f" {len(content['labels_per_class'])} classes, drawn by seed {content.get('seed')}; here"
+            f" {len(source.train)} of {len(source.classes)}"
+        )
+    number = {n: i for i, n in enumerate(source.subclass_names)}
+    return content["labelled"], tuple(number[n] for n in content["sequestered"])
+
+
 def class_counts(source: Source, positions: Tensor) -> Tensor:
-    """(C,) number of labelled training images of each class among those at ``positions``."""
+    """Count the labelled training images of each class, (C,), among those at ``positions``."""
     labels = source.train_labels[positions]
     return torch.bincount(labels[labels >= 0], minlength=len(source.classes))

@@ -12,11 +12,11 @@ H(z)           ``-sum_c P_c ln P_c`` in nats; near 0 when all images are given o
 H(z|z')        ``H(z) - I(z, z')`` in nats; near 0 when the views agree with certainty: equation 9
 =============  ==========================================================================================
 
-Everything is computed in float32 (float64 stays float64), also under autocast: a sum over a batch of products of
-probabilities loses the small entries of P in half precision.
+Everything is computed in float32 (float64 stays float64), under autocast too: half precision would lose the small entries of
+P in the sum over a batch.
 
-With ``global_batch`` N counts the images of all processes: the mean that is Q is taken over them, with its gradient. The mean
-of N processes' values after the fact would be another quantity, since I is not linear in Q.
+With ``global_batch`` N counts the images of all processes: Q is their mean, with its gradient. The mean of the processes' own
+values would be another quantity, since I is not linear in Q.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin import distributed
+from muscle_plugin.errors import InputError
 
 
 class MutualInformationTerms(NamedTuple):
@@ -39,25 +40,25 @@ class MutualInformationTerms(NamedTuple):
 
 def _check(p: Tensor, q: Tensor) -> None:
     if p.dim() != 2 or p.shape[0] < 1 or p.shape[1] < 1:
-        raise ValueError(f"p: expected shape (N, C) with N, C >= 1, received {tuple(p.shape)}")
+        raise InputError(f"p: expected shape (N, C) with N, C >= 1, received {tuple(p.shape)}")
     if q.dim() not in (2, 3) or q.shape[-2:] != p.shape or q.shape[0] < 1:
         n, c = p.shape
-        raise ValueError(f"q: expected shape ({n}, {c}) or (V, {n}, {c}) to pair with p, received {tuple(q.shape)}")
+        raise InputError(f"q: expected shape ({n}, {c}) or (V, {n}, {c}) to pair with p, received {tuple(q.shape)}")
 
 
 def joint_distribution(p: Tensor, q: Tensor, global_batch: bool = False) -> Tensor:
-    """The symmetrised joint distribution of two views' predictions (equation 6).
+    """Compute the symmetrised joint distribution of two views' predictions (equation 6).
 
     Args:
         p: (N, C) probabilities.
         q: (N, C) probabilities of the paired views, or (V, N, C) of V views, each paired with ``p``.
-        global_batch: over the images of all processes, of which each has as many.
+        global_batch: average over the images of all processes, which have equally many.
 
     Returns:
         (C, C) symmetric matrix whose entries sum to 1; float32, or float64 for float64 input.
 
     Raises:
-        ValueError: the shapes do not pair.
+        InputError: the shapes do not pair.
     """
     _check(p, q)
     with torch.autocast(p.device.type, enabled=False):
@@ -77,7 +78,7 @@ def _x_log_x(x: Tensor) -> Tensor:
 
 
 def mutual_information_terms(p: Tensor, q: Tensor, global_batch: bool = False) -> MutualInformationTerms:
-    """I(z, z'), H(z) and H(z|z') of paired predictions (equations 5, 6 and 9).
+    """Compute I(z, z'), H(z) and H(z|z') of paired predictions (equations 5, 6 and 9).
 
     Args:
         p: (N, C) probabilities.
@@ -88,7 +89,7 @@ def mutual_information_terms(p: Tensor, q: Tensor, global_batch: bool = False) -
         Three scalars in nats, differentiable in both arguments.
 
     Raises:
-        ValueError: the shapes do not pair.
+        InputError: the shapes do not pair.
     """
     joint = joint_distribution(p, q, global_batch)
     entropy = -_x_log_x(joint.sum(0)).sum()  # P is symmetric: both marginals are the same
@@ -97,7 +98,7 @@ def mutual_information_terms(p: Tensor, q: Tensor, global_batch: bool = False) -
 
 
 def mutual_information(p: Tensor, q: Tensor, global_batch: bool = False) -> Tensor:
-    """Mutual information I(z, z') of paired predictions (equation 5), in nats.
+    """Compute the mutual information I(z, z') of paired predictions (equation 5), in nats.
 
     Args:
         p: (N, C) probabilities.
@@ -108,7 +109,7 @@ def mutual_information(p: Tensor, q: Tensor, global_batch: bool = False) -> Tens
         Scalar between 0 (independent) and ln C (certain, agreeing and balanced), up to rounding.
 
     Raises:
-        ValueError: the shapes do not pair.
+        InputError: the shapes do not pair.
     """
     return mutual_information_terms(p, q, global_batch).information
 
@@ -118,29 +119,29 @@ class MutualInformationLoss(nn.Module):
 
     Args:
         weight: alpha of equation 7, at least 0.
-        global_batch: take the mutual information over the images of all processes, of which each has as many; after the
-            usual averaging of gradients over processes, theirs is that of one process with all images.
+        global_batch: take the mutual information over the images of all processes, which have equally many; after the
+            usual averaging of gradients over processes, they are those of one process with all images.
 
     Raises:
-        ValueError: negative weight.
+        InputError: negative weight.
     """
 
     def __init__(self, weight: float = 1.0, global_batch: bool = False) -> None:
         super().__init__()
         if not weight >= 0:
-            raise ValueError(f"weight: expected a number >= 0, received {weight}")
+            raise InputError(f"weight: expected a number >= 0, received {weight}")
         self.weight, self.global_batch = weight, global_batch
 
-    def forward(self, weak_logits: Tensor, hard_logits: Tensor) -> tuple[Tensor, MutualInformationTerms]:
+    def forward(self, weak_logits: Tensor, strong_logits: Tensor) -> tuple[Tensor, MutualInformationTerms]:
         """(loss, terms) from logits.
 
         Args:
             weak_logits: (N, C), one weak view per image.
-            hard_logits: (V, N, C), V hard views per image, or (N, C) for one.
+            strong_logits: (V, N, C), V strong views per image, or (N, C) for one.
         """
         with torch.autocast(weak_logits.device.type, enabled=False):
-            weak, hard = _probabilities(weak_logits), _probabilities(hard_logits)
-            terms = mutual_information_terms(weak, hard, self.global_batch)
+            weak, strong = _probabilities(weak_logits), _probabilities(strong_logits)
+            terms = mutual_information_terms(weak, strong, self.global_batch)
         return -self.weight * terms.information, terms
 
 

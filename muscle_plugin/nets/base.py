@@ -1,14 +1,19 @@
-"""What USB expects of a net."""
+"""The calling convention of USB's nets, as a base class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+
+from muscle_plugin.errors import InputError
+
+#: Layer groups for layer-wise learning-rate decay: patterns of parameter names, or a function from name to group.
+Groups = dict[str, str] | Callable[[str], int]
 
 
 class USBNet(nn.Module):
@@ -20,8 +25,7 @@ class USBNet(nn.Module):
     Args:
         in_channels: channels of the images.
         input_noise, double_head, l2_feature: see :class:`muscle_plugin.nets.options.NetOptions`.
-        head_dropout: probability of dropout between feature and heads; the feature that is returned is without it.
-            The nets take the other three as ``shared``.
+        head_dropout: probability of dropout between feature and heads; the returned feature is without it.
     """
 
     #: Names of the options that the net has.
@@ -42,7 +46,7 @@ class USBNet(nn.Module):
     ) -> None:
         super().__init__()
         if in_channels < 1:
-            raise ValueError(f"net: images have 1 channel or more, got {in_channels}")
+            raise InputError(f"net: images have 1 channel or more, got {in_channels}")
         self.in_channels = in_channels
         self.input_noise = input_noise
         self.double_head = double_head
@@ -50,7 +54,7 @@ class USBNet(nn.Module):
         self.head_dropout = head_dropout
 
     def set_heads(self, num_features: int, num_classes: int, weight_normed: bool = False) -> None:
-        """Set ``num_features`` and make ``classifier`` and, if asked for, the weight-normed ``classifier2``.
+        """Set ``num_features``, ``classifier`` and, with ``double_head``, the weight-normed ``classifier2``.
 
         Args:
             weight_normed: whether the first head is weight-normed too.
@@ -69,23 +73,29 @@ class USBNet(nn.Module):
         """(N, channels, H, W) images to (N, num_features) features, before any L2 normalisation."""
         return self.extract(x).mean((2, 3))
 
-    def forward(self, x: Tensor, only_fc: bool = False, only_feat: bool = False, **_: Any) -> Any:
-        """``{"logits": (N, classes), "feat": (N, num_features)}``; or one of the two parts.
+    def forward(
+        self, x: Tensor, only_fc: bool = False, only_feat: bool = False, **_: object
+    ) -> dict[str, Tensor] | Tensor:
+        """Return ``{"logits": (N, C), "feat": (N, num_features)}``, or one of the two.
 
-        With ``double_head`` the second head's (N, classes) are there as ``logits2``.
+        With ``double_head`` the second head's (N, C) output is ``logits2``.
 
         Args:
-            x: images, or features when ``only_fc``, which gives the logits of the first head.
+            x: (N, channels, H, W) images, or (N, num_features) features if ``only_fc``.
+            only_fc: return the first head's logits of features.
+            only_feat: return the features of images.
 
         Raises:
-            ValueError: images with another number of channels than the net was built for.
+            InputError: images with another number of channels than the net was built for, or too small for it.
         """
         if only_fc:
             return self.classifier(self._dropped(x))
         if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
+            raise InputError(
                 f"net: takes images of {self.in_channels} channels, (N, {self.in_channels}, H, W), got {tuple(x.shape)}"
             )
+        if min(x.shape[2:]) < self.MIN_SIZE:
+            raise InputError(f"net: takes images of {self.MIN_SIZE} x {self.MIN_SIZE} or more, got {tuple(x.shape)}")
         if self.training and self.input_noise:
             x = x + self.input_noise * torch.randn_like(x)
         feat = self.features(x)
@@ -104,8 +114,8 @@ class USBNet(nn.Module):
         """Names of the parameters without weight decay: biases and batch-norm parameters."""
         return [n for n, p in self.named_parameters() if p.ndim == 1]
 
-    def group_matcher(self, coarse: bool = False, prefix: str = "") -> Any:
-        """Layer groups for USB's layer-wise learning-rate decay: patterns of parameter names, or a function of one.
+    def group_matcher(self, coarse: bool = False, prefix: str = "") -> Groups:
+        """Layer groups for USB's layer-wise learning-rate decay.
 
         Args:
             coarse: larger groups, where the net distinguishes.
@@ -114,21 +124,38 @@ class USBNet(nn.Module):
         return {"stem": rf"^{prefix}blocks\.0", "blocks": rf"^{prefix}blocks\.(\d+)"}
 
 
-def grouped(groups: dict[str, int], prefix: str) -> Callable[[str], int]:
-    """A ``group_matcher`` from the groups of a backbone's parameters; what is in none, such as a head, is the last.
+class BackboneNet(USBNet):
+    """A net from another library as ``backbone``, whose output is the (N, F) feature, and a linear head."""
 
-    Args:
-        groups: parameter names within ``backbone``, with their group's number.
-        prefix: as in :meth:`USBNet.group_matcher`.
-    """
-    last = max(groups.values()) + 1
-    return lambda name: groups.get(name.removeprefix(f"{prefix}backbone."), last)
+    OPTIONS: ClassVar[tuple[str, ...]] = ()
+    backbone: nn.Module
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.backbone(x)
+
+    def backbone_groups(self, coarse: bool) -> dict[str, int]:
+        """Layer groups by parameter name within the backbone: those that share their first two module names, in order."""
+        numbers: dict[tuple[str, ...], int] = {}
+        names = [n for n, _ in self.backbone.named_parameters()]
+        return {n: numbers.setdefault(tuple(n.split(".")[:-1][:2]), len(numbers)) for n in names}
+
+    def group_matcher(self, coarse: bool = False, prefix: str = "") -> Groups:
+        """The backbone's groups, then the heads as the last; see :meth:`USBNet.group_matcher`."""
+        groups = self.backbone_groups(coarse)
+        last = max(groups.values()) + 1
+        return lambda name: groups.get(name.removeprefix(f"{prefix}backbone."), last)
 
 
-def groups_in_order(names: Iterable[str]) -> dict[str, int]:
-    """Groups of parameters that share their first two module names, in the order in which they come."""
-    groups: dict[str, int] = {}
-    numbers: dict[tuple[str, ...], int] = {}
-    for name in names:
-        groups[name] = numbers.setdefault(tuple(name.split(".")[:-1][:2]), len(numbers))
-    return groups
+def last_linear(net: nn.Module, outputs: int | None = None) -> str:
+    """The name of a net's last linear layer, of this many outputs if given; empty if there is none."""
+    linear = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and outputs in (None, m.out_features)]
+    return linear[-1] if linear else ""
+
+
+def cut_out(net: nn.Module, path: str) -> nn.Linear:
+    """Replace the linear layer of this name by the identity, and return it."""
+    parent, _, last = path.rpartition(".")
+    head = net.get_submodule(path)
+    assert isinstance(head, nn.Linear)
+    setattr(net.get_submodule(parent), last, nn.Identity())
+    return head

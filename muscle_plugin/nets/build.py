@@ -1,33 +1,165 @@
-"""Builds a net by its name: of this package, timm, torchvision, USB or a plugin."""
+"""Builds a net by its name: this package's, timm's, torchvision's, USB's or a plugin's.
+
+What a net needs is imported when it is asked for: neither USB nor timm nor torchvision is for another one.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import os
-import pickle
-from collections.abc import Iterator
+from collections.abc import Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from muscle_plugin.closest import did_you_mean
-from muscle_plugin.files import (
-    load_tensors,
-)
+from torch import nn
+
+from muscle_plugin.errors import InputError
+from muscle_plugin.nets.base import USBNet
+from muscle_plugin.nets.cnn13 import CNN13
+from muscle_plugin.nets.options import NetOptions, refuse_pretrained
+from muscle_plugin.nets.plugged import plugged_net
+from muscle_plugin.nets.resnet18_84 import ResNet18
+from muscle_plugin.nets.small_cnn import SmallCNN
 from muscle_plugin.registry.extension import PLUGIN_NETS
 from muscle_plugin.registry.names import DATASETS, NETS, TIMM
-from muscle_plugin.settings.schema import OF_ONES_OWN
-from muscle_plugin.text import first_line, shown
+from muscle_plugin.text import did_you_mean, shown
+
+_CLASSES: dict[str, type[USBNet]] = {"small_cnn": SmallCNN, "cnn13": CNN13, "resnet18_84": ResNet18}
+assert tuple(_CLASSES) == NETS
 
 
-def builder_of(settings: Any) -> Any:
-    channels = DATASETS[settings.dataset].channels
-    return net_builder(settings.net, settings.net_from_name, channels, settings.img_size, net_options(settings))
+class NetBuilder(Protocol):
+    """What builds a net, called as USB calls it."""
+
+    def __call__(
+        self, num_classes: int, *, pretrained: bool = False, pretrained_path: str | Path | None = None
+    ) -> nn.Module:
+        """Build the net with ``num_classes`` outputs, from pretrained weights if asked for."""
 
 
-def net_options(settings: Any) -> dict[str, Any]:
-    """The options of the net that settings ask for, by the names of :class:`muscle_plugin.nets.NetOptions`."""
+class NetSettings(Protocol):
+    """The settings that choose a net."""
+
+    dataset: str
+    net: str
+    net_from_name: bool
+    img_size: int
+    net_dropout: float | None
+    net_noise: float | None
+    net_width: float | None
+    net_double_head: bool
+    net_l2: bool
+
+
+def build_net(
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    img_size: int | None = None,
+    options: NetOptions | Mapping[str, object] | None = None,
+    *,
+    pretrained: bool = False,
+    pretrained_path: str | Path | None = None,
+) -> USBNet:
+    """Build a net of this package, or ``timm:<name>``.
+
+    Args:
+        name: one of ``OWN_NETS``, or ``timm:`` and the name of a timm model.
+        num_classes: outputs.
+        in_channels: channels of the images.
+        img_size: side of the images, in pixels; None: any (timm: the one that the model was made for).
+        options: see :class:`NetOptions`, or a mapping of its names to values. None: the net's defaults.
+        pretrained: start from pretrained weights, which only nets of timm have.
+        pretrained_path: file of them; empty or None: timm's hub. Not read unless ``pretrained``.
+
+    Raises:
+        InputError: no such net, an option that it does not have or a value out of range, images that it does not take,
+            or weights that cannot be had or do not fit.
+    """
+    chosen = NetOptions.of(name, options).arguments(name, net_options(name))
+    if name.startswith(TIMM):
+        from muscle_plugin.nets.timm_backbone import TimmBackbone
+
+        model = name.removeprefix(TIMM)
+        return TimmBackbone(model, num_classes, in_channels, img_size, pretrained, pretrained_path, **chosen)
+    refuse_pretrained(name, pretrained)
+    net = _CLASSES[name]
+    if img_size is not None and img_size < net.MIN_SIZE:
+        raise InputError(
+            f"net: {name} cannot take images of {img_size} x {img_size}: it takes {net.MIN_SIZE} x {net.MIN_SIZE} or more"
+        )
+    return net(num_classes, in_channels, **chosen)
+
+
+#: This package's nets: name to builder, in USB's form.
+OWN_NETS: dict[str, NetBuilder] = {
+    "small_cnn": partial(build_net, "small_cnn", in_channels=1),
+    "cnn13": partial(build_net, "cnn13"),
+    "resnet18_84": partial(build_net, "resnet18_84"),
+}
+
+
+def net_options(name: str) -> tuple[str, ...]:
+    """Names of the options that a net has.
+
+    Raises:
+        InputError: no such net.
+    """
+    if name.startswith(TIMM):
+        return USBNet.OPTIONS
+    if name not in _CLASSES:
+        known = [*_CLASSES, f"{TIMM}<name>"]
+        raise InputError(f"net: unknown {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return _CLASSES[name].OPTIONS
+
+
+def net_builder(
+    net: str, from_torchvision: bool, channels: int, img_size: int, options: Mapping[str, object]
+) -> NetBuilder:
+    """Find what builds a net.
+
+    Args:
+        net: name of a net of this package, timm, a plugin or USB; of torchvision with ``from_torchvision``.
+        channels: of the images; USB's, timm's and torchvision's nets take three in any case.
+        img_size: side of the images, in pixels.
+        options: names and values of :class:`muscle_plugin.nets.NetOptions`; for nets of this package and of timm.
+
+    Raises:
+        InputError: no such net, it has no such option, or USB is needed for it and not installed.
+    """
+    if (net in _CLASSES or net.startswith(TIMM)) and not from_torchvision:
+        in_channels = 3 if net.startswith(TIMM) else channels
+        return partial(build_net, net, in_channels=in_channels, img_size=img_size, options=options)
+    if options:
+        raise InputError(f"net: {net} has no option {', '.join(options)}; this package's and timm's nets have")
+    if from_torchvision:
+        from muscle_plugin.nets.torchvision_net import TorchvisionNet
+
+        return partial(TorchvisionNet, net)
+    if net in PLUGIN_NETS:
+        return partial(plugged_net, net, in_channels=channels, img_size=img_size)
+    if find_spec("semilearn") is None:
+        raise InputError(
+            f"net: {shown(net)} is none of {', '.join((*NETS, *PLUGIN_NETS))}, {TIMM}<name>; a net of USB needs semilearn,"
+            " which is not installed: pip install semilearn"
+        )
+    from muscle_plugin.usb import nets as usb
+
+    if net not in usb.names():
+        known = (*NETS, *PLUGIN_NETS, *(n for n in usb.names() if n not in NETS))
+        near = did_you_mean(net, known)
+        raise InputError(
+            f"net: unknown {shown(repr(net))}{near} (one of your own: --plugins FILE); known: {', '.join(known)}, {TIMM}<name>"
+        )
+    return usb.builder(net)
+
+
+def builder_of(settings: NetSettings) -> NetBuilder:
+    """Find what builds the net that settings ask for.
+
+    Raises:
+        InputError: as :func:`net_builder`.
+    """
     asked = {
         "dropout": settings.net_dropout,
         "input_noise": settings.net_noise,
@@ -35,85 +167,18 @@ def net_options(settings: Any) -> dict[str, Any]:
         "double_head": settings.net_double_head or None,
         "l2_feature": settings.net_l2 or None,
     }
-    return {k: v for k, v in asked.items() if v is not None}
+    options = {k: v for k, v in asked.items() if v is not None}
+    channels = DATASETS[settings.dataset].channels
+    return net_builder(settings.net, settings.net_from_name, channels, settings.img_size, options)
 
 
-def net_builder(net: str, from_torchvision: bool, channels: int, img_size: int, options: dict[str, Any]) -> Any:
-    """What builds the net: called with ``num_classes`` and USB's keywords for pretrained weights.
-
-    Args:
-        channels: of the images; USB's and torchvision's nets take three in any case.
-        options: see :class:`muscle_plugin.nets.NetOptions`; for nets of this package and of timm.
-
-    Raises:
-        ValueError: no such net, or it has no such option.
-    """
-    from muscle_plugin.nets import OWN_NETS, build_net
-
-    if (net in OWN_NETS or net.startswith(TIMM)) and not from_torchvision:
-        in_channels = 3 if net.startswith(TIMM) else channels
-        return partial(build_net, net, in_channels=in_channels, img_size=img_size, options=options)
-    if options:
-        raise ValueError(f"net: {net} has no option {', '.join(options)}; this package's and timm's nets have")
-    if from_torchvision:
-        return partial(_torchvision_net, net)
-    if net in PLUGIN_NETS:
-        from muscle_plugin.nets.plugged import plugged_net
-
-        return partial(plugged_net, net, in_channels=channels, img_size=img_size)
-    from muscle_plugin.usb.names import nets
-
-    # those of text and sound have no number at the end, and would fetch their weights
-    if not callable(getattr(nets, net, None)) or net.startswith("_") or not net[-1:].isdigit():
-        usb = sorted(n for n, x in vars(nets).items() if n[-1].isdigit() and callable(x) and n not in NETS)
-        known = (*NETS, *PLUGIN_NETS, *usb)
-        near = did_you_mean(net, known)
-        raise ValueError(f"net: unknown {shown(repr(net))}{near}{OF_ONES_OWN}; known: {', '.join(known)}, {TIMM}<name>")
-    return partial(_usb_net, getattr(nets, net), net)
-
-
-def _usb_net(builder: Any, name: str, num_classes: int, pretrained: bool = False, pretrained_path: Any = None) -> Any:
-    """A net of USB's; its pretrained weights come from a file or a URL.
+def builder_instead_of(given: NetBuilder | None, settings: NetSettings) -> NetBuilder | None:
+    """Replace what USB's ``get_net_builder`` returns for the net of ``settings``, which knows a net by its name alone, by
+    :func:`builder_of`, which also minds channels, options and pretrained weights. Any other builder stays.
 
     Raises:
-        ValueError: these cannot be had, or are not its weights.
+        InputError: as :func:`net_builder`.
     """
-    if not pretrained:
-        return builder(num_classes=num_classes)
-    where = str(pretrained_path or "")
-    from_url = "://" in where
-    if not from_url and not Path(where).is_file():
-        raise ValueError(
-            f"net: {where or 'pretrain_path'}: no such file of weights for {name}; --pretrain_path names it"
-        )
-    try:
-        if not from_url:
-            load_tensors(Path(where))
-        with _weights_only():
-            return builder(num_classes=num_classes, pretrained=True, pretrained_path=where)
-    except (OSError, http.client.HTTPException) as e:
-        instead = "without a network give a copy of it as --pretrain_path FILE, or --use_pretrain false"
-        raise ValueError(f"net: {where}: cannot be downloaded ({e}); {instead}") from e
-    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as e:
-        raise ValueError(f"net: {where}: not weights of {name} as USB publishes them ({first_line(e)})") from e
+    from muscle_plugin.usb.nets import is_usbs
 
-
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """USB's ``torch.load`` says nothing of ``weights_only``, which is off where torch is older than 2.6, and off in its hub."""
-    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(key)
-    os.environ[key] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[key]
-        else:
-            os.environ[key] = before
-
-
-def _torchvision_net(name: str, num_classes: int, pretrained: bool = False, pretrained_path: Any = None) -> Any:
-    from muscle_plugin.nets.torchvision_net import TorchvisionNet
-
-    return TorchvisionNet(name, num_classes, pretrained_path if pretrained else None)
+    return builder_of(settings) if is_usbs(given, settings.net, settings.net_from_name) else given

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from muscle_plugin.nets.base import USBNet
-from muscle_plugin.nets.options import NetOptions, channels, refuse_pretrained
+from muscle_plugin.nets.options import channels
 
 
 def _conv(i: int, o: int, kernel: int, padding: int) -> nn.Sequential:
@@ -54,15 +54,3 @@ class CNN13(USBNet):
 
     def extract(self, x: Tensor) -> Tensor:
         return self.blocks(x)
-
-
-def cnn13(
-    num_classes: int,
-    in_channels: int = 3,
-    pretrained: bool = False,
-    pretrained_path: Any = None,
-    options: NetOptions | None = None,
-) -> CNN13:
-    """Builder in USB's form. ``pretrained`` has no weights to offer and is refused."""
-    refuse_pretrained("cnn13", pretrained)
-    return CNN13(num_classes, in_channels, **NetOptions.of("cnn13", options).arguments("cnn13", CNN13.OPTIONS))

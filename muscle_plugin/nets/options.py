@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from muscle_plugin.closest import nearest
+from muscle_plugin.errors import InputError
+from muscle_plugin.text import did_you_mean
 
 #: Values that ask for nothing, and which any net therefore takes.
-OFF: dict[str, Any] = {"dropout": 0.0, "input_noise": 0.0, "width": 1.0, "double_head": False, "l2_feature": False}
+OFF: dict[str, object] = {"dropout": 0.0, "input_noise": 0.0, "width": 1.0, "double_head": False, "l2_feature": False}
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class NetOptions:
         l2_feature: divide the feature by its L2 norm before the head (label propagation without Mean Teacher).
 
     Raises:
-        ValueError: a value out of its range.
+        InputError: a value out of its range.
     """
 
     dropout: float | None = None
@@ -38,37 +39,41 @@ class NetOptions:
 
     def __post_init__(self) -> None:
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"net: dropout must be at least 0 and less than 1, got {self.dropout}")
+            raise InputError(f"net: dropout must be at least 0 and less than 1, got {self.dropout}")
         if self.input_noise is not None and not 0 <= self.input_noise < math.inf:
-            raise ValueError(f"net: input_noise must be 0 or more, got {self.input_noise}")
+            raise InputError(f"net: input_noise must be 0 or more, got {self.input_noise}")
         if self.width is not None and not 0 < self.width < math.inf:
-            raise ValueError(f"net: width must be more than 0, got {self.width}")
+            raise InputError(f"net: width must be more than 0, got {self.width}")
 
     @classmethod
-    def of(cls, net: str, options: NetOptions | Mapping[str, Any] | None) -> NetOptions:
+    def of(cls, net: str, options: NetOptions | Mapping[str, object] | None) -> NetOptions:
         """Options from a mapping of names to values, or as they are.
 
         Raises:
-            ValueError: a name that is no option of any net.
+            InputError: a name that is no option of any net, or a value of the wrong type.
         """
         if isinstance(options, NetOptions):
             return options
         known = [f.name for f in fields(cls)]
-        for name in options or {}:
+        for name, value in (options or {}).items():
             if name not in known:
-                raise ValueError(f"net: {net} has no option {name!r}{nearest(name, known)}; known: {', '.join(known)}")
-        return cls(**(options or {}))
+                raise InputError(
+                    f"net: {net} has no option {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+                )
+            if not isinstance(value, (int, float, type(None))):
+                raise InputError(f"net: {name} must be a number or a truth value, got {value!r}")
+        return cls(**(options or {}))  # type: ignore[arg-type]
 
     def arguments(self, net: str, has: Collection[str]) -> dict[str, Any]:
-        """Those that are set, as keyword arguments of a net that has the options ``has``.
+        """The options that are set, as keyword arguments of a net that has the options ``has``.
 
         Raises:
-            ValueError: one is asked for that the net does not have.
+            InputError: one is asked for that the net does not have.
         """
         given = {n: v for n, v in asdict(self).items() if v is not None}
         for name, value in given.items():
             if name not in has and value != OFF[name]:
-                raise ValueError(f"net: {net} has no option {name!r}; it has {', '.join(has)}")
+                raise InputError(f"net: {net} has no option {name!r}; it has {', '.join(has)}")
         return {n: v for n, v in given.items() if n in has}
 
 
@@ -78,6 +83,6 @@ def channels(default: int, width: float) -> int:
 
 
 def refuse_pretrained(net: str, pretrained: bool) -> None:
-    """Raise ValueError if pretrained weights are asked for of a net that has none to offer."""
+    """Raise InputError if pretrained weights are asked for of a net that has none to offer."""
     if pretrained:
-        raise ValueError(f"net: {net} has no pretrained weights")
+        raise InputError(f"net: {net} has no pretrained weights")

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from muscle_plugin.nets.base import USBNet
-from muscle_plugin.nets.options import NetOptions, refuse_pretrained
 
 
 class ResNet18(USBNet):
@@ -46,16 +45,3 @@ class ResNet18(USBNet):
         """The stem, then each stage (``coarse``) or block; see :meth:`USBNet.group_matcher`."""
         block = "" if coarse else r"\.(\d+)"
         return {"stem": rf"^{prefix}blocks\.(?:conv1|bn1)", "blocks": rf"^{prefix}blocks\.layer(\d+){block}"}
-
-
-def resnet18_84(
-    num_classes: int,
-    in_channels: int = 3,
-    pretrained: bool = False,
-    pretrained_path: Any = None,
-    options: NetOptions | None = None,
-) -> ResNet18:
-    """Builder in USB's form. ``pretrained`` has no weights to offer and is refused."""
-    refuse_pretrained("resnet18_84", pretrained)
-    arguments = NetOptions.of("resnet18_84", options).arguments("resnet18_84", ResNet18.OPTIONS)
-    return ResNet18(num_classes, in_channels, **arguments)

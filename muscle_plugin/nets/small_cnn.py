@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from muscle_plugin.nets.base import USBNet
-from muscle_plugin.nets.options import NetOptions, channels, refuse_pretrained
+from muscle_plugin.nets.options import channels
 
 
 def _conv(i: int, o: int, kernel: int, stride: int, padding: int) -> nn.Sequential:
@@ -23,7 +23,7 @@ class SmallCNN(USBNet):
     Args:
         num_classes: outputs.
         in_channels: channels of the images.
-        width: channels of the first convolution; the others have twice and four times as many.
+        width: factor on the channels, 32 in the first convolution; the others have twice and four times as many.
         dropout, input_noise, double_head, l2_feature: see :class:`muscle_plugin.nets.options.NetOptions`.
     """
 
@@ -35,34 +35,16 @@ class SmallCNN(USBNet):
         self,
         num_classes: int,
         in_channels: int = 1,
-        width: int = 32,
+        width: float = 1.0,
         dropout: float = 0.0,
         **shared: Any,
     ) -> None:
         super().__init__(in_channels, head_dropout=dropout, **shared)
+        n = channels(32, width)
         self.blocks = nn.Sequential(
-            _conv(in_channels, width, 5, 2, 2), _conv(width, 2 * width, 5, 2, 2), _conv(2 * width, 4 * width, 4, 1, 0)
+            _conv(in_channels, n, 5, 2, 2), _conv(n, 2 * n, 5, 2, 2), _conv(2 * n, 4 * n, 4, 1, 0)
         )
-        self.set_heads(4 * width, num_classes)
+        self.set_heads(4 * n, num_classes)
 
     def extract(self, x: Tensor) -> Tensor:
-        if min(x.shape[-2:]) < self.MIN_SIZE:
-            raise ValueError(
-                f"small_cnn takes images of {self.MIN_SIZE} x {self.MIN_SIZE} or more, got {tuple(x.shape)}"
-            )
         return self.blocks(x)
-
-
-def small_cnn(
-    num_classes: int,
-    in_channels: int = 1,
-    pretrained: bool = False,
-    pretrained_path: Any = None,
-    options: NetOptions | None = None,
-) -> SmallCNN:
-    """Builder in USB's form. ``pretrained`` has no weights to offer and is refused."""
-    refuse_pretrained("small_cnn", pretrained)
-    arguments = NetOptions.of("small_cnn", options).arguments("small_cnn", SmallCNN.OPTIONS)
-    if "width" in arguments:
-        arguments["width"] = channels(32, arguments["width"])
-    return SmallCNN(num_classes, in_channels, **arguments)

@@ -3,56 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+import torchvision
+from torchvision import models
 
-from muscle_plugin.files import load_tensors
-from muscle_plugin.nets.base import USBNet, grouped, groups_in_order
-from muscle_plugin.text import first_line
+from muscle_plugin.errors import InputError
+from muscle_plugin.nets.base import BackboneNet, cut_out, last_linear
+from muscle_plugin.nets.weights import misfit, read_weights
 
 
-class TorchvisionNet(USBNet):
-    """A torchvision classifier whose last linear layer is replaced. It takes images of three channels.
+class TorchvisionNet(BackboneNet):
+    """A torchvision classifier whose last linear layer is replaced by a new head. It takes images of three channels.
 
     Args:
         name: a name of ``torchvision.models.list_models``.
         num_classes: outputs.
-        weights: file of a state dict to start from, or None.
+        pretrained: start from pretrained weights.
+        pretrained_path: file of their state dict, with torchvision's classifier.
 
     Raises:
-        ValueError: no such net, or it does not end in a linear layer.
+        InputError: no such net, it does not end in a linear layer, or the weights cannot be read or do not fit.
     """
 
-    OPTIONS = ()
-
-    def __init__(self, name: str, num_classes: int, weights: str | None = None) -> None:
+    def __init__(
+        self, name: str, num_classes: int, pretrained: bool = False, pretrained_path: str | Path | None = None
+    ) -> None:
         super().__init__(in_channels=3)
-        import torchvision
-        from torchvision import models
-
         known = models.list_models(module=torchvision.models)
         if name not in known:
-            raise ValueError(f"net: torchvision has no {name!r}; known: {', '.join(known)}")
-        net = models.get_model(name, weights=None)
-        if weights:
-            try:
-                net.load_state_dict(load_tensors(Path(weights)))
-            except (RuntimeError, TypeError, AttributeError) as e:
-                raise ValueError(f"net: {weights}: not weights of torchvision's {name} ({first_line(e)})") from e
-        path = next((n for n, m in reversed(list(net.named_modules())) if isinstance(m, nn.Linear)), None)
-        if path is None:
-            raise ValueError(f"net: torchvision's {name} does not end in a linear layer")
-        parent, _, last = path.rpartition(".")
-        head = net.get_submodule(path)
-        assert isinstance(head, nn.Linear)
-        setattr(net.get_submodule(parent), last, nn.Identity())
-        self.backbone = net
-        self.set_heads(head.in_features, num_classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.backbone(x)
-
-    def group_matcher(self, coarse: bool = False, prefix: str = "") -> Any:
-        """Groups in the order of the net's modules; see :meth:`USBNet.group_matcher`."""
-        return grouped(groups_in_order(n for n, _ in self.backbone.named_parameters()), prefix)
+            raise InputError(f"net: torchvision has no {name!r}; known: {', '.join(known)}")
+        self.backbone = models.get_model(name, weights=None)
+        if pretrained and pretrained_path:
+            state = read_weights(Path(pretrained_path))
+            if fault := misfit(state, self.backbone.state_dict()):
+                raise InputError(f"net: {pretrained_path}: not weights of torchvision's {name}: {fault}")
+            self.backbone.load_state_dict(state, strict=False)
+        path = last_linear(self.backbone)
+        if not path:
+            raise InputError(f"net: torchvision's {name} does not end in a linear layer")
+        self.set_heads(cut_out(self.backbone, path).in_features, num_classes)

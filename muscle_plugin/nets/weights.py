@@ -1,53 +1,77 @@
-"""Initial weights from a checkpoint: of this package, of USB, of timm, or a plain state dict, .safetensors too."""
+"""Weights from a file, .safetensors or torch's format: a checkpoint of this package, of USB or timm, or a plain state dict."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
+from muscle_plugin.errors import InputError
 from muscle_plugin.files import load_safetensors, load_tensors
 
 #: Last parts of a net's parameter names that make up its classifier.
 HEADS = ("classifier", "classifier2", "fc", "head")
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, without the prefix of a parallel model; of a checkpoint the averaged weights.
+
+    Raises:
+        InputError: the file cannot be read, or holds no state dict.
+    """
+    content: object = load_safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
+    for key in ("ema_model", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    assert isinstance(content, dict)
+    found = {str(n).removeprefix("module."): t for n, t in content.items() if isinstance(t, Tensor)}
+    if not found:
+        raise InputError(f"{path}: holds no state dict (names and tensors)")
+    return found
+
+
+def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Say in one line which weights are missing, superfluous or of another shape; empty if all fit."""
+    missing = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]
+    superfluous = [n for n in state if n not in wanted]
+    shapes = [
+        f"{n} {tuple(state[n].shape)} for {tuple(v.shape)}"
+        for n, v in wanted.items()
+        if n in state and state[n].shape != v.shape
+    ]
+    faults = {"missing": missing, "not in the model": superfluous, "of another shape": shapes}
+    return "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
-    """Take over every weight whose name and shape fit, and return how many.
+    """Load every weight whose name and shape fit, and return how many did.
 
     Args:
         with_head: the classifier too.
 
     Raises:
-        ValueError: unreadable, or less than half of the net's weights (without its classifier) are in the file.
+        InputError: unreadable, or less than half of the net's weights (without its classifier) are in the file.
     """
-    found = load_safetensors(path) if path.suffix == ".safetensors" else _state_dict(load_tensors(path, "cpu"))
-    own = net.state_dict()
+    found, own = read_weights(path), net.state_dict()
     wanted = {n: t for n, t in own.items() if with_head or not _of_head(n)}
     best: dict[str, Tensor] = {}
-    for prefix in ("", "backbone.", "module."):  # a wrapper's, of the file or of the net
-        for candidate in (
-            {prefix + n: t for n, t in found.items()},
-            {n.removeprefix(prefix): t for n, t in found.items()},
-        ):
-            fit = {n: t for n, t in candidate.items() if n in wanted and t.shape == wanted[n].shape}
-            best = max(best, fit, key=len)
+    wrapper = "backbone."  # of the net in the file, or of ours
+    without = {n.removeprefix(wrapper): t for n, t in found.items()}
+    for candidate in (found, {wrapper + n: t for n, t in found.items()}, without):
+        fit = {n: t for n, t in candidate.items() if n in wanted and t.shape == wanted[n].shape}
+        best = max(best, fit, key=len)
     if 2 * len(best) < len([n for n in own if not _of_head(n)]):
-        raise ValueError(
+        raise InputError(
             f"init_from: {path}: only {len(best)} of the net's {len(own)} weights are there, by name and shape; is it of"
             " another net?"
         )
     net.load_state_dict(own | best)
     return len(best)
-
-
-def _state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint, or what else holds tensors by name."""
-    for key in ("ema_model", "model", "state_dict"):
-        if isinstance(content.get(key), dict):
-            return {n: t for n, t in content[key].items() if isinstance(t, Tensor)}
-    return {n: t for n, t in content.items() if isinstance(t, Tensor)}
 
 
 def _of_head(name: str) -> bool:

@@ -12,8 +12,8 @@ w       (n,) ``1 - H(p_i) / ln C`` (equation 11), divided by the largest of them
 c       (C,) class weights ``(N / C) / count_c``, the count including labelled points
 ======  ================================================================================================
 
-A point that the diffusion does not reach (in the iterations allowed) has a uniform p, the label that most labelled
-points have, weight 0, and no part in the class counts or N. A class that no point is given has class weight 0.
+A point that the diffusion does not reach (in the iterations allowed) gets a uniform p, the commonest label, weight 0,
+and does not count in N and the class counts. A class without points gets class weight 0.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from muscle_plugin.errors import InputError
 from muscle_plugin.propagation.graph import (
     BLOCK,
     AffinityGraph,
@@ -45,18 +46,18 @@ COLUMNS = {"cpu": 64, "cuda": 128}
 
 @dataclass(frozen=True)
 class PropagationStats:
-    """What a propagation did.
+    """Diagnostics of a propagation.
 
     Attributes:
         neighbours: "exact" or "approximate".
         backend: "faiss" or "torch".
-        iterations: of conjugate gradients, the most of any class.
+        iterations: of conjugate gradients, the maximum over classes.
         residuals: (C,) ``|Y_c - (I - alpha S) Z_c| / |Y_c|`` before clipping; 0 for a class without a label.
-        converged: every residual is at most ``tol``.
-        isolated: points without an affinity to any other.
-        unreached: points whose row of Z is zero.
-        unlabelled_classes: classes without a labelled point; they are given to none.
-        seconds: wall-clock time of the parts "knn" (from the features on), "graph" and "diffusion".
+        converged: whether every residual is at most ``tol``.
+        isolated: number of points without an affinity to any other.
+        unreached: number of points whose row of Z is zero.
+        unlabelled_classes: classes without a labelled point; no point gets them.
+        seconds: wall-clock time of "knn" (from the features on), "graph" and "diffusion".
     """
 
     neighbours: str
@@ -79,8 +80,8 @@ class Propagation:
         weights: (n,) float32, between 0 and 1.
         class_weights: (C,) float32.
         distributions: (n, C) float32, rows summing to 1: what the diffusion gives, for labelled points too.
-        reached: (n,) bool.
-        stats: what was done.
+        reached: (n,) bool, whether the diffusion reached the point.
+        stats: diagnostics.
     """
 
     labels: Tensor
@@ -100,17 +101,16 @@ class Solution(NamedTuple):
 
 
 def conjugate_gradients(multiply: Callable[[Tensor], Tensor], rhs: Tensor, tol: float, max_iter: int) -> Solution:
-    """Solves A x = b for all columns of ``rhs`` in step, each with its own scalars, from x = 0.
+    """Solve A x = b from x = 0 for all columns of ``rhs`` at once, each with its own scalars.
 
-    A column rests once ``|b - A x| <= tol |b|`` by the recurrence. As the recurrence drifts from the true residual in
-    float32, columns that it calls solved are checked, and resumed from the true residual if that is still too large
-    and has not stopped falling.
+    A column is left once ``|b - A x| <= tol |b|`` by the recurrence. Since the recurrence drifts from the true residual in
+    float32, the true residual of such columns is checked, and they are resumed from it if it is still too large and falling.
 
     Args:
         multiply: x -> A x of a new (n, c) tensor, with A symmetric positive definite.
-        rhs: (n, c) floating point; its dtype is that of the computation.
+        rhs: (n, c) floating point, in whose dtype all is computed.
         tol: relative residual, at least 0.
-        max_iter: products with A, those of the checks not counted.
+        max_iter: products with A, without those of the checks.
     """
     x = torch.zeros_like(rhs)
     r, p = rhs.clone(), rhs.clone()
@@ -172,8 +172,8 @@ def _diffuse(
     threads = torch.get_num_threads() if device == "cpu" else 1
     parts = _parts(num_classes, COLUMNS.get(device, 64), threads)
     if threads > 1 and len(parts) > 1:
-        # a thread for each part, rather than all threads for one after the other: they need not wait for one another
-        # in every operation, which costs most where the cores have other work
+        # a thread per part, rather than all threads on one part after another: they do not wait for one another in every
+        # operation, which costs most where the cores have other work
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             solutions = list(pool.map(solve, parts))
         torch.set_num_threads(threads)
@@ -183,7 +183,7 @@ def _diffuse(
 
 
 def _parts(num_classes: int, width: int, threads: int) -> list[tuple[int, int]]:
-    """Classes first to last, of parts of about equal size, at most ``width`` and as many for each thread."""
+    """(first, last) classes of parts of about equal size, at most ``width``, as many for each thread."""
     count = -(-num_classes // width)
     if count > 1:
         count = min(num_classes, -(-count // threads) * threads)
@@ -201,7 +201,7 @@ class PseudoLabels(NamedTuple):
 
 
 def pseudo_labels(z: Tensor, labels: Tensor) -> PseudoLabels:
-    """Labels and weights from the solution of the diffusion (equations 7 and 11), which is overwritten.
+    """Compute labels and weights from the solution of the diffusion (equations 7 and 11), which is overwritten.
 
     Args:
         z: (n, C) floating point.
@@ -224,33 +224,28 @@ def pseudo_labels(z: Tensor, labels: Tensor) -> PseudoLabels:
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """(C,) float32 ``(N / C) / count_c`` of N labels; 0 for a class that none has.
-
-    Args:
-        labels: (N,) int64 between 0 and ``num_classes`` - 1.
-        num_classes: C.
-    """
+    """Compute (C,) float32 ``(N / C) / count_c`` of (N,) int64 labels; 0 for a class without points."""
     counts = torch.bincount(labels, minlength=num_classes).float()
     return torch.where(counts > 0, len(labels) / num_classes / counts.clamp(min=1), 0)
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int, alpha: float, tol: float, max_iter: int) -> None:
     if labels.shape != features.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
+        raise InputError(
             f"labels: expected {len(features)} integers, one per row of features, "
             f"received {labels.dtype} of shape {tuple(labels.shape)}"
         )
     if num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, received {num_classes}")
+        raise InputError(f"num_classes: expected at least 1, received {num_classes}")
     low, high = (int(x) for x in labels.aminmax()) if len(labels) else (-1, -1)
     if low < -1 or high >= num_classes:
-        raise ValueError(f"labels: expected -1 (unlabelled) to {num_classes - 1}, received {low} to {high}")
+        raise InputError(f"labels: expected -1 (unlabelled) to {num_classes - 1}, received {low} to {high}")
     if high < 0:
-        raise ValueError("labels: expected at least one labelled point, received none")
+        raise InputError("labels: expected at least one labelled point, received none")
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, received {alpha}")
+        raise InputError(f"alpha: expected a number between 0 and 1, both excluded, received {alpha}")
     if not tol >= 0 or max_iter < 1:
-        raise ValueError(f"tol, max_iter: expected at least 0 and 1, received {tol}, {max_iter}")
+        raise InputError(f"tol, max_iter: expected at least 0 and 1, received {tol}, {max_iter}")
 
 
 @torch.no_grad()
@@ -270,7 +265,7 @@ def propagate(
     backend: str = "auto",
     seed: int = 0,
 ) -> Propagation:
-    """Pseudo-labels, weights and class weights of all points from the labels of a few (the whole of section 4.1).
+    """Compute pseudo-labels, weights and class weights of all points from the labels of a few (the whole of section 4.1).
 
     Args:
         features: (n, d) of any real dtype on any device; scaled to unit length here.
@@ -278,46 +273,40 @@ def propagate(
         num_classes: C; classes without a label are allowed.
         k: neighbours per point.
         gamma: exponent of the affinity, above 0.
-        alpha: share of a point's neighbours in its own value, between 0 and 1.
-        max_iter: iterations of conjugate gradients; 20, the paper's, are a budget that seldom reaches ``tol``.
-        tol: relative residual at which a class is solved. In float32 the true residual, which is what counts here,
-            stops falling at about 2e-6 on ill-conditioned graphs; the solver then stops too, not converged.
+        alpha: share of its neighbours in a point's value, between 0 and 1.
+        max_iter: iterations of conjugate gradients; the paper's 20 are a budget that seldom reaches ``tol``.
+        tol: relative residual at which a class is solved. In float32 the true residual, which counts here, stops falling
+            at about 2e-6 on ill-conditioned graphs; the solver then stops too, not converged.
         neighbours: "exact", "approximate" or "auto" (approximate above ``approximate_above`` points).
         probes: lists that an approximate search compares with; more are slower and more exact.
         backend: "faiss" (CPU: faiss and SciPy), "torch" (any device) or "auto".
         seed: of the approximate search.
 
     Raises:
-        ValueError: shapes, labels or settings outside their range; NaN or infinity in the features.
+        InputError: shapes, labels or settings outside their range; NaN or infinity in the features.
         ImportError: backend "faiss" without faiss.
     """
     labels = labels.to(features.device)
     _check(features, labels, num_classes, alpha, tol, max_iter)
     labels = labels.long()
     chosen = choose_backend(backend, features.device)
-    watch = _Stopwatch(features.device)
+    times = [_seconds(features.device)]
     with torch.autocast(features.device.type, enabled=False):
         unit = normalise_rows(features)
         order = locality_order(unit, seed)
         unit = unit[order]
         found = nearest_neighbours(
-            unit,
-            k,
-            method=neighbours,
-            approximate_above=approximate_above,
-            probes=probes,
-            backend=chosen,
-            seed=seed,
+            unit, k, method=neighbours, approximate_above=approximate_above, probes=probes, backend=chosen, seed=seed
         )
-        watch.lap("knn")
+        times.append(_seconds(features.device))
         graph = affinity_graph(found, gamma, backend=chosen)
         method = found.method
         del found, unit
-        watch.lap("graph")
+        times.append(_seconds(features.device))
         z, residuals, iterations = _diffuse(graph, labels, num_classes, alpha, tol, max_iter, order)
         given, weights, distributions, reached = pseudo_labels(z, labels)
         balance = class_weights(given[reached | (labels >= 0)], num_classes)
-        watch.lap("diffusion")
+        times.append(_seconds(features.device))
     counts = torch.bincount(labels[labels >= 0], minlength=num_classes)
     stats = PropagationStats(
         neighbours=method,
@@ -328,23 +317,12 @@ def propagate(
         isolated=graph.isolated,
         unreached=int((~reached).sum()),
         unlabelled_classes=tuple((counts == 0).nonzero().squeeze(1).tolist()),
-        seconds=watch.seconds,
+        seconds={name: b - a for name, (a, b) in zip(("knn", "graph", "diffusion"), pairwise(times), strict=True)},
     )
     return Propagation(given, weights, balance, distributions, reached, stats)
 
 
-class _Stopwatch:
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-        self.last = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = self._now()
-        self.seconds[name] = now - self.last
-        self.last = now
+def _seconds(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

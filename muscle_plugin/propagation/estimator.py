@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from muscle_plugin.errors import InputError
 from muscle_plugin.propagation.diffusion import propagate
 from muscle_plugin.propagation.graph import choose_backend, normalise_rows, search
 
@@ -23,11 +24,11 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
     Args:
         k: neighbours per point.
         gamma: exponent of the affinity ``max(cosine, 0) ** gamma``, above 0.
-        alpha: share of a point's neighbours in its own value, between 0 and 1.
-        max_iter: iterations of conjugate gradients; 20, the paper's, are a budget that seldom reaches ``tol``.
+        alpha: share of its neighbours in a point's value, between 0 and 1.
+        max_iter: iterations of conjugate gradients; the paper's 20 are a budget that seldom reaches ``tol``.
         tol: relative residual at which a class is solved.
-        num_classes: C, with classes named 0 to C - 1, of which some may have no label; by default the classes are
-            the labels that occur.
+        num_classes: C, for classes 0 to C - 1, some of which may have no label; by default the classes are the labels
+            that occur.
         neighbours: "exact", "approximate" or "auto" (approximate above ``approximate_above`` points).
         approximate_above: see ``neighbours``.
         probes: lists that an approximate search compares with; more are slower and more exact.
@@ -39,13 +40,13 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         transduction_: (n,) the class of each point: its label, or the pseudo-label.
         label_distributions_: (n, C) float32, rows summing to 1; uniform where the diffusion did not reach.
         weights_: (n,) float32 certainty between 0 and 1; 1 on labelled points, 0 where the diffusion did not reach.
-        class_weights_: (C,) float32 ``(n / C) / count``; 0 for a class that no point is given.
-        n_iter_: iterations of conjugate gradients, the most of any class.
+        class_weights_: (C,) float32 ``(n / C) / count``; 0 for a class without points.
+        n_iter_: iterations of conjugate gradients, the maximum over classes.
         converged_: whether every class reached ``tol``.
         residuals_: (C,) relative residuals.
         neighbours_: "exact" or "approximate".
-        n_isolated_: points without an affinity to any other.
-        n_unreached_: points that the diffusion did not reach.
+        n_isolated_: number of points without an affinity to any other.
+        n_unreached_: number of points that the diffusion did not reach.
         timings_: seconds of "knn", "graph" and "diffusion".
         n_features_in_: d.
     """
@@ -77,19 +78,19 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         self.seed = seed
 
     def fit(self, X: np.ndarray | Tensor, y: np.ndarray | Tensor) -> DiffusionLabelPropagation:
-        """Propagates the labels.
+        """Propagate the labels.
 
         Args:
             X: (n, d) features; the work is done on the device of a tensor.
             y: (n,) integers, -1 for unlabelled.
 
         Raises:
-            ValueError: shapes, labels or settings outside their range; NaN or infinity in ``X``.
+            InputError: shapes, labels or settings outside their range; NaN or infinity in ``X``.
         """
         features = _tensor(X)
         given = y.cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
         if not np.issubdtype(given.dtype, np.integer):
-            raise ValueError(f"y: expected integers, -1 for unlabelled, received {given.dtype}")
+            raise InputError(f"y: expected integers, -1 for unlabelled, received {given.dtype}")
         if self.num_classes is None:
             self.classes_ = np.unique(given[given >= 0])
             codes = np.where(given >= 0, np.searchsorted(self.classes_, given), given)
@@ -120,17 +121,14 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: np.ndarray | Tensor) -> np.ndarray:
-        """(m, C) affinity-weighted means of the distributions of new points' k nearest training points.
+        """Return for new points, (m, d), the affinity-weighted mean distribution, (m, C), of their k nearest training points.
 
-        Uniform for a point without a positive affinity to any of them.
-
-        Args:
-            X: (m, d) features.
+        It is uniform for a point without a positive affinity to any of them.
         """
         check_is_fitted(self)
         queries = _tensor(X)
         if queries.dim() != 2 or queries.shape[1] != self.n_features_in_:
-            raise ValueError(f"X: expected shape (m, {self.n_features_in_}), received {tuple(queries.shape)}")
+            raise InputError(f"X: expected shape (m, {self.n_features_in_}), received {tuple(queries.shape)}")
         base = normalise_rows(self._features)
         backend = choose_backend(self.backend, base.device)
         queries = normalise_rows(queries.to(base.device))
@@ -142,7 +140,7 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         return torch.where(total > 0, mean, 1 / mean.shape[1]).numpy()
 
     def predict(self, X: np.ndarray | Tensor) -> np.ndarray:
-        """(m,) classes of new points: the largest of :meth:`predict_proba`."""
+        """Return the classes of new points, (m,): the largest of :meth:`predict_proba`."""
         return self.classes_[self.predict_proba(X).argmax(1)]
 
 
@@ -151,5 +149,5 @@ def _tensor(x: np.ndarray | Tensor) -> Tensor:
         return x
     array = np.asarray(x)
     if array.dtype.kind not in "fiub" or array.ndim != 2:
-        raise ValueError(f"X: expected numbers of shape (n, d), received {array.dtype} of shape {array.shape}")
+        raise InputError(f"X: expected numbers of shape (n, d), received {array.dtype} of shape {array.shape}")
     return torch.from_numpy(np.ascontiguousarray(array))

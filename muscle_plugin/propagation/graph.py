@@ -27,6 +27,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from muscle_plugin.errors import InputError
+
 BACKENDS = ("auto", "faiss", "torch")
 NEIGHBOURS = ("auto", "exact", "approximate")
 BLOCK = 1 << 16  # rows handled at a time where a temporary of all rows would cost memory
@@ -44,36 +46,36 @@ def _faiss() -> ModuleType | None:
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
-    """ "faiss" or "torch"; "auto" is "faiss" for CPU tensors where faiss can be imported.
+    """Return "faiss" or "torch"; "auto" is "faiss" for CPU tensors where faiss can be imported.
 
     Raises:
-        ValueError: an unknown backend, or "faiss" for tensors that are not on the CPU.
+        InputError: an unknown backend, or "faiss" for tensors that are not on the CPU.
         ImportError: "faiss" where it is not installed.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, received {backend!r}")
+        raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, received {backend!r}")
     if backend == "auto":
         return "faiss" if device.type == "cpu" and _faiss() is not None else "torch"
     if backend == "faiss" and device.type != "cpu":
-        raise ValueError(f"backend: 'faiss' expects CPU tensors, received features on {device}")
+        raise InputError(f"backend: 'faiss' expects CPU tensors, received features on {device}")
     if backend == "faiss" and _faiss() is None:
         raise ImportError("backend 'faiss' needs faiss: pip install faiss-cpu")
     return backend
 
 
 def normalise_rows(features: Tensor) -> Tensor:
-    """Rows divided by their Euclidean length, as a new float32 tensor; rows of zeros stay zero.
+    """Divide rows by their Euclidean length, into a new float32 tensor; rows of zeros stay zero.
 
-    Each row is first divided by its largest entry, so neither huge nor tiny features overflow or vanish when squared.
+    Each row is first divided by its largest entry, so that squares of huge or tiny features neither overflow nor vanish.
 
     Args:
         features: (n, d) of any real dtype.
 
     Raises:
-        ValueError: not of shape (n, d) with n, d >= 1, or entries that are NaN or infinite.
+        InputError: not of shape (n, d) with n, d >= 1, or entries that are NaN or infinite.
     """
     if features.dim() != 2 or 0 in features.shape:
-        raise ValueError(f"features: expected shape (n, d) with n, d >= 1, received {tuple(features.shape)}")
+        raise InputError(f"features: expected shape (n, d) with n, d >= 1, received {tuple(features.shape)}")
     unit = torch.empty(features.shape, dtype=torch.float32, device=features.device)
     bad = 0
     for source, target in zip(features.split(BLOCK), unit.split(BLOCK), strict=True):
@@ -84,12 +86,12 @@ def normalise_rows(features: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(target, dim=1, keepdim=True)
         target.div_(torch.where(length > 0, length, 1))
     if bad:
-        raise ValueError(f"features: expected finite numbers, received NaN or infinity in {bad} of {len(unit)} rows")
+        raise InputError(f"features: expected finite numbers, received NaN or infinity in {bad} of {len(unit)} rows")
     return unit
 
 
 def search(base: Tensor, queries: Tensor, k: int, backend: str) -> tuple[Tensor, Tensor]:
-    """The ``k`` rows of ``base`` with the largest inner product with each query, best first.
+    """Find the ``k`` rows of ``base`` with the largest inner product with each query, best first.
 
     Args:
         base: (n, d) float32.
@@ -138,7 +140,7 @@ def nearest_neighbours(
     backend: str = "auto",
     seed: int = 0,
 ) -> NearestNeighbours:
-    """Each row's k nearest other rows by inner product.
+    """Find each row's k nearest other rows by inner product.
 
     "approximate" is an inverted file: k-means puts the rows into 2 sqrt(n) lists, and a row is compared with those of
     the ``probes`` lists whose centres are nearest to it (faiss) or to the centre of its own list (torch).
@@ -153,12 +155,12 @@ def nearest_neighbours(
         seed: of the clustering.
 
     Raises:
-        ValueError: a setting outside its range.
+        InputError: a setting outside its range.
     """
     if method not in NEIGHBOURS:
-        raise ValueError(f"neighbours: expected one of {', '.join(NEIGHBOURS)}, received {method!r}")
+        raise InputError(f"neighbours: expected one of {', '.join(NEIGHBOURS)}, received {method!r}")
     if k < 1 or probes < 1:
-        raise ValueError(f"k, probes: expected at least 1, received {k}, {probes}")
+        raise InputError(f"k, probes: expected at least 1, received {k}, {probes}")
     backend = choose_backend(backend, unit.device)
     n = len(unit)
     k = min(k, n - 1)
@@ -181,7 +183,7 @@ def nearest_neighbours(
 
 
 def _without_self(similarity: Tensor, index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Drops the row itself, or, where more than k duplicates have crowded it out, the last of them."""
+    """Drop the row itself or, where more than k duplicates have crowded it out, the last of them."""
     last = index.shape[1] - 1
     itself = index == rows[:, None]
     place = torch.where(itself.any(1), itself.int().argmax(1), last)
@@ -208,7 +210,7 @@ def _inverted_file(unit: Tensor, k: int, probes: int, seed: int) -> Found:
 
 
 def _list_by_list(unit: Tensor, k: int, probes: int, seed: int) -> Found:
-    """Compares the rows of a list with those of the lists nearest to its centre, in one matrix product."""
+    """Compare the rows of a list with those of the lists nearest to its centre, in one matrix product."""
     lists = _lists(len(unit))
     centres = _spherical_k_means(unit, lists, seed)
     assigned = _nearest_centre(unit, centres)
@@ -235,7 +237,7 @@ def _nearest_centre(unit: Tensor, centres: Tensor) -> Tensor:
 
 
 def locality_order(unit: Tensor, seed: int = 0) -> Tensor:
-    """(n,) int64 permutation that puts similar rows side by side: sorted by the nearest of about sqrt(n) / 2 rows.
+    """Return a permutation, (n,) int64, that puts similar rows side by side: sorted by the nearest of about sqrt(n) / 2 rows.
 
     Neighbours then lie close in memory, and a product with the graph of clustered rows takes a third to a half of the
     time that it takes with rows in random order (two cores, n = 50,000).
@@ -268,7 +270,7 @@ class AffinityGraph:
     Attributes:
         offsets: (n + 1,) int32.
         columns: (nnz,) int32.
-        values: (nnz,) float32 (float64 from :meth:`double`).
+        values: (nnz,) float32.
         isolated: points without an affinity to any other.
     """
 
@@ -285,12 +287,9 @@ class AffinityGraph:
             self.columns, x, self.offsets, mode="sum", per_sample_weights=self.values, include_last_offset=True
         )
 
-    def double(self) -> AffinityGraph:
-        return AffinityGraph(self.offsets, self.columns, self.values.double(), self.isolated)
-
 
 def affinity_graph(neighbours: NearestNeighbours, gamma: float = 3.0, *, backend: str = "auto") -> AffinityGraph:
-    """S of the paper's section 4.1 from nearest neighbours, whose ``similarity`` is overwritten.
+    """Build S of the paper's section 4.1 from nearest neighbours, whose ``similarity`` is overwritten.
 
     Args:
         neighbours: of :func:`nearest_neighbours`.
@@ -298,18 +297,17 @@ def affinity_graph(neighbours: NearestNeighbours, gamma: float = 3.0, *, backend
         backend: "faiss" (here: SciPy on the CPU), "torch" or "auto".
 
     Raises:
-        ValueError: gamma not above 0.
+        InputError: gamma not above 0.
     """
     if not gamma > 0:
-        raise ValueError(f"gamma: expected a number above 0, received {gamma}")
+        raise InputError(f"gamma: expected a number above 0, received {gamma}")
     values, index = neighbours.similarity, neighbours.index
     values.clamp_(min=0).pow_(gamma)
     degree = values.sum(1, dtype=torch.float64)
     degree.index_add_(0, index.view(-1), values.view(-1).double())
     scale = torch.where(degree > 0, degree, 1).rsqrt().float()
-    values.mul_(scale[:, None]).mul_(
-        scale.index_select(0, index.view(-1)).view_as(values)
-    )  # D^-1/2 A D^-1/2: adding its transpose gives S
+    # D^-1/2 A D^-1/2: adding its transpose gives S
+    values.mul_(scale[:, None]).mul_(scale.index_select(0, index.view(-1)).view_as(values))
     isolated = int((degree == 0).sum())
     if choose_backend(backend, values.device) == "faiss":
         offsets, columns, merged = _add_transpose_scipy(values.numpy(), index.numpy())

@@ -1,9 +1,9 @@
-"""What USB can train, read from its source without importing it.
+"""The algorithms that can be trained. USB's are read from its source without importing it.
 
-Importing ``semilearn`` takes over six seconds; a command line that only prints help or rejects a setting must not pay
-that. The names, views and settings of USB's algorithms are therefore taken from the syntax tree of the installed
-package: the decorator ``@ALGORITHMS.register("name")`` (or ``ALGORITHMS["name"] = Class``), the parameters of
-``train_step`` and the literals of ``get_argument``. A test compares the result with the live registry.
+Importing ``semilearn`` takes over six seconds, too long for a command line that prints help or refuses a setting. Names,
+views and settings of USB's algorithms are therefore taken from the syntax tree of the installed package: the decorator
+``@ALGORITHMS.register("name")`` (or ``ALGORITHMS["name"] = Class``), the parameters of ``train_step`` and the literals of
+``get_argument``. A test compares the result with the live registry.
 """
 
 from __future__ import annotations
@@ -137,18 +137,5 @@ def muscle_algorithms() -> dict[str, Algorithm]:
 
 
 def all_algorithms() -> dict[str, Algorithm]:
-    """Everything that can be trained, by name."""
+    """Every algorithm that can be trained, by name."""
     return base_algorithms() | muscle_algorithms()
-
-
-__all__ = [
-    "NOT_HOSTED",
-    "PLUGIN_ALGORITHMS",
-    "Algorithm",
-    "Argument",
-    "CatalogueError",
-    "all_algorithms",
-    "base_algorithms",
-    "muscle_algorithms",
-    "usb_algorithms",
-]

@@ -19,14 +19,14 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Images:
-    """What a data set's function returns. Any object with these attributes will do.
+    """What the function of a data set returns; any object with these attributes will do.
 
     Attributes:
-        images: (N, C, H, W) uint8, an array or a tensor; or a list of N image files (relative ones: below ``data_dir``),
-            which are decoded as RGB and resized.
-        labels: (N,) whole numbers, 0 to the number of classes - 1; -1: none.
-        test: (N,) bool, or the positions of the images that are for testing; none may be.
-        classes: their names, in the order of the labels.
+        images: (N, C, H, W) uint8, an array or a tensor; or a list of N image files (relative paths start at
+            ``data_dir``), which are decoded as RGB and resized.
+        labels: (N,) whole numbers from 0 to C - 1; -1 for no label.
+        test: (N,) bool, or the positions of the test images; may be empty.
+        classes: names of the C classes, in the order of the labels.
     """
 
     images: Any
@@ -37,7 +37,7 @@ class Images:
 
 @dataclass(frozen=True)
 class PluginDataset:
-    """A registered data set: the function that reads it, channels of its images, and where it was defined."""
+    """A registered data set: the function that reads it, the channels of its images, and the file that defines it."""
 
     read: Callable[[Any], Any]
     channels: int
@@ -46,7 +46,7 @@ class PluginDataset:
 
 @dataclass(frozen=True)
 class PluginNet:
-    """A registered net: the function that builds it, and where it was defined."""
+    """A registered net: the function that builds it, and the file that defines it."""
 
     build: Callable[..., Any]
     place: str
@@ -57,13 +57,13 @@ PLUGIN_DATASETS: dict[str, PluginDataset] = {}
 PLUGIN_NETS: dict[str, PluginNet] = {}
 
 
-def place_of(thing: Any) -> str:
-    """The file that defines a function or class, or its module's name."""
+def place_of(thing: object) -> str:
+    """The file that defines a function or class, or the name of its module."""
     module = getattr(thing, "__module__", None) or "?"
     return str(getattr(sys.modules.get(module), "__file__", None) or module)
 
 
-def _check_name(kind: str, name: Any, thing: Any) -> None:
+def _check_name(kind: str, name: object, thing: object) -> None:
     if not callable(thing):
         raise PluginError(f"{kind} {name!r}: a function is expected, got {type(thing).__name__}")
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -72,8 +72,8 @@ def _check_name(kind: str, name: Any, thing: Any) -> None:
         )
 
 
-def _redefines(old: str, thing: Any) -> bool:
-    """Whether a cell of a notebook is run again."""
+def _redefines(old: str, thing: object) -> bool:
+    """Whether a notebook cell is run again."""
     return place_of(thing) == old == "__main__"
 
 
@@ -87,17 +87,17 @@ def dataset(
     weak_augment: str = "crop_flip",
     hard_augment: str = "randaugment",
 ) -> Callable[[F], F]:
-    """Decorator: ``--dataset <name>`` is what the function returns, an :class:`Images`.
+    """Decorator of a function that returns the :class:`Images` of ``--dataset <name>``.
 
     The function is called with one argument, whose attributes are ``data_dir`` (a ``Path``), ``img_size`` (pixels) and
     ``seed`` (of ``split_seed``); it need not use them.
 
     Args:
-        img_size: side in pixels to which images are resized, if ``--img_size`` asks for no other.
+        img_size: default of ``--img_size``: side in pixels to which images are resized.
         channels: of the images, 1 or 3.
-        num_classes: if it is given, settings that do not fit it are refused before the data is read.
-        num_labels: labelled images, if ``--num_labels`` asks for no other; None: every label there is.
-        weak_augment, hard_augment: names of augmentations, if the settings of these names ask for no others.
+        num_classes: if given, settings that do not fit it are refused before the data is read.
+        num_labels: default of ``--num_labels``; None: every label there is.
+        weak_augment, hard_augment: defaults of the settings of these names.
 
     Raises:
         PluginError: there is a data set of this name, or a value is out of range.
@@ -129,7 +129,7 @@ def dataset(
 
 
 def net(name: str) -> Callable[[F], F]:
-    """Decorator: ``--net <name>`` is what the function builds.
+    """Decorator of a function that builds the net of ``--net <name>``.
 
     It is called with those of ``num_classes``, ``channels`` and ``img_size`` that it has parameters for, and returns an
     ``nn.Module`` that takes (N, channels, img_size, img_size) images and either

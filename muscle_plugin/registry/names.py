@@ -1,22 +1,21 @@
-"""Names and facts of data sets and nets, without importing what loads them."""
+"""Names and facts of data sets, nets and views, without importing what loads them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a configuration must know of a data set before it is loaded.
+    """Facts of a data set that are known before it is loaded, and its defaults of the settings of these names.
 
     Attributes:
         num_classes: C; None: known once its files are read.
-        img_size: side to which images are resized, if no other is asked for.
+        img_size: side in pixels to which images are resized.
         channels: of an image.
-        num_labels: labelled images, if no other number is asked for; None: every label there is.
+        num_labels: labelled images; None: every label there is.
         subclasses: subclasses per class (CIFAR-20); 1: none.
-        sequestered: subclasses per class that give no labels, if no other number is asked for.
+        sequestered: subclasses per class that give no labels.
         weak_augment, hard_augment: names of augmentations.
     """
 
@@ -30,15 +29,8 @@ class DatasetInfo:
     hard_augment: str = "randaugment"
 
     def label_groups(self, sequestered: int) -> int | None:
-        """Groups of images that share the labels equally: classes, or the subclasses that give labels."""
+        """The number of groups that share the labels equally: classes, or the subclasses that give labels."""
         return None if self.num_classes is None else self.num_classes * (self.subclasses - sequestered)
-
-    def defaults(self, settings: Any) -> dict[str, Any]:
-        """The data set's values of those settings that ``settings`` leaves open (None)."""
-        names = ["img_size", "sequestered", "weak_augment", "hard_augment"]
-        if not settings.split_file:  # which says how many images are labelled
-            names.append("num_labels")
-        return {n: getattr(self, n) for n in names if getattr(settings, n) is None}
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -57,3 +49,9 @@ DATASETS: dict[str, DatasetInfo] = {
 #: This package's own nets, and how the name of a net of timm begins.
 NETS = ("small_cnn", "cnn13", "resnet18_84")
 TIMM = "timm:"
+
+#: What a ``train_step`` may ask for: views, then labels and indices, then rotations (:mod:`muscle_plugin.data.views`).
+STEP_PARAMETERS = (
+    "x_lb", "x_lb_w2", "x_lb_s", "x_ulb_w", "x_ulb_w2", "x_ulb_m", "x_ulb_s", "x_ulb_s_0", "x_ulb_s_1", "x_ulb_s_2",
+    "idx_lb", "idx_ulb", "y_lb", "x_ulb_s_0_rot", "x_ulb_rot", "rot_v",
+)  # fmt: skip

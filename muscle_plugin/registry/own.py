@@ -1,7 +1,4 @@
-"""The algorithms of this package, by name: classes in USB's form, hosted and composed with MUSCLE as USB's are.
-
-Their settings and views stand in a table that is read without importing torch; the classes are found when they are built.
-"""
+"""The algorithms of this package, by name, with their settings and views; their classes are in ``algorithms/``."""
 
 from __future__ import annotations
 
@@ -68,7 +65,7 @@ def stage_1_epochs(lp_start: float, epochs: int) -> int:
 
 
 def usb_arguments(name: str) -> list[Any]:
-    """The settings of one of these algorithms as USB's ``get_argument`` returns them."""
+    """The settings of one of these algorithms, as USB's ``get_argument`` returns them."""
     from muscle_plugin.usb.names import SSL_Argument, str2bool
 
     return [

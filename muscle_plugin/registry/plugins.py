@@ -1,7 +1,7 @@
 """Finds and imports the plugins that a user names; see :mod:`muscle_plugin.registry.extension`.
 
-Importing runs code, so it happens only for what the command line, or the caller of a function, names: a file of settings
-can say which plugins it wants, but cannot have them imported (SECURITY.md). Neither torch nor USB is loaded before a plugin is.
+Importing runs code, so only the command line, or the caller of a function, can name what is imported: a file of settings
+may say which plugins it wants, but cannot have them run (SECURITY.md). Torch and USB are loaded with the first plugin.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ import io
 import os
 import re
 import sys
-import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from muscle_plugin.errors import CatalogueError, PluginError
-from muscle_plugin.registry.catalogue import MUSCLE, NOT_HOSTED, PLUGIN_ALGORITHMS, Algorithm, Argument, base_algorithms
+from muscle_plugin.errors import PluginError
+from muscle_plugin.registry.catalogue import MUSCLE, NOT_HOSTED, PLUGIN_ALGORITHMS, base_algorithms
 from muscle_plugin.registry.extension import NAME, PLUGIN_DATASETS, PLUGIN_NETS, place_of
-from muscle_plugin.registry.names import DATASETS
-from muscle_plugin.text import first_line, shown
+from muscle_plugin.registry.names import DATASETS, STEP_PARAMETERS
+from muscle_plugin.registry.own import Algorithm, Argument
+from muscle_plugin.text import fault_in, first_line, shown
 
 MOST_PLUGINS = 64
 _MOST_CHARACTERS = 4096  # of a path
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-#: Types of an algorithm's arguments. USB's for a truth value is a function, which is known by its name.
+#: Types of an algorithm's arguments, by name: USB's for a truth value is a function.
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "str2bool": bool}
-#: Plugins that were loaded, as :func:`located` gives them.
+#: Plugins that were loaded, as :func:`located` returns them.
 _loaded: set[str] = set()
+#: Called after a plugin was loaded, by what has to make its algorithms known elsewhere.
+after_loading: list[Callable[[], None]] = []
 
 
 # ---------------------------------------------------------------------------------------------------------------- names
 
 
-def located(value: Any, folder: str | Path) -> tuple[str, ...]:
-    """Plugins as a setting names them, a list or a text with commas: files as absolute paths, modules as they are.
+def located(value: object, folder: str | Path) -> tuple[str, ...]:
+    """The plugins of a setting, a list or a text with commas: files as absolute paths, modules as they are.
 
     Args:
-        folder: what relative paths are relative to.
+        folder: base of relative paths.
 
     Raises:
-        PluginError: it is neither, or one is neither a file's nor a module's name.
+        PluginError: not such a value, or one names neither a file nor a module.
     """
     if value is None:
         return ()
@@ -92,43 +93,42 @@ def fingerprints(plugins: Iterable[str]) -> dict[str, str | None]:
 # --------------------------------------------------------------------------------------------------------------- loading
 
 
-def load_all(plugins: Iterable[str]) -> None:
-    """Import plugins that :func:`located` gave, in this order, and make known what they register.
+def load_all(plugins: Iterable[str], reserved: Collection[str] = ()) -> None:
+    """Import plugins that :func:`located` returned, in this order, and make known what they register.
+
+    Args:
+        reserved: names of settings that no algorithm may declare.
 
     Raises:
         PluginError: there is no such plugin, importing it fails, or what it registers cannot be used.
+        CatalogueError: USB is not installed.
     """
     for word in plugins:
         if word not in _loaded:
-            _load(word)
+            _load(word, reserved)
             _loaded.add(word)
 
 
-def _load(word: str) -> None:
+def _load(word: str, reserved: Collection[str]) -> None:
     _refuse_absent(word)
-    try:
-        known = {**base_algorithms(), **dict.fromkeys(NOT_HOSTED)}
-    except CatalogueError as e:
-        raise PluginError(str(e)) from None
-    # first, since on some versions of USB nothing but this module can import it
-    from muscle_plugin.usb.names import ALGORITHMS
+    known = {**base_algorithms(), **dict.fromkeys(NOT_HOSTED)}
+    # loads torch, and USB: some versions cannot be imported by anything but this module
+    from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase
 
     before = {n: ALGORITHMS[n] for n in ALGORITHMS.keys()}  # noqa: SIM118  not a dict
-    tables = (PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
-    kept = [dict(t) for t in tables]  # type: ignore[call-overload]
+    tables: tuple[dict[str, Any], ...] = (PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
+    kept = [dict(t) for t in tables]
     try:
         _import(word)
-        _adopt(word, known, before)
+        for name in _registered_by(word, ALGORITHMS, before, known):
+            PLUGIN_ALGORITHMS[name] = _entry(name, ALGORITHMS[name], AlgorithmBase, reserved)
     except BaseException:
         for table, content in zip(tables, kept, strict=True):
-            table.clear()  # type: ignore[attr-defined]
-            table.update(content)  # type: ignore[attr-defined]
+            table.clear()
+            table.update(content)
         raise
-    from muscle_plugin.settings.schema import settings_model
-
-    settings_model.cache_clear()  # it may hold one of an earlier class
-    if (register := sys.modules.get("muscle_plugin.register")) is not None:
-        register.register_all()
+    for tell in after_loading:
+        tell()
 
 
 def _refuse_absent(word: str) -> None:
@@ -160,7 +160,7 @@ def _import(word: str) -> None:
 
 @contextlib.contextmanager
 def _without_remarks() -> Iterator[None]:
-    """USB's registry prints that it has a name already, which is refused here in words of our own; all else is printed."""
+    """Print all but USB's remark that its registry has a name already, which is refused here by an error."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -171,7 +171,7 @@ def _without_remarks() -> Iterator[None]:
                 print(line)
 
 
-def _import_file(path: str) -> ModuleType:
+def _import_file(path: str) -> None:
     """Import a file under a name that no other module has."""
     name = f"_muscle_plugin_of_{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -184,69 +184,54 @@ def _import_file(path: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
-    return module
-
-
-def fault_in(error: BaseException, file: str | None, what: str) -> str:
-    """An exception out of a plugin's code as one line: ``what``, the line of the file if it can be told, and the message."""
-    if isinstance(error, SyntaxError):
-        number = error.lineno if error.filename == file else None
-        message = f"SyntaxError: {error.msg}"
-    else:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        number = lines[-1] if lines else None
-        said = first_line(error)
-        message = type(error).__name__ + (f": {said}" if said != type(error).__name__ else "")
-    return what + (f" line {number}: " if number else ": ") + message
 
 
 # ------------------------------------------------------------------------------------------------------------ algorithms
 
 
-def _adopt(word: str, known: Collection[str], before: Mapping[str, Any]) -> None:
-    """Enter what a plugin put into USB's registry into the catalogue.
+def _registered_by(
+    word: str, registry: MutableMapping[str, Any], before: Mapping[str, Any], known: Collection[str]
+) -> list[str]:
+    """The names under which a plugin registered algorithms; also those of a module that was imported earlier.
 
     Args:
-        word: the plugin; what a module registered when it was imported earlier counts too.
-        known: names that are taken.
+        registry: USB's, as it is now.
         before: the registry before the import.
-    """
-    from muscle_plugin.usb.names import ALGORITHMS
+        known: names that are taken.
 
-    for name in list(ALGORITHMS.keys()):
-        cls = ALGORITHMS[name]
+    Raises:
+        PluginError: it took a name that is taken, which is undone.
+    """
+    found = []
+    for name in list(registry.keys()):
+        cls = registry[name]
         module = str(getattr(cls, "__module__", ""))
         if cls is before.get(name) and (name in known or not f"{module}.".startswith(f"{word}.")):
             continue
         if name in known:
             if name in before:
                 with _without_remarks():
-                    ALGORITHMS[name] = before[name]
+                    registry[name] = before[name]
             owner = PLUGIN_ALGORITHMS[name].class_name if name in PLUGIN_ALGORITHMS else "USB or this package"
             raise PluginError(f"{place_of(cls)}: algorithm {name!r}: {owner} has one of this name; take another")
-        PLUGIN_ALGORITHMS[name] = _entry(name, cls)
+        found.append(name)
+    return found
 
 
-def _entry(name: Any, cls: Any) -> Algorithm:
-    """The catalogue's entry of a plugin's class.
+def _entry(name: object, cls: object, base: Any, reserved: Collection[str]) -> Algorithm:
+    """The registry entry of a plugin's class, which must inherit from ``base``.
 
     Raises:
         PluginError: it cannot be hosted.
     """
-    from muscle_plugin.data.views import views_of
-    from muscle_plugin.errors import DataError
-    from muscle_plugin.training import Host
-    from muscle_plugin.usb.names import AlgorithmBase
-
     what = f"{place_of(cls)}: algorithm {name!r}"
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PluginError(f"{what}: a name has letters, digits and _, and begins with a letter")
     if name == MUSCLE or name.startswith(MUSCLE + "_"):
         raise PluginError(f"{what}: muscle_<name> is made of every algorithm by itself; take a name without it")
-    base: Any = AlgorithmBase
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise PluginError(f"{what}: a class that inherits from semilearn's AlgorithmBase is expected, got {shown(cls)}")
-    if issubclass(cls, Host):
+    if hasattr(cls, "usb_name"):  # of Host alone
         raise PluginError(
             f"{what}: {cls.__name__} inherits from Host, which is put in front of it by itself; leave it out"
         )
@@ -257,18 +242,17 @@ def _entry(name: Any, cls: Any) -> Algorithm:
     for p in parameters:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
             raise PluginError(f"{what}: train_step must name the views that it takes one by one, but has {p}")
+        if p.name not in STEP_PARAMETERS:
+            known = ", ".join(STEP_PARAMETERS)
+            raise PluginError(
+                f"{what}: its train_step asks for {p.name!r}, a view this package does not make; known: {known}"
+            )
     views = tuple(p.name for p in parameters)
-    try:
-        views_of(views, name)
-    except DataError as e:
-        raise PluginError(f"{what}: {str(e).removeprefix(f'{name}: ')}") from None
-    return Algorithm(name, f"{cls.__name__} of {place_of(cls)}", views, _arguments(what, cls))
+    return Algorithm(name, f"{cls.__name__} of {place_of(cls)}", views, _arguments(what, cls, reserved))
 
 
-def _arguments(what: str, cls: Any) -> tuple[Argument, ...]:
+def _arguments(what: str, cls: Any, reserved: Collection[str]) -> tuple[Argument, ...]:
     """What the class's ``get_argument`` declares."""
-    from muscle_plugin.settings.schema import MuscleSettings
-
     try:
         declared = list(cls.get_argument())
     except Exception as e:
@@ -283,7 +267,7 @@ def _arguments(what: str, cls: Any) -> tuple[Argument, ...]:
             ) from None
         if not NAME.fullmatch(name):
             raise PluginError(f"{what}: get_argument: --{shown(name)}: a setting has letters, digits and _")
-        if name in MuscleSettings.model_fields:
+        if name in reserved:
             raise PluginError(f"{what}: get_argument: --{name} is a setting of MUSCLE; take another name")
         if kind not in _TYPES:
             raise PluginError(

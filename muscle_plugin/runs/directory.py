@@ -1,60 +1,80 @@
-"""What lies in a run's directory, and whether a run may begin or go on there. Nothing here imports torch."""
+"""The run directory: what it holds, whether a run may start or resume there, and the lock on it. Imports no torch."""
 
 from __future__ import annotations
 
-from muscle_plugin.errors import RunError
-
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
-from muscle_plugin.errors import ConfigError
+from typing import TextIO
+
+from muscle_plugin.errors import ConfigError, DamagedError, Interrupted, RunError
+from muscle_plugin.files import finish_move, read_json, read_whole, remove_parts, write_json, write_text
+from muscle_plugin.run_files import (
+    BEST,
+    CONFIG_FILE,
+    FAILURE_FILE,
+    LATEST,
+    SPLIT_FILE,
+    earlier_checkpoints,
+    saved_checkpoints,
+)
 from muscle_plugin.settings.resolve import Resolved, began_otherwise, differing_settings
-from muscle_plugin.files import read_json
-from muscle_plugin.run_files import CONFIG_FILE, FAILURE_FILE, LATEST, SPLIT_FILE, saved_checkpoints
+
+#: Locks of this process. A forked child (a loader's worker) must not keep them when this process is killed.
+_held: set[TextIO] = set()
 
 
-
-#: Locks that this process holds. A child that is forked (a loader's worker) must not keep them when this process is killed.
-_held: set[Any] = set()
-
-
-def _let_go() -> None:
+def _release_all() -> None:
     for lock in _held:
         lock.close()
     _held.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_release_all)
+
+
+def run_directory(resolved: Resolved) -> Path:
+    """The directory of a run, whether or not it exists."""
+    return Path(resolved.settings.save_dir) / resolved.settings.save_name
+
+
+@contextlib.contextmanager
+def _creating(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as e:  # RuntimeError: a link to itself
+        raise RunError(f"{run_dir}: cannot be created: {getattr(e, 'strerror', e)}") from None
 
 
 @contextlib.contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run for this process: another one that wants it is refused. The lock ends with the process, however."""
+    """Hold the run for this process, whatever links name it; the lock ends with the process, even a killed one.
+
+    Raises:
+        RunError: another process holds it, or it cannot be created.
+    """
     try:
         import fcntl
     except ImportError:  # not on this system
         yield
         return
-    try:
-        place = run_dir.resolve()  # by whatever links it was named
+    with _creating(run_dir):
+        place = run_dir.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
-        # a link that lies there is not followed: what it leads to is not ours
-        lock = os.fdopen(
-            os.open(place.parent / f".{place.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+"
-        )
-    except OSError as e:
-        raise RunError(f"{run_dir}: cannot be created: {e.strerror}") from None
-    except RuntimeError as e:  # a link that leads to itself
-        raise RunError(f"{run_dir}: cannot be created: {e}") from None
+        # a link there is not followed: its target is not ours
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        lock = os.fdopen(os.open(place.parent / f".{place.name}.lock", flags, 0o666), "r+")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(
-                f"{run_dir} is being written by another process; wait for it, or give another --save_name"
+                f"{run_dir} is being written by another process; wait for it, or choose another --save_name"
             ) from None
         _held.add(lock)
         try:
@@ -63,11 +83,14 @@ def run_lock(run_dir: Path) -> Iterator[None]:
             _held.discard(lock)
 
 
+# ------------------------------------------------------------------------------------------- whether a run may go there
+
+
 def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
-    """The checkpoints from which these settings have a run go on, the newest first; none: it begins. Nothing is changed.
+    """The checkpoints to resume from, newest first; empty for a new run. Changes nothing.
 
     Raises:
-        RunError: it may do neither.
+        RunError: the run may neither start nor resume.
     """
     settings = resolved.settings
     latest = Path(settings.load_path) if settings.load_path else run_dir / LATEST
@@ -77,25 +100,26 @@ def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
         return checkpoints
     kept = is_worth_keeping(run_dir)
     if settings.resume == "yes":
-        start = (
-            f"--overwrite in place of --resume deletes {run_dir} and starts"
-            if kept and not settings.load_path
-            else "leave out --resume to start"
-        )
-        raise RunError(f"{latest}: no checkpoint to resume from; {start} this run")
-    if kept and not settings.overwrite and settings.resume != "auto":
+        start = "leave out --resume to start this run"
+        if kept and not settings.load_path:
+            start = f"--overwrite in place of --resume deletes {run_dir} and starts this run"
+        raise RunError(f"{latest}: no checkpoint to resume from; {start}")
+    if kept and settings.overwrite:
+        if not (run_dir / CONFIG_FILE).is_file():
+            raise RunError(
+                f"{run_dir} is not a run directory (it has no {CONFIG_FILE}), so --overwrite leaves it alone"
+            )
+        if run_dir.is_symlink():
+            raise RunError(f"{run_dir} is a link, so --overwrite leaves it alone; name {run_dir.resolve()} itself")
+    elif kept and settings.resume != "auto":
         raise RunError(
             f"{run_dir} already holds {_describe(run_dir, checkpoints)}--overwrite deletes it, another --save_name keeps both"
         )
-    if kept and settings.overwrite and not (run_dir / CONFIG_FILE).is_file():
-        raise RunError(f"{run_dir} is not a run directory (it has no {CONFIG_FILE}), so --overwrite leaves it alone")
-    if kept and settings.overwrite and run_dir.is_symlink():
-        raise RunError(f"{run_dir} is a link, so --overwrite leaves it alone; name {run_dir.resolve()} itself")
     return []
 
 
 def is_worth_keeping(run_dir: Path) -> bool:
-    """Whether something is there, other than a run of ours that ended before its first checkpoint."""
+    """Whether it holds anything but a run of ours that ended before its first checkpoint."""
     if not run_dir.is_dir() or not any(run_dir.iterdir()):
         return False
     without_checkpoint = {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE, "log.txt", "environment.json", "metrics.jsonl"}
@@ -104,28 +128,27 @@ def is_worth_keeping(run_dir: Path) -> bool:
 
 
 def _steps_of(run_dir: Path) -> int:
-    """Steps that a run's result counts; a run whose checkpoints were deleted still has them."""
+    """Steps that the result counts, also of a run whose checkpoints were deleted."""
     try:
         return int(read_json(run_dir / "result.json")["steps"])
     except FileNotFoundError:
         return 0
     except (OSError, ValueError, KeyError, TypeError):
-        return 1  # not to be read: better kept
+        return 1  # unreadable: better kept
 
 
 def _describe(run_dir: Path, checkpoints: Sequence[Path]) -> str:
-    """What is in a folder, and how it goes on if it can: the beginning of a list of ways out."""
-    goes_on = "; --resume goes on with it, " if checkpoints else "; "
+    """What a folder holds, and whether it can be resumed: the beginning of a list of ways out."""
+    resume = "; --resume continues it, " if checkpoints else "; "
     try:
         result = read_json(run_dir / "result.json")
         steps = f"(step {result['steps']} of {result['num_train_iter']})"
-        return f"a finished run {steps}; " if result["complete"] else f"a cut-off run {steps}{goes_on}"
+        return f"a finished run {steps}; " if result["complete"] else f"an unfinished run {steps}{resume}"
     except (OSError, ValueError, KeyError):
-        return f"files{goes_on}"
+        return f"files{resume}"
 
 
 def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
-    """A run goes on with the settings it began with, but for those that change no result."""
     if not saved_file.is_file():
         return
     try:
@@ -133,4 +156,99 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
     except ConfigError as e:
         raise RunError(f"{saved_file}: the settings of the run to resume cannot be read: {e}") from None
     if differing:
-        raise RunError(f"{saved_file.parent}: {began_otherwise(differing)}. Give it another --save_name or --save_dir")
+        raise RunError(f"{saved_file.parent}: {began_otherwise(differing)}. Choose another --save_name or --save_dir")
+
+
+# ------------------------------------------------------------------------------------------------------------- its files
+
+
+@contextlib.contextmanager
+def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
+    """Lock a run directory and make it ready: partial files are removed, settings written. Deletes only with ``overwrite``.
+
+    Yields:
+        The checkpoints to resume from, newest first; none for a new run.
+
+    Raises:
+        RunError, WriteError, OSError: the run may not start or resume there.
+    """
+    settings = resolved.settings
+    with run_lock(run_dir):
+        finish_move(run_dir / LATEST, earlier_checkpoints(run_dir, settings.keep_checkpoints - 1))
+        checkpoints = checkpoints_or_refusal(run_dir, resolved)
+        if settings.overwrite and not checkpoints and is_worth_keeping(run_dir):
+            shutil.rmtree(run_dir)
+        with _creating(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+        _refuse_links(run_dir)
+        remove_parts(run_dir)
+        (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+        write_text(run_dir / CONFIG_FILE, resolved.to_yaml(leave_out=("resume", "overwrite", "load_path")))
+        yield checkpoints
+
+
+def _refuse_links(run_dir: Path) -> None:
+    """Refuse to append to files elsewhere: whoever made the folder may have chosen them."""
+    for name in ("log.txt", "metrics.jsonl", "tensorboard"):
+        path = run_dir / name
+        right = path.is_dir if name == "tensorboard" else path.is_file
+        if path.is_symlink() or (path.exists() and not right()):
+            kind = "a link" if path.is_symlink() else "no folder" if name == "tensorboard" else "no file"
+            raise RunError(f"{path}: is {kind}, and is not written to; delete it")
+
+
+def newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, str]]:
+    """Read the newest undamaged checkpoint.
+
+    Returns:
+        Its path, its content, and the faults of the newer ones.
+
+    Raises:
+        RunError: there is none.
+    """
+    damaged: dict[Path, str] = {}
+    for path in checkpoints:
+        try:
+            return path, read_whole(path), damaged
+        except DamagedError as e:
+            damaged[path] = str(e)
+        except OSError as e:
+            raise RunError(f"{path}: cannot be read: {e.strerror}") from None
+    best = checkpoints[0].parent / BEST
+    lost = f" ({best}, from which --init_from can start another run, would be deleted)" if best.is_file() else ""
+    raise RunError(
+        f"{'; '.join(damaged.values())}: no checkpoint to resume from is left; --overwrite starts the run anew{lost}"
+    )
+
+
+def set_aside(damaged: Mapping[Path, str], run_dir: Path, used: Path, step: int) -> str:
+    """Rename damaged checkpoints, so that they do not displace whole ones when the next is written.
+
+    Returns:
+        A note on why the run resumes from ``used``.
+    """
+    for path in damaged:
+        path.replace(path.with_suffix(".damaged"))
+    why = "; ".join(damaged.values()) or f"{run_dir / LATEST}: absent"
+    return f"{why}; resuming from step {step}, of {used.name}"
+
+
+@contextlib.contextmanager
+def failure_file(run_dir: Path, config: str | None) -> Iterator[dict[str, object]]:
+    """Write ``failure.json`` if the block fails.
+
+    Yields:
+        A mapping for what else the file is to hold.
+    """
+    more: dict[str, object] = {}
+    try:
+        yield more
+    except Interrupted:
+        raise
+    except Exception as e:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        text = "".join(traceback.format_exception(e))
+        failure = {"error": f"{type(e).__name__}: {e}", "at": now, "config": config, "traceback": text}
+        with contextlib.suppress(OSError):  # the fault may be the disk
+            write_json(run_dir / FAILURE_FILE, {**failure, **more, **getattr(e, "details", {})})
+        raise

@@ -1,79 +1,62 @@
-"""What a run was computed with: versions, git revision, device, command."""
+"""The environment of a run: versions, git revision, device, command."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import io
-import logging
-import logging.handlers
 import os
-import pickle
 import platform
 import re
-import shlex
-import shutil
 import subprocess
-import sys
-import traceback
-import warnings
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from functools import partial
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
 import torch
-from muscle_plugin import distributed
-from muscle_plugin.closest import did_you_mean
-from muscle_plugin.settings.resolve import Resolved
-from muscle_plugin.settings.schema import OF_ONES_OWN
-from muscle_plugin.errors import DataError
-from muscle_plugin.registry.names import DATASETS, NETS, TIMM
-from muscle_plugin.data.splits import read_split, write_split
-from muscle_plugin.data.views import check_shared_equally
-from muscle_plugin.registry.extension import PLUGIN_NETS
-from muscle_plugin.files import (finish_move, load_tensors, read_json, read_whole, remove_parts, write_json, write_text)
-from muscle_plugin.errors import DamagedError, WriteError
-from muscle_plugin.errors import CompileError
-from muscle_plugin.device import (choose_device)
-from muscle_plugin.errors import DeviceError
-from muscle_plugin.errors import NotFinite
-from muscle_plugin.training.host import (read_source, split_seed)
-from muscle_plugin.errors import Interrupted
-from muscle_plugin.memory import keep_freed_memory, memory_for
+
+from muscle_plugin.files import read_json, write_json
 from muscle_plugin.registry.plugins import fingerprints
-from muscle_plugin.runs.progress import Progress
-from muscle_plugin.runs.recorder import Recorder
-from muscle_plugin.run_files import (
-    BEST,
-    CONFIG_FILE,
-    FAILURE_FILE,
-    LATEST,
-    SPLIT_FILE,
-    earlier_checkpoints,
-    saved_checkpoints,
-)
-from muscle_plugin.runs.directory import (run_lock, checkpoints_or_refusal, is_worth_keeping)
-from muscle_plugin.errors import RunError
-from muscle_plugin.text import first_line, out_of_memory, shown
+from muscle_plugin.settings.resolve import Resolved
+from muscle_plugin.text import shown
+from muscle_plugin.training import Host
 from muscle_plugin.version import __version__
 
+PACKAGES = ("torch", "torchvision", "semilearn", "timm", "numpy", "scikit-learn")
+#: Entries that rounding, and so the last bits of the weights, depends on.
+_ROUNDING = ("torch", "gpu", "threads", "compile", "deterministic", "processes")
 
-def environment(algorithm: Any, command: Sequence[str]) -> dict[str, Any]:
-    """Versions, git revision, device and command of a run."""
-    names = ("torch", "torchvision", "semilearn", "timm", "numpy", "scikit-learn")
-    versions = {n: _version(n) for n in names}
-    gpu = torch.cuda.get_device_name(algorithm.device) if algorithm.device.type == "cuda" else None
+
+def record_environment(
+    path: Path, algorithm: Host, resolved: Resolved, command: Sequence[str], resumed: bool
+) -> list[str]:
+    """Write the environment of a new run, or append that of a resumed one to its list of continuations.
+
+    Returns:
+        Notes on what has changed since the run began.
+    """
+    now = environment(algorithm, resolved, command)
+    notes = changes(path, now) if resumed else []
+    first = now
+    if resumed:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            before = read_json(path)
+            first = {**before, "continuations": [*(before.get("continuations") or []), now]}
+    write_json(path, first)
+    return notes
+
+
+def environment(algorithm: Host, resolved: Resolved, command: Sequence[str]) -> dict[str, Any]:
+    """Collect what a run is computed with."""
+    settings, device = resolved.settings, algorithm.device
     return {
+        "config": resolved.name,
         "muscle_plugin": __version__,
         "git_revision": git_revision(),
         "python": platform.python_version(),
-        **versions,
-        "device": str(algorithm.device),
-        "gpu": gpu,
+        **{name: _version(name) for name in PACKAGES},
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "precision": algorithm.precision,
@@ -81,22 +64,14 @@ def environment(algorithm: Any, command: Sequence[str]) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in algorithm.model.parameters()),
         "command": [_from_here(word) for word in command],
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "plugins": fingerprints(settings.plugins),
+        "compile": settings.compile,
+        "deterministic": settings.deterministic,
     }
 
 
-def _from_here(word: str) -> str:
-    """A word of a command, its path relative to the working directory if it lies there: records are read on other machines."""
-    here = re.escape(os.path.join(os.getcwd(), ""))
-    return re.sub(rf"^(--[\w-]+=)?{here}(?=.)", r"\1", word)
-
-
-#: Of a run's environment: what the rounding of its numbers depends on, and so its weights.
-_ROUNDING = ("torch", "gpu", "threads", "compile", "deterministic", "processes")
-
-
-def _changes(path: Path, now: dict[str, Any]) -> list[str]:
-    """Notes on what is other in the environment ``now`` than when the run began, or when it was last continued: files of
-    plugins, and what changes rounding."""
+def changes(path: Path, now: Mapping[str, Any]) -> list[str]:
+    """Compare the environment ``now`` with that of the last start: files of plugins, and what changes rounding."""
     before: dict[str, Any] = {}
     plugins: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
@@ -111,14 +86,17 @@ def _changes(path: Path, now: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _save_environment(path: Path, now: dict[str, Any], resumed: bool) -> None:
-    """Write a run's environment; that of a continuation is added to the first one's list."""
-    first = now
-    if resumed:
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            before = read_json(path)
-            first = {**before, "continuations": [*(before.get("continuations") or []), now]}
-    write_json(path, first)
+def git_revision() -> str | None:
+    """The revision of this package's checkout, ``-dirty`` if changed; None when installed from a wheel."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        out = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
 
 
 def _version(name: str) -> str | None:
@@ -128,16 +106,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def git_revision() -> str | None:
-    """The revision of this package's checkout, ``-dirty`` if changed; None when installed from a wheel."""
-    here = Path(__file__).resolve().parents[1]
-    if not (here.parent / ".git").exists():
-        return None
-    try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return out.stdout.strip()
+def _from_here(word: str) -> str:
+    """Make the path in a word of a command relative to the working directory, if it lies there: others read records too."""
+    here = re.escape(os.path.join(os.getcwd(), ""))
+    return re.sub(rf"^(--[\w-]+=)?{here}(?=.)", r"\1", word)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from muscle_plugin.run_files import LATEST
+from muscle_plugin.settings.schema import RunSettings
+from muscle_plugin.training import Host
+
 SECONDS_BETWEEN_LINES = 10.0
-T = TypeVar("T")
 
 
 class Progress:
@@ -24,19 +27,19 @@ class Progress:
         quiet: show nothing.
     """
 
-    def __init__(self, settings: Any, quiet: bool = False) -> None:
+    def __init__(self, settings: RunSettings, quiet: bool = False) -> None:
         # bound to today's stdout: while training, sys.stdout leads to the log file
         self._console = Console(file=sys.stdout, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
         self._settings = settings
         self._bar: Bar | None = None
-        self._task: Any = None
+        self._task = TaskID(0)
         self._accuracy = float("nan")
         self._began = (0, 0.0)
         self._last_line = 0.0
         self._total = 0
 
-    def start(self, algorithm: Any) -> None:
-        """Say what is about to train."""
+    def start(self, algorithm: Host) -> None:
+        """Show what is about to train."""
         self._total = algorithm.num_train_iter
         self._began = (algorithm.it, time.perf_counter())
         labelled, unlabelled = algorithm.batch_sizes
@@ -49,11 +52,11 @@ class Progress:
         images = f"{len(algorithm.split.labelled)} labels{unused}, {len(algorithm.split.unlabelled)} unlabelled"
         self._console.print(
             f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({parameters:,}"
-            f" parameters); {labelled} + {unlabelled} images a step; {processes}{algorithm.device}, {algorithm.precision};"
-            f" seed {s.seed}; {self._total} steps{resumed}"
+            f" parameters); {labelled} labelled + {unlabelled} unlabelled images per step; {processes}{algorithm.device},"
+            f" {algorithm.precision}; seed {s.seed}; {self._total} steps{resumed}"
         )
         for note in algorithm.notes:
-            self._console.print(f"note: {note}", markup=False)
+            self._console.print(f"note: {note}")
         if self._bar is not None:
             self._task = self._bar.add_task("", total=self._total, completed=algorithm.it, text="")
 
@@ -70,55 +73,45 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def finish(self, result: dict[str, Any], run_dir: Path) -> None:
-        """Say how the run ended."""
+    def finish(self, result: Mapping[str, Any], run_dir: Path) -> None:
+        """Show how the run ended."""
+        trained = f"{_clock(result['seconds'])} of training"
         if self._settings.stage == "pretrain":
             self._console.print(
-                f"pre-trained without labels, so accuracies mean nothing; --init_from {run_dir / 'latest_model.pth'} starts"
-                f" from its weights; {_clock(result['seconds'])} of training"
+                f"pre-trained without labels, so accuracies mean nothing; --init_from {run_dir / LATEST} starts from its"
+                f" weights; {trained}"
             )
             return
         if result["last_top1"] is None:
-            self._console.print(
-                f"no test images, so no accuracy; {_clock(result['seconds'])} of training; {run_dir / 'result.json'}"
-            )
+            self._console.print(f"no test images, so no accuracy; {trained}; {run_dir / 'result.json'}")
             return
         last, best, median = (100 * result[k] for k in ("last_top1", "best_top1", "median20_top1"))
         self._console.print(
-            f"test accuracy: last {last:.2f} %, median of the last {min(20, result['evaluations'])} evaluations {median:.2f} %,"
-            f" best {best:.2f} %"
-            f" (step {result['best_step']}); {_clock(result['seconds'])} of training; {run_dir / 'result.json'}"
+            f"test accuracy: last {last:.2f} %, median of the last {min(20, result['evaluations'])} evaluations"
+            f" {median:.2f} %, best {best:.2f} % (step {result['best_step']}); {trained}; {run_dir / 'result.json'}"
         )
         seen = result["last_evaluation"]
         if "unlabelled_classes/top-1-acc" in seen:
-            self._console.print(
-                "last, by kind of class: "
-                + "; ".join(
-                    f"{name} {100 * seen[f'{key}top-1-acc']:.2f} %, prediction entropy {seen[f'{key}entropy']:.2f} nats"
-                    for name, key in (
-                        ("labelled", "labelled_classes/"),
-                        ("unlabelled", "unlabelled_classes/"),
-                        ("all", ""),
-                    )
-                )
+            kinds = {"labelled": "labelled_classes/", "unlabelled": "unlabelled_classes/", "all": ""}
+            parts = (
+                f"{name} {100 * seen[f'{key}top-1-acc']:.2f} %, prediction entropy {seen[f'{key}entropy']:.2f} nats"
+                for name, key in kinds.items()
             )
+            self._console.print(f"last, by kind of class: {'; '.join(parts)}")
 
     def warn(self, text: str) -> None:
         """Show a line that stays."""
-        self._console.print(f"warning: {text}", markup=False)
+        self._console.print(f"warning: {text}")
 
-    def update(self, algorithm: Any, step: int, values: dict[str, float]) -> None:
+    def update(self, algorithm: Host, step: int, values: Mapping[str, float]) -> None:
         """Show the state after ``step`` steps."""
-        evaluated = "eval/top-1-acc" in values
-        if evaluated:
-            self._accuracy = values["eval/top-1-acc"]
+        self._accuracy = values.get("eval/top-1-acc", self._accuracy)
         first, since = self._began
         elapsed = time.perf_counter() - since
         speed = (step - first) * sum(algorithm.batch_sizes) / max(elapsed, 1e-9)
         loss = values.get("train/total_loss", values.get("train/sup_loss", float("nan")))
-        text = f"loss {loss:.3f}"
-        if hasattr(algorithm, "stage"):
-            text = f"stage {algorithm.stage}  {text}"
+        stage = f"stage {algorithm.stage}  " if hasattr(algorithm, "stage") else ""
+        text = f"{stage}loss {loss:.3f}"
         if "train/mi" in values:
             text += f"  MI {values['train/mi']:.2f}  H {values['train/entropy']:.2f}"
         text += f"  accuracy {100 * self._accuracy:.1f} %" if self._accuracy == self._accuracy else ""

@@ -1,4 +1,4 @@
-"""Writes what a run measured: ``metrics.jsonl``, TensorBoard events and ``result.json``."""
+"""The measurements of a run: ``metrics.jsonl``, TensorBoard events and ``result.json``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from muscle_plugin.files import (atomic_write, write_json, writing)
 from muscle_plugin.errors import WriteError
-from muscle_plugin.training.hooks import accuracies
+from muscle_plugin.files import atomic_write, write_json, writing
 from muscle_plugin.runs.progress import Progress
+from muscle_plugin.training import Host
+from muscle_plugin.training.hooks import accuracies
 
-#: TensorBoard's name of a file of events: the second of its beginning, and the rest.
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+#: TensorBoard's name of a file of events: the second in which it was begun, and the rest.
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.(.*)", re.DOTALL)
 
 
@@ -27,33 +32,36 @@ class Recorder:
 
     Args:
         run_dir: the run directory.
-        step: steps done so far; 0 for a new run.
+        step: completed steps; 0 for a new run.
         tensorboard: whether to write TensorBoard events.
-        progress: told of every record.
+        progress: shows every record.
 
     Attributes:
         notes: what a user should know of the lines that were there.
+
+    Raises:
+        WriteError: a log cannot be written.
     """
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool, progress: Progress) -> None:
         self.run_dir, self._progress = run_dir, progress
-        self._path = run_dir / "metrics.jsonl"
+        self._path, self._folder = run_dir / "metrics.jsonl", run_dir / "tensorboard"
         self.notes: list[str] = []
         self._last = 0.0
         if self._path.exists():
             self._drop_lines_after(step)
-        self._metrics = self._path.open("ab", buffering=0)
-        self._events: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        self._events: SummaryWriter | None = None
+        with contextlib.ExitStack() as stack:
+            self._metrics = stack.enter_context(self._path.open("ab", buffering=0))
+            if tensorboard:
+                self._events = stack.enter_context(_event_writer(self._folder, step))
+            self._resources = stack.pop_all()
 
-            folder = run_dir / "tensorboard"
-            continues = folder.is_dir() and any(folder.iterdir())
-            # before the writer, whose thread may fail at once, and then after this has been left by an exception
-            self._excepthook, threading.excepthook = threading.excepthook, self._thread_failed
-            with writing(folder):
-                _name_before_now(folder)
-                self._events = SummaryWriter(str(folder), purge_step=step + 1 if continues else None)
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
 
     def _drop_lines_after(self, step: int) -> None:
         kept, wrong = [], []
@@ -72,28 +80,13 @@ class Recorder:
             self.notes.append(f"{self._path}: {which}: damaged or out of order; left out")
 
     def note_missing(self, step: int) -> None:
-        """Note that lines are absent, if the last one of those that were there is not of ``step``."""
+        """Add a note if the log, whose last line should be of ``step``, ends before it."""
         if self._last < step:
             first = math.floor(self._last) + 1
             self.notes.append(f"{self._path}: has no lines of steps {first} to {step}, which had been logged")
 
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._metrics.close()
-        if self._events is not None:
-            with contextlib.suppress(OSError):  # a full disk has been reported by then
-                self._events.close()
-            threading.excepthook = self._excepthook
-
-    def _thread_failed(self, what: Any) -> None:
-        """TensorBoard writes in a thread: what the disk refuses there comes up at the next record."""
-        if not issubclass(what.exc_type, OSError):
-            self._excepthook(what)
-
-    def record(self, algorithm: Any, values: dict[str, float]) -> None:
-        """One line of metrics; the step is counted from 1, seconds are training time.
+    def record(self, algorithm: Host, values: Mapping[str, float]) -> None:
+        """Append a line of metrics; the step is counted from 1, seconds are training time.
 
         Raises:
             WriteError: it cannot be written.
@@ -105,39 +98,34 @@ class Recorder:
             if self._metrics.write(data) != len(data):  # the rest would be refused
                 raise WriteError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         if self._events is not None:
-            with writing(self.run_dir / "tensorboard"):
+            with writing(self._folder):
                 for key, value in values.items():
                     self._events.add_scalar(key, value, step)
         self._progress.update(algorithm, step, values)
 
     def flush(self) -> None:
-        """Bring what has been recorded to the disk: a checkpoint that says so may come.
+        """Bring all records to the disk, before a checkpoint of a later step.
 
         Raises:
-            WriteError: it cannot be.
+            WriteError: they cannot be written.
         """
         with writing(self._path):
             os.fsync(self._metrics.fileno())
         if self._events is not None:
-            with writing(self.run_dir / "tensorboard"):
+            with writing(self._folder):
                 self._events.flush()
 
     def warn(self, text: str) -> None:
         """Show a warning."""
         self._progress.warn(text)
 
-    def write_result(self, algorithm: Any) -> dict[str, Any]:
+    def write_result(self, algorithm: Host) -> dict[str, Any]:
         """Replace ``result.json`` by the present state of the run, and return it."""
         args, seconds = algorithm.args, algorithm.seconds()
         scores = accuracies(algorithm.evaluations) or dict.fromkeys(("best_top1", "last_top1", "median20_top1"))
         images = sum(algorithm.batch_sizes) * algorithm.it
         result = {
-            "algorithm": args.algorithm,
-            "dataset": args.dataset,
-            "num_labels": args.num_labels,
-            "seed": args.seed,
-            "net": args.net,
-            "stage": args.stage,
+            **{name: getattr(args, name) for name in ("algorithm", "dataset", "num_labels", "seed", "net", "stage")},
             "complete": algorithm.it >= algorithm.num_train_iter,
             "steps": algorithm.it,
             "num_train_iter": algorithm.num_train_iter,
@@ -163,9 +151,42 @@ def _step_of(line: bytes) -> float:
         return math.inf  # a line cut off in the middle
 
 
+@contextlib.contextmanager
+def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
+    """TensorBoard's writer, continued from ``step``. It writes in a thread: what the disk refuses there is raised by the next
+    record, and not printed."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    others = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):
+            others(failure)
+
+    continues = folder.is_dir() and any(folder.iterdir())
+    threading.excepthook = hook  # before the writer begins its thread
+    try:
+        try:
+            with writing(folder):
+                _name_before_now(folder)
+                events = SummaryWriter(str(folder), purge_step=step + 1 if continues else None)
+        except WriteError:
+            for thread in threading.enumerate():
+                if type(thread).__module__.startswith("tensorboard."):
+                    thread.join(1)  # it fails too, and is not to print that
+            raise
+        try:
+            yield events
+        finally:
+            with contextlib.suppress(OSError):  # a full disk has been reported by then
+                events.close()
+    finally:
+        threading.excepthook = others
+
+
 def _name_before_now(folder: Path) -> None:
-    """Rename event files whose names say a second that has not passed: readers take files by it, and a later attempt takes
-    back what an earlier one logged after its first step. Clocks are set back, and differ between machines."""
+    """Rename event files whose names say a second that has not passed. Readers order files by it, and purge from earlier files
+    what a later one logs again; clocks are set back, and differ between machines."""
     found = sorted(p for p in folder.glob("events.out.tfevents.*") if _EVENTS.match(p.name))
     for i, path in enumerate(found):
         latest = max(0, int(time.time()) - len(found) + i)

@@ -6,22 +6,19 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from muscle_plugin.closest import did_you_mean
-from muscle_plugin.registry.catalogue import (
-    base_algorithms,
-)
+from muscle_plugin.registry.catalogue import base_algorithms
 from muscle_plugin.settings.resolve import load_plugins
-from muscle_plugin.settings.schema import WITHOUT_EFFECT, MuscleSettings, RunSettings, _known_keys
+from muscle_plugin.settings.schema import WITHOUT_EFFECT, MuscleSettings, RunSettings, known_keys
 from muscle_plugin.settings.sources import Layer, config_names, find_config, read_yaml
-from muscle_plugin.text import shown
+from muscle_plugin.text import did_you_mean, shown
 
-_SHORT_FLAGS = {
+#: USB's flags with one dash.
+SHORT_FLAGS = {
     "save_name": "-sn", "num_labels": "-nl", "batch_size": "-bsz", "algorithm": "-alg", "dataset": "-ds",
     "num_classes": "-nc", "overwrite": "-o",
 }  # fmt: skip
-
-
-_FLAGS_WITHOUT_VALUE: dict[str, Any] = {"resume": "yes", "plugins": True}
+#: What a flag without a value means, where that is not ``true``.
+_ALONE = {"resume": "yes", "plugins": True}
 
 
 def load_named_plugins(argv: Sequence[str], files_of: Callable[[argparse.Namespace, list[str]], Sequence[str]]) -> None:
@@ -37,13 +34,11 @@ def load_named_plugins(argv: Sequence[str], files_of: Callable[[argparse.Namespa
     parser.add_argument("--c", "--config", dest="c", nargs="?")
     parser.add_argument("--plugins", nargs="?", const=True)
     options, rest = parser.parse_known_args(list(argv))
-    if options.plugins is None:
-        return
-    if options.plugins is not True:
+    if options.plugins is True:
+        for word in files_of(options, rest):
+            load_plugins(read_yaml(find_config(word)), True)
+    elif options.plugins is not None:
         load_plugins([], options.plugins)
-        return
-    for word in files_of(options, rest):
-        load_plugins(read_yaml(find_config(word)), True)
 
 
 def named_in(words: Sequence[str]) -> list[str]:
@@ -59,11 +54,12 @@ def add_plugins_of_net(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# --------------------------------------------------------------------------------------------------------- command line
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Every setting as a flag, USB's names and short names, values checked later by :func:`resolve`."""
+    """Add every setting as a flag, by USB's names and short names; :func:`resolve` checks the values later.
+
+    Raises:
+        CatalogueError: USB is not installed.
+    """
     parser.add_argument(
         "--c",
         "--config",
@@ -72,47 +68,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="YAML file of settings, or the name of one of benchmark_configs; the word alone, without --c, will do",
     )
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
-    added: set[str] = set()
-
-    def add(group: Any, name: str, description: str | None, default: Any, kind: Any) -> None:
-        if name in added:
-            return
-        added.add(name)
-        flags = ([_SHORT_FLAGS[name]] if name in _SHORT_FLAGS else []) + [f"--{name}"]
-        text = (description or "").replace("%", "%%")
-        if get_origin(kind) is Literal:
-            text += f" ({', '.join(get_args(kind))})"
-        extra: dict[str, Any] = {}
-        if kind is bool or name in _FLAGS_WITHOUT_VALUE:
-            extra = {"nargs": "?", "const": _FLAGS_WITHOUT_VALUE.get(name, True)}
-        if default not in (None, "", ()):
-            text += f" [{default}]"
-        group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, metavar="X", help=text, **extra)
-
     group = parser.add_argument_group("settings of every run")
     for name, info in RunSettings.model_fields.items():
-        add(group, name, info.description, info.default, bool if "bool" in str(info.annotation) else info.annotation)
+        kind = bool if "bool" in str(info.annotation) else info.annotation
+        _add(group, name, info.description or "", info.default, kind)
     group = parser.add_argument_group("settings of muscle and muscle_<base>")
     for name, info in MuscleSettings.model_fields.items():
-        add(group, name, info.description, info.default, info.annotation)
-    by_name: dict[str, list[str]] = {}
-    defaults: dict[str, Any] = {}
+        _add(group, name, info.description or "", info.default, info.annotation)
+    group = parser.add_argument_group("settings of USB's algorithms (defaults differ; --print-config shows them)")
+    arguments: dict[str, dict[str, Any]] = {}
     for algorithm in base_algorithms().values():
         for a in algorithm.arguments:
-            by_name.setdefault(a.name, []).append(algorithm.name)
-            defaults[a.name] = a
-    group = parser.add_argument_group("settings of USB's algorithms (defaults differ; --print-config shows them)")
-    for name, owners in sorted(by_name.items()):
-        argument = defaults[name]
-        help_text = f"{argument.help} ({', '.join(owners)})" if argument.help else ", ".join(owners)
-        add(group, name, help_text, argument.default if len(owners) == 1 else None, argument.type)
+            arguments.setdefault(a.name, {})[algorithm.name] = a
+    for name in sorted(arguments.keys() - RunSettings.model_fields):
+        *_, last = having = arguments[name]
+        argument, names = having[last], ", ".join(having)
+        text = f"{argument.help} ({names})" if argument.help else names
+        _add(group, name, text, argument.default if len(having) == 1 else None, argument.type)
+
+
+def _add(group: argparse._ArgumentGroup, name: str, text: str, default: object, kind: object) -> None:
+    flags = ([SHORT_FLAGS[name]] if name in SHORT_FLAGS else []) + [f"--{name}"]
+    text = text.replace("%", "%%")
+    if get_origin(kind) is Literal:
+        text += f" ({', '.join(get_args(kind))})"
+    if default not in (None, "", ()):
+        text += f" [{default}]"
+    alone: dict[str, Any] = {"nargs": "?", "const": _ALONE.get(name, True)} if kind is bool or name in _ALONE else {}
+    group.add_argument(*flags, dest=name, default=argparse.SUPPRESS, metavar="X", help=text, **alone)
 
 
 def parse_command_line(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, Layer, list[str]]:
     """Parsed arguments, the layer of settings among them, and a fault per unknown flag."""
-    known = _known_keys()
+    known = known_keys()
     namespace, rest = parser.parse_known_args([_underscored(word, known) for word in argv])
     layer = Layer("command line", {k: v for k, v in vars(namespace).items() if k in known})
     faults = []

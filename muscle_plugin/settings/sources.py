@@ -13,33 +13,27 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import ScalarNode
 
-from muscle_plugin.closest import closest, did_you_mean
 from muscle_plugin.errors import ConfigError, PluginError
 from muscle_plugin.registry.plugins import located
-from muscle_plugin.text import shown
+from muscle_plugin.text import closest, did_you_mean, shown
 
-#: What a configuration file may be: its size, how deep its YAML nests, how many files ``extends`` may bring in.
+#: Bounds of a configuration file: its size, the depth of its YAML, how many files ``extends`` may bring in.
 MOST_BYTES = 1 << 18
-
-
 MOST_DEPTH = 20
-
-
 MOST_FILES = 64
-
 
 EXAMPLE = "muscle_fixmatch_digits_10"
 
 
 @dataclass
 class Layer:
-    """Settings from one place (a file, the command line), named for error messages."""
+    """Settings from one place (a file, the command line), named for error messages; the name may be empty."""
 
     source: str
     values: dict[str, Any] = field(default_factory=dict)
 
 
-# ----------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------------------ configurations
 
 
 def config_directory() -> Path:
@@ -48,6 +42,21 @@ def config_directory() -> Path:
     here = Path(__file__).resolve().parents[1]
     inside = here / "benchmark_configs"
     return inside if inside.is_dir() else here.parent / "benchmark_configs"
+
+
+def config_names() -> list[str]:
+    """Names of all configurations that come with this package."""
+    here = config_directory()
+    names = (p.relative_to(here).with_suffix("").as_posix() for p in here.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def config_name(path: Path) -> str | None:
+    """The name of a file of ``benchmark_configs``; None for another file."""
+    try:
+        return path.resolve().relative_to(config_directory()).with_suffix("").as_posix()
+    except ValueError:
+        return None
 
 
 def _file_named(name: str) -> Path:
@@ -59,10 +68,10 @@ def find_config(word: str | Path, studies: Sequence[str] = ()) -> Path:
     """The file of a configuration: ``word`` itself if it is one, or what ``benchmark_configs`` has under that name.
 
     Args:
-        studies: names that would have been right too, for the message.
+        studies: further names that would be right, for the message.
 
     Raises:
-        ConfigError: neither; with the nearest names, or what names there are.
+        ConfigError: neither; names the nearest configurations, or how many there are.
     """
     path, named = Path(word), _file_named(str(word))
     try:
@@ -77,39 +86,15 @@ def find_config(word: str | Path, studies: Sequence[str] = ()) -> Path:
     names = config_names()
     offered = [*(() if is_path else studies), *(n for n in names if n not in here)]
     near = did_you_mean(str(word).removesuffix(".yaml"), offered, most=3)
-    if is_path and (not near or closest(path.stem, here)):
+    if is_path and (not near or closest(path.stem, here, 0.6)):
         return path  # reading it says what is wrong with it
-    raise ConfigError([f"{shown(word)}: {_no_such(str(word), names, studies, near)}"])
-
-
-def _no_such(word: str, names: Sequence[str], studies: Sequence[str], near: str) -> str:
-    """Why a word is no configuration's name, and what would be one."""
-    from muscle_plugin.studies.definitions import study_configs  # which imports this module
-
-    if of_study := [] if studies else study_configs(word):
-        return f"a study of {len(of_study)} configurations; give one of them ({of_study[0]}), or `muscle-plugin sweep {word}`"
     what = "study or configuration" if studies else "configuration"
     of_studies = f"studies: {', '.join(studies)}; " if studies else ""
-    there = f"{of_studies}{config_directory()} has {len(names)} configurations, such as {EXAMPLE}"
-    return f"no such {what}{near or f'; {there}'}"
+    there = f"; {of_studies}{config_directory()} has {len(names)} configurations, such as {EXAMPLE}"
+    raise ConfigError([f"{shown(word)}: no such {what}{near or there}"])
 
 
-def config_names() -> list[str]:
-    """Names of all configurations that come with this package."""
-    here = config_directory()
-    return sorted(
-        name
-        for p in here.rglob("*.yaml")
-        if not (name := p.relative_to(here).with_suffix("").as_posix()).startswith("_")
-    )
-
-
-def config_name(path: Path) -> str | None:
-    """The name of a file of ``benchmark_configs``; None for another file."""
-    try:
-        return path.resolve().relative_to(config_directory()).with_suffix("").as_posix()
-    except ValueError:
-        return None
+# --------------------------------------------------------------------------------------------------------------- files
 
 
 class _BoundedComposer(Composer):
@@ -118,7 +103,7 @@ class _BoundedComposer(Composer):
 
     _depth = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: object, index: object) -> Any:
         if self.parser.check_event(AliasEvent):
             event = self.parser.peek_event()
             if not isinstance(self.anchors.get(event.anchor), (ScalarNode, type(None))):
@@ -132,52 +117,23 @@ class _BoundedComposer(Composer):
             self._depth -= 1
 
 
-def _load(path: Path) -> Any:
-    """The content of a YAML file, as plain values.
+def _content(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, as plain values.
 
     Raises:
-        OSError, ConfigError, Exception: ruamel raises what it meets.
-    """
-    with path.open("rb") as f:  # of a device or a pipe no more than this is read
-        raw = f.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise ConfigError([f"{path}: larger than {MOST_BYTES >> 10} KB; not a file of settings"])
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Composer = _BoundedComposer
-    return yaml.load(raw.decode("utf-8"))
-
-
-def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None = None) -> list[Layer]:
-    """The layers of a YAML file, lowest precedence first; ``extends`` names one file or a list, relative to the file.
-
-    Args:
-        seen: the files that led to this one.
-        read: all files read so far.
-
-    Raises:
-        ConfigError: no such file, not YAML, not a mapping, a circle of ``extends``, or too many files.
+        FileNotFoundError: there is no such file.
+        ConfigError: it cannot be read, or is not YAML, or holds something else.
     """
     try:
-        path = path.resolve()
-    except (OSError, RuntimeError, ValueError) as e:  # a link to itself, a name that none can be
-        raise ConfigError([f"{shown(path)}: cannot be read: {e}"]) from None
-    if path in seen:
-        raise ConfigError([f"{path}: extends itself, by way of {' -> '.join(p.name for p in (*seen, path))}"])
-    if seen and path.exists() and not path.is_file():  # a pipe would not end; one that the user names does
-        raise ConfigError([f"{path}: not a file; {seen[-1]} extends it"])
-    read = [] if read is None else read
-    read.append(path)
-    if len(read) > MOST_FILES:
-        raise ConfigError([f"{path}: extends brings in more than {MOST_FILES} files"])
-    try:
-        content = _load(path)
-    except ConfigError:
+        with path.open("rb") as f:  # of a device or a pipe no more than this is read
+            raw = f.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise ConfigError([f"{path}: larger than {MOST_BYTES >> 10} KB; not a file of settings"])
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Composer = _BoundedComposer
+        content = yaml.load(raw.decode("utf-8"))
+    except (ConfigError, FileNotFoundError):
         raise
-    except FileNotFoundError:
-        near = closest(path.stem, (p.stem for p in path.parent.glob("*.yaml")))
-        hint = f"; did you mean {near}.yaml?" if near else ""
-        asked = f"; {seen[-1]} extends it (relative to itself, or a name of benchmark_configs)" if seen else ""
-        raise ConfigError([f"{path}: no such file{hint}{asked}"]) from None
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError([f"{path}: cannot be read: {e}"]) from None
     except YAMLError as e:
@@ -190,6 +146,44 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None =
         raise ConfigError([f"{path}: holds no settings; expected lines of `name: value`"])
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
         raise ConfigError([f"{path}: expected lines of `name: value`, found {type(content).__name__}"])
+    return content
+
+
+def read_yaml(path: Path) -> list[Layer]:
+    """The layers of a YAML file, lowest precedence first; ``extends`` names one file or a list, relative to the file, or
+    configurations of this package.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping, a circle of ``extends``, or too many files.
+    """
+    return _read(path, (), [])
+
+
+def _read(path: Path, seen: tuple[Path, ...], read: list[Path]) -> list[Layer]:
+    """Read a file and those that it extends.
+
+    Args:
+        seen: the files that led to this one.
+        read: all files read so far.
+    """
+    try:
+        path = path.resolve()
+    except (OSError, RuntimeError, ValueError) as e:  # a link to itself, a name that none can be
+        raise ConfigError([f"{shown(path)}: cannot be read: {e}"]) from None
+    if path in seen:
+        raise ConfigError([f"{path}: extends itself, by way of {' -> '.join(p.name for p in (*seen, path))}"])
+    if seen and path.exists() and not path.is_file():  # a pipe would not end; one that the user names does
+        raise ConfigError([f"{path}: not a file; {seen[-1]} extends it"])
+    read.append(path)
+    if len(read) > MOST_FILES:
+        raise ConfigError([f"{path}: extends brings in more than {MOST_FILES} files"])
+    try:
+        content = _content(path)
+    except FileNotFoundError:
+        near = closest(path.stem, (p.stem for p in path.parent.glob("*.yaml")), 0.6)
+        hint = f"; did you mean {near[0]}.yaml?" if near else ""
+        asked = f"; {seen[-1]} extends it (relative to itself, or a name of benchmark_configs)" if seen else ""
+        raise ConfigError([f"{path}: no such file{hint}{asked}"]) from None
     if "plugins" in content:
         try:
             content["plugins"] = located(content["plugins"], path.parent)
@@ -199,7 +193,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = (), read: list[Path] | None =
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
         raise ConfigError([f"{path}: extends must name a file or a list of files, got {shown(bases)}"])
-    layers = [layer for base in bases for layer in read_yaml(_base_file(path, base), (*seen, path), read)]
+    layers = [layer for base in bases for layer in _read(_base_file(path, base), (*seen, path), read)]
     return [*layers, Layer(path.name, content)]
 
 

@@ -5,7 +5,7 @@ They stand in ``studies.yaml``, the tables with the paper's numbers. Nothing her
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,45 +77,39 @@ class StudyFigure:
 
     @property
     def configs(self) -> list[str]:
-        """Names of its configurations, each once, in an order in which they can be trained."""
+        """Names of its configurations, each once."""
         return list(dict.fromkeys([*self.before, *(c for points in self.series.values() for c in points.values())]))
 
 
-def _printed(text: str) -> tuple[float, float]:
-    mean, std = text.split("±")
-    return float(mean), float(std)
-
-
-def _table(name: str, content: dict[str, Any]) -> StudyTable:
+def _table(name: str, content: Mapping[str, Any]) -> StudyTable:
     folder = f"{content['folder']}/" if "folder" in content else ""
-    cells = []
-    for row in content["rows"]:
-        printed = row.get("paper") or [None] * len(content["columns"])
-        cells.append(
-            tuple(
-                Cell(
-                    f"{folder}{row['config']}_{column['config']}{row.get('suffix', '')}",
-                    column.get("metric", "top1"),
-                    None if text is None else _printed(text),
-                )
-                for column, text in zip(content["columns"], printed, strict=True)
-            )
-        )
-    rows, columns = (tuple(x["head"] for x in content[key]) for key in ("rows", "columns"))
-    return StudyTable(name, content["title"], rows, columns, tuple(cells))
+    columns = content["columns"]
+
+    def cell(row: Mapping[str, str], column: Mapping[str, str], printed: str | None) -> Cell:
+        config = f"{folder}{row['config']}_{column['config']}{row.get('suffix', '')}"
+        mean, _, std = (printed or "").partition("±")
+        return Cell(config, column.get("metric", "top1"), (float(mean), float(std)) if printed else None)
+
+    cells = tuple(
+        tuple(cell(row, *pair) for pair in zip(columns, row.get("paper", [None] * len(columns)), strict=True))
+        for row in content["rows"]
+    )
+    rows, heads = (tuple(x["head"] for x in content[key]) for key in ("rows", "columns"))
+    return StudyTable(name, content["title"], rows, heads, cells)
+
+
+def _figure(name: str, content: Mapping[str, Any]) -> StudyFigure:
+    series = {s["head"]: {str(x): config for x, config in s["points"].items()} for s in content["series"]}
+    more = {k: tuple(content[k]) for k in ("metrics", "before") if k in content}
+    return StudyFigure(name, content["title"], content["x"], series, **more)
 
 
 @cache
 def _studies() -> dict[str, StudyTable | StudyFigure]:
     content = YAML(typ="safe", pure=True).load(Path(__file__).with_name("studies.yaml").read_text(encoding="utf-8"))
-    out: dict[str, StudyTable | StudyFigure] = {n: _table(n, t) for n, t in content["tables"].items()}
-    for name, figure in content["figures"].items():
-        series = {s["head"]: {str(x): config for x, config in s["points"].items()} for s in figure["series"]}
-        out[name] = StudyFigure(
-            name, figure["title"], figure["x"], series,
-            tuple(figure.get("metrics", ("top1",))), tuple(figure.get("before", ())),
-        )  # fmt: skip
-    return out
+    return {n: _table(n, t) for n, t in content["tables"].items()} | {
+        n: _figure(n, f) for n, f in content["figures"].items()
+    }
 
 
 def tables() -> list[StudyTable]:
@@ -135,11 +129,8 @@ def study_names() -> list[str]:
 
 def study_configs(name: str) -> list[str]:
     """The configurations of a study, each once; ``figure2`` is its four parts."""
-    return list(
-        dict.fromkeys(
-            c for n, s in _studies().items() if n == name or (name == "figure2" and n[:-1] == name) for c in s.configs
-        )
-    )
+    parts = [s for n, s in _studies().items() if name in (n, n[:-1] if n.startswith("figure2") else n)]
+    return list(dict.fromkeys(config for study in parts for config in study.configs))
 
 
 def expand(words: Sequence[str]) -> list[Path]:
@@ -149,21 +140,21 @@ def expand(words: Sequence[str]) -> list[Path]:
     Raises:
         ConfigError: a word stands for nothing; every such word is named.
     """
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     faults = []
     for word in words:
         if word in study_names():
-            found |= {find_config(name): None for name in study_configs(word)}
+            found += map(find_config, study_configs(word))
         elif "*" in word and not Path(word).exists():
-            matches = sorted(p for p in config_directory().glob(f"{word.removesuffix('.yaml')}.yaml"))
+            matches = sorted(config_directory().glob(f"{word.removesuffix('.yaml')}.yaml"))
             if not matches:
                 faults.append(f"{word}: no configuration in {config_directory()} is named so")
-            found |= dict.fromkeys(matches)
+            found += matches
         else:
             try:
-                found[find_config(word, study_names())] = None
+                found.append(find_config(word, study_names()))
             except ConfigError as e:
                 faults += e.faults
     if faults:
         raise ConfigError(faults)
-    return list(found)
+    return list(dict.fromkeys(found))

@@ -1,14 +1,13 @@
 """The demonstration: MUSCLE and its baselines on scikit-learn's digits with ten labels, trained on the spot.
 
-Every number in the table is the accuracy at the last step of a run of fixed length. Test labels are read by the
-evaluation alone: nothing in training, and not the choice of which step to report, depends on them.
+Every number in the table is the accuracy at the last step of a run of fixed length. Test labels are never used for training
+or model selection.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,11 +17,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from muscle_plugin.errors import EXIT_INTERRUPTED, ConfigError, fail
+from muscle_plugin.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.settings.sources import Layer
+from muscle_plugin.studies.jobs import jobs_of
 from muscle_plugin.studies.pool import LocalPool
-from muscle_plugin.studies.sweep import EXIT_FAILED, Job, execute_all, jobs_of
+from muscle_plugin.studies.runs import Run, by_algorithm, mean_and_std, read_run
+from muscle_plugin.studies.sweep import run_all
 
 NAMES = {
     "supervised": "supervised only",
@@ -30,15 +31,7 @@ NAMES = {
     "muscle": "MUSCLE",
     "muscle_fixmatch": "MUSCLE + FixMatch",
 }
-
-
-def _jobs(options: argparse.Namespace) -> list[Job]:
-    """The runs, the longest first, so that no process is left alone with one at the end."""
-    settings: dict[str, Any] = {"save_dir": str(options.out), "use_tensorboard": False}
-    if options.steps:
-        settings["num_train_iter"] = options.steps
-    jobs = jobs_of([f"{a}_digits_10" for a in NAMES], options.seeds, Layer("demo", settings))
-    return sorted(jobs, key=lambda j: "muscle" not in j.resolved.settings.algorithm)
+HEAD = ("method", "accuracy (%), mean ± std", "each seed", "seconds a run")
 
 
 def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
@@ -46,77 +39,63 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder for runs, table and pictures [%(default)s]"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method [%(default)s]")
-    parser.add_argument("--steps", type=int, help="shorten the runs to this many steps")
-    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="runs at a time [%(default)s]")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/demo"), help="folder for runs, table and pictures [%(default)s]")
+    add("--seeds", type=int, default=3, help="runs of each method [%(default)s]")
+    add("--steps", type=int, help="shorten the runs to this many steps")
+    add("--workers", type=int, default=min(4, os.cpu_count() or 1), help="runs at a time [%(default)s]")
     options = parser.parse_args(list(argv))
     if min(options.seeds, options.workers, options.steps or 1) < 1:
         parser.error("--seeds, --steps and --workers must be at least 1")
     console = Console(highlight=False, soft_wrap=True)
-    try:
-        jobs = _jobs(options)
-    except ConfigError as e:
-        return fail(e.faults)
+    length: dict[str, Any] = {"num_train_iter": options.steps} if options.steps else {}
+    layer = Layer("demo", {"save_dir": str(options.out), "use_tensorboard": False, **length})
+    jobs = jobs_of([f"{a}_digits_10" for a in NAMES], options.seeds, layer)
+    jobs.sort(key=lambda j: "muscle" not in j.resolved.settings.algorithm)  # the longest first
     first = jobs[0].resolved.settings
     console.print(
         f"{len(jobs)} runs of {first.num_train_iter} steps on scikit-learn's digits, {first.num_labels} labels,"
-        f" {options.workers} at a time. Stopped runs go on when this is started again."
+        f" {options.workers} at a time. Interrupted runs resume when this is started again."
     )
     began = time.perf_counter()
-    ended = execute_all(jobs, LocalPool(options.workers), [prog, *argv], lambda line: console.print(line, markup=False))
-    if ended["stopped"]:
-        console.print("stopped; start it again to go on")
+    endings = run_all(jobs, LocalPool(options.workers), [prog, *argv], lambda line: console.print(line, markup=False))
+    if any(e.state == "stopped" for e in endings):
+        console.print("stopped; start it again to resume")
         return EXIT_INTERRUPTED
-    if failed := ended["failed"]:
-        console.print(f"{len(failed)} of {len(jobs)} runs failed; their logs are in {options.out}/<run>/log.txt")
+    if failed := sum(e.state == "failed" for e in endings):
+        console.print(f"{failed} of {len(jobs)} runs failed; their logs are in {options.out}/<run>/log.txt")
         return EXIT_FAILED
-    _report(console, options, time.perf_counter() - began)
+    runs = [read_run(options.out / f"{a}_digits_10_{seed}") for a in NAMES for seed in range(options.seeds)]
+    files = _write(runs, options.out, console)
+    console.print(f"{time.perf_counter() - began:.0f} s. Written: {', '.join(map(str, files))}")
     return 0
 
 
-def _report(console: Console, options: argparse.Namespace, seconds: float) -> None:
-    from muscle_plugin.runs.train import build
-    from muscle_plugin.studies.plots import contact_sheet, learning_curves
-    from muscle_plugin.studies.runs import by_algorithm, mean_and_std, read_run
+def _write(runs: Sequence[Run], out: Path, console: Console) -> list[Path]:
+    """Print the table, and write it with the pictures; returns the files."""
+    from muscle_plugin.runs.build import build  # torch
+    from muscle_plugin.studies.plots import contact_sheet, learning_curves  # matplotlib
     from muscle_plugin.studies.show import views_of_first_batch
 
-    runs = [read_run(options.out / f"{a}_digits_10_{seed}") for a in NAMES for seed in range(options.seeds)]
-    result = runs[0].result
-    title = f"digits, {result['num_labels']} labels, {result['steps']} steps, {options.seeds} seeds"
-    table = Table(title=f"test accuracy (%) at the last step: {title}")
-    lines = ["| method | accuracy (%), mean ± std | each seed | seconds a run |", "|---|---|---|---|"]
-    for column, justify in (
-        ("method", "left"),
-        ("mean ± std", "right"),
-        ("each seed", "left"),
-        ("seconds a run", "right"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for algorithm, group in by_algorithm(runs).items():
+    by_name = {NAMES[a]: group for a, group in by_algorithm(runs).items()}
+    rows = [HEAD]
+    for name, group in by_name.items():
         scores = [100 * r.result["last_top1"] for r in group]
         mean, std = mean_and_std(scores)
-        cells = [
-            NAMES[algorithm], f"{mean:.1f} ± {std:.1f}", "  ".join(f"{s:.1f}" for s in scores),
-            f"{mean_and_std(r.result['seconds'] for r in group)[0]:.0f}",
-        ]  # fmt: skip
+        seconds, _ = mean_and_std(r.result["seconds"] for r in group)
+        rows.append((name, f"{mean:.1f} ± {std:.1f}", "  ".join(f"{s:.1f}" for s in scores), f"{seconds:.0f}"))
+    result = runs[0].result
+    title = f"digits, {result['num_labels']} labels, {result['steps']} steps, {len(by_name['MUSCLE'])} seeds"
+    table = Table(*HEAD, title=f"test accuracy at the last step: {title}")
+    for cells in rows[1:]:
         table.add_row(*cells)
-        lines.append("| " + " | ".join(cells) + " |")
     console.print()
     console.print(table)
-    (options.out / "table.md").write_text("\n".join(lines) + "\n")
-    learning_curves(runs, NAMES, 10, f"digits with {result['num_labels']} labels", options.out / "curves.png")
-    resolved = load_settings("muscle_fixmatch_digits_10")
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    files = [out / name for name in ("table.md", "curves.png", "views.png")]
+    files[0].write_text("\n".join([lines[0], "|---" * len(HEAD) + "|", *lines[1:]]) + "\n")
+    learning_curves(by_name, 10, f"digits with {result['num_labels']} labels", files[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        views = views_of_first_batch(build(resolved))
-    contact_sheet(views, options.out / "views.png")
-    console.print(
-        f"{seconds:.0f} s. Written: {', '.join(str(options.out / n) for n in ('table.md', 'curves.png', 'views.png'))}"
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        contact_sheet(views_of_first_batch(build(load_settings("muscle_fixmatch_digits_10"))), files[2])
+    return files

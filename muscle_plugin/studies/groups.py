@@ -11,7 +11,7 @@ from functools import cached_property
 from muscle_plugin.studies.definitions import Cell
 from muscle_plugin.studies.runs import Run, mean_and_std, plain
 
-#: How a figure of a run is chosen, for people.
+#: Which accuracy of a run counts, in words.
 RULES = {
     "last": "accuracy at the last step",
     "best": "best accuracy over the run, chosen on the test set",
@@ -37,7 +37,7 @@ class Group:
 
     @property
     def finished(self) -> list[Run]:
-        """Those that came to their end."""
+        """Runs that are complete."""
         return [r for r in self.runs if r.state == "finished"]
 
     @property
@@ -56,9 +56,8 @@ class Group:
         if self.config is None:
             result = next((r.result for r in self.runs if r.result), {})
             return f"{result.get('dataset', '?')}_{result.get('num_labels')} (no known configuration)"
-        folder, _, leaf = self.title.rpartition("/")
-        rest = leaf.removeprefix(f"{self.algorithm}_")
-        name = f"{folder}/{rest}" if folder else rest
+        folder, slash, leaf = self.title.rpartition("/")
+        name = folder + slash + leaf.removeprefix(f"{self.algorithm}_")
         return f"{name} ({self.deviation})" if self.deviation else name
 
     @cached_property
@@ -66,7 +65,7 @@ class Group:
         """What keeps runs from counting, or from counting alike: ``1 failed, seed 0 2 times``; empty if nothing does."""
         states = [r.state for r in self.runs]
         states += ["pre-trained without labels"] * sum(r.pretrained for r in self.finished)
-        words = [f"{states.count(s)} {s}" for s in dict.fromkeys(states) if s != "finished"]
+        words = [f"{n} {state}" for state, n in Counter(states).items() if state != "finished"]
         seeds = Counter(r.result["seed"] for r in self.finished)
         words += [f"seed {s} {n} times" for s, n in sorted(seeds.items()) if n > 1]
         return ", ".join(words)
@@ -83,8 +82,7 @@ def groups_of(runs: Iterable[Run]) -> list[Group]:
     found: dict[tuple[str, str | None, str, str], list[Run]] = {}
     for run in runs:
         # without a configuration, runs of like settings differ in their directory's name by the seed at its end
-        seed = run.result.get("seed")
-        title = run.config or run.path.name.removesuffix(f"_{seed}")
+        title = run.config or run.path.name.removesuffix(f"_{run.result.get('seed')}")
         found.setdefault((title, run.config, run.deviation, _settings(run)), []).append(run)
     groups = []
     for (title, config, deviation, settings), members in found.items():
@@ -105,24 +103,21 @@ def _told_apart(run: Run, others: Sequence[Run]) -> str:
 
 
 def _settings(run: Run) -> str:
-    """Of a run without configuration, what tells it from runs of other settings whose directories are named alike."""
+    """Key of the settings of a run without configuration."""
     if run.config:
         return ""
-    known = run.settings or {
-        k: run.result.get(k) for k in ("algorithm", "dataset", "num_labels", "net", "num_train_iter")
-    }
-    return json.dumps(known, sort_keys=True)
+    said = {k: run.result.get(k) for k in ("algorithm", "dataset", "num_labels", "net", "num_train_iter")}
+    return json.dumps(run.settings or said, sort_keys=True)
 
 
 def _place(members: Sequence[Run]) -> str:
-    """Folder and directory of the first of runs whose directories are named as others'."""
+    """Folder and directory of the first of runs whose directories have the names of others."""
     path = members[0].path.absolute()
     return f"{path.parent.name}/{path.name}" + (" ..." if len(members) > 1 else "")
 
 
 def names_in_settings(groups: Sequence[Group]) -> list[str]:
-    """What to call each group where those of its setting are compared: its algorithm, with the title where several of
-    the setting have the same."""
+    """A name for each group among those of its setting: its algorithm, with the title where several have the same."""
     count = Counter((g.setting, g.algorithm) for g in groups)
     return [g.algorithm if count[g.setting, g.algorithm] == 1 else f"{g.algorithm} ({g.name})" for g in groups]
 
@@ -137,7 +132,7 @@ def summary(scores: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Ours:
-    """What runs give for one cell.
+    """What the runs of a group give for a cell of the paper.
 
     Attributes:
         text: mean, standard deviation and number of finished runs; empty without one.
@@ -160,7 +155,7 @@ def ours_for(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
     for group in groups:
         if group.config != cell.config:
             continue
-        scores = group.scores("last" if cell.metric != "top1" else rule, cell.metric)
+        scores = group.scores(rule, cell.metric)
         difference = within = None
         if scores and cell.paper is not None and not group.deviation:
             difference = mean_and_std(scores)[0] - cell.paper[0]

@@ -1,4 +1,4 @@
-"""Pictures, by matplotlib; the diagram of ranks by scikit-posthocs."""
+"""Pictures of runs and views, drawn by matplotlib; the rank diagram by scikit-posthocs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,57 @@ import numpy as np
 from muscle_plugin.studies.definitions import StudyFigure
 from muscle_plugin.studies.groups import Group
 from muscle_plugin.studies.ranking import Ranking
-from muscle_plugin.studies.runs import ACCURACY, Run, by_algorithm, mean_and_std
+from muscle_plugin.studies.runs import ACCURACY, Run, mean_and_std
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 plt.rcParams["svg.hashsalt"] = "muscle"  # the same picture is the same file
 plt.rcParams["text.parse_math"] = False  # names of runs are no formulas
 
-#: Curves of the right-hand picture: key, label, line style.
+#: Curves of the mutual information: key, label, line style.
 INFORMATION = (
     ("train/entropy", "H(z): entropy of the mean prediction", "--"),
     ("train/mi", "I(z, z'): mutual information", "-"),
     ("train/conditional_entropy", "H(z|z'): what the views disagree on", ":"),
 )
+#: Titles of the panels of Figure 3, by metric.
+PANELS = {
+    "top1": "test accuracy (%)",
+    "labelled_classes/top-1-acc": "accuracy (%), classes with labels",
+    "unlabelled_classes/top-1-acc": "accuracy (%), classes without labels",
+    "entropy": "entropy of predictions (nats)",
+    "labelled_classes/entropy": "entropy (nats), classes with labels",
+    "unlabelled_classes/entropy": "entropy (nats), classes without labels",
+}
 
 
-def _band(axes: Any, runs: Sequence[Run], key: str, scale: float, **style: Any) -> None:
-    """Mean over runs, and a band from the lowest to the highest, at the steps that all runs have."""
+def _svg(figure: Figure) -> bytes:
+    """The figure as SVG, without date."""
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return out.getvalue()
+
+
+def _save(figure: Figure, path: Path, dpi: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    plt.close(figure)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _band(axes: Axes, runs: Sequence[Run], key: str, scale: float, **style: Any) -> None:
+    """Draw the mean over runs, and a band from the lowest to the highest, at the steps that all runs have."""
     curves = [dict(zip(*run.curve(key), strict=True)) for run in runs]
     style.setdefault("marker", "o" if max(map(len, curves)) == 1 else None)
     steps = sorted(set.intersection(*(set(c) for c in curves)))
@@ -46,44 +76,45 @@ def _band(axes: Any, runs: Sequence[Run], key: str, scale: float, **style: Any) 
         axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def learning_curves(runs: Sequence[Run], names: Mapping[str, str], num_classes: int, title: str, path: Path) -> None:
-    """Test accuracy over steps for every algorithm, and the information terms of those that have them.
+def _accuracy(axes: Axes, lines: Mapping[str, Sequence[Run]], **legend: Any) -> None:
+    """Draw test accuracy over steps for each name."""
+    palette = plt.get_cmap("tab10" if len(lines) <= 10 else "tab20")
+    for number, (name, runs) in enumerate(lines.items()):
+        _band(axes, runs, ACCURACY, 100, color=palette(number % palette.N), label=name, linewidth=1.4)
+    axes.set(xlabel="step", ylabel="test accuracy (%)")
+    axes.legend(loc="lower right", **legend)
+    _tidy(axes)
+
+
+def learning_curves(lines: Mapping[str, Sequence[Run]], num_classes: int, title: str, path: Path) -> None:
+    """Write a PNG of the test accuracy over steps for each name, and of the information terms of those that have them.
 
     Args:
-        runs: finished runs.
-        names: algorithm -> name in the legend.
+        lines: name -> finished runs.
         num_classes: C; ln C bounds the information terms.
-        path: PNG to write.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for number, (algorithm, group) in enumerate(by_algorithm(runs).items()):
-        colour = f"C{number}"
-        _band(left, group, ACCURACY, 100, color=colour, label=names.get(algorithm, algorithm))
+    _accuracy(left, lines)
+    left.set(title=title)
+    for number, runs in enumerate(lines.values()):
         for key, _, style in INFORMATION:
-            _band(right, group, key, 1, color=colour, linestyle=style)
-    left.set(xlabel="step", ylabel="test accuracy (%)", title=title)
-    left.legend(loc="lower right")
-    right.axhline(math.log(num_classes), color="grey", linewidth=0.8)
-    right.annotate(
-        f"ln {num_classes}", (0, math.log(num_classes)), xytext=(2, 3), textcoords="offset points", color="grey"
-    )
+            _band(right, runs, key, 1, color=f"C{number}", linestyle=style)
+    bound = math.log(num_classes)
+    right.axhline(bound, color="grey", linewidth=0.8)
+    right.annotate(f"ln {num_classes}", (0, bound), xytext=(2, 3), textcoords="offset points", color="grey")
     for _, label, style in INFORMATION:
         right.plot([], [], color="black", linestyle=style, label=label)
     right.set(xlabel="step", ylabel="nats", title="mutual information between views (training)", ylim=(-0.1, None))
     right.legend(loc="center right", fontsize="small")
-    for axes in (left, right):
-        _tidy(axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    _tidy(right)
+    _save(figure, path, 130)
 
 
 def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
-    """Images in a grid, one row per view, one column per image.
+    """Write a PNG of images in a grid, one row per view, one column per image.
 
     Args:
         rows: label -> (N, channels, H, W) float images in [0, 1].
-        path: PNG to write.
     """
     count = max(len(x) for x in rows.values())
     figure, grid = plt.subplots(
@@ -96,42 +127,16 @@ def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
             shown = image.permute(1, 2, 0).cpu().numpy()
             axes.imshow(shown.squeeze(-1) if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=1)
         axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _save(figure, path, 110)
 
 
 # ---------------------------------------------------------------------------------------------------- pictures of a report
 
 
-def _svg(figure: Any) -> bytes:
-    """The figure as SVG, without date."""
-    out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return out.getvalue()
-
-
-def _tidy(axes: Any) -> None:
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _colours(names: Sequence[str]) -> dict[str, Any]:
-    """A colour for each name: ten, or twenty where there are more."""
-    palette = plt.get_cmap("tab10" if len(names) <= 10 else "tab20")
-    return {name: palette(i % palette.N) for i, name in enumerate(names)}
-
-
 def accuracy_curves(lines: Mapping[str, Sequence[Run]]) -> bytes:
     """Test accuracy over steps, mean and range over runs, for each name; SVG."""
     figure, axes = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
-    colours = _colours(list(lines))
-    for name, runs in lines.items():
-        _band(axes, runs, ACCURACY, 100, color=colours[name], label=name, linewidth=1.4)
-    axes.set(xlabel="step", ylabel="test accuracy (%)")
-    axes.legend(fontsize="x-small", ncols=2, loc="lower right")
-    _tidy(axes)
+    _accuracy(axes, lines, fontsize="x-small", ncols=2)
     return _svg(figure)
 
 
@@ -140,73 +145,55 @@ def curves_of_runs(runs: Sequence[Run]) -> bytes:
     figure, axes = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
     for run in runs:
         steps, values = run.curve(ACCURACY)
-        marker = "o" if len(steps) == 1 else None
         label = f"seed {run.result.get('seed', '?')}"
-        axes.plot(steps, [100 * v for v in values], linewidth=1.1, marker=marker, label=label)
+        axes.plot(steps, [100 * v for v in values], linewidth=1.1, marker="o" if len(steps) == 1 else None, label=label)
     axes.set(xlabel="step", ylabel="test accuracy (%)")
     axes.legend(fontsize="x-small", loc="lower right")
     _tidy(axes)
     return _svg(figure)
 
 
-#: What a panel of Figure 3 shows.
-PANELS = {
-    "top1": "test accuracy (%)",
-    "labelled_classes/top-1-acc": "accuracy (%), classes with labels",
-    "unlabelled_classes/top-1-acc": "accuracy (%), classes without labels",
-    "entropy": "entropy of predictions (nats)",
-    "labelled_classes/entropy": "entropy (nats), classes with labels",
-    "unlabelled_classes/entropy": "entropy (nats), classes without labels",
-}
-
-
 def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) -> dict[str, bytes]:
-    """One picture per metric of a figure of the paper, with error bars of one standard deviation; SVG.
+    """One SVG per metric of a figure of the paper that runs have, with error bars of one standard deviation.
 
     Args:
         figure: what it shows.
         groups: configuration -> its runs.
         rule: see :meth:`Run.score`.
     """
-    xs = figure.xs
-    numeric = all(x.replace(".", "", 1).isdigit() for x in xs)
-    place = {x: float(x) if numeric else float(i) for i, x in enumerate(xs)}
+    numeric = all(x.replace(".", "", 1).isdigit() for x in figure.xs)
+    place = {x: float(x) if numeric else float(i) for i, x in enumerate(figure.xs)}
     out = {}
     for metric in figure.metrics:
         canvas, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
-        drawn = False
         for number, (name, points) in enumerate(figure.series.items()):
-            found = {x: groups[c].scores(rule, metric) for x, c in points.items() if c in groups}
-            found = {x: scores for x, scores in found.items() if scores}
+            scores = {x: groups[c].scores(rule, metric) for x, c in points.items() if c in groups}
+            found = {x: mean_and_std(s) for x, s in scores.items() if s}
             if found:
-                means, stds = zip(*(mean_and_std(s) for s in found.values()), strict=True)
                 offset = 0.0 if numeric else 0.04 * (number - (len(figure.series) - 1) / 2)
-                at = [place[x] + offset for x in found]
-                axes.errorbar(
-                    at, means, stds, marker="o", capsize=3, linewidth=1.3 if numeric else 0, elinewidth=1, label=name
-                )
-                drawn = True
-        if not drawn:
+                at, (means, stds) = [place[x] + offset for x in found], zip(*found.values(), strict=True)
+                width = 1.3 if numeric else 0
+                axes.errorbar(at, means, stds, marker="o", capsize=3, linewidth=width, elinewidth=1, label=name)
+        if not axes.containers:
             plt.close(canvas)
             continue
         if numeric:
             axes.set_xscale("log")
             axes.minorticks_off()
-        axes.set_xticks([place[x] for x in xs], xs)
+        axes.set_xticks(list(place.values()), list(place))
         axes.set(xlabel=figure.x, ylabel=PANELS.get(metric, metric))
         axes.legend(fontsize="small")
         _tidy(axes)
-        out[PANELS.get(metric, metric)] = _svg(canvas)
+        out[metric] = _svg(canvas)
     return out
 
 
 def rank_diagram(ranking: Ranking) -> bytes:
     """Mean ranks on a line; a bar joins algorithms that do not differ at the 5 % level (Nemenyi); SVG."""
-    import pandas as pd
     import scikit_posthocs
 
-    table = pd.DataFrame(ranking.scores, index=list(ranking.settings))
-    different = scikit_posthocs.posthoc_nemenyi_friedman(table)
+    different = scikit_posthocs.posthoc_nemenyi_friedman(np.array([*ranking.scores.values()]).T)
+    different.index = different.columns = list(ranking.scores)
     figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.17 * len(ranking.algorithms)), layout="constrained")
     scikit_posthocs.critical_difference_diagram(
         ranking.ranks, different, ax=axes, label_props={"fontsize": 9}, text_h_margin=0.02

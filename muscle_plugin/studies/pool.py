@@ -1,4 +1,4 @@
-"""Where runs are executed: processes of this machine, or a Ray cluster. Both take jobs and give futures."""
+"""Where the runs of a sweep are executed: processes of this machine, or a Ray cluster. Both take work and give futures."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from muscle_plugin.errors import PoolError
+from muscle_plugin.errors import InputError, Interrupted, UserError
+from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.text import first_line
 
-#: How often a run is tried again after its process died.
+#: How often a run is retried after its process died.
 RETRIES = 2
 
 #: Seconds that a run has to save itself when the sweep dies.
@@ -29,28 +31,26 @@ _training = threading.Event()
 
 @dataclass(frozen=True)
 class Work:
-    """What a process needs to know of a run: configuration and settings on top of it."""
+    """A run as another process is told of it: its configuration file, and settings that override it."""
 
     config: str
     overrides: dict[str, Any]
 
 
 def execute(work: Work, command: list[str]) -> dict[str, Any]:
-    """Train one run to the end, or go on with it; in a process that may train others before and after.
+    """Train or resume one run, in a process that may train others before and after.
 
     Returns:
         ``{"result": ...}`` (the content of ``result.json``), ``{"stopped": message}`` or ``{"error": message}``.
     """
-    from muscle_plugin.errors import Interrupted, RunError
     from muscle_plugin.runs.train import train
-    from muscle_plugin.settings.resolve import load_settings
 
     _training.set()
     try:
         return {"result": train(load_settings(work.config, **work.overrides), command, quiet=True)}
     except Interrupted as e:
         return {"stopped": str(e).splitlines()[0]}
-    except RunError as e:
+    except UserError as e:
         return {"error": str(e)}
     except Exception as e:
         return {"error": f"{type(e).__name__}: {e}"}
@@ -62,28 +62,27 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
 
 
 class Pool(Protocol):
-    """Executes runs; ``submit`` may be called any number of times."""
+    """Executes runs, ``at_once`` at a time."""
 
-    #: Runs at a time, for estimates.
     at_once: int
 
     def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
-        """The future holds what :func:`execute` returns, or the exception that ended the process for good."""
+        """Return the future result of :func:`execute`."""
 
     def stop(self) -> None:
         """Start nothing more; runs in progress save and stop."""
 
     def close(self) -> None:
-        """Wait for what is running, and free everything."""
+        """Wait for what is running, and free all processes."""
 
 
 class LocalPool:
-    """Runs in processes of this machine. Each slot keeps one process for one run after the other; a process that dies takes
-    only its own run with it, which is tried again.
+    """Executes runs in processes of this machine. Each thread keeps one process for one run after the other; a process that
+    dies takes only its own run with it, which is retried.
 
     Args:
         at_once: runs at a time.
-        gpus: what CUDA calls the GPUs that slots take in turn; none: the environment decides.
+        gpus: GPUs that processes take in turn, as CUDA_VISIBLE_DEVICES names them; none: the environment decides.
     """
 
     def __init__(self, at_once: int, gpus: tuple[str, ...] = ()) -> None:
@@ -97,7 +96,7 @@ class LocalPool:
         self._threads = ThreadPoolExecutor(at_once)
 
     def _process(self) -> ProcessPoolExecutor:
-        """The process of this thread."""
+        """Return this thread's process; start one if it has none."""
         if not hasattr(self._own, "gpu"):
             self._own.gpu = self._slots.get_nowait()
         if not hasattr(self._own, "process"):
@@ -115,7 +114,11 @@ class LocalPool:
                 return self._process().submit(execute, work, command).result()
             except BrokenProcessPool:
                 del self._own.process
-        return {"stopped": "not started"} if self._stopping.is_set() else {"error": _died(RETRIES + 1)}
+        return (
+            {"stopped": "not started"}
+            if self._stopping.is_set()
+            else {"error": f"its process died {RETRIES + 1} times (killed, or out of memory?)"}
+        )
 
     def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
         return self._threads.submit(self._run, work, command)
@@ -133,12 +136,8 @@ class LocalPool:
             process.shutdown()
 
 
-def _died(times: int) -> str:
-    return f"its process died {times} times (killed, or out of memory?)"
-
-
 def _begin_process(gpu: str | None) -> None:
-    """In a new process: see one GPU only, and end with the process that started it."""
+    """Let a new process see one GPU only, and end with the process that started it."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -158,27 +157,26 @@ def _end_with_parent() -> None:
 
 
 class RayPool:
-    """Runs as tasks of Ray, which places them, gives them GPUs, and tries again what died with its worker or node.
+    """Executes runs as tasks of Ray, which places them, assigns GPUs, and retries what died with its worker or node.
 
     Args:
-        address: of a cluster (``auto``, ``ray://host:10001``); ``local``: one started here for this purpose.
-        at_once: runs at a time, of a cluster started here.
-        gpus: of a cluster started here.
-        gpus_per_run: the GPU, or the fraction of one, that a run needs; None: one, if the cluster has any.
+        address: of a cluster (``auto``, ``ray://host:10001``), or ``local``: start one here.
+        at_once, gpus: runs at a time and GPUs of a cluster started here.
+        gpus_per_run: share of a GPU that a run needs; None: one GPU, if the cluster has any.
         cpus_per_run: CPU cores that a run needs.
 
     Raises:
-        PoolError: Ray is not installed, or the cluster cannot be reached, or has no room for a run.
+        InputError: Ray is not installed, or the cluster cannot be reached, or has no room for a run.
     """
 
     def __init__(self, address: str, at_once: int, gpus: int, gpus_per_run: float | None, cpus_per_run: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # a run that has been given no GPU must see none: it would take the first, which others have been given
+        # a run without a GPU must see none: it would take the first, which others have been given
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         try:
             import ray
         except ImportError:
-            raise PoolError("Ray is not installed: pip install 'muscle-plugin[cluster]', or leave out --ray") from None
+            raise InputError("Ray is not installed: pip install 'muscle-plugin[cluster]', or leave out --ray") from None
         self._ray = ray
         self._owned = not ray.is_initialized()
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -188,7 +186,7 @@ class RayPool:
             else:
                 ray.init(address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as e:
-            raise PoolError(f"no Ray cluster at {address}: {str(e).splitlines()[0]}") from None
+            raise InputError(f"no Ray cluster at {address}: {first_line(e)}") from None
         there = ray.cluster_resources()
         has = int(there.get("GPU", 0))
         gpus_per_run = float(bool(has)) if gpus_per_run is None else gpus_per_run
@@ -196,7 +194,7 @@ class RayPool:
         if gpus_per_run:
             self.at_once = min(self.at_once, has * runs_per_gpu(gpus_per_run))
         if self.at_once < 1:
-            raise PoolError(
+            raise InputError(
                 f"the Ray cluster at {address} has {there.get('CPU', 0):g} CPUs and {has} GPUs; a run wants {cpus_per_run}"
                 f" (--num_threads) and {gpus_per_run:g} (--gpus_per_run; none with --device cpu)"
             )
@@ -218,5 +216,5 @@ class RayPool:
 
 
 def runs_per_gpu(share: float) -> int:
-    """Runs that find room on one GPU if each is given such a share of it; a run is not spread over several."""
+    """The number of runs that fit on one GPU if each gets ``share`` of it."""
     return int(1 / share + 1e-6)

@@ -1,5 +1,5 @@
-"""Comparison of algorithms over several settings: mean ranks as USB's paper gives them, the Friedman test, and the critical
-difference of Nemenyi's (Demsar 2006)."""
+"""Algorithms compared over several settings: mean ranks as in USB's paper, the Friedman test, and Nemenyi's critical
+difference (Demsar 2006)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ class Ranking:
 
     Attributes:
         settings: the N settings.
-        algorithms: the k algorithms, best mean rank first.
-        ranks: algorithm -> mean rank, 1 the best; ties share their ranks.
+        ranks: algorithm -> mean rank, the best first; 1 is best, ties share their ranks.
         scores: algorithm -> mean accuracy (%) in each setting.
         p_value: of the Friedman test: how likely ranks so different are if all algorithms are alike.
         critical_difference: mean ranks that are nearer than this do not differ at the 5 % level (Nemenyi).
@@ -32,24 +31,25 @@ class Ranking:
     """
 
     settings: tuple[str, ...]
-    algorithms: tuple[str, ...]
     ranks: dict[str, float]
     scores: dict[str, tuple[float, ...]]
     p_value: float
     critical_difference: float
     left_out: tuple[str, ...]
 
+    @property
+    def algorithms(self) -> list[str]:
+        """The k algorithms, the best first."""
+        return list(self.ranks)
+
 
 def rank(scores: Mapping[str, Mapping[str, float]]) -> Ranking | None:
-    """The ranking of algorithms over the settings that they all have.
+    """Rank algorithms over the settings that they all have; None if fewer than three algorithms or two settings are left.
 
     Algorithms that lack most settings, then settings that some algorithm lacks, are left out until the table is full.
 
     Args:
         scores: setting -> algorithm -> accuracy, higher is better.
-
-    Returns:
-        None if fewer than three algorithms or two settings are left.
     """
     algorithms = list(dict.fromkeys(a for row in scores.values() for a in row))
     settings = [s for s, row in scores.items() if len(row) > 1]
@@ -75,7 +75,6 @@ def rank(scores: Mapping[str, Mapping[str, float]]) -> Ranking | None:
     order = np.argsort(ranks, kind="stable")
     return Ranking(
         tuple(settings),
-        tuple(algorithms[i] for i in order),
         {algorithms[i]: float(ranks[i]) for i in order},
         {algorithms[i]: tuple(table[:, i].tolist()) for i in order},
         p_value if math.isfinite(p_value) else 1.0,  # all alike
@@ -91,23 +90,22 @@ def critical_difference(k: int, n: int) -> float:
 
 
 def scores_by_setting(groups: Sequence[Group], rule: str) -> dict[str, dict[str, float]]:
-    """Setting -> algorithm -> mean accuracy (%), over the seeds that all algorithms of the setting have: another seed is
-    another labelled subset. One with less than half as many runs as the setting's most is not in it."""
+    """Setting -> algorithm -> mean accuracy (%), over the seeds that all algorithms of the setting have, since another seed
+    is another labelled subset. Algorithms with less than half as many runs as the setting's most are left out."""
     by_seed: dict[str, dict[str, dict[int, float]]] = {}
     for group, name in zip(groups, names_in_settings(groups), strict=True):
         found = {r.result["seed"]: 100 * x for r in group.finished if (x := r.score(rule)) is not None}
         if found:
             by_seed.setdefault(group.setting, {})[name] = found
     out: dict[str, dict[str, float]] = {}
-    for setting, scores in by_seed.items():
+    for setting, scores in sorted(by_seed.items(), key=lambda item: natural_key(item[0])):
         most = max(map(len, scores.values()))
         enough = {a: s for a, s in scores.items() if 2 * len(s) >= most}
-        shared = set.intersection(*(set(s) for s in enough.values()))
-        if shared:
+        if shared := set.intersection(*(set(s) for s in enough.values())):
             out[setting] = {a: fmean(s[seed] for seed in shared) for a, s in enough.items()}
-    return dict(sorted(out.items(), key=lambda item: natural_key(item[0])))
+    return out
 
 
 def natural_key(text: str) -> list[str | int]:
-    """Sorts ``digits_20`` before ``digits_100``."""
+    """Key that sorts ``digits_20`` before ``digits_100``."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from muscle_plugin.errors import RunsError, fail
 from muscle_plugin.files import write_text
 from muscle_plugin.studies import plots
 from muscle_plugin.studies.definitions import StudyFigure, StudyTable, figures, tables
@@ -27,26 +26,23 @@ from muscle_plugin.text import one_line
 from muscle_plugin.version import __version__
 
 
-@dataclass(frozen=True)
-class TableRow:
+class TableRow(NamedTuple):
     """A row of a table: the paper's cells as printed, and what runs give."""
 
     head: str
-    paper: tuple[str, ...]
-    ours: tuple[list[Ours], ...]
+    paper: list[str]
+    ours: list[list[Ours]]
 
 
-@dataclass(frozen=True)
-class ReportTable:
-    """A study's table, filled."""
+class ReportTable(NamedTuple):
+    """A study's table, filled; ``notes`` are the deviations of runs in it."""
 
     study: StudyTable
-    rows: tuple[TableRow, ...]
-    notes: tuple[str, ...]
+    rows: list[TableRow]
+    notes: list[str]
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A picture with its caption, as the page embeds it."""
 
     title: str
@@ -54,37 +50,33 @@ class Picture:
 
     @staticmethod
     def of(title: str, svg: bytes) -> Picture:
-        """From an SVG file's content."""
+        """A picture of an SVG file's content."""
         return Picture(title, "data:image/svg+xml;base64," + base64.b64encode(svg).decode())
 
 
-@dataclass(frozen=True)
-class ReportFigure:
+class ReportFigure(NamedTuple):
     """A figure of the paper from runs: pictures, and their points as tables.
 
     Attributes:
-        points: metric -> series -> a cell for each of ``xs``.
+        points: metric -> series -> a cell for each x of the study.
         notes: which points are of runs that are not as configured.
     """
 
-    title: str
+    study: StudyFigure
     pictures: list[Picture]
-    x: str
-    xs: list[str]
     points: dict[str, dict[str, list[str]]]
-    notes: tuple[str, ...]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a page says."""
+    """The content of a page."""
 
     title: str
     command: str
     made: str
     rule: str
     runs: list[Run]
-    groups: list[Group]
     unread: list[str]
     tables: list[ReportTable]
     others: list[Group]
@@ -95,13 +87,14 @@ class Report:
     run_curves: list[Picture]
     environments: list[tuple[str, int]]
 
-    def label(self, run: Run) -> str:
-        """The name of a run's directory, with that of its folder where the name alone is not enough."""
-        return next(name for name, r in zip(names_of(self.runs), self.runs, strict=True) if r is run)
+    @property
+    def labelled_runs(self) -> list[tuple[str, Run]]:
+        """Runs with the names of their directories."""
+        return list(zip(names_of(self.runs), self.runs, strict=True))
 
     @property
     def states(self) -> Counter[str]:
-        """Runs by state."""
+        """Number of runs by state."""
         return Counter(r.state for r in self.runs)
 
 
@@ -116,16 +109,16 @@ def make_report(runs: list[Run], unread: list[str], rule: str, title: str, comma
     """
     groups = groups_of(runs)
     by_config = {g.config: g for g in reversed(groups) if g.config}  # without deviation where there is such a group
-    present = set(by_config)
-    shown = [_fill(t, groups, rule) for t in tables() if present & set(t.configs)]
-    in_tables = {c for t in shown for c in t.study.configs}
-    drawn = [(f, plots.study_panels(f, by_config, rule)) for f in figures() if present & _own(f)]
-    in_figures = {c for f, _ in drawn for c in f.configs}
+    in_a_table = {c for t in tables() for c in t.configs}
+    filled = [_filled(t, groups, rule) for t in tables() if by_config.keys() & set(t.configs)]
+    # configurations that a table has too do not make a figure, unless it has no others
+    drawn = [f for f in figures() if by_config.keys() & (set(f.configs) - in_a_table or set(f.configs))]
+    shown = {c for t in filled for c in t.study.configs} | {c for f in drawn for c in f.configs}
     ranking = rank(scores_by_setting(groups, rule))
     return Report(
-        title, command, date.today().isoformat(), rule, runs, groups, unread, shown,
-        [g for g in groups if g.config not in in_tables | in_figures],
-        [_figure(f, panels, by_config, rule) for f, panels in drawn],
+        title, command, date.today().isoformat(), rule, runs, unread, filled,
+        [g for g in groups if g.config not in shown],
+        [_figure(f, by_config, rule) for f in drawn],
         ranking,
         Picture.of("mean ranks", plots.rank_diagram(ranking)) if ranking else None,
         _curves(groups),
@@ -134,45 +127,36 @@ def make_report(runs: list[Run], unread: list[str], rule: str, title: str, comma
     )  # fmt: skip
 
 
-def _own(figure: StudyFigure) -> set[str]:
-    """The configurations that stand for a figure: those that no table has, where there are any."""
-    of_tables = {c for t in tables() for c in t.configs}
-    return set(figure.configs) - of_tables or set(figure.configs)
-
-
-def _figure(figure: StudyFigure, panels: Mapping[str, bytes], groups: Mapping[str, Group], rule: str) -> ReportFigure:
-    tables: dict[str, dict[str, list[str]]] = {}
-    for metric in figure.metrics:
-        name = plots.PANELS.get(metric, metric)
-        if name in panels:
-            tables[name] = {
-                head: [
-                    summary(groups[c].scores(rule, metric)) if (c := points.get(x, "")) in groups else ""
-                    for x in figure.xs
-                ]
-                for head, points in figure.series.items()
-            }
-    pictures = [Picture.of(n, p) for n, p in panels.items()]
-    return ReportFigure(figure.title, pictures, figure.x, figure.xs, tables, _deviations(figure, groups))
-
-
-def _deviations(figure: StudyFigure, groups: Mapping[str, Group]) -> tuple[str, ...]:
-    """Which points of a figure are of runs that are not as configured."""
-    shown = [
-        (f"{name}, {x}", groups[c]) for name, points in figure.series.items() for x, c in points.items() if c in groups
+def _figure(study: StudyFigure, groups: Mapping[str, Group], rule: str) -> ReportFigure:
+    panels = plots.study_panels(study, groups, rule)
+    points = {
+        plots.PANELS[metric]: {
+            head: [
+                summary(groups[config].scores(rule, metric)) if (config := at.get(x, "")) in groups else ""
+                for x in study.xs
+            ]
+            for head, at in study.series.items()
+        }
+        for metric in panels
+    }
+    notes = [
+        f"{head}, {x}: {groups[config].deviation}"
+        for head, at in study.series.items()
+        for x, config in at.items()
+        if config in groups and groups[config].deviation
     ]
-    return tuple(f"{point}: {group.deviation}" for point, group in shown if group.deviation)
+    return ReportFigure(study, [Picture.of(plots.PANELS[m], svg) for m, svg in panels.items()], points, notes)
 
 
-def _fill(study: StudyTable, groups: Sequence[Group], rule: str) -> ReportTable:
+def _filled(study: StudyTable, groups: Sequence[Group], rule: str) -> ReportTable:
     rows = []
     for head, cells in zip(study.rows, study.cells, strict=True):
-        paper = tuple("" if c.paper is None else f"{c.paper[0]:.2f} ± {c.paper[1]:.2f}" for c in cells)
-        ours = tuple(ours_for(c, groups, rule) for c in cells)
+        paper = ["" if c.paper is None else f"{c.paper[0]:.2f} ± {c.paper[1]:.2f}" for c in cells]
+        ours = [ours_for(c, groups, rule) for c in cells]
         if any(ours) or study.of_paper:
             rows.append(TableRow(head, paper, ours))
     deviations = dict.fromkeys(o.deviation for row in rows for cell in row.ours for o in cell if o.deviation)
-    return ReportTable(study, tuple(rows), tuple(deviations))
+    return ReportTable(study, rows, list(deviations))
 
 
 def _has_curve(group: Group) -> bool:
@@ -181,14 +165,14 @@ def _has_curve(group: Group) -> bool:
 
 def _curves(groups: Sequence[Group]) -> list[Picture]:
     """A picture per setting that has several algorithms."""
-    settings: dict[str, dict[str, Sequence[Run]]] = {}
+    settings: dict[str, dict[str, list[Run]]] = {}
     for group, name in zip(groups, names_in_settings(groups), strict=True):
         if _has_curve(group):
             settings.setdefault(group.setting, {})[name] = [r for r in group.runs if r.metrics]
     return [
-        Picture.of(setting, plots.accuracy_curves(lines))
-        for setting, lines in sorted(settings.items(), key=lambda item: natural_key(item[0]))
-        if len(lines) > 1
+        Picture.of(setting, plots.accuracy_curves(settings[setting]))
+        for setting in sorted(settings, key=natural_key)
+        if len(settings[setting]) > 1
     ]
 
 
@@ -202,60 +186,51 @@ def _environment(run: Run) -> str:
 # ------------------------------------------------------------------------------------------------------------- rendering
 
 
-def _templates() -> Environment:
-    loader = PackageLoader("muscle_plugin.studies", "templates")
-    env = Environment(
-        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        autoescape=lambda name: bool(name and name.endswith(".html")),
-    )  # fmt: skip
-    env.filters |= {"percent": lambda x: "" if x is None else f"{100 * x:.2f}", "cell": _cell, "oneline": one_line}
-    return env
-
-
-def _cell(text: Any) -> str:
+def _cell(text: object) -> str:
     """Text that is text within a cell of a Markdown table or a line: neither HTML, nor a link, nor a picture, nor code."""
     words = one_line(str(text).replace("\n", " ")).replace("\\", "\\\\").replace("<", "&lt;")
     return re.sub(r"([|\[\]`])", r"\\\1", words)
 
 
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
 def render(report: Report, kind: str) -> str:
     """The report as ``html``, one page that needs nothing else, or as ``md``."""
-    rule = RULES[report.rule]
-    return _templates().get_template(f"report.{kind}").render(r=report, rule=rule, version=__version__)
+    templates = Environment(
+        loader=PackageLoader("muscle_plugin.studies", "templates"), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, autoescape=kind == "html",
+    )  # fmt: skip
+    templates.filters |= {
+        "percent": _percent,
+        "cell": _cell,
+        "oneline": one_line,
+    }
+    page = templates.get_template(f"report.{kind}")
+    return page.render(r=report, rule=RULES[report.rule], version=__version__)
 
 
 # ---------------------------------------------------------------------------------------------------------- command line
 
 
 def main(argv: Sequence[str], prog: str = "muscle-plugin report") -> int:
-    """Returns the exit status: 0 done, 2 bad input."""
+    """Return the exit status 0; bad input is raised as a UserError."""
     parser = argparse.ArgumentParser(
         prog=prog, description="Put runs together: tables beside the paper's, curves, ranking, every run; as one HTML page, as"
         " Markdown, and as summaries (runs.jsonl) that this command reads too.",
     )  # fmt: skip
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs at any depth, or runs.jsonl"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write into [%(default)s]"
-    )
-    parser.add_argument(
-        "--score", choices=list(RULES), default="last", help="which accuracy of a run counts [%(default)s]"
-    )
-    parser.add_argument("--title", default="MUSCLE: runs", help="title of the page [%(default)s]")
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs at any depth, or runs.jsonl")
+    add("--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write into [%(default)s]")
+    add("--score", choices=list(RULES), default="last", help="which accuracy of a run counts [%(default)s]")
+    add("--title", default="MUSCLE: runs", help="title of the page [%(default)s]")
     options = parser.parse_args(list(argv))
-    try:
-        runs, unread = find_runs(options.runs)
-    except RunsError as e:
-        return fail([str(e)])
+    runs, unread = find_runs(options.runs)
     report = make_report(runs, unread, options.score, options.title, shlex.join([*prog.split(), *argv]))
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        for kind in ("html", "md"):
-            write_text(options.out / f"report.{kind}", render(report, kind))
-        write_summaries(runs, options.out / "runs.jsonl")
-    except OSError as e:
-        return fail([f"{e.filename}: cannot be written: {e.strerror}"])
+    for kind in ("html", "md"):
+        write_text(options.out / f"report.{kind}", render(report, kind))
+    write_summaries(runs, options.out / "runs.jsonl")
     for line in unread:
         print(f"note: left out: {one_line(line)}", file=sys.stderr)
     states = ", ".join(f"{n} {state}" for state, n in report.states.most_common())

@@ -1,32 +1,34 @@
-"""``muscle-plugin data show``: what a run would train on, before it does."""
+"""``muscle-plugin data show``: what a run would train on."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from muscle_plugin.data.load import split_seed
 from muscle_plugin.data.splits import class_counts, write_split
-from muscle_plugin.data.views import HARD
+from muscle_plugin.data.views import STRONG
+from muscle_plugin.runs.build import build
 from muscle_plugin.settings.resolve import Resolved
+
+if TYPE_CHECKING:
+    from muscle_plugin.training.host import Host
 
 
 def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> None:
     """Print images per class; write a contact sheet of the first step's views, and the split.
 
     Raises:
-        DataError, DeviceError, ValueError: the run could not be built.
+        UserError: the run could not be built.
         OSError: a file cannot be written.
     """
-    from muscle_plugin.runs.train import build
-    from muscle_plugin.training.host import split_seed
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         algorithm = build(resolved)
@@ -37,7 +39,7 @@ def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> N
     for note in algorithm.notes:
         console.print(f"note: {note}", markup=False)
     if picture is not None:
-        from muscle_plugin.studies.plots import contact_sheet
+        from muscle_plugin.studies.plots import contact_sheet  # matplotlib
 
         contact_sheet(views_of_first_batch(algorithm), picture)
         console.print(f"views of the first step: {picture}", markup=False)
@@ -47,49 +49,48 @@ def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> N
         console.print(f"labelled images: {split_file}; --split_file takes it", markup=False)
 
 
-def counts_table(algorithm: Any) -> Table:
-    """Images per class: with label, without, for testing; subclasses that give no label are named."""
+def counts_table(algorithm: Host) -> Table:
+    """Images per class: with label, without, for testing; subclasses without labels are named."""
     source, split = algorithm.source, algorithm.split
-    test = source.test_labels
-    test_counts = torch.bincount(test[test >= 0], minlength=len(source.classes))
-    labelled, unlabelled = class_counts(source, split.labelled), class_counts(source, split.unlabelled)
     height, width = source.images.shape[-2:]
     table = Table(
         title=f"{algorithm.args.dataset}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled,"
         f" {len(source.test)} test images of {height} x {width}, {source.images.shape[1]} channel(s)"
     )
-    for name in ("class", "labelled", "unlabelled", "test"):
-        table.add_column(name, justify="left" if name == "class" else "right", no_wrap=name == "class")
+    table.add_column("class", no_wrap=True)
+    for name in ("labelled", "unlabelled", "test"):
+        table.add_column(name, justify="right")
     hidden: dict[int, list[str]] = {}
-    if split.sequestered:
+    if split.sequestered and source.subclasses is not None:
         table.add_column("gives no labels", overflow="fold")
         for sub in split.sequestered:
             first = (source.subclasses == sub).nonzero()[0]
             hidden.setdefault(int(source.labels[first]), []).append(source.subclass_names[sub])
+    test = source.test_labels
+    test_counts = torch.bincount(test[test >= 0], minlength=len(source.classes))
+    labelled, unlabelled = class_counts(source, split.labelled), class_counts(source, split.unlabelled)
     for c, name in enumerate(source.classes):
         cells = [name, *(str(int(counts[c])) for counts in (labelled, unlabelled, test_counts))]
         table.add_row(*cells, *([", ".join(hidden.get(c, []))] if hidden else []))
-    without = len(split.unlabelled) - int(unlabelled.sum())
-    if without:
-        table.add_row("(class not known)", "", str(without), "")
+    if unknown := len(split.unlabelled) - int(unlabelled.sum()):
+        table.add_row("(class not known)", "", str(unknown), "")
     return table
 
 
-def views_of_first_batch(algorithm: Any, columns: int = 12) -> dict[str, Tensor]:
+def views_of_first_batch(algorithm: Host, columns: int = 12) -> dict[str, Tensor]:
     """The views that an algorithm's first step trains on: label -> (columns, channels, H, W) in [0, 1]."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         algorithm.epoch = 0
         algorithm.call_hook("before_run")
         algorithm.prepare_steps()
-    batch = algorithm.batches.batch(0)
+    batches = algorithm.batches
+    batch = batches.batch(0)
     rows: dict[str, Tensor] = {}
     drawn: Counter[str] = Counter()
-    for name, view in sorted(
-        algorithm.batches.views.items(), key=lambda item: (item[1].images, item[1].strength == HARD)
-    ):
+    for name, view in sorted(batches.views.items(), key=lambda item: (item[1].images, item[1].strength == STRONG)):
         kind = f"{view.images}, {view.strength}"
         for part in batch[name].split(len(batch[name]) // view.count):
             drawn[kind] += 1
-            rows[f"{kind} {drawn[kind]} ({name})"] = algorithm.batches.shown(part[:columns])
+            rows[f"{kind} {drawn[kind]} ({name})"] = batches.shown(part[:columns])
     return rows

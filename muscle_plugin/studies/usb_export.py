@@ -9,47 +9,42 @@ import io
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from muscle_plugin.errors import RunsError, fail
-from muscle_plugin.files import write_text
+from muscle_plugin.errors import InputError
+from muscle_plugin.files import write_text, writing
 from muscle_plugin.registry.catalogue import all_algorithms, muscle_algorithms
 from muscle_plugin.settings.resolve import Resolved, load_settings
 from muscle_plugin.settings.schema import MuscleSettings
 from muscle_plugin.studies.definitions import StudyTable, tables
 from muscle_plugin.studies.runs import ACCURACY, Run, find_runs
 
-#: USB's protocols, and how their file of results is written.
-PROTOCOLS = {"classic_cv": {"bom": True, "newline": "\r\n"}, "usb_cv": {"bom": False, "newline": "\n"}}
+#: USB's protocols: byte-order mark and line end of their files of results.
+PROTOCOLS = {"classic_cv": ("\ufeff", "\r\n"), "usb_cv": ("", "\n")}
 SEEDS = (0, 1, 2)
 
 #: Columns of USB's table whose data do not load here; their cells stay empty.
 NOT_HERE = {"usb_cv": ("tissuemnist_80", "tissuemnist_400", "semi_aves_3959")}
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row that can be exported: runs of every column and seed, as configured, to their end."""
+class Row(NamedTuple):
+    """A row that can be exported: column -> runs of every seed, as configured and complete."""
 
     protocol: str
     algorithm: str
-    runs: dict[str, tuple[Run, ...]]
+    runs: dict[str, list[Run]]
 
     def cells(self) -> list[str]:
         """The row as USB writes it: name, then error in percent at the best step, ``mean±std`` (ddof 0) over seeds."""
         out = [self.algorithm]
         for column in columns(self.protocol):
-            if column not in self.runs:
-                out.append("")
-                continue
-            errors = [100 * (1 - run.result["best_top1"]) for run in self.runs[column]]
-            out.append(f"{round(statistics.fmean(errors), 2)}±{round(statistics.pstdev(errors), 2)}")
+            errors = [100 * (1 - run.result["best_top1"]) for run in self.runs.get(column, ())]
+            out.append(f"{round(statistics.fmean(errors), 2)}±{round(statistics.pstdev(errors), 2)}" if errors else "")
         return out
 
 
@@ -70,7 +65,6 @@ def columns(protocol: str) -> list[str]:
 
 @cache
 def _algorithms(protocol: str) -> list[str]:
-    """Algorithms of a protocol's configurations."""
     return [load_settings(row[0].config).settings.algorithm for row in _study(protocol).cells]
 
 
@@ -83,25 +77,26 @@ def rows_of(protocol: str, runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
     """
     rows, refused = [], []
     for algorithm in _algorithms(protocol):
-        found: dict[str, tuple[Run, ...]] = {}
-        faults = []
-        mine = [r for r in runs if r.config and r.config.startswith(f"{protocol}/{algorithm}_")]
-        if not mine:
+        prefix = f"{protocol}/{algorithm}_"
+        by_column: dict[str, list[Run]] = {column: [] for column in _own_columns(protocol)}
+        for run in runs:
+            column = (run.config or "").removeprefix(prefix)
+            if run.config == prefix + column and column in by_column:
+                by_column[column].append(run)
+        if not any(by_column.values()):
             continue
-        for column in _own_columns(protocol):
-            of_column = [r for r in mine if r.config == f"{protocol}/{algorithm}_{column}"]
-            by_seed = {r.result["seed"]: r for r in of_column if not _unfit(r)}
-            reasons = [f"{r.path.name}: {_unfit(r)}" for r in of_column if _unfit(r)]
+        row, faults = Row(protocol, algorithm, {}), []
+        for column, members in by_column.items():
+            by_seed = {r.result["seed"]: r for r in members if not _unfit(r)}
             if missing := [str(s) for s in SEEDS if s not in by_seed]:
-                faults.append(
-                    f"{column} lacks seed(s) {', '.join(missing)}" + (f" ({'; '.join(reasons)})" if reasons else "")
-                )
+                reasons = "; ".join(f"{r.path.name}: {_unfit(r)}" for r in members if _unfit(r))
+                faults.append(f"{column} lacks seed(s) {', '.join(missing)}" + (f" ({reasons})" if reasons else ""))
             else:
-                found[column] = tuple(by_seed[s] for s in SEEDS)
+                row.runs[column] = [by_seed[s] for s in SEEDS]
         if faults:
             refused.append(f"{protocol}, {algorithm}: not exported: {'; '.join(faults)}")
         else:
-            rows.append(Row(protocol, algorithm, found))
+            rows.append(row)
     return rows, refused
 
 
@@ -109,11 +104,10 @@ def _unfit(run: Run) -> str:
     """Why a run does not count; empty if it does."""
     if run.state != "finished":
         return run.state
-    if run.shortened:
-        return f"shortened ({run.deviation})"
-    if not isinstance(run.result.get("best_top1"), float) or _began(run) is None:
-        return "without accuracy or time"
-    return f"not as configured ({run.deviation})" if run.changed else ""
+    if run.changed:
+        return f"{'shortened' if run.shortened else 'not as configured'} ({run.deviation})"
+    usable = isinstance(run.result.get("best_top1"), float) and _began(run) is not None
+    return "" if usable else "without accuracy or time"
 
 
 def _began(run: Run) -> datetime | None:
@@ -127,29 +121,24 @@ def results_csv(protocol: str, rows: Sequence[Row], existing: bytes | None = Non
     """USB's file of results with these rows: a new one, or ``existing`` with rows replaced or added.
 
     Raises:
-        RunsError: ``existing`` has other columns.
+        InputError: ``existing`` has other columns.
     """
-    style = PROTOCOLS[protocol]
     head = ["", *columns(protocol)]
     lines = [head]
     if existing is not None:
         try:
             lines = list(csv.reader(io.StringIO(existing.decode("utf-8-sig"), newline="")))
         except (UnicodeDecodeError, csv.Error) as e:
-            raise RunsError(f"USB's {protocol}.csv cannot be read: {e}") from None
+            raise InputError(f"USB's {protocol}.csv cannot be read: {e}") from None
         if not lines or lines[0] != head:
             found = ", ".join(lines[0]) if lines else "nothing"
-            raise RunsError(f"expected USB's {protocol}.csv with columns {', '.join(head[1:])}, found {found}")
-    for row in rows:
-        cells = row.cells()
-        place = next((i for i, line in enumerate(lines) if line and line[0] == row.algorithm), None)
-        if place is None:
-            lines.append(cells)
-        else:
-            lines[place] = cells
+            raise InputError(f"expected USB's {protocol}.csv with columns {', '.join(head[1:])}, found {found}")
+    new = {row.algorithm: row.cells() for row in rows}
+    lines = [new.pop(line[0], line) if line else line for line in lines] + [*new.values()]
+    mark, line_end = PROTOCOLS[protocol]
     out = io.StringIO(newline="")
-    csv.writer(out, lineterminator=str(style["newline"])).writerows(lines)
-    return (b"\xef\xbb\xbf" if style["bom"] else b"") + out.getvalue().encode()
+    csv.writer(out, lineterminator=line_end).writerows(lines)
+    return (mark + out.getvalue()).encode()
 
 
 def flat_config(protocol: str, resolved: Resolved, seed: int) -> dict[str, Any]:
@@ -218,69 +207,63 @@ def export(rows: Sequence[Row], out: Path, existing: Mapping[str, bytes]) -> lis
         existing: protocol -> USB's present file of results.
 
     Raises:
-        RunsError: an existing file is of other columns.
+        InputError: an existing file is of other columns.
+        WriteError: a file cannot be written.
     """
-    written = []
+    by_protocol = {p: [r for r in rows if r.protocol == p] for p in dict.fromkeys(r.protocol for r in rows)}
     contents = {
-        p: results_csv(p, [r for r in rows if r.protocol == p], existing.get(p)) for p in {r.protocol for r in rows}
+        out / "results" / f"{p}.csv": results_csv(p, of_protocol, existing.get(p))
+        for p, of_protocol in by_protocol.items()
     }
-    for protocol, content in contents.items():
-        path = out / "results" / f"{protocol}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        written.append(path)
+    for path, content in contents.items():
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     for row in rows:
         for column, runs in row.runs.items():
             for run in runs:
                 seed = run.result["seed"]
                 name = f"{row.algorithm}_{column}_{seed}"
-                resolved = load_settings(run.config, seed=seed)
-                config = out / "config" / row.protocol / row.algorithm / f"{name}.yaml"
-                log = out / "saved_models" / row.protocol / name / "log.txt"
-                for path, text in ((config, _yaml(flat_config(row.protocol, resolved, seed))), (log, log_text(run))):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_text(path, text)
-    return written
+                flat = flat_config(row.protocol, load_settings(run.config, seed=seed), seed)
+                write_text(out / "config" / row.protocol / row.algorithm / f"{name}.yaml", _yaml(flat))
+                write_text(out / "saved_models" / row.protocol / name / "log.txt", log_text(run))
+    return list(contents)
 
 
 def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
-    """Returns the exit status: 0 rows were exported, 2 bad input or no row is complete."""
+    """Return the exit status 0; bad input, and no complete row, are raised as a UserError."""
     parser = argparse.ArgumentParser(
         prog=prog, description="Export finished runs of USB's protocols (sweep classic_cv, usb_cv) in USB's formats: rows of"
         " results/*.csv (error in percent at the best step, mean±std of 3 seeds), config/*.yaml, saved_models/*/log.txt.",
     )  # fmt: skip
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, at any depth")
-    parser.add_argument(
-        "--out", type=Path, default=Path("usb_export"), metavar="DIR", help="folder to write [%(default)s]"
-    )
-    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these; default: all that are complete")
-    parser.add_argument("--usb", type=Path, metavar="DIR", help="a checkout of USB, to whose rows these are added")
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, at any depth")
+    add("--out", type=Path, default=Path("usb_export"), metavar="DIR", help="folder to write [%(default)s]")
+    add("--algorithms", nargs="+", metavar="NAME", help="only these; default: all that are complete")
+    add("--usb", type=Path, metavar="DIR", help="a checkout of USB, to whose rows these are added")
     options = parser.parse_args(list(argv))
-    try:
-        runs, unread = find_runs(options.runs)
-        existing = {}
-        if options.usb is not None:
-            for protocol in PROTOCOLS:
-                path = options.usb / "results" / f"{protocol}.csv"
-                if not path.is_file():
-                    raise RunsError(f"{path}: no such file; --usb names a checkout of USB")
-                existing[protocol] = path.read_bytes()
-        found = [rows_of(protocol, runs) for protocol in PROTOCOLS]
-        rows = [row for rows, _ in found for row in rows if row.algorithm in (options.algorithms or [row.algorithm])]
-        for line in (*unread, *(line for _, refused in found for line in refused)):
-            print(f"note: {line}", file=sys.stderr)
-        for row in rows:
-            if f"\n{row.algorithm},".encode() in existing.get(row.protocol, b""):
-                print(f"note: replaces the row {row.algorithm} of USB's {row.protocol}.csv", file=sys.stderr)
-        if not rows:
-            names = " or ".join(PROTOCOLS)
-            raise RunsError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
-        written = export(rows, options.out, existing)
-    except RunsError as e:
-        return fail([str(e)])
-    except OSError as e:
-        return fail([f"{e.filename}: {e.strerror}"])
-    print(
-        f"{len(rows)} row(s). Written: {', '.join(map(str, written))}, {options.out / 'config'}, {options.out / 'saved_models'}"
-    )
+    runs, unread = find_runs(options.runs)
+    existing = {p: _existing(options.usb, p) for p in PROTOCOLS} if options.usb else {}
+    rows, notes = [], unread
+    for protocol in PROTOCOLS:
+        complete, refused = rows_of(protocol, runs)
+        rows += [row for row in complete if row.algorithm in (options.algorithms or [row.algorithm])]
+        notes += refused
+    for row in rows:
+        if f"\n{row.algorithm},".encode() in existing.get(row.protocol, b""):
+            notes.append(f"replaces the row {row.algorithm} of USB's {row.protocol}.csv")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if not rows:
+        names = " or ".join(PROTOCOLS)
+        raise InputError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
+    written = [*export(rows, options.out, existing), options.out / "config", options.out / "saved_models"]
+    print(f"{len(rows)} row(s). Written: {', '.join(map(str, written))}")
     return 0
+
+
+def _existing(checkout: Path, protocol: str) -> bytes:
+    path = checkout / "results" / f"{protocol}.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; --usb names a checkout of USB")
+    return path.read_bytes()

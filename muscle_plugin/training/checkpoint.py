@@ -19,8 +19,9 @@ from torch import Tensor
 from muscle_plugin import distributed
 from muscle_plugin.errors import InputError
 from muscle_plugin.files import load_tensors
+from muscle_plugin.run_files import CHECKPOINT_FORMAT, refuse_newer
 from muscle_plugin.seeding import derive, seed_everything
-from muscle_plugin.settings.schema import MuscleSettings, RunSettings, moving_settings
+from muscle_plugin.settings.schema import MACHINE, PLACE, MuscleSettings, RunSettings, affecting
 from muscle_plugin.text import first_line, out_of_memory, shown
 from muscle_plugin.training import state
 from muscle_plugin.training.hooks import HostLoggingHook
@@ -30,8 +31,6 @@ from muscle_plugin.usb.calls import usb_calls_on
 
 if TYPE_CHECKING:
     from muscle_plugin.training.host import Host
-
-FORMAT = 1
 
 
 class _Plain(BaseModel):
@@ -98,7 +97,7 @@ def collect(host: Host) -> dict[str, Any] | None:
     if host.args.rank:
         return None
     return {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         **_identity(host),
         "images": _about_images(host),
         "settings": host.compared_settings,
@@ -132,7 +131,7 @@ def check_alike(host: Host) -> None:
 def settings_to_compare(host: Host) -> dict[str, Any]:
     """The settings on which a result depends, as plain values."""
     fields = {*RunSettings.model_fields, *MuscleSettings.model_fields}
-    names = {*fields, *(a.name.lstrip("-") for a in host.get_argument())} - moving_settings() - {"amp"}
+    names = {*fields, *(a.name.lstrip("-") for a in host.get_argument())} - affecting(MACHINE, PLACE) - {"amp"}
     values = {n: getattr(host.args, n) for n in sorted(names) if hasattr(host.args, n)}
     values["precision"] = host.precision  # what auto has become, on another device something else; amp says no more
     values["uratio"] = float(values["uratio"])
@@ -171,15 +170,6 @@ def _about_images(host: Host) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------- reading
 
 
-def refuse_newer(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Raises InputError if a newer version of this package wrote the checkpoint."""
-    found = checkpoint.get("format")
-    if isinstance(found, int) and found > FORMAT:
-        raise InputError(
-            f"{path}: written by a newer version of this package (checkpoint format {found}; this version reads {FORMAT})"
-        )
-
-
 def read(host: Host, path: Path, content: bytes | None = None) -> Checkpoint:
     """A checkpoint of the same algorithm, net, images and settings.
 
@@ -191,7 +181,7 @@ def read(host: Host, path: Path, content: bytes | None = None) -> Checkpoint:
     """
     found = load_tensors(path, host.device, content)
     refuse_newer(found, path)
-    if found.get("format") != FORMAT:
+    if found.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"{path}: not a checkpoint of this package (format {shown(repr(found.get('format')))})")
     try:
         checkpoint = Checkpoint.model_validate(found)

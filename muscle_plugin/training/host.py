@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin import distributed
+from muscle_plugin.data.batches import Batches, LabelledPasses
 from muscle_plugin.data.checks import find_oddities
-from muscle_plugin.data.sources import Source
+from muscle_plugin.data.load import choose_split, load_data
+from muscle_plugin.data.loader import FixedImages
+from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
-from muscle_plugin.data.views import Batches, FixedImages, LabelledPasses
 from muscle_plugin.device import (
     autocast_context,
     choose_device,
@@ -32,44 +34,32 @@ from muscle_plugin.device import (
     deterministic_kernels,
     fix_workspaces,
 )
-from muscle_plugin.errors import ConfigError, DataError, DeviceError, Interrupted
+from muscle_plugin.errors import DeviceError, Interrupted
 from muscle_plugin.files import save_tensors
 from muscle_plugin.memory import memory_for
-from muscle_plugin.registry.names import DATASETS
+from muscle_plugin.nets.build import NetBuilder, builder_instead_of
 from muscle_plugin.run_files import BEST, LATEST, earlier_checkpoints
 from muscle_plugin.seeding import derive, seed_everything
-from muscle_plugin.settings.resolve import batch_composition, check_usb_settings, following
-from muscle_plugin.settings.schema import MuscleSettings, RunSettings
-from muscle_plugin.settings.sources import Layer, read_yaml
+from muscle_plugin.settings.namespace import from_namespace, write_for_usb
+from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.training import checkpoint
-from muscle_plugin.training.checkpoint import refuse_newer  # noqa: F401
 from muscle_plugin.training.clock import Stopwatch
 from muscle_plugin.training.compiled import begin_step, check_compiler
-from muscle_plugin.training.data import (
-    ImageSet,
-    complete_sizes,
-    fixed_images,
-    image_sets,
-    make_batches,
-    read_or_draw_split,
-    read_source,
-    sequestered_tests,
-    split_seed,  # noqa: F401
-)
+from muscle_plugin.training.data import ImageSet, fixed_images, image_sets, make_batches, sequestered_tests
 from muscle_plugin.training.ema import EMA
 from muscle_plugin.training.evaluation import predict
 from muscle_plugin.training.hooks import REPLACEMENTS
 from muscle_plugin.training.loaders import StepLoader, step_loaders
 from muscle_plugin.training.metrics import prediction_metrics
 from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor, advice
-from muscle_plugin.training.nets import options_of, place, prepare, with_options
+from muscle_plugin.training.nets import options_of, place, prepare
 from muscle_plugin.training.optimiser import compute_update_on, restarting_schedule
-from muscle_plugin.training.protocols import NetBuilder, Recorder, TensorBoardLog
+from muscle_plugin.training.protocols import Recorder, TensorBoardLog
 from muscle_plugin.training.state import outside_state
 from muscle_plugin.usb.calls import usb_calls_on
 from muscle_plugin.usb.names import Hook
 from muscle_plugin.usb.no_waiting import no_waiting
-from muscle_plugin.usb.thresholds import TAKE_OVER
+from muscle_plugin.usb.thresholds import take_over
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -81,85 +71,6 @@ else:
 
 #: Steps between two times at which several processes agree on whether to stop.
 AGREE_EVERY = 10
-
-
-def complete_settings(args: Any, own: Sequence[str] = ()) -> None:
-    """Check ``args`` and give it what it lacks: settings of this package at their defaults, and what USB's base class reads.
-
-    ``args`` from ``train.py`` is complete already; one from USB's own command line or a notebook is not. The former always
-    has ``batch_size`` and ``uratio``, at USB's defaults if nobody gave them: ``total_batch`` and ``ratio`` come first.
-
-    Args:
-        own: names of settings that the algorithm declares.
-
-    Raises:
-        DataError: settings that are wrong, misspelt, or contradict each other.
-    """
-    given = vars(args)
-    try:
-        values, notices = check_usb_settings(given, _layers_of(given.get("c"), [*given]), own)
-    except ConfigError as e:
-        raise DataError(str(e)) from None
-    given.update(values)
-    for notice in () if distributed.rank() else notices:
-        warnings.warn(notice, stacklevel=5)  # where get_algorithm is called, for what has MUSCLE in it
-    for model in (RunSettings, MuscleSettings):
-        for name, field in model.model_fields.items():
-            if not hasattr(args, name):
-                setattr(args, name, field.default)
-    if args.dataset not in DATASETS:  # to whom brings a source of his own too
-        raise DataError(f"dataset: unknown {args.dataset!r}; known: {', '.join(DATASETS)}")
-    for name, value in following(args).items():
-        setattr(args, name, value)
-    labelled, unlabelled = _batch_of(args)
-    args.batch_size, args.total_batch = labelled, labelled + unlabelled
-    args.uratio = args.ratio = unlabelled / labelled
-    rank, world = distributed.rank(), distributed.world_size()
-    processes = {"rank": rank, "world_size": world, "distributed": world > 1, "multiprocessing_distributed": world > 1}
-    if rank:
-        args.use_wandb = args.use_aim = False
-    balanced = {"imb_algorithm": None, "ulb_imb_ratio": 1, "ulb_num_labels": None}
-    for name, value in {**processes, **balanced}.items():
-        setattr(args, name, value)
-    # git main's CoMatch and SimMatch read it without naming it among their arguments
-    args.use_epass = getattr(args, "use_epass", False)
-
-
-#: What USB's train.py gives where nobody gave anything, and this package's name for the same choice.
-USB_DEFAULTS = {"batch_size": (8, "total_batch"), "uratio": (1, "ratio")}
-
-
-def _batch_of(args: Any) -> tuple[int, int]:
-    """(J, I) of settings that may name them twice. Where USB's train.py read a file (``args.c``), what that file and those that
-    it extends say of the batch counts as in a run of this package: a later one overrides an earlier one, by either name.
-
-    Raises:
-        DataError: the names contradict each other.
-    """
-    names = ("total_batch", "ratio", "batch_size", "uratio")
-    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    try:
-        layers = _layers_of(getattr(args, "c", None), names)
-        if not layers and not {"total_batch", "ratio"} & given.keys():
-            given.setdefault("batch_size", 64)
-        said = {n for layer in layers for n in layer.values}
-
-        def nobody_gave(name: str) -> bool:
-            default, other = USB_DEFAULTS.get(name, (None, ""))
-            return given[name] == default and (bool(layers) or other in given)
-
-        rest = {n: v for n, v in given.items() if n not in said and not nobody_gave(n)}
-        return batch_composition([*layers, Layer("settings", rest)])
-    except ConfigError as e:
-        raise DataError(str(e)) from None
-
-
-def _layers_of(file: str | None, names: Sequence[str]) -> list[Layer]:
-    """What a configuration and those that it extends say of some settings."""
-    if not file or not Path(file).is_file():
-        return []
-    layers = [Layer(x.source, {n: v for n, v in x.values.items() if n in names}) for x in read_yaml(Path(file))]
-    return [x for x in layers if x.values]
 
 
 def _refuse_other_launchers(args: Namespace) -> None:
@@ -184,11 +95,13 @@ class Host(USBAlgorithm):
     ``args`` is completed in place. After construction the object trains with :meth:`train`.
 
     Raises:
+        ConfigError: settings that are wrong, misspelt, or contradict each other.
         DataError, DeviceError, CompileError: the data, the device or the compiler asked for cannot be had.
     """
 
     usb_name: ClassVar[str] = ""
 
+    settings: RunSettings
     source: Source
     split: Split
     #: (M,) bool: test images of sequestered subclasses; None if there are none.
@@ -225,25 +138,37 @@ class Host(USBAlgorithm):
         logger: logging.Logger | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         _refuse_other_launchers(args)
-        complete_settings(args, [a.name.lstrip("-") for a in self.get_argument()])
+        resolved = from_namespace(args, [a.name.lstrip("-") for a in self.get_argument()])
+        for notice in () if distributed.rank() else resolved.notices:
+            warnings.warn(notice, stacklevel=4)  # where get_algorithm is called, for what has MUSCLE in it
+        settings = self.settings = resolved.settings
+        processes = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        write_for_usb(args, settings, **processes)
         seed_everything(args.seed)
         self.device = choose_device(args.device)
         self.precision = choose_precision(args.precision, self.device, self.usb_name)
         fix_workspaces(self.device, args.deterministic)
         check_compiler(args.compile, self.device)
-        args.gpu = self.device.index
-        args.amp = self.precision != "fp32"
-        self.source = read_source(args)
-        self.split = read_or_draw_split(args, self.source)
+        given: Source | None = getattr(args, "source", None)
+        self.source = load_data(args) if given is None else given
+        self.split = choose_split(args, self.source)
         self.test_sequestered = sequestered_tests(self.source, self.split)
-        self.batch_sizes = complete_sizes(args, self.split)
+        unlabelled = settings.total_batch - settings.batch_size
+        self.batch_sizes = (settings.batch_size, unlabelled)
+        one_run = max(1, round(settings.epoch * len(self.split.unlabelled) / unlabelled))
+        write_for_usb(
+            args, settings, **processes, gpu=self.device.index, amp=self.precision != "fp32",
+            num_classes=len(self.source.classes), num_labels=len(self.split.labelled),
+            num_train_iter=settings.num_train_iter or one_run,
+            lb_dest_len=len(self.split.labelled), ulb_dest_len=len(self.split.unlabelled),
+        )  # fmt: skip
         self.evaluations, self.last_metrics = [], {}
         self.clock = Stopwatch()
         self.recorder, self.logger = None, logger
         self.save_every = getattr(args, "num_save_iter", None) or args.num_eval_iter
         self.updates = 0
         self.stop_requested = self._warming_up = False
-        net_builder = with_options(args, net_builder)
+        net_builder = builder_instead_of(net_builder, args)
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)
@@ -331,13 +256,11 @@ class Host(USBAlgorithm):
 
     def register_hook(self, hook: Hook, name: str | None = None, priority: str | int = "NORMAL") -> None:
         """As USB's, with the host's hook where USB's would synchronise, lose or mis-measure something."""
-        replacement = REPLACEMENTS.get(type(hook), type(hook))
-        if replacement is None:
-            return
-        if type(hook) in TAKE_OVER:
-            hook.__class__ = replacement = TAKE_OVER[type(hook)]  # its attributes stay
         hook_name = name if name is not None else type(hook).__name__
-        super().register_hook(hook if replacement is type(hook) else replacement(), hook_name, priority)
+        take_over(hook)
+        replacement = REPLACEMENTS.get(type(hook), type(hook))
+        if replacement is not None:
+            super().register_hook(hook if replacement is type(hook) else replacement(), hook_name, priority)
 
     def process_batch(self, input_args: Sequence[str] | None = None, **batch: Tensor) -> dict[str, Tensor]:
         """The entries that the USB class's step takes; through USB's own method, which a class may override."""

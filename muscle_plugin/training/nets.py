@@ -10,37 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muscle_plugin.data.views import Batches
-from muscle_plugin.nets.build import builder_of
+from muscle_plugin.data.batches import Batches
+from muscle_plugin.nets.build import NetBuilder
 from muscle_plugin.nets.weights import load_weights
 from muscle_plugin.run_files import checkpoint_of
 from muscle_plugin.text import first_line, out_of_memory
 from muscle_plugin.training.batch_norm import synchronise_batch_norm
 from muscle_plugin.training.compiled import compile_net
-from muscle_plugin.training.protocols import NetBuilder
 from muscle_plugin.usb.calls import usb_calls_on
-from muscle_plugin.usb.names import nets as usb_nets
-
-
-def with_options(args: Namespace, net_builder: NetBuilder | None) -> NetBuilder | None:
-    """USB's ``get_net_builder`` knows a net by its name alone. What it gives for ``args.net`` is replaced by a builder that
-    also follows the images' channels, the options (``net_dropout``, ...) and pretrained weights. Any other builder stays.
-
-    Raises:
-        ValueError: options of a net that has none.
-    """
-    if net_builder is None or net_builder is not _by_name(args.net, args.net_from_name):
-        return net_builder
-    return builder_of(args)  # type: ignore[no-any-return]
-
-
-def _by_name(net: str, from_torchvision: bool) -> NetBuilder | None:
-    """What USB's ``get_net_builder`` gives."""
-    if not from_torchvision:
-        return getattr(usb_nets, net, None)
-    import torchvision
-
-    return getattr(torchvision.models, net, None)
 
 
 def options_of(net_builder: NetBuilder | None) -> dict[str, Any]:

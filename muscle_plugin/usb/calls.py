@@ -1,4 +1,4 @@
-"""USB's hard-coded CUDA calls made harmless on a CPU."""
+"""USB's hard-coded CUDA calls, made harmless on a CPU."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from muscle_plugin.usb.patches import replaced
+
 
 class _NoEvent:
-    """Stands in for ``torch.cuda.Event`` where there is no GPU."""
+    """Stands in for ``torch.cuda.Event``."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -29,31 +31,22 @@ def usb_calls_on(device: torch.device | str) -> Iterator[None]:
     """Within it, ``.cuda()``, ``torch.cuda.synchronize``, ``torch.cuda.set_device`` and CUDA events do nothing if the device
     is a CPU.
 
-    USB's classes call these inside ``__init__``, ``train_step`` and ``load_model``, its ``Trainer`` everywhere.
+    USB 0.3.2 calls these inside ``__init__``, ``train_step`` and ``load_model`` of its algorithms, and throughout its
+    ``Trainer``.
     """
     device = torch.device(device)
     if device.type == "cuda":
         with torch.cuda.device(device):
             yield
-        return
-    if vars(torch.Tensor).get("cuda") is _here:  # in force already: to replace methods of Tensor takes its time
+    elif vars(torch.Tensor).get("cuda") is _here:  # in force already; replacing methods of Tensor is slow
         yield
-        return
-    stand_ins: list[tuple[Any, str, Any]] = [
-        (torch.Tensor, "cuda", _here),
-        (torch.nn.Module, "cuda", _here),
-        (torch.cuda, "Event", _NoEvent),
-        (torch.cuda, "synchronize", lambda *_, **__: None),
-        (torch.cuda, "set_device", lambda *_, **__: None),
-    ]
-    kept = [(owner, name, vars(owner).get(name)) for owner, name, _ in stand_ins]
-    for owner, name, stand_in in stand_ins:
-        setattr(owner, name, stand_in)
-    try:
-        yield
-    finally:
-        for owner, name, original in kept:
-            if original is None:
-                delattr(owner, name)  # it was inherited
-            else:
-                setattr(owner, name, original)
+    else:
+        with replaced(
+            (torch.Tensor, "cuda", _here),
+            (torch.nn.Module, "cuda", _here),
+            (torch.cuda, "Event", _NoEvent),
+            # a function each: torch.compile, if imported meanwhile, refuses one function in two places
+            (torch.cuda, "synchronize", lambda *_, **__: None),
+            (torch.cuda, "set_device", lambda *_, **__: None),
+        ):
+            yield

@@ -1,100 +1,79 @@
-"""Packages that USB imports and that training of images never calls: imported when they are used, if they ever are.
+"""Packages that USB imports and that training on images never calls: imported when they are used, if ever.
 
-USB imports its loggers, its audio and its language parts as soon as it is imported, which costs a quarter of its start, and
-fails where one of them is not installed or cannot be loaded (a torchaudio made for another torch, an aim for another
-protobuf). Only import statements of USB itself find a stand-in, and nothing enters ``sys.modules``: other libraries ask
-there, or by ``find_spec``, what is installed.
+USB (0.3.2 and git main) imports its loggers, audio and language parts as soon as it is imported, which takes a quarter of its
+start-up time, and fails where one of them is not installed or cannot be loaded (a torchaudio made for another torch, an aim for
+another protobuf). Only import statements in USB's modules get a stand-in, and nothing enters ``sys.modules``: other libraries
+look there, or call ``find_spec``, to learn what is installed.
 """
 
 from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
-#: What USB (0.3.2 and git main) imports at once and nothing that this package does needs.
+from muscle_plugin.usb.patches import replaced
+
+#: What USB imports at once and training on images does not need.
 NOT_NEEDED = ("aim", "progress", "skimage", "torchaudio", "transformers", "wandb")
 
 
-def _used(module: str, name: str) -> Any:
-    """``name`` of the real module.
+class _Late:
+    """A module, or a name in one, that is imported once it is called or looked into."""
 
-    Raises:
-        ImportError: the module is not installed, or cannot be loaded.
-    """
-    package = module.partition(".")[0]
-    try:
-        real = import_module(module)
-    except Exception as e:  # whatever stops it
-        if isinstance(e, ModuleNotFoundError) and e.name == package:
-            reason = f"which is not installed: pip install {package}"
-        else:
-            reason = f"which cannot be loaded: {e}"
-        raise ImportError(f"{package}.{name} needs {package}, {reason}") from e
-    return getattr(real, name)
-
-
-class LateName:
-    """What ``from module import name`` gives; the real one is asked for once it is called, inherited from or looked into."""
-
-    def __init__(self, module: str, name: str) -> None:
-        self.__dict__.update(_module=module, _name=name)
+    def __init__(self, module: str, name: str = "") -> None:
+        self._module, self._name = module, name
+        self._importing = not name
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):  # what the machinery of imports and types looks for
             raise AttributeError(attribute)
-        return getattr(_used(self._module, self._name), attribute)
+        return _Late(self._module, attribute) if self._importing else getattr(self._real(), attribute)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _used(self._module, self._name)(*args, **kwargs)
+        return self._real()(*args, **kwargs)
 
-    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
-        """The real class; where there is none, a class of which no object can be made."""
+    def _real(self) -> Any:
+        """Import it.
+
+        Raises:
+            ImportError: the module is not installed, or cannot be loaded.
+        """
+        package = self._module.partition(".")[0]
         try:
-            return (_used(self._module, self._name),)
-        except ImportError as e:
-            reason = str(e)
-
-        def refuse(*_: Any, **__: Any) -> None:
-            raise ImportError(reason)
-
-        return (type(self._name, (), {"__init__": refuse, "__module__": self._module}),)
-
-
-class LateModule(ModuleType):
-    """A module that is imported when it is used: its names while importing are :class:`LateName`, later the real ones."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.__dict__["_late"] = True
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return LateName(self.__name__, name) if self.__dict__["_late"] else _used(self.__name__, name)
+            module = import_module(self._module)
+        except Exception as e:  # whatever stops it
+            absent = isinstance(e, ModuleNotFoundError) and e.name == package
+            reason = f"is not installed: pip install {package}" if absent else f"cannot be loaded: {e}"
+            raise ImportError(f"{package} is needed for this, and {reason}") from e
+        return getattr(module, self._name) if self._name else module
 
 
 @contextmanager
 def imported_when_used(importer: str, packages: tuple[str, ...] = NOT_NEEDED) -> Iterator[None]:
-    """Within it, what the modules of ``importer`` import of ``packages``, unless it is imported already, is a
-    :class:`LateModule` or its names."""
-    real, made = builtins.__import__, list[LateModule]()
+    """Within it, modules of the package ``importer`` get stand-ins for what they import of ``packages``, unless it is imported
+    already."""
+    real, made = builtins.__import__, list[_Late]()
 
-    def import_(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> ModuleType:
+    def import_(
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Any = (),
+        level: int = 0,
+    ) -> Any:
         package, asking = name.partition(".")[0], str((globals or {}).get("__name__")).partition(".")[0]
         if level or asking != importer or package not in packages or sys.modules.get(name):
             return real(name, globals, locals, fromlist, level)
-        made.append(LateModule(name if fromlist else package))
+        made.append(_Late(name if fromlist else package))
         return made[-1]
 
-    builtins.__import__ = import_
     try:
-        yield
+        with replaced((builtins, "__import__", import_)):
+            yield
     finally:
-        builtins.__import__ = real
         for module in made:
-            module.__dict__["_late"] = False
+            module._importing = False

@@ -1,20 +1,21 @@
-"""What keeps a training step from waiting for the device, where USB's classes would make it wait.
+"""Keeps a training step from waiting for the GPU where USB's classes would make it wait; for speed alone.
 
-A class of USB's ends its ``train_step`` with ``loss.item()`` for every value that it logs, each of which waits until the
-GPU has finished the step, and copies what it draws on the CPU (mixup's permutation) by a copy that waits.
+USB 0.3.2 ends each ``train_step`` with ``loss.item()`` for every logged value, which waits until the GPU has finished the step,
+and copies what it draws on the CPU (mixup's permutation) by a blocking copy.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-#: Code whose ``.item()`` is put off: USB's own, which takes such a value for nothing but the log.
+from muscle_plugin.usb.patches import replaced, speed_patches
+
+#: Modules whose ``.item()`` is put off: USB's own, which only log the value.
 USB = ("semilearn.",)
 
 _item, _to, _cuda = Tensor.item, Tensor.to, Tensor.cuda
@@ -25,8 +26,8 @@ def _asked_by_usb() -> bool:
 
 
 def _item_later(self: Tensor) -> Any:
-    """A float of USB's as a float64 scalar on its device: a copy, so that it stays what it is now; float64, so that sums
-    of it are those of Python's floats."""
+    """A scalar float64 tensor for USB's floats: a copy, so that it stays what it is now; float64, so that sums equal those
+    of Python's floats."""
     if self.is_floating_point() and _asked_by_usb():
         return self.detach().to(torch.float64, copy=True)
     return _item(self)
@@ -44,27 +45,16 @@ def _cuda_soon(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return _cuda(self, *args, **kwargs)
 
 
-@contextlib.contextmanager
-def no_waiting(device: torch.device) -> Iterator[None]:
-    """Within it USB's code gets no number out of ``Tensor.item`` but the scalar tensor, and its copies from the CPU's
-    memory to the GPU do not wait.
+def no_waiting(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Within it ``Tensor.item`` gives USB's code a scalar tensor, and its copies from CPU to GPU do not block.
 
-    For ``train_step`` alone. Only what is called from a module of USB's changes: PyTorch, other libraries and classes of
-    one's own get numbers as ever, since they may compare or compute with them; so do USB's integers, which may be sizes.
-    In USB one value obtained so is more than a log entry, SoftMatch's mean and variance: ``thresholds`` has its own.
-    (A copy from pageable memory that need not wait is made by way of CUDA's staging buffer, so its source may go at once.)
+    For ``train_step`` alone. Only calls from USB's modules change: PyTorch, other libraries and a user's own classes get
+    numbers as ever, since they may compare or compute with them; so does USB for integers, which may be sizes.
+    One value so obtained is more than a log entry in USB, SoftMatch's mean and variance: :mod:`muscle_plugin.usb.thresholds`
+    computes them on the device. (A non-blocking copy from pageable memory goes through CUDA's staging buffer, so its source
+    may be freed at once.)
     """
-    stand_ins: dict[str, Any] = {"item": _item_later, "to": _to_soon}
-    if device.type == "cuda":  # elsewhere ``usb_calls_on`` has made it do nothing
-        stand_ins["cuda"] = _cuda_soon
-    kept = {name: vars(Tensor).get(name) for name in stand_ins}
-    for name, stand_in in stand_ins.items():
-        setattr(Tensor, name, stand_in)
-    try:
-        yield
-    finally:
-        for name, original in kept.items():
-            if original is None:
-                delattr(Tensor, name)  # it was inherited
-            else:
-                setattr(Tensor, name, original)
+    if not speed_patches():
+        return contextlib.nullcontext()
+    on_cuda = ((Tensor, "cuda", _cuda_soon),) if device.type == "cuda" else ()  # elsewhere `usb_calls_on` replaces it
+    return replaced((Tensor, "item", _item_later), (Tensor, "to", _to_soon), *on_cuda)

@@ -1,9 +1,9 @@
-"""USB's adaptive thresholds and distribution alignment, computed on the device: the same values, and no waiting for it.
+"""USB's adaptive thresholds and distribution alignment, computed on the device: the same values without waiting for it.
 
-USB's hooks bring class counts to the CPU, index by boolean masks or turn a pointer into a Python integer on every step;
-FlexMatch's copies a label per unlabelled image. Each class here is put in the place of an instance of its base, whose
-attributes it goes on with (``Host.register_hook``), so that checkpoints and the classes that look into their hooks see what
-they know.
+USB 0.3.2's hooks bring class counts to the CPU, index by boolean masks or turn a pointer into a Python integer on every step;
+FlexMatch's copies a label per unlabelled image. With several processes two of them are wrong as well: FlexMatch's keeps the
+labels of its own process alone, SoftMatch's calls a function that it does not have. A class here takes over an instance of its
+base with its attributes, so that checkpoints, and algorithms that look into their hooks, find what they know.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from muscle_plugin.usb.names import (
     DistAlignQueueHook,
     FlexMatchThresholdingHook,
     FreeMatchThresholdingHook,
+    Hook,
     SoftMatchWeightingHook,
     concat_all_gather,
 )
+from muscle_plugin.usb.patches import speed_patches
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """(C,) int64 counts of (N,) labels 0 to C - 1; unlike ``bincount`` its size does not hang on the labels."""
+    """(C,) int64 counts of (N,) labels 0 to C - 1; unlike that of ``bincount`` its size does not depend on the labels."""
     return torch.zeros(num_classes, dtype=torch.int64, device=labels.device).scatter_add_(
         0, labels, torch.ones_like(labels)
     )
@@ -58,8 +60,7 @@ class FlexMatchThresholds(FlexMatchThresholdingHook):
         return mask
 
     def remember(self, algorithm: Any, idx_ulb: Tensor, select: Tensor, labels: Tensor) -> None:
-        """Keep the labels of the images ``idx_ulb`` that ``select`` marks, of all processes (USB: of each for itself, so that
-        their thresholds part); all are (I,)."""
+        """Keep the labels of the images ``idx_ulb`` that ``select`` marks, of all processes; all are (I,)."""
         n = len(self.selected_label)
         place = torch.where(select, idx_ulb, n)  # one place more, for those that are not kept
         place, labels = distributed.gather(place), distributed.gather(labels)
@@ -67,8 +68,8 @@ class FlexMatchThresholds(FlexMatchThresholdingHook):
 
     @torch.no_grad()
     def update(self, *_: Any, **__: Any) -> None:
-        """beta_c: the images last given class c over those of the class that has most; with ``thresh_warmup`` the images
-        without a class are one of the contenders. While all images are of one kind it stays as it is."""
+        """Set beta_c to the images last given class c over those of the most frequent class; with ``thresh_warmup`` images
+        without a class count as one. While all images are of one kind beta stays as it is."""
         counts = class_counts(self.selected_label + 1, self.num_classes + 1)
         of_classes, most = counts[1:], counts.max()
         over = most if self.thresh_warmup else of_classes.max()
@@ -96,7 +97,7 @@ class FreeMatchThresholds(FreeMatchThresholdingHook):
             self.time_p = self.time_p.clip(0.0, 0.95)
         self.p_model = self.p_model * old + new * p.mean(dim=0)
         self.label_hist = self.label_hist * old + new * (counts / counts.sum())
-        # the class reads them off itself
+        # the algorithm reads its own copies
         algorithm.time_p, algorithm.p_model, algorithm.label_hist = self.time_p, self.p_model, self.label_hist
 
 
@@ -107,7 +108,7 @@ class SoftMatchWeights(SoftMatchWeightingHook):
     prob_max_mu_t: Tensor
     prob_max_var_t: Tensor
 
-    # USB's update calls it as a method of its own, which it is not
+    # USB's update calls it as a method
     concat_all_gather = staticmethod(concat_all_gather)
 
     @torch.no_grad()
@@ -155,3 +156,9 @@ class AlignmentQueue(DistAlignQueueHook):
 TAKE_OVER: dict[type, type] = {
     c.__bases__[0]: c for c in (FlexMatchThresholds, FreeMatchThresholds, SoftMatchWeights, AlignmentQueue)
 }
+
+
+def take_over(hook: Hook) -> None:
+    """Give a hook of USB's the class that computes the same on the device; another hook stays as it is."""
+    if type(hook) in TAKE_OVER and (speed_patches() or distributed.world_size() > 1):
+        hook.__class__ = TAKE_OVER[type(hook)]

@@ -1,4 +1,4 @@
-"""Times the training steps of an algorithm object, this package's or USB's, from outside, and counts their images."""
+"""Time the training steps of an algorithm object, this package's or USB's, from outside, and count their images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
+
+import torch
+from muscle_plugin.data.sources import Source
+
+from muscle_plugin.registry.names import DATASETS
 
 
 class _Enough(Exception):
@@ -50,8 +55,6 @@ class StepClock:
         out = self._call_hook(name, *args, **kwargs)
         if name == "after_train_step":
             if self._device.type == "cuda":
-                import torch
-
                 torch.cuda.synchronize(self._device)
             now = self._now()
             self.steps += 1
@@ -65,8 +68,6 @@ class StepClock:
 
 def images_forwarded(algorithm: Any) -> tuple[int, int]:
     """Images that a step forwards with gradient, and without."""
-    import torch
-
     counts = [0, 0]
 
     def count(_: Any, args: tuple[Any, ...], output: Any) -> None:  # before MUSCLE's tap cuts its riders off
@@ -92,3 +93,19 @@ def images_forwarded(algorithm: Any) -> tuple[int, int]:
     for handle in handles:
         handle.remove()
     return seen[-1]
+
+
+def stand_in(settings: Any, per_group: int = 16) -> Source:
+    """Random images of the shape and classes of the data set that settings name: ``per_group`` training images of each
+    class or subclass and one test image of each."""
+    info = DATASETS[settings.dataset]
+    classes = info.num_classes or settings.num_classes or 10
+    fine = torch.arange(classes * info.subclasses).repeat(per_group + 1)
+    size = (len(fine), info.channels, settings.img_size, settings.img_size)
+    images = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    train = len(fine) - classes * info.subclasses
+    return Source(
+        images, fine // info.subclasses, torch.arange(train), torch.arange(train, len(fine)),
+        tuple(map(str, range(classes))), fine if info.subclasses > 1 else None,
+        tuple(map(str, range(classes * info.subclasses))) if info.subclasses > 1 else (),
+    )  # fmt: skip

@@ -1,0 +1,74 @@
+"""The configuration that a command line asks for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from muscle_plugin.cli.faults import in_first_process
+from muscle_plugin.errors import ConfigError
+from muscle_plugin.settings.command_line import add_arguments, load_named_plugins, named_in, parse_command_line
+from muscle_plugin.settings.resolve import Resolved, load_settings
+from muscle_plugin.settings.sources import EXAMPLE
+from muscle_plugin.text import one_line
+
+
+def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Resolved] | None:
+    """The options and resolved settings of a command line, or None if it only asks to print them.
+
+    Raises:
+        ConfigError, CatalogueError: with every fault, a line each.
+    """
+    if not argv:
+        raise ConfigError([f"give a configuration ({parser.prog} {EXAMPLE}) or settings; --help lists them"])
+    load_named_plugins(argv, lambda options, rest: [options.c] if options.c else named_in(rest))
+    add_arguments(parser)
+    options, layer, faults = parse_command_line(parser, argv)
+    try:
+        _refuse_study(options.c)
+        resolved = load_settings(options.c, **layer.values)
+    except ConfigError as e:
+        raise ConfigError([*faults, *e.faults]) from None
+    if faults:
+        raise ConfigError(faults)
+    notices = list(resolved.notices)
+    if not (options.c or {"algorithm", "dataset"} <= resolved.sources.keys()):
+        by_default = [k for k in ("algorithm", "dataset", "net") if k not in resolved.sources]
+        s = resolved.settings
+        notices.append(
+            f"no configuration is named: {s.algorithm} on {s.dataset} with net {s.net} (by default: {', '.join(by_default)})"
+        )
+    for notice in notices if in_first_process() else ():
+        print(f"note: {one_line(notice)}", file=sys.stderr)
+    if options.print_config:
+        print(resolved.to_yaml(), end="")
+        return None
+    return options, resolved
+
+
+def _refuse_study(word: str | None) -> None:
+    """Raises ConfigError for the name of a study, where one configuration is asked for."""
+    from muscle_plugin.studies.definitions import study_configs
+
+    configs = study_configs(word) if word else []
+    if configs and not Path(str(word)).is_file():
+        raise ConfigError(
+            [
+                f"{word}: a study of {len(configs)} configurations; give one of them ({configs[0]}), or"
+                f" `muscle-plugin sweep {word}`"
+            ]
+        )
+
+
+def parser_of(prog: str, description: str, example: str) -> argparse.ArgumentParser:
+    """The parser of a command that takes settings."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [NAME or FILE of a configuration] [--setting value ...]",
+        allow_abbrev=False,
+        description=description,
+        epilog=f"Command line over YAML over defaults. Example: {example}",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
+    )

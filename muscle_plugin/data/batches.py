@@ -1,0 +1,314 @@
+"""The batch of any training step: its images, their views and labels, as a function of (seed, step)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muscle_plugin.data.ahead import OneAhead, Parcel
+from muscle_plugin.data.augment import AFTER_WEAK, Augmentation, augmentation
+from muscle_plugin.data.batch_random import BatchRandom, BatchSlice
+from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
+from muscle_plugin.data.normalise import Normaliser, pixel_statistics
+from muscle_plugin.data.randaugment import apply as apply_plan
+from muscle_plugin.data.sampler import IndexStream
+from muscle_plugin.data.source import Source
+from muscle_plugin.data.splits import Split
+from muscle_plugin.data.views import LABELLED, MEDIUM, STRONG, UNLABELLED, WEAK, View, check_shared_equally, views_of
+from muscle_plugin.seeding import derive
+from muscle_plugin.text import shown
+
+#: Images whose views ``Batches.features`` draws at a time.
+FEATURES_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn for a step.
+
+    Attributes:
+        plans: strength -> the parameters of its views.
+        turns: quarter turns of ``x_ulb_s_0_rot``.
+        to_rotate: the parameters of the weak views that ``x_ulb_rot`` rotates.
+        parcel: what the device needs of it.
+    """
+
+    plans: dict[str, Any]
+    turns: Tensor | None
+    to_rotate: Any
+    parcel: Parcel
+
+
+class Batches:
+    """Makes the batch of any training step from its number alone.
+
+    Args:
+        source: the data set.
+        split: which of its training images are labelled and unlabelled.
+        labelled, unlabelled: images of either kind per step, over all processes.
+        parameters: the parameters of ``train_step``.
+        usb_name: the name of the USB class whose step it is.
+        weak, strong: names of augmentations.
+        channels: channels that the net takes; a single channel is repeated.
+        seed: the run's seed.
+        device: where the views are made.
+        data_on: ``device``: the images live there, as uint8; ``host``: they stay where they are and are copied step by
+            step; ``auto``: on the device if they fit.
+        workers: processes that gather images on the host.
+        strong_ops: operations per strong view, for augmentations that draw some; None: the augmentation's own number.
+        rank, world: this process and their number; each makes its own part of the batch.
+
+    Attributes:
+        views: the image views of a batch by name.
+        size: kind -> this process's images of that kind per step.
+        resident: whether the images live on the device.
+        images: where a step's images come from.
+        statistics: mean and standard deviation of the pixels, by channel.
+        normalise: what makes views of pixels.
+        channels_last: whether a view's channels lie side by side in memory; the values are the same.
+        notes: remarks for the user on how views are made.
+
+    Raises:
+        DataError: a parameter or an augmentation is unknown, or the processes cannot share the images equally.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        split: Split,
+        labelled: int,
+        unlabelled: int,
+        parameters: Sequence[str],
+        usb_name: str,
+        weak: str,
+        strong: str,
+        channels: int,
+        seed: int,
+        device: torch.device,
+        data_on: str = "device",
+        workers: int = 0,
+        strong_ops: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        check_shared_equally(labelled, unlabelled, world)
+        self._rank, self._world = rank, world
+        self.device, self.seed, self.parameters, self.channels = device, seed, tuple(parameters), channels
+        self._asked = views_of(parameters, usb_name)
+        self.views: dict[str, View] = dict(self._asked)
+        weakly = augmentation(weak)
+        # USB's medium view is one operation of RandAugment; of an augmentation that draws none it is a strong view
+        self._augment: dict[str, Augmentation] = {
+            WEAK: weakly,
+            MEDIUM: augmentation(strong, weakly, 1 if strong in AFTER_WEAK else None),
+            STRONG: augmentation(strong, weakly, strong_ops),
+        }
+        self._labels = source.train_labels[split.labelled].to(device)
+        self.size = {LABELLED: labelled // world, UNLABELLED: unlabelled // world}
+        members = {LABELLED: source.train[split.labelled], UNLABELLED: source.train[split.unlabelled]}
+        streams = {k: IndexStream(len(m), world * self.size[k], seed, k, rank, world) for k, m in members.items()}
+        self.resident = data_on == "device" or (data_on == "auto" and fits(source.images, device))
+        self.images: ResidentImages | StreamedImages = (
+            ResidentImages(source.images, members, streams, device)
+            if self.resident
+            else StreamedImages(source.images, members, streams, device, workers)
+        )
+        self._shape = source.images.shape[1:]
+        self.statistics = pixel_statistics(source)
+        self.normalise = Normaliser(*self.statistics, channels, device)
+        self.channels_last = False
+        self.notes: list[str] = []
+        self._kernel = self._find_kernel()
+        # drawing takes CPU time, during which a GPU would wait
+        self._drawn = OneAhead(self._draw, device) if device.type == "cuda" else self._draw
+
+    def add_views(self, views: Mapping[str, View]) -> None:
+        """Make these views, and no other ones, beside those that the step asks for: a view of count V is (V * N, ...),
+        V-major."""
+        self.views = {**self._asked, **views}
+        if isinstance(self._drawn, OneAhead):
+            self._drawn.forget()
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Return everything that the step's ``train_step`` asks for, on the device, images normalised."""
+        # before anything is drawn: loader workers fork, which is safe only while no thread draws
+        streamed = self.images.step(step) if isinstance(self.images, StreamedImages) else {}
+        drawn = self._drawn(step)
+        sent = drawn.parcel.unpack()
+        index = {kind: streamed[kind][0] if streamed else sent[kind] for kind in self.size}
+
+        @cache
+        def images_of(kind: str) -> Tensor:
+            return (
+                self.images.gather(kind, index[kind]) if isinstance(self.images, ResidentImages) else streamed[kind][1]
+            )
+
+        @cache
+        def pool() -> Tensor:  # whose rows packed plans name
+            return torch.cat([streamed[kind][1] for kind in self.size]).contiguous() if streamed else self.images.pool
+
+        out: dict[str, Tensor] = {}
+        for strength, views in self._by_strength().items():
+            plan = drawn.plans[strength]
+            if strength in sent:
+                scale, shift = self.normalise.scale, self.normalise.shift
+                made = self._kernel.views(pool(), sent[strength], plan, scale, shift, self.channels, self.channels_last)  # type: ignore[union-attr]
+            else:
+                x = torch.cat([images_of(v.images).repeat(v.count, 1, 1, 1) for v in views.values()])
+                made = self.normalise(self._augment[strength].apply(x, plan))
+            out.update(zip(views, made.split([v.count * self.size[v.images] for v in views.values()]), strict=True))
+        if drawn.turns is not None:
+            out["x_ulb_s_0_rot"] = quarter_turns(out["x_ulb_s_0"], drawn.turns)
+            out["rot_v"] = drawn.turns.to(self.device, non_blocking=True)
+        if drawn.to_rotate is not None:
+            n = min(self.size.values())
+            # spread over the images, so that those of several processes are together those of one
+            some = (torch.arange(n) * self.size[UNLABELLED] // n).to(self.device, non_blocking=True)
+            weak = self._augment[WEAK].apply(images_of(UNLABELLED)[some], drawn.to_rotate)
+            turns = torch.arange(4).repeat_interleave(n)
+            out["x_ulb_rot"] = quarter_turns(self.normalise(weak).repeat(4, 1, 1, 1), turns)
+            out["rot_v"] = turns.to(self.device, non_blocking=True)
+        values = {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED], "y_lb": self._labels[index[LABELLED]]}
+        return out | {k: v for k, v in values.items() if k in self.parameters}
+
+    def features(
+        self,
+        net: nn.Module,
+        members: Tensor,
+        step: int,
+        batch: int,
+        precision: Callable[[], AbstractContextManager[Any]],
+    ) -> Tensor:
+        """Return the features that a net in eval mode computes of weak views of images.
+
+        Args:
+            net: takes ``only_feat``, as USB's nets do.
+            members: (N,) indices into the source's images.
+            step: with the seed, fixes the augmentation.
+            batch: images that the net is given at a time, at most; views do not depend on it.
+            precision: makes the context of a forward pass.
+
+        Returns:
+            (n, F) float32 on the device: of this process's part of the images, in order.
+        """
+        was_training, parts = net.training, []
+        generator = self._generator_for("features", step)
+        pool = self.images.pool
+        own = range(len(members) * self._rank // self._world, len(members) * (self._rank + 1) // self._world)
+        net.eval()
+        with torch.no_grad():
+            for first in range(0, len(members), FEATURES_AT_A_TIME):
+                chunk = members[first : first + FEATURES_AT_A_TIME]
+                start, stop = (min(max(i - first, 0), len(chunk)) for i in (own.start, own.stop))
+                chosen = chunk[start:stop].to(pool.device, non_blocking=True)
+                images = pool[chosen].to(self.device, non_blocking=True)
+                # drawn for the others too, so that views do not depend on the number of processes
+                views = self._augment[WEAK](images, BatchRandom([BatchSlice(generator, 1, len(chunk), start, stop)]))
+                for part in views.split(batch) if len(views) else ():
+                    with precision():
+                        parts.append(net(self.normalise(part), only_feat=True).float())
+        net.train(was_training)
+        return torch.cat(parts)
+
+    def shown(self, views: Tensor) -> Tensor:
+        """Return normalised views as pictures, in [0, 1]."""
+        return self.normalise.undo(views)
+
+    def _generator_for(self, name: str, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive(self.seed, "view", name, step))
+
+    def _random(self, step: int, views: Mapping[str, tuple[int, int]]) -> BatchRandom:
+        """Random numbers for views, name -> (how many, of how many images here): those that one process would draw."""
+        return BatchRandom(
+            [
+                BatchSlice(
+                    self._generator_for(name, step), count, n * self._world, n * self._rank, n * (self._rank + 1)
+                )
+                for name, (count, n) in views.items()
+            ]
+        )
+
+    def _by_strength(self) -> dict[str, dict[str, View]]:
+        """strength -> its views, which are made in one go."""
+        found = {s: {n: v for n, v in self.views.items() if v.strength == s} for s in self._augment}
+        return {strength: views for strength, views in found.items() if views}
+
+    def _draw(self, step: int) -> _Drawn:
+        if isinstance(self.images, ResidentImages):
+            drawn = self.images.draw(step)
+            send, rows = {k: i for k, (i, _) in drawn.items()}, {k: r for k, (_, r) in drawn.items()}
+        else:
+            places = torch.arange(sum(self.size.values())).split([*self.size.values()])
+            send, rows = {}, dict(zip(self.size, places, strict=True))
+        plans = {}
+        for strength, views in self._by_strength().items():
+            augment = self._augment[strength]
+            random = self._random(step, {n: (v.count, self.size[v.images]) for n, v in views.items()})
+            plans[strength] = plan = augment.draw(random, self._shape)
+            if self._kernel is not None and augment.apply is apply_plan and self._kernel.takes(plan):
+                of_views = torch.cat([rows[v.images] for v in views.values() for _ in range(v.count)])
+                send[strength] = self._kernel.pack(plan, of_views, *self._shape[1:])
+        turns = to_rotate = None
+        if "x_ulb_s_0_rot" in self.parameters:
+            turns = self._random(step, {"rot_v": (1, self.size[UNLABELLED])}).integers(4)
+        if "x_ulb_rot" in self.parameters:
+            random = self._random(step, {"x_ulb_rot": (1, min(self.size.values()))})
+            to_rotate = self._augment[WEAK].draw(random, self._shape)
+        return _Drawn(plans, turns, to_rotate, Parcel(send, self.device))
+
+    def _find_kernel(self) -> ModuleType | None:
+        """The module of the Triton kernel that makes views, on a GPU for which Triton compiles it; None if it cannot."""
+        if self.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return None
+        by_plan = any(augment.apply is apply_plan for augment in self._augment.values())
+        if os.environ.get("MUSCLE_VIEW_KERNEL") == "0" or not by_plan:
+            return None
+        try:
+            from muscle_plugin.data import kernel
+
+            if not kernel.fits(self._shape):
+                return None
+            why = kernel.why_not(self.device, self._shape, self.channels)
+        except Exception as e:  # whatever is missing, or a compiler raises; Triton gives the reason in its last line
+            lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+            why = f"{type(e).__name__}: {shown(lines[-1] if lines else '')}"
+        if why is not None:
+            self.notes.append(f"views are made without Triton, more slowly ({why})")
+            return None
+        return kernel
+
+
+class LabelledPasses:
+    """Batches of labelled images only, weakly augmented, ``steps`` per iteration: for USB code that iterates
+    ``loader_dict["train_lb"]`` itself (the warm-up of Dash)."""
+
+    sampler = None
+
+    def __init__(self, batches: Batches, steps: int) -> None:
+        self._batches, self._steps, self._done = batches, steps, 0
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for _ in range(self._steps):
+            batch = self._batches.batch(self._done)
+            self._done += 1
+            yield {k: batch[k] for k in ("x_lb", "y_lb")}
+
+
+def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn each image counter-clockwise by its number of quarter turns, (N,) on the CPU, so that no device is waited for."""
+    out = images.clone()
+    for k in (1, 2, 3):
+        chosen = (turns == k).nonzero().flatten().to(images.device, non_blocking=True)
+        out[chosen] = torch.rot90(images[chosen], k, (2, 3))
+    return out

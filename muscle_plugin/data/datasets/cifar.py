@@ -1,0 +1,149 @@
+"""CIFAR-10 and CIFAR-100 from torchvision's files, which are pickles: read without running code, pixels in memory once."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from muscle_plugin.data.datasets.download import find_or_download
+from muscle_plugin.data.source import Source, SourceOptions, consecutive
+from muscle_plugin.errors import DataError
+from muscle_plugin.text import shown
+
+_ROW = 3 * 32 * 32  # bytes of an image
+
+
+def cifar10(options: SourceOptions) -> Source:
+    """Read CIFAR-10 from torchvision's files in ``data_dir`` or ``data_dir/cifar10``, downloaded if absent."""
+    files = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+    root = find_or_download("cifar10", options.data_dir, "cifar-10-batches-py", files[-1:])
+    images, labels, members = _read_images(root, files, ("labels",))
+    return Source(images, labels["labels"], *members, _read_names(root / "batches.meta", "label_names"))
+
+
+def cifar100(options: SourceOptions) -> Source:
+    """Read CIFAR-100 with its 100 fine labels from torchvision's files in ``data_dir`` or ``data_dir/cifar100``."""
+    root = find_or_download("cifar100", options.data_dir, "cifar-100-python", ("test",))
+    images, labels, members = _read_images(root, ("train", "test"), ("fine_labels",))
+    return Source(images, labels["fine_labels"], *members, _read_names(root / "meta", "fine_label_names"))
+
+
+def cifar20(options: SourceOptions) -> Source:
+    """Read CIFAR-100 with its 20 superclasses as classes and the fine labels as subclasses, which a split can sequester."""
+    root = find_or_download("cifar100", options.data_dir, "cifar-100-python", ("test",))
+    images, labels, members = _read_images(root, ("train", "test"), ("coarse_labels", "fine_labels"))
+    coarse, fine = (_read_names(root / "meta", f"{kind}_label_names") for kind in ("coarse", "fine"))
+    return Source(images, labels["coarse_labels"], *members, coarse, labels["fine_labels"], fine)
+
+
+def _read_images(
+    root: Path, files: tuple[str, ...], keys: tuple[str, ...]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Images and labels by key of all files, and the indices of training and test images; the last file is the test set."""
+    images: np.ndarray = np.empty((60_000, 3, 32, 32), np.uint8)
+    labels: dict[str, list[int]] = {k: [] for k in keys}
+    counts: list[int] = []
+    for file in files:
+        content, count = _read(root / file, images[sum(counts) :].reshape(-1))
+        for key in keys:
+            found = content.get(key)
+            if not count or not isinstance(found, list) or len(found) != count or not all(map(_is_label, found)):
+                raise DataError(f"{root / file}: not a CIFAR file (it lacks data or {key})")
+            labels[key] += found
+        counts.append(count)
+    members = consecutive(sum(counts[:-1]), counts[-1])
+    return torch.from_numpy(images[: sum(counts)]), {k: torch.tensor(v) for k, v in labels.items()}, members
+
+
+def _is_label(value: object) -> bool:
+    return type(value) is int and 0 <= value < 100
+
+
+def _read_names(path: Path, key: str) -> tuple[str, ...]:
+    content, _ = _read(path, np.empty(0, np.uint8))
+    names = content.get(key)
+    if not isinstance(names, list) or not all(isinstance(n, (bytes, str)) for n in names):
+        raise DataError(f"{path}: not a CIFAR file (it lacks {key})")
+    return tuple(n.decode(errors="replace") if isinstance(n, bytes) else n for n in names)
+
+
+def _read(path: Path, room: np.ndarray) -> tuple[dict[str, Any], int]:
+    """Return a file's content and its number of images, whose pixels go to the beginning of ``room``, (bytes,) uint8."""
+    try:
+        with path.open("rb") as file:
+            stream = _Stream(file, room)
+            raw = _Unpickler(stream, encoding="bytes").load()  # type: ignore[arg-type]
+        content = {k.decode() if isinstance(k, bytes) else k: v for k, v in raw.items()}
+        count = 0
+        if "data" in content:
+            _, shape, _, _, pixels = content.pop("data").state
+            if pixels:  # too short for the stream to divert, or not written as a string
+                stream.taken = len(pixels)
+                room[: len(pixels)] = np.frombuffer(pixels, np.uint8)
+            if len(shape) != 2 or shape[1] != _ROW or shape[0] * _ROW != stream.taken:
+                raise ValueError(f"expected rows of {_ROW} pixels, found {shape}")
+            count = shape[0]
+        return content, count
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; the other files of the data set are there") from None
+    except Exception as e:  # a pickle can make its reader raise anything
+        raise DataError(f"{path}: not a CIFAR file ({shown(e)}); download it again") from None
+
+
+class _Stored:
+    """Stands for a NumPy object in a pickle: keeps what it was built from, and runs none of NumPy's code."""
+
+    def __init__(self, *args: object) -> None:
+        self.state: tuple[Any, ...] = args
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads dictionaries, lists, strings, numbers and one array, and refuses whatever could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
+        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
+            return _Stored
+        raise pickle.UnpicklingError(f"refused {module}.{name}")
+
+
+def _latin1(text: str, codec: str) -> bytes:
+    """Make bytes as pickle's protocol 2 writes them; other codecs could expand the text."""
+    if codec != "latin1":
+        raise pickle.UnpicklingError(f"refused codec {codec}")
+    return text.encode(codec)
+
+
+class _Stream:
+    """A file for an unpickler that diverts its one long string, the pixels, to ``room``; otherwise memory would hold them
+    three times. The unpickler gets an empty string instead.
+
+    Attributes:
+        taken: bytes diverted.
+    """
+
+    def __init__(self, file: BinaryIO, room: np.ndarray) -> None:
+        self._file, self._room, self._last = file, room, b""
+        self.readline = file.readline
+        self.taken = 0
+
+    def read(self, n: int) -> bytes:
+        data = self._file.read(n)
+        # opcode T: a string, whose length is in the next four bytes
+        if n == 4 and self._last == b"T" and (size := int.from_bytes(data, "little")) > 1 << 20:
+            if self.taken or size > len(self._room):
+                raise ValueError(f"{size} bytes of pixels")
+            self.taken = self._file.readinto(self._room[:size])  # type: ignore[attr-defined]
+            if self.taken < size:
+                raise EOFError("cut off")
+            data = bytes(4)
+        self._last = data
+        return data

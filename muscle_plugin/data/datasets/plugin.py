@@ -1,0 +1,143 @@
+"""Data sets of plugins: what the plugin's function returns is checked, and becomes a :class:`Source`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muscle_plugin.data.checks import check_labels
+from muscle_plugin.data.images import name_below
+from muscle_plugin.data.packed import pack
+from muscle_plugin.data.source import Source, SourceOptions
+from muscle_plugin.errors import DataError
+from muscle_plugin.registry.extension import PLUGIN_DATASETS
+from muscle_plugin.registry.names import DATASETS
+from muscle_plugin.text import fault_in, shown
+
+
+def plugin_dataset(name: str, options: SourceOptions) -> Source:
+    """Read the data set that a plugin registered.
+
+    Raises:
+        DataError: the plugin's function fails, or does not return what :class:`muscle_plugin.extend.Images` describes; one
+            line that names the plugin.
+    """
+    entry = PLUGIN_DATASETS[name]
+    what = f"{entry.place}: data set {name!r}"
+    try:
+        return _checked(entry.read(options), name, entry.channels, options)
+    except DataError as e:
+        raise DataError(f"{what}: {e}") from e
+    except Exception as e:  # whatever the plugin's code raises
+        raise DataError(fault_in(e, entry.place, what)) from e
+
+
+def _checked(found: object, name: str, channels: int, options: SourceOptions) -> Source:
+    """Make a source of what a plugin's function returned.
+
+    Raises:
+        DataError: it is not what it should be.
+    """
+    parts = ("images", "labels", "test", "classes")
+    if missing := [p for p in parts if not hasattr(found, p)]:
+        raise DataError(f"returns {type(found).__name__}, which has no {', '.join(missing)}; return Images(...)")
+    given, given_labels, given_test, given_classes = (getattr(found, p) for p in parts)
+    classes = _classes(given_classes, DATASETS[name].num_classes)
+    names: list[str] = []
+    if isinstance(given, (list, tuple)) and all(isinstance(x, (str, os.PathLike)) for x in given):
+        images, names = _decoded(given, name, channels, options)
+    else:
+        images = _pixels(given, channels)
+    if not len(images):
+        raise DataError("returns no image")
+    labels = _labels(given_labels, len(images))
+    test = _test_mask(given_test, len(images))
+    if not (labels[~test] >= 0).any():
+        raise DataError("no image for training has a label")
+    source = Source(images, labels, (~test).nonzero().flatten(), test.nonzero().flatten(), classes, names=names)
+    check_labels(source, "labels")
+    return source
+
+
+def _classes(given: object, expected: int | None) -> tuple[str, ...]:
+    if isinstance(given, str) or not hasattr(given, "__iter__"):
+        raise DataError(f"classes must be a list of names, got {shown(repr(given))}")
+    names = tuple(given)
+    if not all(isinstance(n, str) for n in names) or len(set(names)) < max(2, len(names)):
+        raise DataError(f"classes must be two or more different names, got {shown(repr(names))}")
+    if expected not in (None, len(names)):
+        raise DataError(f"returns {len(names)} classes, but was registered with num_classes={expected}")
+    return names
+
+
+def _pixels(given: object, channels: int) -> Tensor:
+    found = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    wanted = f"images must be uint8 of shape (N, {channels}, H, W), or a list of files"
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{wanted}; got {type(given).__name__}")
+    shape = found.shape
+    if found.dtype == np.uint8 and found.ndim == 4 and shape[1] == channels and all(shape[2:]):
+        return torch.from_numpy(np.require(found, requirements=["C", "W"]))
+    hint = ""
+    if found.dtype.kind == "f":
+        hint = ": pixels from 0 to 1 become so by (255 * images).round().astype('uint8')"
+    elif found.dtype == np.uint8 and found.ndim == 3 and channels == 1:
+        hint = ": images[:, None] has the channel"
+    elif found.dtype == np.uint8 and found.ndim == 4 and shape[1] != channels:
+        if shape[3] == channels:
+            hint = ": images.transpose(0, 3, 1, 2) has the channels second"
+        elif shape[1] in (1, 3):
+            hint = f": register it with channels={shape[1]}"
+    raise DataError(f"{wanted}; got {found.dtype} {shape}{hint}")
+
+
+def _decoded(
+    files: Sequence[str | os.PathLike[str]], name: str, channels: int, options: SourceOptions
+) -> tuple[Tensor, list[str]]:
+    if channels != 3:
+        raise DataError("image files are read as RGB: register it with channels=3")
+    root = options.data_dir
+    paths = [root / Path(f).expanduser() for f in files]
+    packed = pack(name, root, paths, options.img_size, options.cache_dirs)
+    if packed.bad:
+        raise DataError(f"{len(packed.bad)} image file(s) cannot be used: {packed.faults()}")
+    return packed.images, [str(name_below(root, p)) for p in paths]
+
+
+def _labels(given: object, count: int) -> Tensor:
+    found = _array("labels", given)
+    if found.shape != (count,) or found.dtype.kind not in "iu":
+        raise DataError(f"labels must be {count} whole numbers, one for each image, got {found.dtype} {found.shape}")
+    return torch.from_numpy(found.astype(np.int64))
+
+
+def _test_mask(given: object, count: int) -> Tensor:
+    """(count,) bool of a mask, or of positions."""
+    found = _array("test", given)
+    wanted = f"test must be {count} truth values (bool), or positions of images"
+    if found.dtype == bool:
+        if found.shape != (count,):
+            raise DataError(f"{wanted}; got {found.shape} truth values")
+        return torch.from_numpy(found.copy())
+    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+        raise DataError(f"{wanted}; got {found.dtype} {found.shape}")
+    positions: np.ndarray = found.astype(np.int64)
+    if len(positions) and (positions.min() < 0 or positions.max() >= count):
+        raise DataError(f"{wanted}; got positions from {positions.min()} to {positions.max()} of {count} images")
+    if len(np.unique(positions)) < len(positions):
+        raise DataError(f"{wanted}; got a position twice (is it a mask of 0 and 1? give .astype(bool))")
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[torch.from_numpy(positions)] = True
+    return mask
+
+
+def _array(name: str, given: object) -> np.ndarray:
+    try:
+        return np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} must be a list of numbers, got {shown(given)}") from None

@@ -1,0 +1,140 @@
+"""Decoded image files in one array file, made once and mapped into memory by later runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muscle_plugin.data.images import cores, decode_all, name_below
+from muscle_plugin.errors import DataError
+from muscle_plugin.files import atomic_write, write_json
+
+#: Version of array files; to be raised when ``images.decode`` makes other pixels of the same file.
+PACK_FORMAT = 2
+_CHECKED_BYTES = 64 << 20  # bytes per checksum
+
+
+@dataclass(frozen=True)
+class Pack:
+    """(N, 3, size, size) uint8 images mapped from their file, and by row why some could not be read."""
+
+    images: Tensor
+    bad: dict[int, str]
+
+    def faults(self, most: int = 5) -> str:
+        """List why rows could not be read: the first ``most`` reasons, and how many more there are."""
+        reasons = list(self.bad.values())
+        more = f" (and {len(reasons) - most} more)" if len(reasons) > most else ""
+        return "; ".join(reasons[:most]) + more
+
+
+def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterable[Path]) -> Pack:
+    """Return the images of ``files`` at one size, from an earlier call's array file or decoded into a new one.
+
+    An array file is used if the files have the names, sizes and times that it was made from, and its checksums hold.
+
+    Args:
+        name: begins the array file's name.
+        root: folder of the files, to which their names are relative.
+        size: side of the images in pixels.
+        places: folders for the array file: all are searched, and the first that can be written is used.
+
+    Raises:
+        DataError: no folder can be written.
+    """
+    listing = _listing(root, files)
+    key = {"format": PACK_FORMAT, "size": size, "count": len(files), "listing": listing}
+    shape = (len(files), 3, size, size)
+    paths = [place / f"{name}_{size}_{listing[:12]}.npy" for place in dict.fromkeys(places)]
+    for path in paths:
+        if found := _open(path, key, shape):
+            return found
+    reasons = []
+    for path in paths:
+        try:
+            return _write(path, key, shape, root, files)
+        except OSError as e:
+            reasons.append(f"{path.parent}: {e.strerror or e}")
+    raise DataError(
+        f"the images of {root} need an array file of {np.prod(shape) / 1e6:,.0f} MB, which cannot be written"
+        f" ({'; '.join(reasons)}); give a folder with room as --cache_dir"
+    )
+
+
+def _listing(root: Path, files: Sequence[Path]) -> str:
+    """A digest of the files' names, sizes and times."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(os.fsencode(name_below(root, path)))
+        try:
+            status = path.stat()
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        except OSError:  # a broken link; decoding says so
+            digest.update(b"\0absent\n")
+    return digest.hexdigest()
+
+
+def _map(path: Path) -> Tensor:
+    # copy-on-write: nothing can write to the file, and torch asks for writable memory
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
+def _checksums(images: np.ndarray) -> list[int]:
+    flat = images.reshape(-1)
+    parts = [flat[start : start + _CHECKED_BYTES] for start in range(0, len(flat), _CHECKED_BYTES)]
+    with ThreadPoolExecutor(cores()) as pool:
+        return list(pool.map(zlib.crc32, parts))
+
+
+def _open(path: Path, key: dict[str, object], shape: tuple[int, ...]) -> Pack | None:
+    """The pack, or None if the file is absent, damaged, or made from other files."""
+    try:
+        header = json.loads(path.with_suffix(".json").read_text())
+        images = _map(path)
+        if header["key"] != key or images.shape != shape or images.dtype != torch.uint8:
+            return None
+        if header["checksums"] != _checksums(images.numpy()):
+            return None
+        return Pack(images, {int(i): str(reason) for i, reason in header["bad"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, MemoryError):
+        return None
+
+
+def _write(path: Path, key: dict[str, object], shape: tuple[int, ...], root: Path, files: Sequence[Path]) -> Pack:
+    with atomic_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        start = file.tell()
+        if hasattr(os, "posix_fallocate"):  # claim the room: a full disk is an error here, and not a signal later
+            os.posix_fallocate(file.fileno(), 0, start + int(np.prod(shape)))
+        array = np.memmap(file, np.uint8, "r+", start, shape)
+        bad = decode_all(files, shape[-1], array)
+        array.flush()
+        header = {"root": str(root), "key": key, "bad": bad, "checksums": _checksums(array)}
+        del array
+    images = _map(path)  # before another process can take it for an older one
+    write_json(path.with_suffix(".json"), header)
+    _remove_older(path, str(root))
+    return Pack(images, bad)
+
+
+def _remove_older(path: Path, root: str) -> None:
+    """Delete array files that an earlier state of the same folder left beside ``path``."""
+    stem = path.stem.rpartition("_")[0]  # the name and the size, without the listing
+    for other in path.parent.glob("*.json"):
+        if other == path.with_suffix(".json") or other.stem.rpartition("_")[0] != stem:
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            if json.loads(other.read_text())["root"] == root:
+                other.unlink()
+                other.with_suffix(".npy").unlink()

@@ -1,0 +1,157 @@
+"""A trained net as a checkpoint or an exported folder describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from torch import Tensor, nn
+
+from muscle_plugin.data.normalise import Normaliser
+from muscle_plugin.errors import DamagedError, InputError
+from muscle_plugin.files import load_tensors
+from muscle_plugin.nets.build import net_builder
+from muscle_plugin.nets.weights import misfit
+from muscle_plugin.run_files import BEST, refuse_newer, saved_checkpoints
+from muscle_plugin.text import first_line, shown
+from muscle_plugin.usb.calls import usb_calls_on
+
+
+class NetInfo(BaseModel):
+    """What must be known of a trained net to use it.
+
+    Attributes:
+        net, net_from_name: settings of these names.
+        net_options: see :class:`muscle_plugin.nets.NetOptions`.
+        classes: class names, in the order of the logits.
+        img_size: side of the images, in pixels.
+        channels: of the images that the net is given.
+        mean, std: of the training images, per channel, as fractions.
+        step: training steps that the weights have seen.
+        weights: the EMA teacher's, or the net's own.
+        algorithm, dataset: that the net was trained by and on, where known.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    net: str
+    net_from_name: bool
+    net_options: dict[str, Any]
+    classes: list[str] = Field(min_length=2)
+    img_size: int = Field(ge=4, le=1024)
+    channels: Literal[1, 3]
+    mean: list[float]
+    std: list[float]
+    step: int = Field(validation_alias=AliasChoices("it", "step"))
+    weights: Literal["averaged", "live"] = "averaged"
+    algorithm: str | None = Field(None, validation_alias=AliasChoices("algorithm_name", "algorithm"))
+    dataset: str | None = None
+
+    @field_validator("std")
+    @classmethod
+    def _per_channel(cls, std: list[float], others: ValidationInfo) -> list[float]:
+        if len(std) not in (1, 3) or len(others.data.get("mean", ())) != len(std):
+            raise ValueError("one number per channel")
+        return std
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained net with its weights, in evaluation mode, on the CPU; and what must be known to use it."""
+
+    net: nn.Module
+    info: NetInfo
+
+
+def read_trained(checkpoint: Path) -> Trained:
+    """Read the EMA teacher of a checkpoint.
+
+    Raises:
+        InputError: not a checkpoint, or USB is needed for its net and not installed.
+        DamagedError: damaged; the message names the run's other checkpoints.
+    """
+    try:
+        content = load_tensors(checkpoint)
+    except DamagedError as e:
+        run_dir = checkpoint.parent
+        others = [str(p) for p in (*saved_checkpoints(run_dir), run_dir / BEST) if p != checkpoint and p.is_file()]
+        raise DamagedError(f"{e}{'; the run has also ' if others else ''}{', '.join(others)}") from None
+    refuse_newer(content, checkpoint)
+    about, settings = content.get("images"), content.get("settings")
+    if not isinstance(about, dict):
+        raise InputError(f"{checkpoint}: does not say what images it was trained on; it is not a run's checkpoint")
+    live = isinstance(settings, dict) and settings.get("ema_m") == 0
+    info = {**about, **content, "weights": "live" if live else "averaged"}
+    return rebuild(info, content.get("ema_model"), checkpoint)
+
+
+def rebuild(about: Mapping[str, Any], weights: object, source: Path) -> Trained:
+    """Build a trained net.
+
+    Args:
+        about: content of a :class:`NetInfo`, not yet checked.
+        weights: state dict of the net.
+        source: file or folder that they are from, for messages.
+
+    Raises:
+        InputError: something is missing, the net cannot be built here, or the weights do not fit it.
+    """
+    try:
+        info = NetInfo.model_validate(about)
+    except ValidationError as e:
+        faults = ", ".join(dict.fromkeys(str(x["loc"][0]) for x in e.errors()))
+        raise InputError(f"{source}: not a whole checkpoint: {faults} is missing, or not what it should be") from None
+    try:
+        with usb_calls_on("cpu"):
+            build = net_builder(info.net, info.net_from_name, len(info.mean), info.img_size, info.net_options)
+            net = build(num_classes=len(info.classes))
+    except InputError as e:
+        raise InputError(f"{source}: its net cannot be built: {e}") from None
+    except (MemoryError, RuntimeError) as e:  # of a size that no net has
+        raise InputError(f"{source}: its net {shown(info.net)} cannot be built ({first_line(e)})") from None
+    _load(net, weights if isinstance(weights, dict) else {}, f"{source}: its weights do not fit net {shown(info.net)}")
+    return Trained(net.eval(), info)
+
+
+def _load(net: nn.Module, weights: Mapping[object, object], what: str) -> None:
+    tensors = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    # some algorithms wrap the net with heads of their own and keep it as `backbone`
+    inner = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    wanted = net.state_dict()
+    state = tensors if not misfit(tensors, wanted) else inner
+    if misfit(state, wanted):
+        raise InputError(f"{what}: {misfit(tensors, wanted)}")
+    net.load_state_dict(state, strict=False)
+
+
+class Classifier(nn.Module):
+    """A trained net that takes images as they are: (N, 3, img_size, img_size) uint8 RGB to (N, C) logits.
+
+    The net's normalisation is inside, and for nets of grey images the conversion (ITU-R 601 luma, as Pillow's).
+
+    Args:
+        trained: the net and how its images are prepared.
+        device: where it computes.
+        net: in the place of ``trained.net``; one that returns logits alone will do.
+
+    Raises:
+        DataError: the net takes another number of channels than the images have.
+    """
+
+    def __init__(self, trained: Trained, device: torch.device, net: nn.Module | None = None) -> None:
+        super().__init__()
+        self.net = (trained.net if net is None else net).to(device)
+        info = trained.info
+        mean, std = torch.tensor(info.mean), torch.tensor(info.std)
+        self._luma = torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1) if len(mean) == 1 else None
+        self._normalise = Normaliser(mean, std, info.channels, device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self._luma is not None:
+            images = (images * self._luma).sum(1, keepdim=True).round().to(torch.uint8)
+        out = self.net(self._normalise(images))
+        return (out if isinstance(out, Tensor) else out["logits"]).float()

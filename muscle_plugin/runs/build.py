@@ -1,0 +1,90 @@
+"""The algorithm object of resolved settings, ready to train."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import torch
+
+import muscle_plugin.register  # noqa: F401  USB's classes look each other up by name
+from muscle_plugin.algorithms.compose import algorithm_class
+from muscle_plugin.data.load import load_data
+from muscle_plugin.data.source import Source
+from muscle_plugin.errors import InputError, UserError
+from muscle_plugin.memory import memory_for
+from muscle_plugin.nets.build import builder_of
+from muscle_plugin.runs.logs import output_to
+from muscle_plugin.settings.namespace import namespace_of
+from muscle_plugin.settings.resolve import Resolved
+from muscle_plugin.settings.schema import RunSettings
+from muscle_plugin.text import first_line, out_of_memory
+from muscle_plugin.training import Host
+
+#: What keeps images and nets out of a GPU's memory, or makes them smaller.
+_LESS = "--data_on host, a smaller --net or --img_size"
+
+
+def build(resolved: Resolved, logger: logging.Logger | None = None, source: Source | None = None) -> Host:
+    """Build the algorithm object; nothing is written to disk.
+
+    Args:
+        logger: gets what USB's classes print.
+        source: images to take in place of the data set's files.
+
+    Raises:
+        UserError: the data, the device or the net cannot be had (DataError, DeviceError, InputError).
+    """
+    settings = resolved.settings
+    args = namespace_of(resolved, source=source)
+    with room_for_images_and_nets(), _faults_of_usb(settings):
+        with output_to(logger):
+            algorithm: Host = algorithm_class(settings.algorithm)(args, builder_of(settings), None, logger)
+        _try_net(algorithm, settings)
+    return algorithm
+
+
+def pack_images(resolved: Resolved, logger: logging.Logger | None) -> None:
+    """Write the array files of a data set, which the processes of a machine share."""
+    with room_for_images_and_nets(), output_to(logger):
+        load_data(resolved.settings)
+
+
+def room_for_images_and_nets() -> contextlib.AbstractContextManager[None]:
+    """Within it, memory that runs out is a :class:`DeviceError` that says what needs less."""
+    return memory_for("the images and nets", _LESS)
+
+
+@contextlib.contextmanager
+def _faults_of_usb(settings: RunSettings) -> Iterator[None]:
+    """What USB's classes, and the packages they import, refuse, as errors of the input."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ModuleNotFoundError as e:
+        raise InputError(f"{settings.algorithm} needs {e.name}, which is not installed: pip install {e.name}") from e
+    except NotImplementedError as e:
+        what = f"{settings.algorithm} cannot be built over net {settings.net} on {settings.dataset}"
+        raise InputError(f"{what}: USB's class does not support it; see the README's table of algorithms") from e
+    except ValueError as e:
+        raise InputError(str(e)) from e
+
+
+def _try_net(algorithm: Host, settings: RunSettings) -> None:
+    """Forward two blank images, so that a net and an image size that do not fit are found before training."""
+    net = algorithm.model
+    blank = torch.zeros(2, algorithm.batches.channels, settings.img_size, settings.img_size, device=algorithm.device)
+    was_training = net.training
+    net.eval()
+    try:
+        with torch.no_grad():
+            net(blank)
+    except (RuntimeError, ValueError) as e:
+        if out_of_memory(e):
+            raise
+        raise InputError(
+            f"net: {settings.net} cannot take images of {settings.img_size} x {settings.img_size}: {first_line(e)}"
+        ) from e
+    net.train(was_training)

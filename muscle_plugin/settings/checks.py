@@ -1,0 +1,117 @@
+"""What a value can be before its setting is known, and faults that concern more than one setting."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+from muscle_plugin.registry.catalogue import MUSCLE
+from muscle_plugin.registry.names import DATASETS, DatasetInfo
+from muscle_plugin.registry.own import stage_1_epochs
+from muscle_plugin.settings.schema import MOST_CHARACTERS, MOST_WHOLE, OF_ONES_OWN, WITHOUT_LABELS, RunSettings
+from muscle_plugin.text import did_you_mean, shown
+
+
+def plain(value: object) -> object:
+    """A path as text; a fraction, a scalar of NumPy or PyTorch as a number; anything else as it is."""
+    if isinstance(value, Fraction):
+        return float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def refusal(value: object) -> str | None:
+    """Why no setting can have this value: a list or mapping, a text that is no path or name, a number beyond all bounds."""
+    if not isinstance(value, (str, int, float, bool, type(None))):
+        return f"a single value is expected, got a {type(value).__name__}"
+    if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+        return f"a text of {len(value):,} characters is too long"
+    if isinstance(value, str) and not _can_be_name(value):
+        return f"holds characters that no name can have, got {shown(repr(value))}"
+    if type(value) is int and abs(value) > MOST_WHOLE:
+        return "a number out of all bounds"
+    return None
+
+
+def _can_be_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return not any(c < " " or c == "\x7f" for c in text)
+
+
+def cross_checks(settings: RunSettings) -> list[str]:
+    """Faults (``name: what is wrong``) that concern more than one setting, and names that do not exist."""
+    s = settings
+    faults = [f"{k}: a number out of all bounds" for k, v in s if type(v) is int and abs(v) > MOST_WHOLE]
+    if s.dataset not in DATASETS:
+        faults.append(
+            f"dataset: unknown {shown(repr(s.dataset))}{did_you_mean(s.dataset, DATASETS)}{OF_ONES_OWN};"
+            f" known: {', '.join(DATASETS)}"
+        )
+    else:
+        faults += _split_faults(s, DATASETS[s.dataset])
+    if s.stage == "pretrain" and s.algorithm not in WITHOUT_LABELS:
+        faults.append(f"stage: pretrain is for {', '.join(WITHOUT_LABELS)}; {s.algorithm} needs labels")
+    elif s.stage == "pretrain" and s.algorithm == MUSCLE and not getattr(s, "mi_weight", 1):
+        faults.append("mi_weight: 0 leaves stage pretrain nothing to train on")
+    start = getattr(s, "lp_start", None)
+    if start is not None and not 0 <= start <= 1:
+        faults.append(f"lp_start: a share of the epochs, from 0 to 1, got {start:g}")
+    elif start is not None and ((start > 0) != (stage_1_epochs(start, s.epoch) > 0)):
+        faults.append(
+            f"lp_start: {start:g} of {s.epoch} epoch(s) leaves no whole one for the first stage; give more --epoch"
+        )
+    if s.overwrite and s.resume == "yes":
+        faults.append("overwrite: deletes the run that --resume goes on with; give one of the two")
+    if s.lr_schedule != "cosine" and s.lr_zero_at != 1:
+        faults.append("lr_zero_at: only with --lr_schedule cosine")
+    if s.amp and s.precision not in ("fp32", "auto", "fp16"):
+        faults.append(f"amp: true is precision fp16, but precision is {s.precision}; give one of the two")
+    if s.nonfinite_steps and not s.amp and s.precision not in ("auto", "fp16"):
+        faults.append(
+            f"nonfinite_steps: only with --precision fp16, whose loss scaler leaves such steps out; with {s.precision}"
+            " the weights are lost at the first"
+        )
+    if s.gpu is not None and s.device not in ("auto", "cuda", f"cuda:{s.gpu}"):
+        faults.append(f"gpu: {s.gpu} contradicts device {s.device}; give one of the two")
+    if s.num_warmup_iter and s.num_train_iter and s.num_warmup_iter >= s.num_train_iter:
+        faults.append(f"num_warmup_iter: {s.num_warmup_iter} leaves no step of the {s.num_train_iter}")
+    if s.num_train_iter and s.num_train_iter < s.epoch:
+        faults.append(f"num_train_iter: {s.num_train_iter} steps cannot hold {s.epoch} epochs; give --epoch 1 with it")
+    if s.save_name is not None and (Path(s.save_name).name != s.save_name or s.save_name in ("", ".", "..")):
+        faults.append(
+            f"save_name: must be a plain directory name, got {shown(repr(s.save_name))}; the folder goes into save_dir"
+        )
+    return faults
+
+
+def _split_faults(s: RunSettings, info: DatasetInfo) -> list[str]:
+    faults = []
+    if info.num_classes is not None and s.num_classes not in (None, info.num_classes):
+        faults.append(f"num_classes: {s.dataset} has {info.num_classes} classes, got {s.num_classes}")
+    sequestered = info.sequestered if s.sequestered is None else s.sequestered
+    if sequestered and sequestered >= info.subclasses:
+        has = f"{info.subclasses} subclasses per class" if info.subclasses > 1 else "no subclasses"
+        faults.append(f"sequestered: {s.dataset} has {has}, got {sequestered}")
+        return faults
+    groups = info.label_groups(sequestered)
+    if s.lb_imb_ratio != 1 and sequestered:
+        faults.append("lb_imb_ratio: labels are shared equally where subclasses are sequestered; give --sequestered 0")
+    elif s.lb_imb_ratio == 1 and not s.split_file and groups and s.num_labels and s.num_labels % groups:
+        what = "subclasses that keep labels" if sequestered else "classes"
+        faults.append(
+            f"num_labels: {s.num_labels} cannot be shared equally by the {groups} {what} of {s.dataset};"
+            f" give a multiple of {groups}"
+        )
+    if s.split_file and s.lb_imb_ratio != 1:
+        faults.append("lb_imb_ratio: split_file says which images are labelled; give one of the two")
+    files = ("folder", "miniimagenet", "eurosat")
+    of_files = {"labels_csv": ("folder",), "skip_bad_images": files, "allow_outside": files}
+    for name, allowed in of_files.items():
+        if getattr(s, name) and s.dataset not in allowed:
+            faults.append(f"{name}: only for image files (dataset {', '.join(allowed)}), not for {s.dataset}")
+    return faults

@@ -1,0 +1,176 @@
+"""``sweep --dry-run``: how long runs would take, from a few training steps of each kind timed on this machine."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from muscle_plugin.errors import UserError
+from muscle_plugin.settings.resolve import Resolved, load_settings
+from muscle_plugin.settings.schema import MACHINE, MOST_WHOLE, STEP, RunSettings, affecting
+from muscle_plugin.studies.jobs import Job
+from muscle_plugin.text import duration, first_line, plural
+
+if TYPE_CHECKING:
+    from muscle_plugin.training.host import Host
+
+WARM_UP_STEPS, TIMED_STEPS = 2, 9
+#: Seconds after which no further step is timed, once there are two.
+MOST_SECONDS = 6.0
+#: Settings that decide how many images there are, which the steps of an epoch follow from.
+_IMAGES = ("dataset", "data_dir", "labels_csv", "split_file")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measured steps of one kind of run.
+
+    Attributes:
+        images, labelled: training images, and those of them that have labels.
+        steps: of the run that was timed.
+        stages: (first step, seconds per step) of each stage of that run; all algorithms but label propagation have one.
+    """
+
+    images: int
+    labelled: int
+    steps: int
+    stages: tuple[tuple[int, float], ...]
+
+    def steps_of(self, resolved: Resolved) -> int:
+        """The training steps of a run of this kind."""
+        s = resolved.settings
+        if s.num_train_iter:
+            return int(s.num_train_iter)
+        unlabelled = self.images - (0 if s.include_lb_to_ulb else s.num_labels or self.labelled)
+        return max(1, round(s.epoch * unlabelled / (s.total_batch - s.batch_size)))
+
+    def seconds(self, steps: int, done: int) -> float:
+        """Seconds from step ``done`` to the end of a run of ``steps``; stages take their share of any run."""
+        starts = [round(start * steps / self.steps) for start, _ in self.stages]
+        spans = pairwise([*starts, steps])
+        return sum(max(0, b - max(a, done)) * s for (a, b), (_, s) in zip(spans, self.stages, strict=True))
+
+
+def _step_key(resolved: Resolved) -> str:
+    """The same for runs whose steps take the same time, on the same images."""
+    same = affecting(STEP, MACHINE) | {*_IMAGES}
+    settings = resolved.as_dict()
+    return json.dumps(
+        {k: v for k, v in settings.items() if k in same or k not in RunSettings.model_fields}, sort_keys=True
+    )
+
+
+def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
+    """Print runs, steps and hours of each configuration, and the total; returns whether any step could be timed."""
+    table = Table(title=f"{plural(len(jobs), 'run')}, {at_once} at a time", title_justify="left")
+    table.add_column("configuration", overflow="fold", min_width=16)
+    for head in ("runs", "finished", "steps a run", "s a step", "a run takes", "left"):
+        table.add_column(head, justify="right", overflow="fold")
+    timings: dict[str, Timing | str] = {}
+    left: list[float] = []
+    names = list(dict.fromkeys(job.name for job in jobs))
+    unknown: dict[str, list[str]] = {}
+    with console.status("timing training steps") as status:
+        for name in names:
+            group = [job for job in jobs if job.name == name]
+            key = _step_key(group[0].resolved)
+            if key not in timings:
+                status.update(f"timing training steps of {name}")
+                timings[key] = _timed(group[0])
+            timing = timings[key]
+            cells = [name, str(len(group)), str(sum(job.state == "finished" for job in group))]
+            if isinstance(timing, str):
+                unknown.setdefault(timing, []).append(name)
+                table.add_row(*cells, "?", "?", "?", "?")
+                continue
+            steps = timing.steps_of(group[0].resolved)
+            whole, to_do = timing.seconds(steps, 0), [timing.seconds(steps, _steps_done(job)) for job in group]
+            table.add_row(*cells, f"{steps:,}", f"{whole / steps:.4f}", duration(whole), duration(sum(to_do)))
+            left += to_do
+    console.print(table)
+    for reason, not_timed in unknown.items():
+        console.print(f"{', '.join(not_timed)}: not timed: {reason}", markup=False)
+    if not left:
+        return False
+    total = max(sum(left) / at_once, *left)
+    console.print(
+        f"Left: {duration(sum(left))} of training, {duration(total)} with {at_once} at a time. Start-up, evaluation and the"
+        " graph of label propagation come on top.",
+        markup=False,
+    )
+    return True
+
+
+def _steps_done(job: Job) -> int:
+    return int(job.result.get("steps") or 0)
+
+
+def _timed(job: Job) -> Timing | str:
+    """The timing of a run, or why there is none. The run is built on its data; nothing of it is kept."""
+    import torch
+
+    from muscle_plugin.runs.build import build
+
+    never = {"num_eval_iter": MOST_WHOLE, "num_save_iter": MOST_WHOLE}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        changes = {"save_dir": folder, "init_from": None, "use_pretrain": False, **never}
+        try:
+            resolved = load_settings(job.work.config, **{**job.work.overrides, **changes})
+            if resolved.settings.num_threads:
+                torch.set_num_threads(resolved.settings.num_threads)
+            algorithm = build(resolved)
+            restarts: tuple[int, ...] = getattr(algorithm, "schedule_restarts", tuple)()
+            starts = sorted({0, *(s for s in restarts if 0 < s < algorithm.num_train_iter)})
+            stages = tuple((start, _seconds_per_step(algorithm, start)) for start in starts)
+        except (UserError, ValueError, NotImplementedError) as e:
+            return first_line(e)
+        return Timing(len(algorithm.source.train), len(algorithm.split.labelled), int(algorithm.num_train_iter), stages)
+
+
+class _Enough(Exception):
+    """Enough steps have been timed."""
+
+
+def _seconds_per_step(algorithm: Host, start: int) -> float:
+    """The median time of some training steps of the stage that begins at step ``start``, each waited for."""
+    import torch
+
+    times: list[float] = []
+    call_hook = algorithm.call_hook
+
+    def timed_hook(name: str, *args: Any, **kwargs: Any) -> Any:
+        result = call_hook(name, *args, **kwargs)
+        if name == "before_train_step" and not times:
+            times.append(time.perf_counter())
+        if name == "after_train_step":
+            if algorithm.device.type == "cuda":
+                torch.cuda.synchronize(algorithm.device)
+            times.append(time.perf_counter())
+            steps = len(times) - 1
+            if steps == WARM_UP_STEPS + TIMED_STEPS or (steps > 1 and times[-1] - times[0] > MOST_SECONDS):
+                raise _Enough
+        return result
+
+    algorithm.call_hook = timed_hook  # type: ignore[method-assign, assignment]
+    algorithm.loader_dict["eval"] = ()  # the last step evaluates
+    # the first step of a later stage would propagate labels over all images
+    algorithm.it = start and min(start + 1, algorithm.num_train_iter - 1)
+    try:
+        algorithm.train()
+    except _Enough:
+        pass
+    finally:
+        algorithm.call_hook = call_hook  # type: ignore[method-assign]
+    steps = [b - a for a, b in pairwise(times)]
+    return median(steps[WARM_UP_STEPS:] or steps[-1:])

@@ -1,0 +1,152 @@
+"""The runs that the words of a sweep stand for: their settings, directories and states, and which one waits for which."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from muscle_plugin.errors import ConfigError
+from muscle_plugin.run_files import FAILURE_FILE
+from muscle_plugin.settings.resolve import Resolved, differing_settings, load_settings
+from muscle_plugin.settings.sources import Layer, config_name
+from muscle_plugin.studies.definitions import expand
+from muscle_plugin.studies.pool import Work
+
+#: Settings that a sweep decides for each run.
+DECIDED = ("seed", "save_name", "resume", "overwrite", "load_path")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    name: str
+    seed: int
+    work: Work
+    resolved: Resolved
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Its directory, which may not exist yet."""
+        return Path(self.resolved.settings.save_dir) / self.resolved.settings.save_name
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The content of ``result.json``; empty if there is none, or it is damaged."""
+        try:
+            return dict(json.loads((self.run_dir / "result.json").read_text()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return {}
+
+    @property
+    def differing(self) -> dict[str, tuple[Any, Any]]:
+        """Settings in which the run in the directory differs: name -> (there, here); empty if there is no run."""
+        try:
+            return differing_settings(self.run_dir / "config.yaml", self.resolved)
+        except ConfigError:
+            return {}
+
+    @property
+    def state(self) -> str:
+        """``new``, ``finished``, ``cut off``, ``failed``, or ``of other settings``."""
+        if (self.run_dir / FAILURE_FILE).is_file():
+            return "failed"
+        complete = self.result.get("complete")
+        if complete is None or not (self.run_dir / "config.yaml").is_file():
+            return "new"
+        if self.differing:
+            return "of other settings"
+        return "finished" if complete else "cut off"
+
+
+def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
+    """The runs of a sweep, seed by seed.
+
+    Args:
+        words: studies, configurations or files, see :func:`muscle_plugin.studies.definitions.expand`.
+        seeds: runs of each configuration, with seeds from 0.
+        layer: settings of all runs.
+
+    Raises:
+        ConfigError: with every fault of any configuration.
+    """
+    faults = [
+        f"--{k}: a sweep decides it for each run itself" + ("; give --seeds N" if k == "seed" else "")
+        for k in DECIDED
+        if k in layer.values
+    ]
+    shared = {"num_threads": 1, **layer.values}
+    jobs: list[Job] = []
+    try:
+        paths = expand(words)
+    except ConfigError as e:
+        faults, paths = [*faults, *e.faults], []
+    for path in paths:
+        try:
+            jobs += _jobs_of_file(path, seeds, shared)
+        except ConfigError as e:
+            named = ("--", f"{path.name}:", f"{path.absolute()}:")
+            faults += [f if f.startswith(named) else f"{path.stem}: {f}" for f in e.faults]
+    directories = Counter(job.run_dir for job in jobs)
+    faults += [f"{d.name}: two configurations have this name" for d, n in directories.items() if n > 1]
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))
+    jobs.sort(key=lambda job: job.seed)
+    run_order(jobs)
+    return jobs
+
+
+def _jobs_of_file(path: Path, seeds: int, shared: Mapping[str, Any]) -> list[Job]:
+    settings = load_settings(path, **shared).settings
+    name = (config_name(path) or path.stem).replace("/", "-")
+    overrides = dict(shared)
+    try:  # the same places wherever the run is executed
+        overrides |= {k: str(Path(getattr(settings, k)).expanduser().absolute()) for k in ("save_dir", "data_dir")}
+    except RuntimeError as e:  # ~name of an unknown user
+        raise ConfigError([f"--save_dir, --data_dir: {e}"]) from None
+    if "plugins" in shared:  # True stands for those that the file names
+        overrides["plugins"] = settings.plugins
+    jobs = []
+    for seed in range(seeds):
+        own = {**overrides, "seed": seed, "resume": "auto", "save_name": f"{name}_{seed}"}
+        jobs.append(Job(name, seed, Work(str(path.resolve()), own), load_settings(path, **own)))
+    return jobs
+
+
+def predecessor(job: Job, jobs: Mapping[Path, Job]) -> Job | None:
+    """The run of the sweep from whose weights another one starts.
+
+    Args:
+        jobs: run directory -> run.
+    """
+    if not job.resolved.settings.init_from:
+        return None
+    start = Path(job.resolved.settings.init_from).absolute()
+    return jobs.get(start) or jobs.get(start.parent)
+
+
+def run_order(jobs: Iterable[Job]) -> TopologicalSorter[Path]:
+    """The run directories of a sweep as a prepared sorter: each run after the one that it starts from.
+
+    Raises:
+        ConfigError: runs start from one another in a circle.
+    """
+    by_dir = {job.run_dir: job for job in jobs}
+    sorter: TopologicalSorter[Path] = TopologicalSorter()
+    for run_dir, job in by_dir.items():
+        before = predecessor(job, by_dir)
+        sorter.add(run_dir, *([before.run_dir] if before else []))
+    try:
+        sorter.prepare()
+    except CycleError as e:
+        names = [by_dir[run_dir].run_dir.name for run_dir in reversed(e.args[1])]
+        raise ConfigError([f"init_from: {names[0]} would start from its own weights: {' from '.join(names)}"]) from None
+    return sorter

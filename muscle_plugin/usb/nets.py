@@ -1,0 +1,86 @@
+"""USB's own nets: found by name, their published weights read without running code."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from muscle_plugin.errors import InputError
+from muscle_plugin.files import load_tensors
+from muscle_plugin.text import first_line
+from muscle_plugin.usb.names import nets
+
+
+def names() -> list[str]:
+    """Names of USB's nets for images. Those for text and sound have no number at the end, and would fetch their weights."""
+    return sorted(n for n, x in vars(nets).items() if n[-1].isdigit() and not n.startswith("_") and callable(x))
+
+
+def builder(name: str) -> Callable[..., nn.Module]:
+    """The builder of a net of :func:`names`, in USB's form."""
+    return partial(_build, getattr(nets, name), name)
+
+
+def is_usbs(builder: object, name: str, from_torchvision: bool) -> bool:
+    """Whether ``builder`` is what USB's ``get_net_builder(name, from_torchvision)`` returns."""
+    if builder is None:
+        return False
+    if not from_torchvision:
+        return builder is getattr(nets, name, None)
+    import torchvision
+
+    return builder is getattr(torchvision.models, name, None)
+
+
+def _build(
+    build: Callable[..., nn.Module],
+    name: str,
+    num_classes: int,
+    pretrained: bool = False,
+    pretrained_path: str | Path | None = None,
+) -> nn.Module:
+    """Build a net; its pretrained weights come from a file or a URL.
+
+    Raises:
+        InputError: the weights cannot be had, or do not fit.
+    """
+    if not pretrained:
+        return build(num_classes=num_classes)
+    where = str(pretrained_path or "")
+    from_url = "://" in where
+    if not from_url and not Path(where).is_file():
+        raise InputError(
+            f"net: {where or 'pretrain_path'}: no such file of weights for {name}; give --pretrain_path FILE"
+        )
+    try:
+        if not from_url:
+            load_tensors(Path(where))
+        with _weights_only():
+            return build(num_classes=num_classes, pretrained=True, pretrained_path=where)
+    except (OSError, http.client.HTTPException) as e:
+        instead = "without a network give a copy of it as --pretrain_path FILE, or --use_pretrain false"
+        raise InputError(f"net: {where}: cannot be downloaded ({e}); {instead}") from e
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as e:
+        raise InputError(f"net: {where}: not weights of {name} as USB publishes them ({first_line(e)})") from e
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Make ``torch.load`` refuse code. USB 0.3.2 leaves ``weights_only`` to torch: off before 2.6, and in torch.hub."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
