@@ -1,4 +1,4 @@
-"""What a run trains on: its source and split, the batches made of them, and the images that it evaluates."""
+"""What a run trains on and evaluates, made of its source and split."""
 
 from __future__ import annotations
 

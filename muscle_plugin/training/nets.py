@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin.data.batches import Batches
+from muscle_plugin.nets.build import NetBuilder
 from muscle_plugin.nets.weights import load_weights
 from muscle_plugin.run_files import checkpoint_of
 from muscle_plugin.text import first_line, out_of_memory
 from muscle_plugin.training.batch_norm import synchronise_batch_norm
 from muscle_plugin.training.compiled import compile_net
-from muscle_plugin.training.protocols import NetBuilder
 from muscle_plugin.usb.calls import usb_calls_on
 
 
