@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-patches lint docs clean
+.PHONY: demo test test-fast test-patches lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/muscle-plugin demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+# Without the tests marked slow: for the daily loop.
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m "not slow"
 
 # The patches to USB, each proven by its case: USB=<folder of a checkout>; without it, on the release.
 test-patches: $(VENV)/.installed-dev
@@ -19,6 +23,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -35,4 +40,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) site .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
