@@ -318,12 +318,12 @@ def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys)
     ],
 )
 def test_a_foreign_state_is_one_line(short_run, tmp_path, capsys, damage, fault):
-    from muscle_plugin.cli.train import train_command
+    from muscle_plugin.cli import main
 
     short_run(**SAVING)
     path = tmp_path / "r" / "latest_model.pth"
     save_tensors(path, load_tensors(path) | damage)
-    assert train_command([*words(tmp_path), "--resume"], "train.py") == 2
+    assert main(["train", *words(tmp_path), "--resume"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"error: .*latest_model.pth: {fault}", line), line
 

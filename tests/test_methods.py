@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from muscle_plugin.algorithms.compose import OWN
 from muscle_plugin.data.splits import Split
-from muscle_plugin.errors import ConfigError
+from muscle_plugin.errors import ConfigError, Interrupted
 from muscle_plugin.files import load_tensors
 from muscle_plugin.registry.catalogue import all_algorithms
 from muscle_plugin.registry.own import OWN_ALGORITHMS
@@ -137,7 +137,7 @@ def test_it_resumes_in_either_stage(name, cut, short_run, tmp_path):
     settings = load_settings(None, **{**SHORT, "save_dir": str(tmp_path), "algorithm": name, "save_name": "cut", **LP})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "build", stop_at(runs.build))
-        with pytest.raises(runs.Interrupted):
+        with pytest.raises(Interrupted):
             runs.train(settings, quiet=True)
     short_run(algorithm=name, save_name="cut", resume="yes", **LP)
     a, b = (load_tensors(tmp_path / n / "latest_model.pth") for n in ("whole", "cut"))
