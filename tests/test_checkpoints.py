@@ -263,7 +263,7 @@ def test_predict_and_export_name_the_other_checkpoints_where_one_is_damaged(shor
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({"algorithm": "fixmatch"}, ["algorithm_name 'supervised', here 'fixmatch'"]),
+        ({"algorithm": "fixmatch"}, ["algorithm 'supervised', here 'fixmatch'"]),
         ({"lr": 0.01, "seed": 4}, ["lr 0.05, here 0.01", "seed 0, here 4"]),
         ({"img_size": 20}, ["img_size 16, here 20"]),
         ({"net": "cnn13", "net_width": 0.25}, ["net 'small_cnn', here 'cnn13'", "net_width None, here 0.25"]),

@@ -17,9 +17,8 @@ from waits import Waits, waits_per_step
 
 from muscle_plugin.files import load_tensors
 from muscle_plugin.registry.catalogue import all_algorithms
-from muscle_plugin.training.ema import EMA
-from muscle_plugin.training.hooks import read
-from muscle_plugin.training.metrics import in_top
+from muscle_plugin.training.evaluation import in_top
+from muscle_plugin.training.hooks import EMA, read
 from muscle_plugin.training.optimiser import compute_update_on, keep_how
 from muscle_plugin.usb.calls import usb_calls_on
 from muscle_plugin.usb.names import (

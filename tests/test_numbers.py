@@ -278,9 +278,9 @@ def test_the_first_step_of_each_value_is_kept():
     one = torch.tensor(1.0)
     for step, (a, b) in enumerate([(one, one), (one, one / 0), (one * NAN, one), (one, one)], start=1):
         watch.observe(step, one if step < 4 else -one / 0, None, None, {"a": a, "b": b, "c": NAN, "d": torch.ones(3)})
-    (names,) = watch._first
+    (names,) = watch.first
     assert names == ("loss", "a", "b")
-    assert watch._first[names].tolist() == [4, 3, 2]
+    assert watch.first[names].tolist() == [4, 3, 2]
     assert (int(watch.longest), int(watch.losses), int(watch.run)) == (1, 1, 1)
 
 
@@ -302,7 +302,7 @@ def test_steps_left_out_long_ago_are_not_blamed():
     for step in range(1, 20):
         bad = step in (3, 4) or step >= 10
         watch.observe(step, one, inf if bad else one * 0, inf if bad else one * 0, {})
-    assert watch._first["loss", "gradient"].tolist() == [math.inf, 10]
+    assert watch.first["loss", "gradient"].tolist() == [math.inf, 10]
     assert (int(watch.skipped), int(watch.longest)) == (12, 10)
 
 

@@ -56,13 +56,9 @@ class ForwardCapture:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        live: Callable[[], bool],
-        extra_views: Tensor | None = None,
-        carrier: int | None = None,
+        self, model: nn.Module, live: Callable[[], bool], extra_views: Tensor | None = None, carrier: int | None = None,
         rows: tuple[int, ...] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._model, self._live, self._extra_views, self._carrier, self._rows = model, live, extra_views, carrier, rows
         self.calls: list[Call] = []
         self.extra_logits: Tensor | None = None
@@ -120,8 +116,7 @@ class ForwardCapture:
             usable = call.live and call.logits is not None and call.with_gradient == gradient
             if not usable or images.shape[1:] != view.shape[1:]:
                 continue
-            same_as_first = (images == view[0]).flatten(1).all(1).nonzero().flatten().tolist()
-            for start in same_as_first:
+            for start in (images == view[0]).flatten(1).all(1).nonzero().flatten().tolist():
                 if start + n <= len(images) and torch.equal(images[start : start + n], view):
                     return Rows(number, start, start + n)
         return None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from muscle_plugin import distributed
 from muscle_plugin.memory import memory_for
 from muscle_plugin.schedules import ema_momentum
-from muscle_plugin.training.ema import EMA
 from muscle_plugin.training.state import outside_state
 from muscle_plugin.usb.names import (
     CheckpointHook,
@@ -39,8 +40,11 @@ class HostParamUpdateHook(Hook):
         scaler, optimizer = algorithm.loss_scaler, algorithm.optimizer
         loss, gradient, skipped = algorithm.out_dict["loss"], None, None
         scaler.scale(loss).backward()
-        if algorithm.args.world_size > 1:
-            average_gradients(algorithm)
+        if distributed.world_size() > 1:  # with these means every process takes the same step
+            distributed.average_(p.grad for p in algorithm.model.parameters() if p.grad is not None)
+            if not algorithm.settings.sync_bn:  # running statistics are of a process's own images
+                teachers = algorithm.ema_model.buffers() if has_own_statistics(algorithm) else ()
+                distributed.average_([*algorithm.model.buffers(), *teachers])
         if algorithm.clip_grad > 0:
             scaler.unscale_(optimizer)
             gradient = torch.nn.utils.clip_grad_norm_(algorithm.model.parameters(), algorithm.clip_grad)
@@ -58,18 +62,53 @@ class HostParamUpdateHook(Hook):
         algorithm.stop_if_warming_up()
 
 
-def average_gradients(algorithm: Host) -> None:
-    """Replace the gradients, and running statistics that processes have of their own images, by their means over processes:
-    with them every process takes the same step."""
-    distributed.average_(p.grad for p in algorithm.model.parameters() if p.grad is not None)
-    if not algorithm.args.sync_bn:
-        teachers = algorithm.ema_model.buffers() if has_own_statistics(algorithm) else ()
-        distributed.average_([*algorithm.model.buffers(), *teachers])
-
-
 def has_own_statistics(algorithm: Host) -> bool:
     """Whether the averaged net takes batch statistics of images itself, in place of copying the net's."""
     return not getattr(algorithm, "ema_copies_buffers", True)
+
+
+class EMA:
+    """Keeps ``ema_model`` at the exponential moving average of ``model``: USB's EMA without its two state-dict loads per step.
+
+    Parameters are averaged, ``average <- decay * average + (1 - decay) * parameter``; buffers (running statistics of
+    batch norm) are copied from the model, as USB does, or left to the averaged net's own forward passes.
+
+    Args:
+        model: the trained net.
+        ema_model: a net of the same structure.
+        decay: momentum in [0, 1); 0 makes the average the model itself.
+        own_buffers: leave the averaged net's buffers alone.
+
+    Attributes:
+        backup: the model's own weights while it computes with the averages, else empty.
+    """
+
+    def __init__(self, model: nn.Module, ema_model: nn.Module, decay: float, own_buffers: bool = False) -> None:
+        self.decay = decay
+        self._parameters, self._averages = list(model.parameters()), list(ema_model.parameters())
+        buffers = {} if own_buffers else dict(model.named_buffers())
+        copies = dict(ema_model.named_buffers())
+        self._buffers, self._copies = list(buffers.values()), [copies[n] for n in buffers]
+        self.backup: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the model's present weights into the average. To be called once per step."""
+        torch._foreach_lerp_(self._averages, self._parameters, 1 - self.decay)
+        if self._buffers:
+            torch._foreach_copy_(self._copies, self._buffers)
+
+    def apply_shadow(self) -> None:
+        """Let the model compute with the averages until :meth:`restore`."""
+        self.backup = [p.data for p in self._parameters]
+        for p, a in zip(self._parameters, self._averages, strict=True):
+            p.data = a.data
+
+    def restore(self) -> None:
+        """Give the model its own weights back."""
+        for p, own in zip(self._parameters, self.backup, strict=True):
+            p.data = own
+        self.backup = []
 
 
 class HostEMAHook(Hook):
@@ -79,9 +118,7 @@ class HostEMAHook(Hook):
         if algorithm.it == 0:
             algorithm.ema_model.load_state_dict(algorithm.model.state_dict())
         algorithm.ema_model.requires_grad_(False)
-        algorithm.ema = EMA(
-            algorithm.model, algorithm.ema_model, algorithm.ema_m, own_buffers=has_own_statistics(algorithm)
-        )
+        algorithm.ema = EMA(algorithm.model, algorithm.ema_model, algorithm.ema_m, has_own_statistics(algorithm))
 
     def after_train_step(self, algorithm: Host) -> None:
         assert algorithm.ema is not None
@@ -95,22 +132,20 @@ class HostEvaluationHook(Hook):
 
     def after_train_step(self, algorithm: Host) -> None:
         last = self.is_last_iter(algorithm)
-        if not (self.every_n_iters(algorithm, algorithm.num_eval_iter) or last):
+        due = last or self.every_n_iters(algorithm, algorithm.num_eval_iter)
+        if not due or not len(algorithm.loader_dict["eval"]):
             return
-        if not len(algorithm.loader_dict["eval"]):
-            return
-        less = f"a smaller --eval_batch_size (it is {algorithm.args.eval_batch_size})"
+        less = f"a smaller --eval_batch_size (it is {algorithm.settings.eval_batch_size})"
         with algorithm.clock.paused(), memory_for("an evaluation", less):
             algorithm.monitor.check_now(algorithm.it + 1, algorithm.nets)
             algorithm.last_metrics = algorithm.evaluate("eval")
         algorithm.log_dict.update(algorithm.last_metrics)
-        top1 = algorithm.log_dict["eval/top-1-acc"]
+        top1, share = (algorithm.last_metrics[f"eval/{k}"] for k in ("top-1-acc", "top_class_share"))
         algorithm.evaluations.append(top1)
         if top1 > algorithm.best_eval_acc or len(algorithm.evaluations) == 1:
             algorithm.best_eval_acc, algorithm.best_it = top1, algorithm.it
         counts = algorithm.source.test_labels.bincount()
-        share, largest = algorithm.log_dict["eval/top_class_share"], float(counts.max()) / int(counts.sum())
-        algorithm.monitor.see_evaluation(algorithm.it + 1, share, largest, last)
+        algorithm.monitor.see_evaluation(algorithm.it + 1, share, float(counts.max()) / int(counts.sum()), last)
 
     def after_run(self, algorithm: Host) -> None:
         algorithm.results_dict = {
@@ -118,6 +153,31 @@ class HostEvaluationHook(Hook):
             "eval/best_it": algorithm.best_it,
             **accuracies(algorithm.evaluations),
         }
+
+
+class Stopwatch:
+    """Counts seconds of training, over all continuations of a run, in place of USB's timer, which waits for the device.
+
+    Attributes:
+        counted: seconds up to the last pause.
+    """
+
+    def __init__(self) -> None:
+        self.counted = 0.0
+        self._began: float | None = None
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self.counted + (time.perf_counter() - self._began if self._began is not None else 0.0)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it, time does not count: an evaluation, a checkpoint."""
+        self.counted, self._began = self.seconds(), None
+        yield
+        self.start()
 
 
 def accuracies(evaluations: list[float]) -> dict[str, float]:

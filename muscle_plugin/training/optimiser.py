@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from bisect import bisect
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from muscle_plugin.schedules import schedule
+from muscle_plugin.settings.schema import RunSettings
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
-
-#: A group's entries that say how, not what, is computed.
-HOW = ("fused", "foreach")
 
 
 def compute_update_on(optimizer: Optimizer, device: torch.device) -> None:
@@ -32,25 +31,25 @@ def compute_update_on(optimizer: Optimizer, device: torch.device) -> None:
 
 
 def keep_how(saved: dict[str, Any], optimizer: Optimizer) -> None:
-    """In an optimiser's saved state, replace how the saving run computed by how this one does: it may have had another
-    device."""
+    """In an optimiser's saved state, replace how the saving run, maybe on another device, computed by how this one does."""
     for theirs, ours in zip(saved["param_groups"], optimizer.param_groups, strict=False):
-        theirs.update({k: ours[k] for k in HOW if k in ours})
+        theirs.update({k: ours[k] for k in ("fused", "foreach") if k in ours})
 
 
-def restarting_schedule(optimizer: Optimizer, args: Namespace, restarts: Sequence[int]) -> LRScheduler:
-    """The schedule ``args.lr_schedule``, begun anew at each of the steps ``restarts``."""
-    starts = sorted({s for s in (0, *restarts) if 0 <= s < args.num_train_iter})
-    ends = [*starts[1:], args.num_train_iter]
+def restarting_schedule(
+    optimizer: Optimizer, settings: RunSettings, steps: int, restarts: Sequence[int]
+) -> LRScheduler:
+    """The schedule ``lr_schedule`` of a run of so many steps, begun anew at each of ``restarts``."""
+    starts = sorted({s for s in (0, *restarts) if 0 <= s < steps})
     options: dict[str, dict[str, float]] = {
-        "usb": {"warmup": args.num_warmup_iter},
-        "cosine": {"reaches_zero_at": args.lr_zero_at},
+        "usb": {"warmup": settings.num_warmup_iter},
+        "cosine": {"reaches_zero_at": settings.lr_zero_at},
     }
-    name = args.lr_schedule
-    parts = [schedule(name, b - a, **options.get(name, {})) for a, b in zip(starts, ends, strict=True)]
+    name = settings.lr_schedule
+    parts = [schedule(name, b - a, **options.get(name, {})) for a, b in pairwise([*starts, steps])]
 
     def multiplier(step: int) -> float:
-        part = max(i for i, start in enumerate(starts) if start <= step)
+        part = bisect(starts, step) - 1
         return parts[part](step - starts[part])
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)

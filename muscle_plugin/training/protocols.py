@@ -66,6 +66,7 @@ class USBAlgorithm:
     best_eval_acc: float
     ema_m: float
     clip_grad: float
+    net_builder: NetBuilder | None
     model: nn.Module
     ema_model: nn.Module
     ema: EMA | None

@@ -2,8 +2,8 @@
 
 Class-wise thresholds, queues and moving averages are such attributes; USB's ``get_save_dict`` knows some of them. Here every
 attribute of a USB class that is a tensor, an array, a number, a text, an object with a ``state_dict``, or a plain container of
-these is taken, whenever it came into being, so that a class that forgets to save something resumes exactly all the same.
-Attributes of this package's own mixins are never taken: :mod:`muscle_plugin.training.checkpoint` saves by name what must last.
+these is taken, so that a class that forgets to save something resumes exactly all the same. Attributes of this package's own
+mixins are never taken: :mod:`muscle_plugin.training.checkpoint` saves by name what must last.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from muscle_plugin.errors import InputError
@@ -42,6 +43,12 @@ OF_HOOKS = frozenset(["name", "priority"])
 _SKIP = object()
 
 
+class StrictModel(BaseModel):
+    """A part of a checkpoint, whose types are checked and not converted."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+
 def outside_state(cls: C) -> C:
     """Class decorator: the attributes that the class annotates are this package's own, and no state of USB's."""
     cls._outside_state = frozenset(inspect.get_annotations(cls))  # type: ignore[attr-defined]
@@ -53,20 +60,16 @@ def _left_out(obj: object) -> frozenset[str]:
     return of_usb.union(*(vars(c).get("_outside_state", ()) for c in type(obj).__mro__))
 
 
-def _fits_its_storage(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-
-
 def plain(value: object, copy: bool = False) -> Any:
     """Tensors, and NumPy's scalars as Python's, in nested containers.
 
     Args:
-        copy: clone every tensor; without it only those that share their memory with more than themselves, which would be
-            written to a file too.
+        copy: clone every tensor; without it only those that are part of a larger one, which would be written to a file too.
     """
     if isinstance(value, Tensor):
         tensor = value.detach()
-        return tensor.clone() if copy or not _fits_its_storage(tensor) else tensor
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        return tensor.clone() if copy or not whole else tensor
     if isinstance(value, dict):
         return {k: plain(v, copy) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -105,11 +108,7 @@ def _unpack(packed: object, on: torch.device | None) -> Any:
 
 
 def capture_object(obj: object, copy: bool = False) -> dict[str, Any]:
-    """The attributes of one object that are state, by name.
-
-    Args:
-        copy: clone tensors, so that what happens next does not change them.
-    """
+    """The attributes of one object that are state, by name; tensors are those of the object, or clones."""
     left_out = _left_out(obj)
     packed = {k: _pack(v, copy) for k, v in vars(obj).items() if k not in left_out}
     return {k: v for k, v in packed.items() if v is not _SKIP}
@@ -120,8 +119,8 @@ def _is_object(packed: object) -> bool:
 
 
 def _may_set(obj: object, name: str, packed: object) -> bool:
-    """Whether a file may set an attribute: one that :func:`capture_object` would take, to a value of the same kind. A file
-    must not put other paths, settings or methods in place."""
+    """Whether a file may set an attribute: one that :func:`capture_object` takes, to a value of the same kind, so that no file
+    puts other paths, settings or methods in place."""
     of_class = getattr(type(obj), name, None)
     if name in _left_out(obj) or name.startswith("__") or callable(of_class) or isinstance(of_class, property):
         return False
@@ -173,10 +172,10 @@ def restore(algorithm: Host, state: dict[str, Any], on: torch.device | None = No
 @contextlib.contextmanager
 def undone(algorithm: Host) -> Iterator[None]:
     """Undo at the end what a ``train_step`` without the optimiser's update changes, bit for bit: the state of USB's classes,
-    batch statistics and random generators. Weights, which such a step leaves alone, are not copied.
+    batch statistics and random generators.
 
     Raises:
-        InputError: it has changed weights.
+        InputError: it has changed weights, which are not copied.
     """
     nets: tuple[nn.Module, ...] = (algorithm.model, algorithm.ema_model)
     versions = [(p, p._version) for net in nets for p in net.parameters()]  # PyTorch counts changes in place
@@ -197,7 +196,7 @@ def undone(algorithm: Host) -> Iterator[None]:
 
 
 def capture_random(device: torch.device) -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's global generators; of GPUs, of the one that ``device`` is, if it is one."""
+    """The states of Python's, NumPy's and PyTorch's global generators, and of the GPU ``device``."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": _pack(random.getstate(), copy=False),
