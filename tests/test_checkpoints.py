@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from muscle_plugin.algorithms.muscle import Muscle
 from muscle_plugin.errors import DamagedError, InputError, RunError, WriteError
 from muscle_plugin.files import atomic_write, finish_move, load_tensors, read_whole, remove_parts, save_tensors
-from muscle_plugin.run_files import saved_checkpoints
+from muscle_plugin.run_files import CHECKPOINT_FORMAT, saved_checkpoints
 from muscle_plugin.runs.recorder import Recorder
 from muscle_plugin.training import checkpoint, state
 from muscle_plugin.training.host import Host
@@ -294,8 +294,10 @@ def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys)
 
     short_run(**SAVING)
     path = tmp_path / "r" / "latest_model.pth"
-    save_tensors(path, {"format": checkpoint.FORMAT + 1, "anything": 3})
-    with pytest.raises(RunError, match="written by a newer version of this package .checkpoint format 2; this version"):
+    save_tensors(path, {"format": CHECKPOINT_FORMAT + 1, "anything": 3})
+    with pytest.raises(
+        InputError, match="written by a newer version of this package .checkpoint format 2; this version"
+    ):
         short_run(**SAVING, resume="yes")
     with pytest.raises(ValueError, match="written by a newer version"):
         Predictor(path, "cpu")

@@ -73,7 +73,8 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
                 algorithm.notes += record_environment(
                     run_dir / "environment.json", algorithm, resolved, command, bool(checkpoints)
                 )
-                algorithm.recorder = recorder = stack.enter_context(_recorder(run_dir, algorithm, progress))
+                recorder = stack.enter_context(_recorder(run_dir, algorithm, progress))
+                algorithm.recorder = recorder
             with _stopping_on_signals(algorithm), output_to(logger):
                 algorithm.warmup()
                 algorithm.train()

@@ -171,6 +171,6 @@ def _seconds_per_step(algorithm: Host, start: int) -> float:
     except _Enough:
         pass
     finally:
-        algorithm.call_hook = call_hook  # type: ignore[method-assign, assignment]
+        algorithm.call_hook = call_hook  # type: ignore[method-assign]
     steps = [b - a for a, b in pairwise(times)]
     return median(steps[WARM_UP_STEPS:] or steps[-1:])

@@ -38,7 +38,7 @@ from muscle_plugin.device import (
 from muscle_plugin.errors import DeviceError, Interrupted
 from muscle_plugin.files import save_tensors
 from muscle_plugin.memory import memory_for
-from muscle_plugin.nets.build import builder_instead_of
+from muscle_plugin.nets.build import NetBuilder, builder_instead_of
 from muscle_plugin.run_files import BEST, LATEST, earlier_checkpoints
 from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.settings.namespace import from_namespace, write_for_usb
@@ -50,7 +50,7 @@ from muscle_plugin.training.hooks import EMA, REPLACEMENTS, Stopwatch
 from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor, advice
 from muscle_plugin.training.nets import check_compiler, prepare, synchronise_batch_norm
 from muscle_plugin.training.optimiser import compute_update_on, restarting_schedule
-from muscle_plugin.training.protocols import NetBuilder, Recorder, TensorBoardLog
+from muscle_plugin.training.protocols import Recorder, TensorBoardLog
 from muscle_plugin.training.state import outside_state
 from muscle_plugin.usb.calls import usb_calls_on
 from muscle_plugin.usb.names import Hook

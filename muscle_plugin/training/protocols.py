@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from muscle_plugin.nets.build import NetBuilder
 from muscle_plugin.usb.names import Hook, SSL_Argument
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from muscle_plugin.training.ema import EMA
     from muscle_plugin.training.host import Host
 
-#: Builds a net; called with ``num_classes`` and USB's keywords for pretrained weights.
-NetBuilder = Callable[..., nn.Module]
 #: A step's results by name: USB's ``out_dict`` and ``log_dict``.
 StepOutput = tuple[dict[str, Any], dict[str, Any]]
 
