@@ -28,16 +28,12 @@ class Rows:
 
 @dataclass
 class Call:
-    """One forward of the net.
-
-    Attributes:
-        live: whether the net's own weights computed it, not the averaged ones.
-    """
+    """One forward of the net; a ``live`` one is computed by its own weights, not by the averaged ones."""
 
     images: Tensor
+    live: bool
+    with_gradient: bool
     logits: Tensor | None = None
-    live: bool = False
-    with_gradient: bool = False
 
 
 class ForwardCapture:
@@ -78,7 +74,7 @@ class ForwardCapture:
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         number, images = len(self.calls), args[0]
-        self.calls.append(Call(images, live=self._live() and not kwargs, with_gradient=torch.is_grad_enabled()))
+        self.calls.append(Call(images, self._live() and not kwargs, torch.is_grad_enabled()))
         if self._rows and (number >= len(self._rows) or len(images) != self._rows[number]):
             raise RunError(
                 f"call {number} of the net in this step has {len(images)} images, unlike the step that was planned for"
@@ -100,16 +96,13 @@ class ForwardCapture:
         return output
 
     def logits(self, rows: Rows) -> Tensor:
-        """(N, C) logits of these rows, as the step computed them."""
         logits = self.calls[rows.call].logits
         assert logits is not None
         return logits[rows.start : rows.stop]
 
     def find(self, view: Tensor, gradient: bool) -> Rows | None:
-        """Find where a view was forwarded by the net's own weights, with gradient or without; None if nowhere.
-
-        It compares contents, which is too slow for every step.
-        """
+        """Find where a view was forwarded by the net's own weights, with gradient or without. It compares contents, which is
+        too slow for every step."""
         n = len(view)
         for number, call in enumerate(self.calls):
             images = call.images

@@ -40,11 +40,11 @@ class PseudoLabels(Host):
     """Mixin of the two classes below: the stages, the pseudo-labels, and the loss on them.
 
     Attributes:
-        pseudo_labels: (unlabelled images,) int64, or None before stage 2.
+        pseudo_labels: (unlabelled images,) int64; like the weights None before stage 2.
         pseudo_weights: (unlabelled images,) w_i c_y, the entropy weight times the class weight.
         class_weights: (C,) c.
-        pseudo_log: what is logged of them: accuracy against the held-back labels (where the data set has them; nothing
-            in training reads it), coverage (share of the unlabelled images that the diffusion reached), mean weight.
+        pseudo_log: what is logged of them: accuracy against the held-back labels, where the data set has them; coverage
+            (share of the unlabelled images that the diffusion reached), mean weight.
     """
 
     def __init__(self, args: Namespace, *others: Any, **named: Any) -> None:
@@ -83,9 +83,7 @@ class PseudoLabels(Host):
         from muscle_plugin.propagation import propagate
 
         args, source, split, device = self.args, self.source, self.split, self.device
-        labelled = torch.zeros(len(source.train), dtype=torch.bool)
-        labelled[split.labelled] = True
-        points = torch.cat([split.labelled, split.unlabelled[~labelled[split.unlabelled]]])
+        points = torch.cat([split.labelled, split.unlabelled[~torch.isin(split.unlabelled, split.labelled)]])
         known = torch.full((len(points),), -1)
         known[: len(split.labelled)] = source.train_labels[split.labelled]
         at_once = self.settings.eval_batch_size
@@ -114,17 +112,12 @@ class PseudoLabels(Host):
         }
 
     def weighted_class_loss(self, labelled: Tensor, y_lb: Tensor, unlabelled: Tensor, idx_ulb: Tensor) -> Tensor:
-        """sum_i w_i c_y CE_i over all images of the step, divided by their number B; stage 1: over the labelled alone.
-
-        Args:
-            labelled, unlabelled: (J, C) and (I, C) logits.
-        """
+        """sum_i w_i c_y CE_i over all images of the step, of which (J, C) and (I, C) are the logits, divided by their number
+        B; in stage 1 over the labelled alone."""
         b = len(labelled) + len(unlabelled)
         per_image = F.cross_entropy(labelled, y_lb, reduction="none")
-        if self.stage == 1 or self.pseudo_labels is None:
+        if self.stage == 1 or self.pseudo_labels is None or self.pseudo_weights is None or self.class_weights is None:
             return per_image.sum() / b
-        assert self.class_weights is not None
-        assert self.pseudo_weights is not None
         pseudo = F.cross_entropy(unlabelled, self.pseudo_labels[idx_ulb], reduction="none")
         return ((self.class_weights[y_lb] * per_image).sum() + (self.pseudo_weights[idx_ulb] * pseudo).sum()) / b
 

@@ -47,8 +47,8 @@ class Plan:
         weak: per kind of image (labelled, unlabelled), the view used as the weak one.
         hard: per kind of image, the base's views used as strong ones.
         extra_views: views of the batch that MUSCLE forwards itself, in this order.
-        carrier: the base's call to which they are appended; None: a forward of their own.
-        rows: images per call of the base, where a carrier must be told.
+        carrier: the base's call to which they are appended; None: they have a forward of their own.
+        rows: images per call of the base; empty without a carrier.
     """
 
     found: Mapping[str, Rows]
@@ -140,7 +140,7 @@ class Muscle(Host):
         extra_views = torch.cat([batch[n] for n in plan.extra_views]) if plan.extra_views else None
         with ForwardCapture(self.model, self._live, extra_views, plan.carrier, plan.rows) as capture:
             out, log = super().train_step(**base)
-        weak, hard = self._predictions(capture, batch, self._extra_logits(capture, extra_views))
+        weak, hard = self._predictions(plan, capture, batch, self._extra_logits(capture, extra_views))
         loss, terms = self.mi_loss(weak, hard)
         if self.settings.stage == "pretrain" and self.usb_name == MUSCLE_BASE:  # the base's loss is that of the labels
             out["loss"] = 0 * out["loss"]
@@ -152,14 +152,9 @@ class Muscle(Host):
             "train/total_loss": out["loss"].detach(),
         }
 
-    def record(self, values: dict[str, float]) -> None:
-        super().record(values)
-        if "train/entropy" in values:
-            self.monitor.see_entropy(self.it + 1, values["train/entropy"], self.num_classes)
-
     def _extra_logits(self, capture: ForwardCapture, extra_views: Tensor | None) -> Tensor | None:
-        """(M, C) logits of the extra views: from the call that carried them, or from a forward of their own, with their own
-        batch statistics and without a change to the running ones."""
+        """(M, C) logits of the extra views: from the call that carried them, or from a forward of their own, which leaves the
+        running batch statistics alone."""
         if extra_views is None or capture.extra_logits is not None:
             return capture.extra_logits
         with self.amp_cm():
@@ -169,11 +164,9 @@ class Muscle(Host):
         return logits
 
     def _predictions(
-        self, capture: ForwardCapture, batch: Mapping[str, Tensor], extra_logits: Tensor | None
+        self, plan: Plan, capture: ForwardCapture, batch: Mapping[str, Tensor], extra_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(N, C) logits of the weak views and (V, N, C) of the strong ones, labelled images before unlabelled ones."""
-        assert self.plan is not None
-        plan = self.plan
         logits = {n: capture.logits(r) for n, r in plan.found.items()}
         if extra_logits is not None:
             parts = extra_logits.split([len(batch[n]) for n in plan.extra_views])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
@@ -49,15 +49,11 @@ def fixed_images(host: Host, members: Tensor) -> FixedImages:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
 class ImageSet:
-    """A data set as USB's classes expect one: ``data`` (made on demand), ``targets``, ``len``."""
+    """What USB's classes ask of a data set: its labels, and its length."""
 
-    def __init__(self, source: Source, members: Tensor, targets: Tensor) -> None:
-        self._source, self._members, self.targets = source, members, targets.tolist()
-
-    @property
-    def data(self) -> Tensor:
-        return self._source.images[self._members]
+    targets: list[int]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -65,12 +61,10 @@ class ImageSet:
 
 def image_sets(source: Source, split: Split) -> dict[str, ImageSet | None]:
     """USB's ``dataset_dict``; the unlabelled images have no labels that training could read."""
-    labelled, unlabelled = split.labelled, split.unlabelled
-    hidden = torch.full((len(unlabelled),), -1)
     return {
-        "train_lb": ImageSet(source, source.train[labelled], source.train_labels[labelled]),
-        "train_ulb": ImageSet(source, source.train[unlabelled], hidden),
-        "eval": ImageSet(source, source.test, source.test_labels),
+        "train_lb": ImageSet(source.train_labels[split.labelled].tolist()),
+        "train_ulb": ImageSet([-1] * len(split.unlabelled)),
+        "eval": ImageSet(source.test_labels.tolist()),
         "test": None,
     }
 

@@ -29,9 +29,6 @@ from muscle_plugin.usb.names import (
 if TYPE_CHECKING:
     from muscle_plugin.training.host import Host
 
-#: Values of a step by name: numbers, and scalar tensors on the device.
-Values = dict[str, float | Tensor]
-
 
 class HostParamUpdateHook(Hook):
     """Backward pass, gradient clipping, optimiser and schedule."""
@@ -71,13 +68,7 @@ class EMA:
     """Keeps ``ema_model`` at the exponential moving average of ``model``: USB's EMA without its two state-dict loads per step.
 
     Parameters are averaged, ``average <- decay * average + (1 - decay) * parameter``; buffers (running statistics of
-    batch norm) are copied from the model, as USB does, or left to the averaged net's own forward passes.
-
-    Args:
-        model: the trained net.
-        ema_model: a net of the same structure.
-        decay: momentum in [0, 1); 0 makes the average the model itself.
-        own_buffers: leave the averaged net's buffers alone.
+    batch norm) are copied from the model, as USB does, or with ``own_buffers`` left to the averaged net's own forward passes.
 
     Attributes:
         backup: the model's own weights while it computes with the averages, else empty.
@@ -197,11 +188,10 @@ class HostLoggingHook(Hook):
 
     Attributes:
         sums: of each value since the last log step; a process has those of its own images.
-        steps: since the last log step.
-        without: how many of them lacked a value.
+        without: how many of these ``steps`` lacked a value.
     """
 
-    sums: Values
+    sums: dict[str, float | Tensor]
     steps: int
     without: dict[str, int]
 
@@ -228,20 +218,24 @@ class HostLoggingHook(Hook):
                 now["train/skipped_steps"] = int(counts["skipped"])
             rate = algorithm.optimizer.param_groups[-1]["lr"]
             algorithm.record({"lr": float(rate), **means, **now})
+            if "train/entropy" in means:
+                monitor.see_entropy(step, means["train/entropy"], algorithm.num_classes)
             monitor.last_line = {"step": step, **means}
             self.sums, self.steps, self.without = {}, 0, {}
 
 
-def added(sums: Mapping[str, float | Tensor], values: Mapping[str, float | Tensor]) -> Values:
-    """Each value added to the sum of its name if there is one; tensors of a type by one operation."""
-    out: Values = {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
-    alike: dict[object, list[str]] = {}
+def added(sums: Mapping[str, float | Tensor], values: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
+    """Each value added to the sum of its name if there is one; tensors by one operation, if they are of one type."""
+    out = {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
+    tensors: dict[str, tuple[Tensor, Tensor]] = {}
     for name in out.keys() & sums.keys():
-        kinds = [(x.dtype, x.device) if isinstance(x, Tensor) else None for x in (out[name], sums[name])]
-        alike.setdefault(kinds[0] if kinds[0] == kinds[1] else None, []).append(name)
-    out |= {name: sums[name] + out[name] for name in alike.pop(None, ())}
-    for names in alike.values():
-        out |= dict(zip(names, torch._foreach_add([sums[n] for n in names], [out[n] for n in names]), strict=True))
+        old, new = sums[name], out[name]
+        if isinstance(old, Tensor) and isinstance(new, Tensor):
+            tensors[name] = old, new
+        else:
+            out[name] = old + new
+    if tensors:
+        out |= dict(zip(tensors, torch._foreach_add(*zip(*tensors.values(), strict=True)), strict=True))
     return out
 
 
@@ -255,13 +249,12 @@ def read(values: Mapping[str, float | Tensor]) -> dict[str, float]:
     return {k: numbers[k] if k in numbers else float(v) for k, v in values.items()}
 
 
-#: USB's hook -> the host's. None: the host's loop does that work itself.
-REPLACEMENTS: dict[type, type | None] = {
+#: Hooks of USB whose work the host's loop does itself.
+NOT_NEEDED = (CheckpointHook, DistSamplerSeedHook, TimerHook)
+#: USB's hook -> the host's.
+REPLACEMENTS: dict[type, type] = {
     ParamUpdateHook: HostParamUpdateHook,
     EMAHook: HostEMAHook,
     EvaluationHook: HostEvaluationHook,
     LoggingHook: HostLoggingHook,
-    CheckpointHook: None,
-    DistSamplerSeedHook: None,
-    TimerHook: None,
 }

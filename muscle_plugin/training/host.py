@@ -46,7 +46,7 @@ from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.training import checkpoint
 from muscle_plugin.training.data import ImageSet, StepLoader, fixed_images, image_sets, make_batches
 from muscle_plugin.training.evaluation import predict, prediction_metrics
-from muscle_plugin.training.hooks import EMA, REPLACEMENTS, Stopwatch
+from muscle_plugin.training.hooks import EMA, NOT_NEEDED, REPLACEMENTS, Stopwatch
 from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor, advice
 from muscle_plugin.training.nets import check_compiler, prepare, synchronise_batch_norm
 from muscle_plugin.training.optimiser import compute_update_on, restarting_schedule
@@ -72,16 +72,12 @@ AGREE_EVERY = 10
 def _refuse_other_launchers(args: Namespace) -> None:
     """Raises :class:`DeviceError` where several processes are to train that this package does not bring together."""
     by_usb = getattr(args, "distributed", False) or getattr(args, "multiprocessing_distributed", False)
-    if distributed.launched() == 1 and by_usb:
-        started = "USB's multiprocessing_distributed and world_size do not"
-    elif distributed.launched() > 1 and distributed.world_size() == 1:
-        started = f"this program, of which torchrun started {distributed.launched()}, does not"
-    else:
-        return
-    raise DeviceError(
-        f"{started} start several processes for this package's algorithms: give `torchrun --standalone --nproc_per_node N"
-        " -m muscle_plugin.cli train --c FILE`"
-    )
+    unconnected = distributed.world_size() == 1 if distributed.launched() > 1 else by_usb
+    if unconnected:
+        raise DeviceError(
+            "several processes are asked for, but not connected: start them by `torchrun --standalone --nproc_per_node N -m"
+            " muscle_plugin.cli train --c FILE`, not by USB's multiprocessing_distributed or another program"
+        )
 
 
 @outside_state
@@ -178,7 +174,6 @@ class Host(USBAlgorithm):
 
     @property
     def device(self) -> torch.device:
-        """Where the nets and the batches are."""
         return self._device
 
     @device.setter
@@ -200,10 +195,9 @@ class Host(USBAlgorithm):
         if self.recorder is not None:
             self.recorder.warn(text)
 
-    # ------------------------------------------------------------------------------------- what AlgorithmBase builds
+    # -- what AlgorithmBase builds
 
     def set_dataset(self) -> dict[str, ImageSet | None]:
-        """Labelled, unlabelled and test images; the unlabelled ones carry no labels that training could read."""
         return image_sets(self.source, self.split)
 
     def step_parameters(self) -> tuple[str, ...]:
@@ -243,9 +237,9 @@ class Host(USBAlgorithm):
         """As USB's, with the host's hook where USB's would synchronise, lose or mis-measure something."""
         hook_name = name if name is not None else type(hook).__name__
         take_over(hook)
-        replacement = REPLACEMENTS.get(type(hook), type(hook))
-        if replacement is not None:
-            super().register_hook(hook if replacement is type(hook) else replacement(), hook_name, priority)
+        replacement = REPLACEMENTS.get(type(hook))
+        if type(hook) not in NOT_NEEDED:
+            super().register_hook(replacement() if replacement else hook, hook_name, priority)
 
     def process_batch(self, input_args: Sequence[str] | None = None, **batch: Tensor) -> dict[str, Tensor]:
         """The entries that the USB class's step takes; through USB's own method, which a class may override."""
@@ -253,7 +247,7 @@ class Host(USBAlgorithm):
         with usb_calls_on(self.device):
             return super().process_batch(names, **batch)
 
-    # ---------------------------------------------------------------------------------------------------- training
+    # -- training
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
@@ -298,7 +292,7 @@ class Host(USBAlgorithm):
 
     def _begin_alike(self) -> None:
         """Give every process the first one's nets."""
-        for net in (self.model, self.ema_model):
+        for net in self.nets.values():
             distributed.copy_from_first_([*net.parameters(), *net.buffers()])
 
     def prepare_steps(self) -> None:
@@ -321,7 +315,7 @@ class Host(USBAlgorithm):
         Raises:
             Interrupted: a stop was requested (see :meth:`request_stop`); a checkpoint has been written.
             DeviceError: out of memory.
-            NotFinite: the loss, the gradient or the weights are not finite.
+            NotFinite: the loss, the gradient or the weights.
         """
         self.model.train()
         self._begin_alike()
@@ -366,8 +360,8 @@ class Host(USBAlgorithm):
             self.recorder.record(self, values)
             return
         if self.logger is not None and not distributed.rank():
-            shown_values = ", ".join(f"{k.removeprefix('train/')} {v:.4g}" for k, v in values.items())
-            self.logger.info(f"{self.it + 1}/{self.num_train_iter} iterations: {shown_values}")
+            listed = ", ".join(f"{k.removeprefix('train/')} {v:.4g}" for k, v in values.items())
+            self.logger.info(f"{self.it + 1}/{self.num_train_iter} iterations: {listed}")
         if self.tb_log is not None:
             self.tb_log.update(values, self.it)
 
@@ -386,7 +380,7 @@ class Host(USBAlgorithm):
             out[f"{eval_dest}/logits"] = scores.cpu().numpy()
         return out
 
-    # -------------------------------------------------------------------------------------------------- checkpoints
+    # -- checkpoints
 
     def save_model(self, save_name: str, save_path: str | Path, *further: str) -> None:
         """Write a checkpoint, whole or not at all; with several processes the first one writes it.
@@ -395,9 +389,9 @@ class Host(USBAlgorithm):
             further: names under which to write the same once more.
 
         Raises:
-            NotFinite: something in them is not finite; the file that is there stays.
+            NotFinite: something in the weights; the file that is there stays.
             RuntimeError: the processes hold different weights.
-            WriteError: the disk is full, or refuses otherwise; earlier checkpoints are as they were.
+            WriteError: earlier checkpoints are as they were.
         """
         with self.clock.paused():
             self.monitor.check_now(self.it, self.nets)
@@ -435,7 +429,7 @@ class Host(USBAlgorithm):
         if stopping and not last:
             raise Interrupted(f"stopped after step {self.it} of {self.num_train_iter}; saved {self.run_dir / LATEST}")
 
-    # --------------------------------------------------------------------------------------------------------- stopping
+    # -- stopping
 
     def request_stop(self) -> None:
         """Make :meth:`train` save and raise :class:`Interrupted` after the step in progress."""
@@ -448,11 +442,7 @@ class Host(USBAlgorithm):
         return distributed.any_process(self.stop_requested)
 
     def stop_if_warming_up(self) -> None:
-        """Called after each step, also of the stage before training, which USB's own loop takes to its end.
-
-        Raises:
-            Interrupted: a stop was requested in that stage; there is nothing to save yet.
-        """
+        """Raises Interrupted after a step of the stage before training, whose loop is USB's, if a stop was requested."""
         if self._warming_up and self._stopping():
             raise Interrupted(
                 "stopped in the stage before training, of which nothing is kept: the same command begins anew"

@@ -79,15 +79,12 @@ class TrainingMonitor:
         self.low_entropy = self.one_class = 0
         self.has_varied = False
 
-    # ------------------------------------------------------------------------------------------------------- each step
-
     def observe(
         self, step: int, loss: Tensor, gradient: Tensor | None, skipped: Tensor | None, log: Mapping[str, object]
     ) -> None:
-        """Take in a step's values without reading them.
+        """Take in a step's values, which are not read yet.
 
         Args:
-            step: counted from 1.
             gradient: (), its norm, or any value that is finite if it is; None: not known.
             skipped: (), more than 0 if the loss scaler left the step out.
             log: what the step logs, of which floating-point scalars on the loss's device count.
@@ -111,22 +108,16 @@ class TrainingMonitor:
             first = torch.where((self.run == 0) & (self.longest <= self.limit), math.inf, first)
         self.first[names] = first
 
-    # ---------------------------------------------------------------------------------------- where one waits anyway
-
     def counts(self) -> dict[str, Tensor]:
         """What to read for :meth:`check`, by name."""
         return {"longest": self.longest, "losses": self.losses, "skipped": self.skipped}
 
     def check(self, step: int, counts: Mapping[str, float], means: Mapping[str, float]) -> None:
-        """At a log step: end the run after too many consecutive non-finite steps. A value that is not finite although the
-        loss is does not enter the loss: it is a warning, and training goes on.
-
-        Args:
-            counts: of :meth:`counts`, means over processes.
-            means: of the logged tensors.
+        """At a log step: end the run after too many consecutive non-finite steps, and warn of logged ``means`` that are not
+        finite although the loss is, into which they do not enter then.
 
         Raises:
-            NotFinite: in all processes.
+            NotFinite: in all processes, by ``counts``, which are means over processes.
         """
         if counts["longest"] > self.limit:
             self._fail(step)
@@ -180,8 +171,6 @@ class TrainingMonitor:
         }
         raise NotFinite("; ".join([*parts, self._advise(self.saved)]), details)
 
-    # -------------------------------------------------------------------------------------------------------- warnings
-
     def warn(self, about: str, text: str) -> None:
         """Tell the user: on the terminal, in the log and in ``result.json``; once per run and subject."""
         if about not in self.told:
@@ -206,10 +195,10 @@ class TrainingMonitor:
 
         Args:
             share: of the test images that get the class most often given.
-            largest: share of the test images that are of the largest class; over one half, such a net may be right.
+            largest: share of the test images that are of the largest class.
             last: whether the run ends here.
         """
-        if largest > 0.5:
+        if largest > 0.5:  # such a net may be right
             return
         self.has_varied |= share <= 0.5
         self.one_class = self.one_class + 1 if share > ONE_CLASS else 0
@@ -219,8 +208,6 @@ class TrainingMonitor:
                 f"{100 * share:.1f} % of the test images are given one and the same class at step {step}"
                 " (a smaller --lr may help; with --ema_m near 1 a short run's averaged net has not caught up yet)",
             )
-
-    # ----------------------------------------------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """The content of a :class:`MonitorState`."""

@@ -27,8 +27,6 @@ StepOutput = tuple[dict[str, Any], dict[str, Any]]
 
 
 class TensorBoardLog(Protocol):
-    """USB's ``TBLog``."""
-
     def update(self, tb_dict: dict[str, float], it: int) -> object: ...
 
 
@@ -49,7 +47,7 @@ class BatchNormController(Protocol):
 
 
 class USBAlgorithm:
-    """What this package uses of USB's ``AlgorithmBase``: for type checkers, in place of the USB class."""
+    """What this package uses of USB's ``AlgorithmBase``: its stand-in for type checkers."""
 
     args: Namespace
     num_classes: int

@@ -78,7 +78,7 @@ def plain(value: object, copy: bool = False) -> Any:
 
 
 def _pack(value: object, copy: bool) -> Any:
-    """What ``torch.load(weights_only=True)`` accepts, or ``_SKIP``; arrays, containers and objects by their kind."""
+    """What ``torch.load(weights_only=True)`` accepts, marked by its kind if it is no scalar or tensor; or ``_SKIP``."""
     if value is None or isinstance(value, (bool, int, float, str, np.generic, Tensor)):
         return plain(value, copy)
     if isinstance(value, np.ndarray):
@@ -138,7 +138,7 @@ def restore_object(obj: object, state: dict[str, Any], on: torch.device | None =
     """Undo :func:`capture_object`; state that has come into being since is deleted.
 
     Args:
-        on: where tensors go; one whose attribute lives on another device already stays there. None: where they are.
+        on: where tensors go, unless the attribute is a tensor elsewhere; None: where they are.
 
     Raises:
         InputError: it would set what is no state.
