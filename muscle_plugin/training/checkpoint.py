@@ -18,10 +18,11 @@ from torch import Tensor
 from muscle_plugin import distributed
 from muscle_plugin.errors import InputError
 from muscle_plugin.files import load_tensors
+from muscle_plugin.nets.weights import misfit
 from muscle_plugin.run_files import CHECKPOINT_FORMAT, refuse_newer
 from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.settings.schema import MACHINE, PLACE, affecting
-from muscle_plugin.text import first_line, out_of_memory, shown
+from muscle_plugin.text import first_line, one_line, out_of_memory, shown
 from muscle_plugin.training import state
 from muscle_plugin.training.hooks import HostLoggingHook
 from muscle_plugin.training.monitor import MonitorState
@@ -172,20 +173,9 @@ def read(host: Host, path: Path, content: bytes | None = None) -> Checkpoint:
     there = checkpoint.images | checkpoint.settings
     here = {k: v for k, v in _about_images(host).items() if k not in ("mean", "std")} | settings_to_compare(host)
     differing = [f"{k} {shown(repr(there[k]))}, here {v!r}" for k, v in here.items() if k in there and there[k] != v]
-    if differing := differing or _other_weights(checkpoint.model, host.model.state_dict()):
-        raise InputError(f"{path}: a checkpoint of another run: {'; '.join(differing)}")
+    if fault := "; ".join(differing) or one_line(misfit(checkpoint.model, host.model.state_dict())):
+        raise InputError(f"{path}: a checkpoint of another run: {fault}")
     return checkpoint
-
-
-def _other_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Differing names and shapes; at most three of them, and the number of the others."""
-    there, here = ({k: tuple(t.shape) for k, t in w.items()} for w in (saved, own))
-    found = [
-        f"{shown(k)} {there.get(k, 'absent')}, here {here.get(k, 'absent')}"
-        for k in {**there, **here}
-        if there.get(k) != here.get(k)
-    ]
-    return found[:3] + ([f"{len(found) - 3} more of the net's tensors"] if len(found) > 3 else [])
 
 
 def restore(host: Host, checkpoint: Checkpoint, path: str | Path) -> None:

@@ -56,7 +56,6 @@ class HostParamUpdateHook(Hook):
             algorithm.scheduler.step()
         algorithm.model.zero_grad(set_to_none=True)
         algorithm.updates += 1
-        algorithm.stop_if_warming_up()
 
 
 def has_own_statistics(algorithm: Host) -> bool:

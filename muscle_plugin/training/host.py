@@ -119,7 +119,6 @@ class Host(USBAlgorithm):
     updates: int
     stop_requested: bool
     _device: torch.device
-    _warming_up: bool
 
     def __init__(
         self, args: Namespace, net_builder: NetBuilder | None, tb_log: TensorBoardLog | None = None,
@@ -153,8 +152,7 @@ class Host(USBAlgorithm):
         self.evaluations, self.last_metrics = [], {}
         self.clock = Stopwatch()
         self.recorder, self.logger = None, logger
-        self.updates = 0
-        self.stop_requested = self._warming_up = False
+        self.updates, self.stop_requested = 0, False
         net_builder = builder_instead_of(net_builder, settings)
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
@@ -279,13 +277,11 @@ class Host(USBAlgorithm):
         loaders, test = self.loader_dict, self.loader_dict["eval"]
         loaders["eval"] = fixed_images(self, self.source.train[self.split.labelled])
         began, rates = dict(self.scheduler.state_dict()), [g["lr"] for g in self.optimizer.param_groups]
-        self._warming_up = True
         try:
             with self._computing():
                 stage()
         finally:
             loaders["eval"] = test
-            self._warming_up = False
         self.scheduler.load_state_dict(began)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -345,9 +341,7 @@ class Host(USBAlgorithm):
 
     def in_step(self) -> contextlib.AbstractContextManager[None]:
         """What surrounds every call of ``train_step``."""
-        if (
-            self.settings.compile == "reduce-overhead"
-        ):  # its CUDA graphs keep what all calls of the net return until the next
+        if self.settings.compile == "reduce-overhead":  # what the net's calls return is kept until the next step begins
             torch.compiler.cudagraph_mark_step_begin()
         return no_waiting(self.device)
 
@@ -409,7 +403,7 @@ class Host(USBAlgorithm):
                     self.monitor.saved = self.it
 
     def load_model(self, load_path: str | Path, content: bytes | None = None) -> None:
-        """Go to the state of a checkpoint, whose file's ``content`` may have been read already.
+        """Go to the state of a checkpoint; its file's ``content`` may have been read already.
 
         Raises:
             InputError: unreadable, or of another run.
@@ -440,13 +434,6 @@ class Host(USBAlgorithm):
         if distributed.world_size() > 1 and self.it % AGREE_EVERY and self.it < self.num_train_iter:
             return False
         return distributed.any_process(self.stop_requested)
-
-    def stop_if_warming_up(self) -> None:
-        """Raises Interrupted after a step of the stage before training, whose loop is USB's, if a stop was requested."""
-        if self._warming_up and self._stopping():
-            raise Interrupted(
-                "stopped in the stage before training, of which nothing is kept: the same command begins anew"
-            )
 
     @contextlib.contextmanager
     def stop_on_signals(self) -> Iterator[None]:

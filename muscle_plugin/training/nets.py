@@ -25,46 +25,28 @@ from muscle_plugin.usb.calls import usb_calls_on
 def prepare(nets: Sequence[nn.Module], settings: RunSettings, batches: Batches, device: torch.device) -> list[str]:
     """Give the first of equal nets the weights that ``init_from`` names, and all of them their memory layout and compiled
     forward; returns notes for the user."""
-    notes = []
+    first, size, notes = nets[0], settings.img_size, []
     if settings.init_from:
-        count = load_weights(nets[0], checkpoint_of(Path(settings.init_from)), settings.init_head)
-        notes.append(f"{count} of the net's {len(nets[0].state_dict())} tensors are from {settings.init_from}")
-    fault = _lay_channels_last(nets, batches.channels, settings.img_size, device)
-    if fault is not None:
-        notes.append(f"net {settings.net} cannot compute channels last, which is faster ({fault})")
-    batches.channels_last = fault is None
-    for net in nets:
-        compile_net(net, settings.compile)
-    return notes
-
-
-# ------------------------------------------------------------------------------------------------------ memory layout
-
-
-def _lay_channels_last(nets: Sequence[nn.Module], channels: int, size: int, device: torch.device) -> str | None:
-    """Keep the weights and images of equal nets channels last, which makes convolutions a sixth faster, on a CPU too.
-
-    Returns:
-        None, or why the nets, now as they were, cannot compute so: one may flatten feature maps by ``view``.
-    """
-    first, layout = nets[0], torch.channels_last
-    blank = torch.zeros(2, channels, size, size, device=device).contiguous(memory_format=layout)
-    was_training = first.training
+        count = load_weights(first, checkpoint_of(Path(settings.init_from)), settings.init_head)
+        notes.append(f"{count} of the net's {len(first.state_dict())} tensors are from {settings.init_from}")
+    # channels last makes convolutions a sixth faster, on a CPU too
+    blank = torch.zeros(2, batches.channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
     first.eval()
-    fault = None
     try:
         with torch.no_grad(), usb_calls_on(device):
-            first.to(memory_format=layout)(blank)
-    except (RuntimeError, ValueError) as e:
+            first.to(memory_format=torch.channels_last)(blank)
+        batches.channels_last = True
+    except (RuntimeError, ValueError) as e:  # of a net that flattens feature maps by ``view``
         if out_of_memory(e):
             raise
         first.to(memory_format=torch.contiguous_format)
-        fault = first_line(e)
-    else:
-        for net in nets:
-            net.to(memory_format=layout).register_forward_pre_hook(_images_channels_last)
-    first.train(was_training)
-    return fault
+        notes.append(f"net {settings.net} cannot compute channels last, which is faster ({first_line(e)})")
+    first.train()
+    for net in nets:
+        if batches.channels_last:
+            net.to(memory_format=torch.channels_last).register_forward_pre_hook(_images_channels_last)
+        compile_net(net, settings.compile)
+    return notes
 
 
 def _images_channels_last(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -74,9 +56,6 @@ def _images_channels_last(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
     if isinstance(images, Tensor) and images.dim() == 4:
         images = images.contiguous(memory_format=torch.channels_last)
     return (images, *rest)
-
-
-# -------------------------------------------------------------------------------------------------------- compilation
 
 
 class CompiledForward:
@@ -132,9 +111,6 @@ def check_compiler(mode: str, device: torch.device) -> None:
             raise CompileError("compile: needs a C++ compiler such as g++, which is not here; use --compile no") from e
         what = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler that works"
         raise CompileError(f"compile: needs {what} ({type(e).__name__}: {first_line(e)}); use --compile no") from e
-
-
-# --------------------------------------------------------------------------------------------------------- batch norm
 
 
 class _SyncOnCPU(nn.SyncBatchNorm):

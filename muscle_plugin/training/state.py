@@ -27,19 +27,14 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=type)
 
-#: Attributes of USB's base class that settings or the place of a run fix, or that hold no state.
-INFRASTRUCTURE = frozenset([
+#: Attributes of USB's base class that hold no state, or that :mod:`muscle_plugin.training.checkpoint` saves by name.
+NOT_CAPTURED = frozenset([
     "args", "algorithm", "tb_log", "print_fn", "net_builder", "dataset_dict", "loader_dict", "hooks_dict", "_hooks", "out_dict",
     "log_dict", "results_dict", "save_dir", "save_name", "resume", "gpu", "rank", "world_size", "distributed", "ngpus_per_node",
     "num_classes", "num_train_iter", "num_iter_per_epoch", "num_eval_iter", "num_log_iter", "epochs", "start_epoch", "use_amp",
     "amp_cm", "ema", "bn_controller",
-])  # fmt: skip
-#: Attributes of USB's base class that :mod:`muscle_plugin.training.checkpoint` saves by name.
-SAVED_BY_NAME = frozenset([
     "it", "epoch", "best_it", "best_eval_acc", "model", "ema_model", "optimizer", "scheduler", "loss_scaler",
 ])  # fmt: skip
-#: What USB gives every hook.
-OF_HOOKS = frozenset(["name", "priority"])
 _SKIP = object()
 
 
@@ -56,7 +51,7 @@ def outside_state(cls: C) -> C:
 
 
 def _left_out(obj: object) -> frozenset[str]:
-    of_usb = INFRASTRUCTURE | SAVED_BY_NAME if isinstance(obj, AlgorithmBase) else OF_HOOKS
+    of_usb = NOT_CAPTURED if isinstance(obj, AlgorithmBase) else frozenset(["name", "priority"])  # which each hook has
     return of_usb.union(*(vars(c).get("_outside_state", ()) for c in type(obj).__mro__))
 
 
