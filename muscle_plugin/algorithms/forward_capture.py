@@ -24,6 +24,7 @@ class Rows:
     call: int
     start: int
     stop: int
+    with_gradient: bool
 
 
 @dataclass
@@ -100,16 +101,15 @@ class ForwardCapture:
         assert logits is not None
         return logits[rows.start : rows.stop]
 
-    def find(self, view: Tensor, gradient: bool) -> Rows | None:
-        """Find where a view was forwarded by the net's own weights, with gradient or without. It compares contents, which is
+    def find(self, view: Tensor) -> Rows | None:
+        """Find where a view was forwarded by the net's own weights, with gradient if anywhere. It compares contents, which is
         too slow for every step."""
         n = len(view)
-        for number, call in enumerate(self.calls):
+        for number, call in sorted(enumerate(self.calls), key=lambda x: not x[1].with_gradient):
             images = call.images
-            usable = call.live and call.logits is not None and call.with_gradient == gradient
-            if not usable or images.shape[1:] != view.shape[1:]:
+            if not call.live or call.logits is None or images.shape[1:] != view.shape[1:]:
                 continue
             for start in (images == view[0]).flatten(1).all(1).nonzero().flatten().tolist():
                 if start + n <= len(images) and torch.equal(images[start : start + n], view):
-                    return Rows(number, start, start + n)
+                    return Rows(number, start, start + n, call.with_gradient)
         return None

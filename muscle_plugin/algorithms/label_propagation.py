@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from muscle_plugin import distributed
 from muscle_plugin.algorithms.mean_teacher import OriginalMeanTeacher
+from muscle_plugin.propagation import propagate
 from muscle_plugin.registry.own import stage_1_epochs
 from muscle_plugin.training.protocols import StepOutput
 from muscle_plugin.usb.names import AlgorithmBase, Hook
@@ -80,8 +81,6 @@ class PseudoLabels(Host):
     def refresh_pseudo_labels(self) -> None:
         """Pseudo-labels and weights from the student's present features (eval mode, weakly augmented images). Of several
         processes each takes the features of its part of the images, and the first propagates."""
-        from muscle_plugin.propagation import propagate
-
         args, source, split, device = self.args, self.source, self.split, self.device
         points = torch.cat([split.labelled, split.unlabelled[~torch.isin(split.unlabelled, split.labelled)]])
         known = torch.full((len(points),), -1)

@@ -97,9 +97,8 @@ class Muscle(Host):
 
     def _make_plan(self, capture: ForwardCapture, batch: Mapping[str, Tensor]) -> Plan:
         settings, views = self.settings, self.batches.views
-        with_gradient = {n: r for n in views if (r := capture.find(batch[n], gradient=True))}
-        without = {n: r for n in views if n not in with_gradient and (r := capture.find(batch[n], gradient=False))}
-        forwarded = with_gradient | without
+        forwarded = {n: r for n in views if (r := capture.find(batch[n]))}
+        with_gradient = {n for n, r in forwarded.items() if r.with_gradient}
         weak: dict[str, str] = {}
         hard: dict[str, tuple[str, ...]] = {}
         extra: dict[str, View] = {}
@@ -121,9 +120,8 @@ class Muscle(Host):
         weak_extra = [n for n in weak.values() if n not in found]
         extra_views = (*weak_extra, *(n for n in extra if n not in weak_extra))
         if settings.mi_batch_norm == "joint" and "x_lb" in with_gradient:
-            return Plan(
-                found, weak, hard, extra_views, with_gradient["x_lb"].call, tuple(len(c.images) for c in capture.calls)
-            )
+            rows = tuple(len(c.images) for c in capture.calls)
+            return Plan(found, weak, hard, extra_views, forwarded["x_lb"].call, rows)
         return Plan(found, weak, hard, extra_views)
 
     def train_step(self, **batch: Tensor) -> StepOutput:

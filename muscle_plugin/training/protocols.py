@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from muscle_plugin.training.ema import EMA
+    from muscle_plugin.training.hooks import EMA
     from muscle_plugin.training.host import Host
 
 #: A step's results by name: USB's ``out_dict`` and ``log_dict``.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.usb.names import AlgorithmBase
@@ -172,7 +172,7 @@ def undone(algorithm: Host) -> Iterator[None]:
     Raises:
         InputError: it has changed weights, which are not copied.
     """
-    nets: tuple[nn.Module, ...] = (algorithm.model, algorithm.ema_model)
+    nets = algorithm.nets.values()
     versions = [(p, p._version) for net in nets for p in net.parameters()]  # PyTorch counts changes in place
     buffers = [{name: b.clone() for name, b in net.named_buffers()} for net in nets]
     before, generators = capture(algorithm, copy=True), capture_random(algorithm.device)
