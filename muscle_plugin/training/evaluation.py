@@ -64,7 +64,7 @@ def prediction_metrics(logits: Tensor, labels: Tensor, unlabelled_class: Tensor 
 
     Args:
         unlabelled_class: (N,) bool, whether an image's class gives no label in training (is sequestered); with it accuracy
-            and entropy of either kind of class are reported too.
+            and entropy over either kind of class are reported too (paper, Figure 3).
     """
     c = logits.shape[1]
     predictions = logits.argmax(1)

@@ -90,7 +90,6 @@ class Host(USBAlgorithm):
         settings: as resolved; ``args`` is what USB reads.
         test_sequestered: (M,) bool: test images of sequestered subclasses; None if there are none.
         batch_sizes: J and I, labelled and unlabelled images per step.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
         notes: what a user should know before training.
         evaluations: every top-1 accuracy so far, as a fraction.
         recorder: without one, values go to USB's logger and TensorBoard log.
@@ -361,11 +360,7 @@ class Host(USBAlgorithm):
 
     def evaluate(self, eval_dest: str = "eval", out_key: str = "logits", return_logits: bool = False) -> dict[str, Any]:
         """Metrics of the averaged net, before training of the live one: those of
-        :func:`muscle_plugin.training.evaluation.prediction_metrics` under USB's keys (``eval/top-1-acc``, ...).
-
-        Where subclasses are sequestered, ``eval/labelled_classes/...`` and ``eval/unlabelled_classes/...`` give accuracy and
-        entropy over either kind of test image (paper, Figure 3).
-        """
+        :func:`muscle_plugin.training.evaluation.prediction_metrics` under USB's keys (``eval/top-1-acc``, ...)."""
         net = self.ema_model if isinstance(self.ema, EMA) else self.model
         scores, truth = predict(self, net, self.loader_dict[eval_dest], out_key)
         groups = self.test_sequestered if eval_dest == "eval" else None

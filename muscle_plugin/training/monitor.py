@@ -50,7 +50,6 @@ class TrainingMonitor:
     """Knows whether a run's numbers are sound.
 
     Args:
-        device: of the losses.
         limit: consecutive non-finite steps to allow; one more ends the run.
         tell: shows a warning to the user.
         advise: what to do after a failure, given the step of the last checkpoint, or None without one.

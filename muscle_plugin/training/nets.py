@@ -94,11 +94,7 @@ def compile_net(net: nn.Module, mode: str) -> None:
 
 
 def check_compiler(mode: str, device: torch.device) -> None:
-    """Try to compile a function of one line.
-
-    Raises:
-        CompileError: nothing can be compiled here; the message says what is missing.
-    """
+    """Raise a CompileError that says what is missing if nothing can be compiled here."""
     if mode == "no":
         return
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
