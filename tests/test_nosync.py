@@ -17,8 +17,7 @@ from waits import Waits, waits_per_step
 
 from muscle_plugin.files import load_tensors
 from muscle_plugin.registry.catalogue import all_algorithms
-from muscle_plugin.training.hooks import EMA, read
-from muscle_plugin.training.optimiser import compute_update_on, keep_how
+from muscle_plugin.training.hooks import EMA, compute_update_on, keep_how, read
 from muscle_plugin.usb.calls import usb_calls_on
 from muscle_plugin.usb.names import (
     AlgorithmBase,

@@ -24,9 +24,8 @@ from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.settings.schema import MACHINE, PLACE, affecting
 from muscle_plugin.text import first_line, one_line, out_of_memory, shown
 from muscle_plugin.training import state
-from muscle_plugin.training.hooks import HostLoggingHook
+from muscle_plugin.training.hooks import HostLoggingHook, keep_how
 from muscle_plugin.training.monitor import MonitorState
-from muscle_plugin.training.optimiser import keep_how
 from muscle_plugin.usb.calls import usb_calls_on
 
 if TYPE_CHECKING:

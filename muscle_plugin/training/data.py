@@ -100,9 +100,5 @@ class StepLoader:
             if step not in shared:
                 shared.clear()
                 shared[step] = algorithm.batches.batch(step)
-            yield {k: v for k, v in shared[step].items() if self._is_mine(k)}
-
-    def _is_mine(self, name: str) -> bool:
-        view = self._algorithm.batches.views.get(name)
-        labelled = view.images == LABELLED if view is not None else name in ("idx_lb", "y_lb")
-        return labelled == (self._kind == LABELLED)
+            labelled = {"idx_lb", "y_lb", *(n for n, v in algorithm.batches.views.items() if v.images == LABELLED)}
+            yield {k: v for k, v in shared[step].items() if (k in labelled) == (self._kind == LABELLED)}

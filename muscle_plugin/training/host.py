@@ -46,10 +46,16 @@ from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.training import checkpoint
 from muscle_plugin.training.data import ImageSet, StepLoader, fixed_images, image_sets, make_batches
 from muscle_plugin.training.evaluation import predict, prediction_metrics
-from muscle_plugin.training.hooks import EMA, NOT_NEEDED, REPLACEMENTS, Stopwatch
+from muscle_plugin.training.hooks import (
+    EMA,
+    NOT_NEEDED,
+    REPLACEMENTS,
+    Stopwatch,
+    compute_update_on,
+    restarting_schedule,
+)
 from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor, advice
 from muscle_plugin.training.nets import check_compiler, prepare, synchronise_batch_norm
-from muscle_plugin.training.optimiser import compute_update_on, restarting_schedule
 from muscle_plugin.training.protocols import Recorder, TensorBoardLog
 from muscle_plugin.training.state import outside_state
 from muscle_plugin.usb.calls import usb_calls_on
