@@ -57,7 +57,7 @@ from muscle_plugin.extend import net
 from muscle_plugin.runs.build import build
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.text import first_line
-from muscle_plugin.training.optimiser import compute_update_on
+from muscle_plugin.training.hooks import compute_update_on
 from muscle_plugin.usb.calls import usb_calls_on
 
 NET, COPIES, DRAWN = "net", "copies", "drawn on the CPU"

@@ -12,7 +12,7 @@ from conftest import CONFIGS, ROOT
 
 from muscle_plugin.errors import CompileError
 from muscle_plugin.files import load_tensors
-from muscle_plugin.training.compiled import CompiledForward, compile_net
+from muscle_plugin.training.nets import CompiledForward, compile_net
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 

@@ -117,13 +117,3 @@ def test_dash_takes_its_threshold_from_labelled_training_images(build_short):
     assert seen
     assert all(loader is not test_images for loader in seen)
     assert algorithm.loader_dict["eval"] is test_images
-
-
-def test_dash_can_be_stopped_in_its_stage_before_training(build_short):
-    from muscle_plugin.errors import Interrupted
-
-    algorithm = build_short(algorithm="dash", num_wu_iter=2000)
-    algorithm.request_stop()
-    with pytest.raises(Interrupted, match="in the stage before training, of which nothing is kept"):
-        algorithm.warmup()
-    assert algorithm.updates == 1

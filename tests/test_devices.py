@@ -403,7 +403,7 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(short_r
 
 def test_an_exchange_and_a_compiler_without_memory_do_not_blame_others(monkeypatch):
     from muscle_plugin import distributed
-    from muscle_plugin.training import compiled
+    from muscle_plugin.training import nets
 
     with pytest.raises(torch.cuda.OutOfMemoryError), distributed._exchange():
         full()
@@ -411,9 +411,9 @@ def test_an_exchange_and_a_compiler_without_memory_do_not_blame_others(monkeypat
         raise RuntimeError("Connection closed by peer")
     monkeypatch.setattr(torch, "compile", lambda *_, **__: full)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        compiled.check_compiler("default", CPU)
+        nets.check_compiler("default", CPU)
     net = torch.nn.Linear(2, 2)
-    compiled.compile_net(net, "default")
+    nets.compile_net(net, "default")
 
     def failing(*_):  # Inductor wraps what its compiler meets
         raise torch._dynamo.exc.TorchDynamoException(f"backend='inductor' raised:\nOutOfMemoryError: {GPU_IS_FULL}")

@@ -21,8 +21,9 @@ from muscle_plugin.errors import Interrupted
 from muscle_plugin.inference.predict import Predictor
 from muscle_plugin.propagation import propagate
 from muscle_plugin.registry.catalogue import all_algorithms
+from muscle_plugin.training.data import fixed_images
+from muscle_plugin.training.evaluation import prediction_metrics
 from muscle_plugin.training.host import Host
-from muscle_plugin.training.metrics import prediction_metrics
 from muscle_plugin.usb.names import Hook
 
 version = tuple(int(n) for n in torch.__version__.split(".")[:2])
@@ -245,7 +246,7 @@ KNOWN = {
 }
 #: A step that logs reads all values at once; one that evaluates sees to it that the weights are finite, and reads its results.
 LOG = {Wait("copy to the CPU", "muscle_plugin/training/hooks.py read"): 1}
-METRICS = "muscle_plugin/training/metrics.py"
+METRICS = "muscle_plugin/training/evaluation.py"
 RESULTS = {
     Wait("bincount", f"{METRICS} confusion_matrix"): 1,
     Wait("copy to the CPU", f"{METRICS} classification_metrics"): 1,
@@ -283,7 +284,7 @@ def trained(build_short, name, device, precision="fp32", gpu=None, **settings):
     if "crmatch" in name:  # wants a large net
         settings["total_batch"] = 2
     algorithm = build_short(algorithm=name, device=device, precision=precision, **settings)
-    algorithm.loader_dict["eval"] = algorithm.fixed_images(algorithm.source.test[:8])
+    algorithm.loader_dict["eval"] = fixed_images(algorithm, algorithm.source.test[:8])
     algorithm.save_model = lambda *_: None
     steps = Steps(gpu) if gpu else None
     if steps:

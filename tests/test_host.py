@@ -20,8 +20,8 @@ from muscle_plugin.files import atomic_write, load_tensors, save_tensors
 from muscle_plugin.runs.environment import environment
 from muscle_plugin.runs.resume import resume_command
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.training.ema import EMA
-from muscle_plugin.training.metrics import classification_metrics, confusion_matrix
+from muscle_plugin.training.evaluation import classification_metrics, confusion_matrix
+from muscle_plugin.training.hooks import EMA
 
 
 def lines(run_dir):
@@ -343,7 +343,7 @@ def test_ema_is_usbs():
                     p.add_(torch.randn_like(p))
         ours.update()
         theirs.update()
-    for name, value in ours.shadow.items():
+    for name, value in shadow.named_parameters():
         torch.testing.assert_close(value, theirs.shadow[name])
     assert torch.equal(shadow[1].running_mean, a[1].running_mean)
     own = [p.clone() for p in a.parameters()]

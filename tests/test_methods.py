@@ -9,7 +9,7 @@ import torch
 from conftest import SHORT
 from torch.nn import functional as F
 
-from muscle_plugin.algorithms.compose import OWN
+from muscle_plugin.algorithms.compose import OWN, algorithm_class
 from muscle_plugin.data.splits import Split
 from muscle_plugin.errors import ConfigError, Interrupted
 from muscle_plugin.files import load_tensors
@@ -41,7 +41,7 @@ def test_the_table_of_own_algorithms_agrees_with_the_classes(name):
     entry, cls = OWN_ALGORITHMS[name], OWN[name]
     assert entry.class_name == cls.__name__
     assert entry.views == tuple(inspect.signature(cls.train_step).parameters)[1:]
-    assert [a.name.lstrip("-") for a in cls.get_argument()] == [a.name for a in entry.arguments]
+    assert [a.name.lstrip("-") for a in algorithm_class(name).get_argument()] == [a.name for a in entry.arguments]
     assert f"muscle_{name}" in all_algorithms()
 
 

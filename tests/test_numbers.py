@@ -278,9 +278,9 @@ def test_the_first_step_of_each_value_is_kept():
     one = torch.tensor(1.0)
     for step, (a, b) in enumerate([(one, one), (one, one / 0), (one * NAN, one), (one, one)], start=1):
         watch.observe(step, one if step < 4 else -one / 0, None, None, {"a": a, "b": b, "c": NAN, "d": torch.ones(3)})
-    (names,) = watch._first
+    (names,) = watch.first
     assert names == ("loss", "a", "b")
-    assert watch._first[names].tolist() == [4, 3, 2]
+    assert watch.first[names].tolist() == [4, 3, 2]
     assert (int(watch.longest), int(watch.losses), int(watch.run)) == (1, 1, 1)
 
 
@@ -302,7 +302,7 @@ def test_steps_left_out_long_ago_are_not_blamed():
     for step in range(1, 20):
         bad = step in (3, 4) or step >= 10
         watch.observe(step, one, inf if bad else one * 0, inf if bad else one * 0, {})
-    assert watch._first["loss", "gradient"].tolist() == [math.inf, 10]
+    assert watch.first["loss", "gradient"].tolist() == [math.inf, 10]
     assert (int(watch.skipped), int(watch.longest)) == (12, 10)
 
 
@@ -338,7 +338,7 @@ def test_mutual_informations_collapse_is_said_once():
         watch.see_entropy(step, h, 10)
     assert len(said) == 1
     assert f"H(z) has collapsed: {low:.3f} nats at step {2 * LOW_ENTROPY_LINES - 1}, of at most 2.30" in said[0]
-    assert watch.warnings == said
+    assert [*watch.told.values()] == said
 
 
 def test_one_class_for_all_test_images():
@@ -348,14 +348,14 @@ def test_one_class_for_all_test_images():
         watch.see_evaluation(1, share, 0.1, False)
     assert not said
     watch.see_evaluation(800, 0.99, 0.1, False)
-    assert said == watch.warnings
+    assert said == [*watch.told.values()]
     assert said[0].startswith("99.0 % of the test images are given one and the same class at step 800")
     last = monitor(0)
     last.see_evaluation(9, 1.0, 0.1, True)
-    assert len(last.warnings) == 1
+    assert len(last.told) == 1
     uneven = monitor(0)
     uneven.see_evaluation(9, 1.0, 0.9, True)  # there it is right
-    assert not uneven.warnings
+    assert not uneven.told
 
 
 def test_one_class_is_said_once_whatever_the_share():
@@ -367,7 +367,7 @@ def test_one_class_is_said_once_whatever_the_share():
     resumed.load_state_dict(MonitorState.model_validate(watch.state_dict()))
     resumed.see_evaluation(7, 0.991, 0.1, True)
     assert len(said) == 1
-    assert resumed.warnings == said
+    assert [*resumed.told.values()] == said
 
 
 def test_a_collapsed_run_says_so(short_run, tmp_path, monkeypatch):

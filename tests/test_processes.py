@@ -87,7 +87,7 @@ def test_exchanges():
 
 
 def _batch_norm(rank, world, whole, x, upstream):
-    from muscle_plugin.training.batch_norm import synchronise_batch_norm
+    from muscle_plugin.training.nets import synchronise_batch_norm
 
     layer = synchronise_batch_norm(
         torch.nn.Sequential(torch.nn.BatchNorm2d(4, momentum=0.3)).double(), torch.device("cpu")

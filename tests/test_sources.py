@@ -171,7 +171,7 @@ def test_cifar_trains(short_run):
 
 
 def test_accuracy_and_entropy_are_told_apart_by_class_type():
-    from muscle_plugin.training.metrics import prediction_metrics
+    from muscle_plugin.training.evaluation import prediction_metrics
 
     logits = torch.tensor([[50.0, 0.0], [50.0, 0.0], [0.0, 0.0], [50.0, 0.0]])
     hidden = torch.tensor([False, False, True, True])

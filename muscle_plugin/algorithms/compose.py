@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 from muscle_plugin.algorithms.contrastive import Contrastive
 from muscle_plugin.algorithms.label_propagation import LabelPropagation, MeanTeacherLabelPropagation
-from muscle_plugin.algorithms.mean_teacher import MeanTeacher
+from muscle_plugin.algorithms.mean_teacher import MeanTeacher, OriginalMeanTeacher
 from muscle_plugin.algorithms.muscle import Muscle
-from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
 from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
-from muscle_plugin.registry.own import OWN_ALGORITHMS
+from muscle_plugin.registry.own import OWN_ALGORITHMS, Argument
 from muscle_plugin.training import Host
-from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase, SSL_Argument
+from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase, SSL_Argument, str2bool
 
 #: Classes used in place of USB's under the same name, where a version of USB has a broken one.
 REPLACED: dict[str, type[AlgorithmBase]] = {"meanteacher": MeanTeacher}
-#: This package's own, by the names of ``own.OWN_ALGORITHMS``.
+#: This package's own, whose settings are in ``OWN_ALGORITHMS``.
 OWN: dict[str, type[AlgorithmBase]] = {
     "meanteacher_original": OriginalMeanTeacher,
     "labelprop": LabelPropagation,
@@ -45,18 +45,23 @@ def _made(name: str) -> type[Host]:
     base = REPLACED.get(usb_name) or OWN.get(usb_name) or ALGORITHMS[usb_name]
     if issubclass(base, Host):
         return base
-    if not with_muscle:
-        return type(f"Hosted{base.__name__}", (Host, base), {"usb_name": usb_name, "__doc__": base.__doc__})
 
     def get_argument() -> list[SSL_Argument]:
-        return [*base.get_argument(), *Muscle.get_argument()]
+        own = _usb_arguments(OWN_ALGORITHMS[usb_name].arguments) if usb_name in OWN else base.get_argument()
+        return [*own, *(Muscle.get_argument() if with_muscle else ())]
 
     members = {
         "usb_name": usb_name,
-        "__doc__": f"MUSCLE composed with {usb_name}.",
+        "__doc__": f"MUSCLE composed with {usb_name}." if with_muscle else base.__doc__,
         "get_argument": staticmethod(get_argument),
     }
-    return type(f"Muscle{base.__name__}", (Muscle, Host, base), members)
+    if with_muscle:
+        return type(f"Muscle{base.__name__}", (Muscle, Host, base), members)
+    return type(f"Hosted{base.__name__}", (Host, base), members)
+
+
+def _usb_arguments(settings: Iterable[Argument]) -> list[SSL_Argument]:
+    return [SSL_Argument(f"--{a.name}", str2bool if a.type is bool else a.type, a.default, a.help) for a in settings]
 
 
 def _stock() -> list[str]:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
-from muscle_plugin.registry.own import usb_arguments
 from muscle_plugin.training.protocols import StepOutput
-from muscle_plugin.usb.names import AlgorithmBase, SSL_Argument
+from muscle_plugin.usb.names import AlgorithmBase
 
 
 class Contrastive(AlgorithmBase):
@@ -45,7 +44,3 @@ class Contrastive(AlgorithmBase):
             sup_loss=sup_loss.detach(), unsup_loss=contrastive.detach(), total_loss=loss.detach()
         )
         return self.process_out_dict(loss=loss, feat={"x_lb": out["feat"][:j]}), log
-
-    @staticmethod
-    def get_argument() -> list[SSL_Argument]:
-        return usb_arguments("contrastive")

@@ -24,20 +24,17 @@ class Rows:
     call: int
     start: int
     stop: int
+    with_gradient: bool
 
 
 @dataclass
 class Call:
-    """One forward of the net.
-
-    Attributes:
-        live: whether the net's own weights computed it, not the averaged ones.
-    """
+    """One forward of the net; a ``live`` one is computed by its own weights, not by the averaged ones."""
 
     images: Tensor
+    live: bool
+    with_gradient: bool
     logits: Tensor | None = None
-    live: bool = False
-    with_gradient: bool = False
 
 
 class ForwardCapture:
@@ -56,13 +53,9 @@ class ForwardCapture:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        live: Callable[[], bool],
-        extra_views: Tensor | None = None,
-        carrier: int | None = None,
+        self, model: nn.Module, live: Callable[[], bool], extra_views: Tensor | None = None, carrier: int | None = None,
         rows: tuple[int, ...] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._model, self._live, self._extra_views, self._carrier, self._rows = model, live, extra_views, carrier, rows
         self.calls: list[Call] = []
         self.extra_logits: Tensor | None = None
@@ -82,7 +75,7 @@ class ForwardCapture:
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         number, images = len(self.calls), args[0]
-        self.calls.append(Call(images, live=self._live() and not kwargs, with_gradient=torch.is_grad_enabled()))
+        self.calls.append(Call(images, self._live() and not kwargs, torch.is_grad_enabled()))
         if self._rows and (number >= len(self._rows) or len(images) != self._rows[number]):
             raise RunError(
                 f"call {number} of the net in this step has {len(images)} images, unlike the step that was planned for"
@@ -104,24 +97,19 @@ class ForwardCapture:
         return output
 
     def logits(self, rows: Rows) -> Tensor:
-        """(N, C) logits of these rows, as the step computed them."""
         logits = self.calls[rows.call].logits
         assert logits is not None
         return logits[rows.start : rows.stop]
 
-    def find(self, view: Tensor, gradient: bool) -> Rows | None:
-        """Find where a view was forwarded by the net's own weights, with gradient or without; None if nowhere.
-
-        It compares contents, which is too slow for every step.
-        """
+    def find(self, view: Tensor) -> Rows | None:
+        """Find where a view was forwarded by the net's own weights, with gradient if anywhere. It compares contents, which is
+        too slow for every step."""
         n = len(view)
-        for number, call in enumerate(self.calls):
+        for number, call in sorted(enumerate(self.calls), key=lambda x: not x[1].with_gradient):
             images = call.images
-            usable = call.live and call.logits is not None and call.with_gradient == gradient
-            if not usable or images.shape[1:] != view.shape[1:]:
+            if not call.live or call.logits is None or images.shape[1:] != view.shape[1:]:
                 continue
-            same_as_first = (images == view[0]).flatten(1).all(1).nonzero().flatten().tolist()
-            for start in same_as_first:
+            for start in (images == view[0]).flatten(1).all(1).nonzero().flatten().tolist():
                 if start + n <= len(images) and torch.equal(images[start : start + n], view):
-                    return Rows(number, start, start + n)
+                    return Rows(number, start, start + n, call.with_gradient)
         return None

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muscle_plugin import distributed
-from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
-from muscle_plugin.registry.own import stage_1_epochs, usb_arguments
+from muscle_plugin.algorithms.mean_teacher import OriginalMeanTeacher
+from muscle_plugin.propagation import propagate
+from muscle_plugin.registry.own import stage_1_epochs
 from muscle_plugin.training.protocols import StepOutput
-from muscle_plugin.usb.names import AlgorithmBase, Hook, SSL_Argument
+from muscle_plugin.usb.names import AlgorithmBase, Hook
 
 if TYPE_CHECKING:
     from muscle_plugin.training import Host
@@ -40,11 +41,11 @@ class PseudoLabels(Host):
     """Mixin of the two classes below: the stages, the pseudo-labels, and the loss on them.
 
     Attributes:
-        pseudo_labels: (unlabelled images,) int64, or None before stage 2.
+        pseudo_labels: (unlabelled images,) int64; like the weights None before stage 2.
         pseudo_weights: (unlabelled images,) w_i c_y, the entropy weight times the class weight.
         class_weights: (C,) c.
-        pseudo_log: what is logged of them: accuracy against the held-back labels (where the data set has them; nothing
-            in training reads it), coverage (share of the unlabelled images that the diffusion reached), mean weight.
+        pseudo_log: what is logged of them: accuracy against the held-back labels, where the data set has them; coverage
+            (share of the unlabelled images that the diffusion reached), mean weight.
     """
 
     def __init__(self, args: Namespace, *others: Any, **named: Any) -> None:
@@ -61,10 +62,8 @@ class PseudoLabels(Host):
     @property
     def stage_1_steps(self) -> int:
         """Steps of stage 1: whole epochs, ``lp_start`` of all; with all epochs also the steps left over after them."""
-        args = self.args
-        epochs = stage_1_epochs(args.lp_start, args.epoch)
-        steps: int = args.num_train_iter
-        return steps if epochs == args.epoch else epochs * max(1, steps // args.epoch)
+        epochs = stage_1_epochs(self.args.lp_start, self.epochs)
+        return self.num_train_iter if epochs == self.epochs else epochs * max(1, self.num_iter_per_epoch)
 
     def schedule_restarts(self) -> tuple[int, ...]:
         """The steps at which the learning rate begins anew."""
@@ -73,26 +72,21 @@ class PseudoLabels(Host):
     @property
     def stage_epoch(self) -> int:
         """The epoch, counted from the beginning of the stage."""
-        before = 0 if self.stage == 1 else stage_1_epochs(self.args.lp_start, self.args.epoch)
-        return self.epoch - before
+        return self.epoch if self.stage == 1 else self.epoch - stage_1_epochs(self.args.lp_start, self.epochs)
 
     @property
     def stage(self) -> int:
-        """1 or 2."""
         return 1 if self.it < self.stage_1_steps else 2
 
     def refresh_pseudo_labels(self) -> None:
         """Pseudo-labels and weights from the student's present features (eval mode, weakly augmented images). Of several
         processes each takes the features of its part of the images, and the first propagates."""
-        from muscle_plugin.propagation import propagate
-
         args, source, split, device = self.args, self.source, self.split, self.device
-        labelled = torch.zeros(len(source.train), dtype=torch.bool)
-        labelled[split.labelled] = True
-        points = torch.cat([split.labelled, split.unlabelled[~labelled[split.unlabelled]]])
+        points = torch.cat([split.labelled, split.unlabelled[~torch.isin(split.unlabelled, split.labelled)]])
         known = torch.full((len(points),), -1)
         known[: len(split.labelled)] = source.train_labels[split.labelled]
-        features = self.batches.features(self.model, source.train[points], self.it, args.eval_batch_size, self.amp_cm)
+        at_once = self.settings.eval_batch_size
+        features = self.batches.features(self.model, source.train[points], self.it, at_once, self.amp_cm)
         features = distributed.gather_parts(features, to_first=True)
 
         def pseudo_label() -> tuple[Tensor, Tensor, Tensor]:
@@ -113,23 +107,16 @@ class PseudoLabels(Host):
         self.pseudo_log = {
             "pseudo_coverage": float((weights > 0).float().mean()),
             "pseudo_weight": float(weights.mean()),
-            "pseudo_accuracy": float((self.pseudo_labels == truth)[told].float().mean())
-            if told.any()
-            else float("nan"),
+            "pseudo_accuracy": float((self.pseudo_labels == truth)[told].float().mean()),  # of none: not a number
         }
 
     def weighted_class_loss(self, labelled: Tensor, y_lb: Tensor, unlabelled: Tensor, idx_ulb: Tensor) -> Tensor:
-        """sum_i w_i c_y CE_i over all images of the step, divided by their number B; stage 1: over the labelled alone.
-
-        Args:
-            labelled, unlabelled: (J, C) and (I, C) logits.
-        """
+        """sum_i w_i c_y CE_i over all images of the step, of which (J, C) and (I, C) are the logits, divided by their number
+        B; in stage 1 over the labelled alone."""
         b = len(labelled) + len(unlabelled)
         per_image = F.cross_entropy(labelled, y_lb, reduction="none")
-        if self.stage == 1 or self.pseudo_labels is None:
+        if self.stage == 1 or self.pseudo_labels is None or self.pseudo_weights is None or self.class_weights is None:
             return per_image.sum() / b
-        assert self.class_weights is not None
-        assert self.pseudo_weights is not None
         pseudo = F.cross_entropy(unlabelled, self.pseudo_labels[idx_ulb], reduction="none")
         return ((self.class_weights[y_lb] * per_image).sum() + (self.pseudo_weights[idx_ulb] * pseudo).sum()) / b
 
@@ -155,10 +142,6 @@ class LabelPropagation(PseudoLabels, AlgorithmBase):
         log = self.process_log_dict(sup_loss=loss.detach(), total_loss=loss.detach(), **self.pseudo_log)
         return self.process_out_dict(loss=loss, feat={"x_lb": out["feat"][:n]}), log
 
-    @staticmethod
-    def get_argument() -> list[SSL_Argument]:
-        return usb_arguments("labelprop")
-
 
 class MeanTeacherLabelPropagation(PseudoLabels, OriginalMeanTeacher):
     """Mean Teacher in both stages; in stage 2 its class loss counts the weighted pseudo-labels too.
@@ -176,7 +159,3 @@ class MeanTeacherLabelPropagation(PseudoLabels, OriginalMeanTeacher):
         assert idx_ulb is not None
         n = len(y_lb)
         return self.weighted_class_loss(logits[:n], y_lb, logits[n:], idx_ulb)
-
-    @staticmethod
-    def get_argument() -> list[SSL_Argument]:
-        return usb_arguments("meanteacher_labelprop")

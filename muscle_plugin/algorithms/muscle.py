@@ -8,6 +8,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,15 +17,18 @@ from torch import Tensor
 from muscle_plugin.algorithms.forward_capture import ForwardCapture, Rows
 from muscle_plugin.data.views import LABELLED, STRONG, UNLABELLED, WEAK, View
 from muscle_plugin.errors import RunError
-from muscle_plugin.losses import MutualInformationLoss, MutualInformationTerms
+from muscle_plugin.losses import MutualInformationLoss
 from muscle_plugin.registry.catalogue import MUSCLE_BASE, WEAK_UNLABELLED_VIEW
-from muscle_plugin.settings.schema import MuscleSettings
+from muscle_plugin.settings.schema import MuscleSettings, RunSettings
 from muscle_plugin.training.protocols import StepOutput
 from muscle_plugin.training.state import outside_state, undone
 from muscle_plugin.usb.names import SSL_Argument, str2bool
 
 if TYPE_CHECKING:
     from muscle_plugin.training import Host
+
+    class Settings(MuscleSettings, RunSettings): ...
+
 else:
     Host = object
 
@@ -43,16 +47,16 @@ class Plan:
         weak: per kind of image (labelled, unlabelled), the view used as the weak one.
         hard: per kind of image, the base's views used as strong ones.
         extra_views: views of the batch that MUSCLE forwards itself, in this order.
-        carrier: the base's call to which they are appended; None: a forward of their own.
-        rows: images per call of the base.
+        carrier: the base's call to which they are appended; None: they have a forward of their own.
+        rows: images per call of the base; empty without a carrier.
     """
 
     found: Mapping[str, Rows]
     weak: Mapping[str, str]
     hard: Mapping[str, tuple[str, ...]]
     extra_views: tuple[str, ...]
-    carrier: int | None
-    rows: tuple[int, ...]
+    carrier: int | None = None
+    rows: tuple[int, ...] = ()
 
 
 @outside_state
@@ -66,12 +70,13 @@ class Muscle(Host):
     ``mi_weight`` 0 it steps aside: the base trains bit for bit.
     """
 
+    settings: Settings
     mi_loss: MutualInformationLoss
     plan: Plan | None
 
     def __init__(self, args: Namespace, *others: Any, **named: Any) -> None:
         super().__init__(args, *others, **named)
-        self.mi_loss = MutualInformationLoss(args.mi_weight, global_batch=True)
+        self.mi_loss = MutualInformationLoss(self.settings.mi_weight, global_batch=True)
         self.plan = None
 
     def prepare_steps(self) -> None:
@@ -91,40 +96,33 @@ class Muscle(Host):
         return self.ema is None or not self.ema.backup
 
     def _make_plan(self, capture: ForwardCapture, batch: Mapping[str, Tensor]) -> Plan:
-        kinds = (LABELLED, UNLABELLED) if self.args.mi_labelled else (UNLABELLED,)
-        views: dict[str, View] = dict(self.batches.views)
-        with_gradient = {n: r for n in views if (r := capture.find(batch[n], gradient=True))}
-        without = {n: r for n in views if n not in with_gradient and (r := capture.find(batch[n], gradient=False))}
-
-        found: dict[str, Rows] = {}
+        settings, views = self.settings, self.batches.views
+        forwarded = {n: r for n in views if (r := capture.find(batch[n]))}
+        with_gradient = {n for n, r in forwarded.items() if r.with_gradient}
         weak: dict[str, str] = {}
         hard: dict[str, tuple[str, ...]] = {}
         extra: dict[str, View] = {}
-        for kind in kinds:
+        for kind in (LABELLED, UNLABELLED) if settings.mi_labelled else (UNLABELLED,):
             own = {n: v for n, v in views.items() if v.images == kind}
-            weak_names = [n for n, v in own.items() if v.strength == WEAK]
-            candidates = [n for n in weak_names if n in with_gradient] + [n for n in weak_names if n in without]
-            weak[kind] = (candidates or weak_names or [USUAL_WEAK[kind]])[0]
+            weak[kind] = min(  # the first that is forwarded with a gradient, or at all, or else the first
+                (n for n, v in own.items() if v.strength == WEAK),
+                key=lambda n: (n not in with_gradient, n not in forwarded),
+                default=USUAL_WEAK[kind],
+            )
             if weak[kind] not in views:
                 extra[weak[kind]] = View(kind, WEAK)
-            hard[kind] = tuple(n for n, v in own.items() if v.strength == STRONG and n in with_gradient)[
-                : self.args.hard_views
-            ]
-            missing = self.args.hard_views - len(hard[kind])
-            if missing:
+            strong = [n for n, v in own.items() if v.strength == STRONG and n in with_gradient]
+            hard[kind] = tuple(strong[: settings.hard_views])
+            if missing := settings.hard_views - len(hard[kind]):
                 extra[EXTRA_HARD[kind]] = View(kind, STRONG, missing)
-            found |= {
-                n: (with_gradient | without)[n] for n in (weak[kind], *hard[kind]) if n in with_gradient | without
-            }
         self.batches.add_views(extra)
-        extra_views = tuple(
-            dict.fromkeys(
-                [*(n for n in weak.values() if n not in found), *(n for n in extra if n not in weak.values())]
-            )
-        )
-        labelled_rows = with_gradient.get("x_lb")
-        carrier = labelled_rows.call if labelled_rows and self.args.mi_batch_norm == "joint" else None
-        return Plan(found, weak, hard, extra_views, carrier, tuple(len(c.images) for c in capture.calls))
+        found = {n: forwarded[n] for n in (*weak.values(), *chain(*hard.values())) if n in forwarded}
+        weak_extra = [n for n in weak.values() if n not in found]
+        extra_views = (*weak_extra, *(n for n in extra if n not in weak_extra))
+        if settings.mi_batch_norm == "joint" and "x_lb" in with_gradient:
+            rows = tuple(len(c.images) for c in capture.calls)
+            return Plan(found, weak, hard, extra_views, forwarded["x_lb"].call, rows)
+        return Plan(found, weak, hard, extra_views)
 
     def train_step(self, **batch: Tensor) -> StepOutput:
         """One step on the views of ``batch``, keyed as in ``Batches.views``; returns USB's pair of dictionaries."""
@@ -138,25 +136,23 @@ class Muscle(Host):
                 " algorithm's own loaders, trainer.fit(*algorithm.loaders())"
             )
         extra_views = torch.cat([batch[n] for n in plan.extra_views]) if plan.extra_views else None
-        with ForwardCapture(
-            self.model, self._live, extra_views, plan.carrier, plan.rows if plan.carrier is not None else ()
-        ) as capture:
+        with ForwardCapture(self.model, self._live, extra_views, plan.carrier, plan.rows) as capture:
             out, log = super().train_step(**base)
-        weak, hard = self._predictions(capture, batch, self._extra_logits(capture, extra_views))
+        weak, hard = self._predictions(plan, capture, batch, self._extra_logits(capture, extra_views))
         loss, terms = self.mi_loss(weak, hard)
-        if self.args.stage == "pretrain" and self.usb_name == MUSCLE_BASE:  # the base's loss is that of the labels
+        if self.settings.stage == "pretrain" and self.usb_name == MUSCLE_BASE:  # the base's loss is that of the labels
             out["loss"] = 0 * out["loss"]
         out["loss"] = out["loss"] + loss
-        return out, log | self._logged(out["loss"], terms)
-
-    def record(self, values: dict[str, float]) -> None:
-        super().record(values)
-        if "train/entropy" in values:
-            self.monitor.see_entropy(self.it + 1, values["train/entropy"], self.num_classes)
+        return out, log | {
+            "train/mi": terms.information.detach(),
+            "train/entropy": terms.entropy.detach(),
+            "train/conditional_entropy": terms.conditional.detach(),
+            "train/total_loss": out["loss"].detach(),
+        }
 
     def _extra_logits(self, capture: ForwardCapture, extra_views: Tensor | None) -> Tensor | None:
-        """(M, C) logits of the extra views: from the call that carried them, or from a forward of their own, with their own
-        batch statistics and without a change to the running ones."""
+        """(M, C) logits of the extra views: from the call that carried them, or from a forward of their own, which leaves the
+        running batch statistics alone."""
         if extra_views is None or capture.extra_logits is not None:
             return capture.extra_logits
         with self.amp_cm():
@@ -166,11 +162,9 @@ class Muscle(Host):
         return logits
 
     def _predictions(
-        self, capture: ForwardCapture, batch: Mapping[str, Tensor], extra_logits: Tensor | None
+        self, plan: Plan, capture: ForwardCapture, batch: Mapping[str, Tensor], extra_logits: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(N, C) logits of the weak views and (V, N, C) of the strong ones, labelled images before unlabelled ones."""
-        assert self.plan is not None
-        plan = self.plan
         logits = {n: capture.logits(r) for n, r in plan.found.items()}
         if extra_logits is not None:
             parts = extra_logits.split([len(batch[n]) for n in plan.extra_views])
@@ -179,19 +173,9 @@ class Muscle(Host):
         for kind, name in plan.weak.items():
             weak.append(logits[name])
             n, c = logits[name].shape
-            views = [logits[h].unsqueeze(0) for h in plan.hard[kind]]
-            if EXTRA_HARD[kind] in logits:
-                views.append(logits[EXTRA_HARD[kind]].view(-1, n, c))
-            hard.append(torch.cat(views) if len(views) > 1 else views[0])
+            names = [h for h in (*plan.hard[kind], EXTRA_HARD[kind]) if h in logits]
+            hard.append(torch.cat([logits[h].view(-1, n, c) for h in names]))
         return torch.cat(weak), torch.cat(hard, 1)
-
-    def _logged(self, loss: Tensor, terms: MutualInformationTerms) -> dict[str, Tensor]:
-        return {
-            "train/mi": terms.information.detach(),
-            "train/entropy": terms.entropy.detach(),
-            "train/conditional_entropy": terms.conditional.detach(),
-            "train/total_loss": loss.detach(),
-        }
 
     @staticmethod
     def get_argument() -> list[SSL_Argument]:

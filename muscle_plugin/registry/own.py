@@ -62,13 +62,3 @@ OWN_ALGORITHMS: dict[str, Algorithm] = {
 def stage_1_epochs(lp_start: float, epochs: int) -> int:
     """Whole epochs of label propagation's first stage."""
     return round(lp_start * epochs)
-
-
-def usb_arguments(name: str) -> list[Any]:
-    """The settings of one of these algorithms, as USB's ``get_argument`` returns them."""
-    from muscle_plugin.usb.names import SSL_Argument, str2bool
-
-    return [
-        SSL_Argument(f"--{a.name}", str2bool if a.type is bool else a.type, a.default, a.help)
-        for a in OWN_ALGORITHMS[name].arguments
-    ]

@@ -92,7 +92,7 @@ class Recorder:
             WriteError: it cannot be written.
         """
         step = algorithm.it + 1
-        line = {"step": step, "epoch": algorithm.epoch, **values, "seconds": round(algorithm.seconds(), 3)}
+        line = {"step": step, "epoch": algorithm.epoch, **values, "seconds": round(algorithm.clock.seconds(), 3)}
         data = json.dumps(line).encode() + b"\n"
         with writing(self._path):
             if self._metrics.write(data) != len(data):  # the rest would be refused
@@ -121,7 +121,7 @@ class Recorder:
 
     def write_result(self, algorithm: Host) -> dict[str, Any]:
         """Replace ``result.json`` by the present state of the run, and return it."""
-        args, seconds = algorithm.args, algorithm.seconds()
+        args, seconds = algorithm.args, algorithm.clock.seconds()
         scores = accuracies(algorithm.evaluations) or dict.fromkeys(("best_top1", "last_top1", "median20_top1"))
         images = sum(algorithm.batch_sizes) * algorithm.it
         result = {
@@ -135,7 +135,7 @@ class Recorder:
             "evaluations": len(algorithm.evaluations),
             "seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 1) if seconds else None,
-            "warnings": list(algorithm.monitor.warnings),
+            "warnings": [*algorithm.monitor.told.values()],
             "device": str(algorithm.device),
             "processes": args.world_size,
             "precision": algorithm.precision,

@@ -75,9 +75,10 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
                 )
                 recorder = stack.enter_context(_recorder(run_dir, algorithm, progress))
                 algorithm.recorder = recorder
-            with _stopping_on_signals(algorithm), output_to(logger):
-                algorithm.warmup()
-                algorithm.train()
+            with output_to(logger):
+                algorithm.warmup()  # nothing of it would be kept
+                with _stopping_on_signals(algorithm):
+                    algorithm.train()
         finally:
             failure["after_step"] = algorithm.it
         result: dict[str, Any] = distributed.from_first(lambda: recorder.write_result(algorithm))

@@ -7,54 +7,45 @@ else that an exact continuation needs has a name of its own in :class:`Checkpoin
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from muscle_plugin import distributed
 from muscle_plugin.errors import InputError
 from muscle_plugin.files import load_tensors
+from muscle_plugin.nets.weights import misfit
 from muscle_plugin.run_files import CHECKPOINT_FORMAT, refuse_newer
 from muscle_plugin.seeding import derive, seed_everything
-from muscle_plugin.settings.schema import MACHINE, PLACE, MuscleSettings, RunSettings, affecting
-from muscle_plugin.text import first_line, out_of_memory, shown
+from muscle_plugin.settings.schema import MACHINE, PLACE, affecting
+from muscle_plugin.text import first_line, one_line, out_of_memory, shown
 from muscle_plugin.training import state
-from muscle_plugin.training.hooks import HostLoggingHook
+from muscle_plugin.training.hooks import HostLoggingHook, keep_how
 from muscle_plugin.training.monitor import MonitorState
-from muscle_plugin.training.optimiser import keep_how
 from muscle_plugin.usb.calls import usb_calls_on
 
 if TYPE_CHECKING:
     from muscle_plugin.training.host import Host
 
 
-class _Plain(BaseModel):
-    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
-
-
-class ProcessState(_Plain):
+class ProcessState(state.StrictModel):
     """What each process has for itself: its generators, and the sums since the last log line."""
 
     random: dict[str, Any]
     sums: dict[str, float | Tensor]
 
 
-class Checkpoint(_Plain):
+class Checkpoint(state.StrictModel):
     """The content of a checkpoint's file.
 
     Attributes:
         images: what a net must be told of the images it was trained on, to be used on others.
         settings: those on which a result depends.
-        it: training steps done.
         best_it: the step of the best evaluation, counted from 0.
-        evaluations: every top-1 accuracy so far.
-        train_seconds: without evaluations and checkpoints.
-        log_steps, log_without: see :class:`muscle_plugin.training.hooks.HostLoggingHook`.
         algorithm, hooks: the state that USB's classes keep in attributes.
     """
 
@@ -85,22 +76,22 @@ class Checkpoint(_Plain):
     processes: list[ProcessState]
 
 
-# ---------------------------------------------------------------------------------------------------------------- writing
-
-
 def collect(host: Host) -> dict[str, Any] | None:
     """The content of a checkpoint, by the names of :class:`Checkpoint`; None in processes other than the first. Tensors are
     those of the run itself: write them before the next step."""
     logging = _logging_hook(host)
     sums = {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in logging.sums.items()}
     processes = distributed.gather_objects({"random": state.capture_random(host.device), "sums": sums})
-    if host.args.rank:
+    if distributed.rank():
         return None
     return {
         "format": CHECKPOINT_FORMAT,
-        **_identity(host),
+        "algorithm_name": host.settings.algorithm,
+        "num_classes": host.num_classes,
+        "net": host.settings.net,
+        "net_from_name": host.settings.net_from_name,
         "images": _about_images(host),
-        "settings": host.compared_settings,
+        "settings": settings_to_compare(host),
         "it": host.it,
         "epoch": host.epoch,
         "best_it": host.best_it,
@@ -109,7 +100,7 @@ def collect(host: Host) -> dict[str, Any] | None:
         "scheduler": None if host.scheduler is None else state.plain(host.scheduler.state_dict()),
         "evaluations": list(host.evaluations),
         "last_metrics": dict(host.last_metrics),
-        "train_seconds": host.seconds(),
+        "train_seconds": host.clock.seconds(),
         "log_steps": logging.steps,
         "log_without": dict(logging.without),
         "monitor": host.monitor.state_dict(),
@@ -120,23 +111,27 @@ def collect(host: Host) -> dict[str, Any] | None:
 
 def check_alike(host: Host) -> None:
     """Raises RuntimeError if the processes hold different weights."""
-    if host.args.world_size == 1:
+    if distributed.world_size() == 1:
         return
-    nets = (host.model, host.ema_model)
-    sums = torch.stack([p.detach().double().abs().sum() for net in nets for p in net.parameters()])
+    sums = torch.stack([p.detach().double().abs().sum() for net in host.nets.values() for p in net.parameters()])
     if len(set(distributed.gather_objects(str(sums.tolist())))) > 1:
         raise RuntimeError(f"the processes hold different weights after step {host.it}; the last checkpoint is older")
 
 
 def settings_to_compare(host: Host) -> dict[str, Any]:
-    """The settings on which a result depends, as plain values."""
-    fields = {*RunSettings.model_fields, *MuscleSettings.model_fields}
-    names = {*fields, *(a.name.lstrip("-") for a in host.get_argument())} - affecting(MACHINE, PLACE) - {"amp"}
-    values = {n: getattr(host.args, n) for n in sorted(names) if hasattr(host.args, n)}
-    values["precision"] = host.precision  # what auto has become, on another device something else; amp says no more
-    values["uratio"] = float(values["uratio"])
+    """The settings on which a result depends, as plain values; those that the data and the device decide as they are."""
+    own = {a.name.lstrip("-") for a in host.get_argument()}  # of a class that only USB's registry knows, in args alone
+    values = {
+        **{n: v for n, v in vars(host.args).items() if n in own},
+        **dict(host.settings),
+        "precision": host.precision,
+        "num_classes": host.num_classes,
+        "num_labels": len(host.split.labelled),
+        "num_train_iter": host.num_train_iter,
+    }
     simple = (bool, int, float, str, type(None))
-    return {n: v if isinstance(v, simple) else repr(v) for n, v in values.items()}
+    left_out = affecting(MACHINE, PLACE) | {"amp"}  # which says no more than precision
+    return {n: v if isinstance(v, simple) else repr(v) for n, v in sorted(values.items()) if n not in left_out}
 
 
 def _logging_hook(host: Host) -> HostLoggingHook:
@@ -145,36 +140,21 @@ def _logging_hook(host: Host) -> HostLoggingHook:
     return hook
 
 
-def _identity(host: Host) -> dict[str, Any]:
-    return {
-        "algorithm_name": host.args.algorithm,
-        "num_classes": host.num_classes,
-        "net": host.args.net,
-        "net_from_name": bool(host.args.net_from_name),
-    }
-
-
 def _about_images(host: Host) -> dict[str, Any]:
     mean, std = host.batches.statistics
     return {
-        "dataset": host.args.dataset,
+        "dataset": host.settings.dataset,
         "classes": list(host.source.classes),
-        "img_size": int(host.args.img_size),
+        "img_size": host.settings.img_size,
         "channels": host.batches.channels,
-        "net_options": host.net_options,
+        "net_options": dict(getattr(host.net_builder, "keywords", {}).get("options") or {}),
         "mean": mean.tolist(),
         "std": std.tolist(),
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------- reading
-
-
 def read(host: Host, path: Path, content: bytes | None = None) -> Checkpoint:
-    """A checkpoint of the same algorithm, net, images and settings.
-
-    Args:
-        content: of the file, if it has been read already.
+    """A checkpoint of the same algorithm, net, images and settings; ``content`` is the file's, if it has been read already.
 
     Raises:
         InputError: it is none.
@@ -189,35 +169,12 @@ def read(host: Host, path: Path, content: bytes | None = None) -> Checkpoint:
         first = e.errors(include_url=False, include_context=False, include_input=False)[0]
         where = shown(".".join(map(str, first["loc"])))
         raise InputError(f"{path}: not a whole checkpoint: {where}: {shown(first['msg'])}") from None
-    images = {k: v for k, v in _about_images(host).items() if k not in ("mean", "std")}
-    known = {*_identity(host), *images, "algorithm"}
-    differing = [
-        *_differences(found, _identity(host)),
-        *_differences(checkpoint.images, images),
-        *_differences(checkpoint.settings, {k: v for k, v in host.compared_settings.items() if k not in known}),
-    ]
-    if differing := differing or _other_weights(checkpoint.model, host.model.state_dict()):
-        raise InputError(f"{path}: a checkpoint of another run: {'; '.join(differing)}")
+    there = checkpoint.images | checkpoint.settings
+    here = {k: v for k, v in _about_images(host).items() if k not in ("mean", "std")} | settings_to_compare(host)
+    differing = [f"{k} {shown(repr(there[k]))}, here {v!r}" for k, v in here.items() if k in there and there[k] != v]
+    if fault := "; ".join(differing) or one_line(misfit(checkpoint.model, host.model.state_dict())):
+        raise InputError(f"{path}: a checkpoint of another run: {fault}")
     return checkpoint
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The entries that both have and on which they disagree."""
-    return [f"{k} {shown(repr(there[k]))}, here {v!r}" for k, v in here.items() if k in there and there[k] != v]
-
-
-def _other_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], most: int = 3) -> list[str]:
-    """Differing names and shapes; at most ``most`` of them, and the number of the others."""
-    there, here = ({k: tuple(t.shape) for k, t in w.items()} for w in (saved, own))
-    found = [
-        f"{shown(k)} {there.get(k, 'absent')}, here {here.get(k, 'absent')}"
-        for k in {**there, **here}
-        if there.get(k) != here.get(k)
-    ]
-    return found[:most] + ([f"{len(found) - most} more of the net's tensors"] if len(found) > most else [])
-
-
-# --------------------------------------------------------------------------------------------------------------- going on
 
 
 def restore(host: Host, checkpoint: Checkpoint, path: str | Path) -> None:
@@ -265,30 +222,28 @@ def _restore(host: Host, checkpoint: Checkpoint) -> None:
     host.monitor.load_state_dict(checkpoint.monitor)
     logging = _logging_hook(host)
     logging.steps, logging.without = checkpoint.log_steps, checkpoint.log_without
-    logging.sums = _restore_process(checkpoint.processes, host.args, checkpoint.it, host.device)
+    logging.sums = _restore_process(host, checkpoint)
 
 
 def _check_kinds(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raises InputError if values of the same name are not of the same kind; another version of PyTorch has other names."""
-    numbers = (int, float)
     for name in saved.keys() & own.keys():
-        kinds = numbers if isinstance(own[name], numbers) else type(own[name])
+        kinds = (int, float) if isinstance(own[name], (int, float)) else type(own[name])
         if not isinstance(saved[name], kinds):
             raise InputError(f"{name} is of another kind")
 
 
-def _restore_process(
-    processes: list[ProcessState], args: Namespace, step: int, device: torch.device
-) -> dict[str, float | Tensor]:
+def _restore_process(host: Host, checkpoint: Checkpoint) -> dict[str, float | Tensor]:
     """Restore this process's generators and return its sums. Where there were not as many processes, generators begin anew
     from the step reached, and the sums are the mean ones."""
+    processes, rank = checkpoint.processes, distributed.rank()
     if any(v.numel() != 1 for p in processes for v in p.sums.values() if isinstance(v, Tensor)):
         raise InputError("sums holds more than scalars")
-    if len(processes) == args.world_size:
-        state.restore_random(processes[args.rank].random, device)
-        return processes[args.rank].sums
-    if args.rank == 0:
-        state.restore_random(processes[0].random, device)
+    as_many = len(processes) == distributed.world_size()
+    if as_many or rank == 0:
+        state.restore_random(processes[rank].random, host.device)
     else:
-        seed_everything(derive(args.seed, "process", args.rank, step) % 2**32)
+        seed_everything(derive(host.settings.seed, "process", rank, checkpoint.it) % 2**32)
+    if as_many:
+        return processes[rank].sums
     return {k: sum(p.sums[k] for p in processes) / len(processes) for k in processes[0].sums}

@@ -1,30 +1,59 @@
-"""What a run trains on and evaluates, made of its source and split."""
+"""What a run trains on and evaluates: its batches, its images, and both as USB's classes and ``Trainer`` expect them."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from muscle_plugin import distributed
 from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.loader import FixedImages
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
+from muscle_plugin.data.views import LABELLED
+from muscle_plugin.errors import RunError
 from muscle_plugin.registry.extension import PLUGIN_NETS
 from muscle_plugin.registry.names import NETS
 
+if TYPE_CHECKING:
+    from muscle_plugin.training.host import Host
 
+
+def make_batches(host: Host) -> Batches:
+    """The maker of a run's training batches.
+
+    Raises:
+        DataError: a view or an augmentation is unknown, or the images cannot be shared equally by the processes.
+    """
+    s = host.settings
+    # own nets and those of plugins take the data's channels; USB's and torchvision's want three
+    takes_any = s.net in (*NETS, *PLUGIN_NETS) and not s.net_from_name
+    return Batches(
+        host.source, host.split, *host.batch_sizes, host.step_parameters(), host.usb_name, s.weak_augment, s.hard_augment,
+        host.source.images.shape[1] if takes_any else 3, s.seed, host.device, s.data_on, s.num_workers, s.hard_ops,
+        distributed.rank(), distributed.world_size(),
+    )  # fmt: skip
+
+
+def fixed_images(host: Host, members: Tensor) -> FixedImages:
+    """Batches of the images ``members`` of a run's source, without augmentation."""
+    batches, labels = host.batches, host.source.labels[members]
+    if batches.resident:
+        labels = labels.to(host.device)
+    return FixedImages(
+        batches.images.pool, members, labels, batches.normalise, host.settings.eval_batch_size, host.device,
+        distributed.rank(), distributed.world_size(),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ImageSet:
-    """A data set as USB's classes expect one: ``data`` (made on demand), ``targets``, ``len``."""
+    """What USB's classes ask of a data set: its labels, and its length."""
 
-    def __init__(self, source: Source, members: Tensor, targets: Tensor) -> None:
-        self._source, self._members, self.targets = source, members, targets.tolist()
-
-    @property
-    def data(self) -> Tensor:
-        return self._source.images[self._members]
+    targets: list[int]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -32,52 +61,44 @@ class ImageSet:
 
 def image_sets(source: Source, split: Split) -> dict[str, ImageSet | None]:
     """USB's ``dataset_dict``; the unlabelled images have no labels that training could read."""
-    labelled, unlabelled = split.labelled, split.unlabelled
-    hidden = torch.full((len(unlabelled),), -1)
     return {
-        "train_lb": ImageSet(source, source.train[labelled], source.train_labels[labelled]),
-        "train_ulb": ImageSet(source, source.train[unlabelled], hidden),
-        "eval": ImageSet(source, source.test, source.test_labels),
+        "train_lb": ImageSet(source.train_labels[split.labelled].tolist()),
+        "train_ulb": ImageSet([-1] * len(split.unlabelled)),
+        "eval": ImageSet(source.test_labels.tolist()),
         "test": None,
     }
 
 
-def sequestered_tests(source: Source, split: Split) -> Tensor | None:
-    """(M,) bool: test images of sequestered subclasses; None if there are none."""
-    if source.subclasses is None or not len(split.sequestered):
-        return None
-    return torch.isin(source.subclasses[source.test], torch.tensor(split.sequestered, dtype=torch.int64))
+class StepLoader:
+    """One kind of image of the steps that follow the algorithm's present one, an epoch per iteration: a loader for
+    ``semilearn.Trainer.fit``, which yields for each step the entries of ``Batches.batch`` that belong to that kind.
 
-
-def make_batches(
-    args: Namespace,
-    source: Source,
-    split: Split,
-    sizes: tuple[int, int],
-    parameters: Sequence[str],
-    usb_name: str,
-    device: torch.device,
-) -> Batches:
-    """The maker of training batches for a ``train_step`` of these parameters.
+    Args:
+        shared: step -> its batch; the same dictionary for both kinds.
 
     Raises:
-        DataError: a view or an augmentation is unknown, or the images cannot be shared equally by the processes.
+        RunError: on iteration, steps have been taken but no weight was updated (the ``Trainer`` of USB's git main).
     """
-    # own nets and those of plugins take the data's channels; USB's and torchvision's want three
-    takes_any = args.net in (*NETS, *PLUGIN_NETS) and not args.net_from_name
-    return Batches(
-        source, split, *sizes, parameters, usb_name, args.weak_augment, args.hard_augment,
-        source.images.shape[1] if takes_any else 3, args.seed, device, args.data_on, args.num_workers, args.hard_ops,
-        args.rank, args.world_size,
-    )  # fmt: skip
 
+    sampler = None
 
-def fixed_images(args: Namespace, source: Source, members: Tensor, batches: Batches) -> FixedImages:
-    """The images ``members`` of the source, without augmentation, where ``batches`` has its images."""
-    labels = source.labels[members]
-    if batches.resident:
-        labels = labels.to(batches.device)
-    return FixedImages(
-        batches.images.pool, members, labels, batches.normalise, args.eval_batch_size, batches.device, args.rank,
-        args.world_size,
-    )  # fmt: skip
+    def __init__(self, algorithm: Host, kind: str, shared: dict[int, dict[str, Tensor]]) -> None:
+        self._algorithm, self._kind, self._shared = algorithm, kind, shared
+
+    def __len__(self) -> int:
+        return max(1, self._algorithm.num_iter_per_epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        algorithm, shared = self._algorithm, self._shared
+        first = algorithm.it
+        for step in range(first, first + len(self)):
+            if algorithm.it > 0 and not algorithm.updates:
+                raise RunError(
+                    "semilearn's Trainer has taken a step without updating the weights: that of USB's git main calls no"
+                    " hooks (patches/main mends it); use algorithm.train()"
+                )
+            if step not in shared:
+                shared.clear()
+                shared[step] = algorithm.batches.batch(step)
+            labelled = {"idx_lb", "y_lb", *(n for n, v in algorithm.batches.views.items() if v.images == LABELLED)}
+            yield {k: v for k, v in shared[step].items() if (k in labelled) == (self._kind == LABELLED)}

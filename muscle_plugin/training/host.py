@@ -27,6 +27,7 @@ from muscle_plugin.data.load import choose_split, load_data
 from muscle_plugin.data.loader import FixedImages
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
+from muscle_plugin.data.views import LABELLED, UNLABELLED
 from muscle_plugin.device import (
     autocast_context,
     choose_device,
@@ -43,17 +44,18 @@ from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.settings.namespace import from_namespace, write_for_usb
 from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.training import checkpoint
-from muscle_plugin.training.clock import Stopwatch
-from muscle_plugin.training.compiled import begin_step, check_compiler
-from muscle_plugin.training.data import ImageSet, fixed_images, image_sets, make_batches, sequestered_tests
-from muscle_plugin.training.ema import EMA
-from muscle_plugin.training.evaluation import predict
-from muscle_plugin.training.hooks import REPLACEMENTS
-from muscle_plugin.training.loaders import StepLoader, step_loaders
-from muscle_plugin.training.metrics import prediction_metrics
+from muscle_plugin.training.data import ImageSet, StepLoader, fixed_images, image_sets, make_batches
+from muscle_plugin.training.evaluation import predict, prediction_metrics
+from muscle_plugin.training.hooks import (
+    EMA,
+    NOT_NEEDED,
+    REPLACEMENTS,
+    Stopwatch,
+    compute_update_on,
+    restarting_schedule,
+)
 from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor, advice
-from muscle_plugin.training.nets import options_of, place, prepare
-from muscle_plugin.training.optimiser import compute_update_on, restarting_schedule
+from muscle_plugin.training.nets import check_compiler, prepare, synchronise_batch_norm
 from muscle_plugin.training.protocols import Recorder, TensorBoardLog
 from muscle_plugin.training.state import outside_state
 from muscle_plugin.usb.calls import usb_calls_on
@@ -76,16 +78,12 @@ AGREE_EVERY = 10
 def _refuse_other_launchers(args: Namespace) -> None:
     """Raises :class:`DeviceError` where several processes are to train that this package does not bring together."""
     by_usb = getattr(args, "distributed", False) or getattr(args, "multiprocessing_distributed", False)
-    if distributed.launched() == 1 and by_usb:
-        started = "USB's multiprocessing_distributed and world_size do not"
-    elif distributed.launched() > 1 and distributed.world_size() == 1:
-        started = f"this program, of which torchrun started {distributed.launched()}, does not"
-    else:
-        return
-    raise DeviceError(
-        f"{started} start several processes for this package's algorithms: give `torchrun --standalone --nproc_per_node N"
-        " -m muscle_plugin.cli train --c FILE`"
-    )
+    unconnected = distributed.world_size() == 1 if distributed.launched() > 1 else by_usb
+    if unconnected:
+        raise DeviceError(
+            "several processes are asked for, but not connected: start them by `torchrun --standalone --nproc_per_node N -m"
+            " muscle_plugin.cli train --c FILE`, not by USB's multiprocessing_distributed or another program"
+        )
 
 
 @outside_state
@@ -94,44 +92,38 @@ class Host(USBAlgorithm):
 
     ``args`` is completed in place. After construction the object trains with :meth:`train`.
 
+    Attributes:
+        settings: as resolved; ``args`` is what USB reads.
+        test_sequestered: (M,) bool: test images of sequestered subclasses; None if there are none.
+        batch_sizes: J and I, labelled and unlabelled images per step.
+        notes: what a user should know before training.
+        evaluations: every top-1 accuracy so far, as a fraction.
+        recorder: without one, values go to USB's logger and TensorBoard log.
+        updates: of the weights, by this object.
+
     Raises:
         DataError, DeviceError, CompileError: the data, the device or the compiler asked for cannot be had.
     """
 
     usb_name: ClassVar[str] = ""
 
-    #: As resolved; ``args`` is what USB reads.
     settings: RunSettings
     source: Source
     split: Split
-    #: (M,) bool: test images of sequestered subclasses; None if there are none.
     test_sequestered: Tensor | None
-    #: J and I, labelled and unlabelled images per step.
     batch_sizes: tuple[int, int]
     batches: Batches
-    #: ``fp32``, ``bf16`` or ``fp16``.
     precision: str
-    #: What was asked of the net besides its name.
-    net_options: dict[str, Any]
-    #: The settings on which a result depends: a checkpoint must agree on them.
-    compared_settings: dict[str, Any]
-    #: What a user should know before training.
     notes: list[str]
-    #: Every top-1 accuracy so far, as a fraction.
     evaluations: list[float]
     last_metrics: dict[str, float]
     monitor: TrainingMonitor
-    #: Without one, values go to USB's logger and TensorBoard log.
     recorder: Recorder | None
     logger: logging.Logger | None
     clock: Stopwatch
-    #: Steps between two checkpoints.
-    save_every: int
-    #: Of the weights, by this object.
     updates: int
     stop_requested: bool
     _device: torch.device
-    _warming_up: bool
 
     def __init__(
         self, args: Namespace, net_builder: NetBuilder | None, tb_log: TensorBoardLog | None = None,
@@ -139,58 +131,52 @@ class Host(USBAlgorithm):
     ) -> None:  # fmt: skip
         _refuse_other_launchers(args)
         resolved = from_namespace(args, [a.name.lstrip("-") for a in self.get_argument()])
-        for notice in () if distributed.rank() else resolved.notices:
+        settings, rank = resolved.settings, distributed.rank()
+        for notice in () if rank else resolved.notices:
             warnings.warn(notice, stacklevel=4)  # where get_algorithm is called, for what has MUSCLE in it
-        settings = self.settings = resolved.settings
-        processes = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        write_for_usb(args, settings, **processes)
-        seed_everything(args.seed)
-        self.device = choose_device(args.device)
-        self.precision = choose_precision(args.precision, self.device, self.usb_name)
-        fix_workspaces(self.device, args.deterministic)
-        check_compiler(args.compile, self.device)
+        self.settings = settings
+        seed_everything(settings.seed)
+        self.device = choose_device(settings.device)
+        self.precision = choose_precision(settings.precision, self.device, self.usb_name)
+        fix_workspaces(self.device, settings.deterministic)
+        check_compiler(settings.compile, self.device)
         given: Source | None = getattr(args, "source", None)
-        self.source = load_data(settings) if given is None else given
-        self.split = choose_split(settings, self.source)
-        self.test_sequestered = sequestered_tests(self.source, self.split)
+        self.source = source = load_data(settings) if given is None else given
+        self.split = split = choose_split(settings, source)
+        self.test_sequestered = None
+        if source.subclasses is not None and len(split.sequestered):
+            self.test_sequestered = torch.isin(source.subclasses[source.test], torch.tensor(split.sequestered))
         self.batch_sizes = settings.batch_size, settings.total_batch - settings.batch_size
-        unlabelled = self.batch_sizes[1]
-        whole_run = max(1, round(settings.epoch * len(self.split.unlabelled) / unlabelled))
+        whole_run = max(1, round(settings.epoch * len(split.unlabelled) / self.batch_sizes[1]))
         write_for_usb(
-            args, settings, **processes, gpu=self.device.index, amp=self.precision != "fp32",
-            num_classes=len(self.source.classes), num_labels=len(self.split.labelled),
+            args, settings, rank, distributed.world_size(), gpu=self.device.index, amp=self.precision != "fp32",
+            num_classes=len(source.classes), num_labels=len(split.labelled),
             num_train_iter=settings.num_train_iter or whole_run,
-            lb_dest_len=len(self.split.labelled), ulb_dest_len=len(self.split.unlabelled),
+            lb_dest_len=len(split.labelled), ulb_dest_len=len(split.unlabelled),
         )  # fmt: skip
         self.evaluations, self.last_metrics = [], {}
         self.clock = Stopwatch()
         self.recorder, self.logger = None, logger
-        self.save_every = getattr(args, "num_save_iter", None) or args.num_eval_iter
-        self.updates = 0
-        self.stop_requested = self._warming_up = False
-        net_builder = builder_instead_of(net_builder, args)
+        self.updates, self.stop_requested = 0, False
+        net_builder = builder_instead_of(net_builder, settings)
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)
-        self.net_options = options_of(net_builder)
-        self.compared_settings = checkpoint.settings_to_compare(self)
-        self.notes = list(self.source.notes)
-        if not args.rank:  # the others show none
-            self.notes += [*find_oddities(self.source, self.split), *self.batches.notes]
-        self.notes += prepare((self.model, self.ema_model), args, self.batches, self.device)
-        if args.rank:  # the same initial weights everywhere, other dropout masks and mixtures
-            seed_everything(derive(args.seed, "process", args.rank) % 2**32)
+        self.notes = list(source.notes)
+        if not rank:  # the others show none
+            self.notes += [*find_oddities(source, split), *self.batches.notes]
+        self.notes += prepare((self.model, self.ema_model), settings, self.batches, self.device)
+        if rank:  # the same initial weights everywhere, other dropout masks and mixtures
+            seed_everything(derive(settings.seed, "process", rank) % 2**32)
         self.amp_cm = autocast_context(self.precision, self.device)
         self.loss_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        allowed = FP16_STEPS if args.nonfinite_steps is None else args.nonfinite_steps
+        allowed = FP16_STEPS if settings.nonfinite_steps is None else settings.nonfinite_steps
         limit = allowed if self.precision == "fp16" else 0
-        self.monitor = TrainingMonitor(
-            self.device, limit, self._warn, partial(advice, args, self.precision, self.run_dir)
-        )
+        help_after = partial(advice, settings, self.precision, self.run_dir)
+        self.monitor = TrainingMonitor(self.device, limit, self._warn, help_after)
 
     @property
     def device(self) -> torch.device:
-        """Where the nets and the batches are."""
         return self._device
 
     @device.setter
@@ -200,8 +186,7 @@ class Host(USBAlgorithm):
 
     @property
     def run_dir(self) -> Path:
-        """``save_dir/save_name``."""
-        return Path(self.args.save_dir) / self.args.save_name
+        return Path(self.settings.save_dir) / self.settings.save_name
 
     @property
     def nets(self) -> dict[str, nn.Module]:
@@ -213,10 +198,9 @@ class Host(USBAlgorithm):
         if self.recorder is not None:
             self.recorder.warn(text)
 
-    # ------------------------------------------------------------------------------------- what AlgorithmBase builds
+    # -- what AlgorithmBase builds
 
     def set_dataset(self) -> dict[str, ImageSet | None]:
-        """Labelled, unlabelled and test images; the unlabelled ones carry no labels that training could read."""
         return image_sets(self.source, self.split)
 
     def step_parameters(self) -> tuple[str, ...]:
@@ -225,42 +209,40 @@ class Host(USBAlgorithm):
 
     def set_data_loader(self) -> dict[str, Any]:
         """The maker of training batches (``self.batches``) and the loaders that USB's code may iterate."""
-        args = self.args
-        self.batches = make_batches(
-            args, self.source, self.split, self.batch_sizes, self.step_parameters(), self.usb_name, self.device
-        )
-        per_epoch = max(1, args.num_train_iter // args.epoch)
-        return {"train_lb": LabelledPasses(self.batches, per_epoch), "eval": self.fixed_images(self.source.test)}
-
-    def fixed_images(self, members: Tensor) -> FixedImages:
-        """Batches of the images ``members`` of the source, without augmentation."""
-        return fixed_images(self.args, self.source, members, self.batches)
+        self.batches = make_batches(self)
+        labelled = LabelledPasses(self.batches, max(1, self.num_iter_per_epoch))
+        return {"train_lb": labelled, "eval": fixed_images(self, self.source.test)}
 
     def set_model(self) -> nn.Module:
-        return place(super().set_model(), self.args, self.device)
+        return self._placed(super().set_model())
 
     def set_ema_model(self) -> nn.Module:
-        return place(super().set_ema_model(), self.args, self.device)
+        return self._placed(super().set_ema_model())
+
+    def _placed(self, net: nn.Module) -> nn.Module:
+        if self.settings.sync_bn and distributed.world_size() > 1:
+            net = synchronise_batch_norm(net, self.device)
+        return net.to(self.device)
 
     def set_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
         """USB's optimiser; its schedule, or the one asked for, begun anew where the algorithm has stages."""
         optimizer, scheduler = super().set_optimizer()
         compute_update_on(optimizer, self.device)
-        if self.args.decay_all:
+        if self.settings.decay_all:
             for group in optimizer.param_groups:
-                group["weight_decay"] = self.args.weight_decay
+                group["weight_decay"] = self.settings.weight_decay
         restarts: Sequence[int] = getattr(super(), "schedule_restarts", tuple)()  # of an algorithm that has stages
-        if self.args.lr_schedule == "usb" and not restarts:
-            return optimizer, scheduler
-        return optimizer, restarting_schedule(optimizer, self.args, restarts)
+        if self.settings.lr_schedule != "usb" or restarts:
+            scheduler = restarting_schedule(optimizer, self.settings, self.num_train_iter, restarts)
+        return optimizer, scheduler
 
     def register_hook(self, hook: Hook, name: str | None = None, priority: str | int = "NORMAL") -> None:
         """As USB's, with the host's hook where USB's would synchronise, lose or mis-measure something."""
         hook_name = name if name is not None else type(hook).__name__
         take_over(hook)
-        replacement = REPLACEMENTS.get(type(hook), type(hook))
-        if replacement is not None:
-            super().register_hook(hook if replacement is type(hook) else replacement(), hook_name, priority)
+        replacement = REPLACEMENTS.get(type(hook))
+        if type(hook) not in NOT_NEEDED:
+            super().register_hook(replacement() if replacement else hook, hook_name, priority)
 
     def process_batch(self, input_args: Sequence[str] | None = None, **batch: Tensor) -> dict[str, Tensor]:
         """The entries that the USB class's step takes; through USB's own method, which a class may override."""
@@ -268,21 +250,19 @@ class Host(USBAlgorithm):
         with usb_calls_on(self.device):
             return super().process_batch(names, **batch)
 
-    # ---------------------------------------------------------------------------------------------------- training
+    # -- training
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
-        """What surrounds training."""
-
         def tell(operation: str) -> None:
             text = f"{operation} has no deterministic algorithm here: equal seeds may give other weights"
             self.monitor.warn(text, text)
 
-        args = self.args
-        less = f"a smaller --total_batch (it is {args.total_batch}) or --net, --precision bf16 or --data_on host"
+        batch = self.settings.total_batch
+        less = f"a smaller --total_batch (it is {batch}) or --net, --precision bf16 or --data_on host"
         with (
             usb_calls_on(self.device),
-            deterministic_kernels(self.device, args.deterministic, tell),
+            deterministic_kernels(self.device, self.settings.deterministic, tell),
             memory_for("a training step", less),
         ):
             yield
@@ -291,8 +271,8 @@ class Host(USBAlgorithm):
         """The stage before training that some classes have (Dash); nothing for the others.
 
         Dash takes its first threshold from the loss on the "eval" loader, which is the test set. Here it sees the labelled
-        training images, as its paper says: test labels are never used in training. It also spends the steps of this stage
-        on the learning-rate schedule, which is over where the stage is as long as the training; here that begins anew.
+        training images, as its paper says: test labels are never used in training. The learning-rate schedule, on which it
+        spends the steps of this stage, begins anew.
         """
         stage = getattr(super(), "warmup", None)
         if stage is None or self.it > 0:
@@ -300,22 +280,20 @@ class Host(USBAlgorithm):
         assert self.scheduler is not None
         self._begin_alike()
         loaders, test = self.loader_dict, self.loader_dict["eval"]
-        loaders["eval"] = self.fixed_images(self.source.train[self.split.labelled])
+        loaders["eval"] = fixed_images(self, self.source.train[self.split.labelled])
         began, rates = dict(self.scheduler.state_dict()), [g["lr"] for g in self.optimizer.param_groups]
-        self._warming_up = True
         try:
             with self._computing():
                 stage()
         finally:
             loaders["eval"] = test
-            self._warming_up = False
         self.scheduler.load_state_dict(began)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
     def _begin_alike(self) -> None:
         """Give every process the first one's nets."""
-        for net in (self.model, self.ema_model):
+        for net in self.nets.values():
             distributed.copy_from_first_([*net.parameters(), *net.buffers()])
 
     def prepare_steps(self) -> None:
@@ -329,15 +307,16 @@ class Host(USBAlgorithm):
         self._begin_alike()
         with usb_calls_on(self.device):
             self.prepare_steps()
-        return (*step_loaders(self), self.loader_dict["eval"])
+        shared: dict[int, dict[str, Tensor]] = {}
+        return StepLoader(self, LABELLED, shared), StepLoader(self, UNLABELLED, shared), self.loader_dict["eval"]
 
     def train(self) -> None:
-        """Train from the present step to ``num_train_iter``; USB's hooks are called as USB calls them.
+        """Train from the present step to ``num_train_iter``, with USB's hooks.
 
         Raises:
             Interrupted: a stop was requested (see :meth:`request_stop`); a checkpoint has been written.
             DeviceError: out of memory.
-            NotFinite: the loss, the gradient or the weights are not finite.
+            NotFinite: the loss, the gradient or the weights.
         """
         self.model.train()
         self._begin_alike()
@@ -367,58 +346,47 @@ class Host(USBAlgorithm):
 
     def in_step(self) -> contextlib.AbstractContextManager[None]:
         """What surrounds every call of ``train_step``."""
-        begin_step(self.args.compile)
+        if self.settings.compile == "reduce-overhead":  # what the net's calls return is kept until the next step begins
+            torch.compiler.cudagraph_mark_step_begin()
         return no_waiting(self.device)
 
     def _epoch_of(self, step: int) -> int:
         return min(step // max(1, self.num_iter_per_epoch), self.epochs - 1)
 
-    def seconds(self) -> float:
-        """Seconds of training steps so far, over all continuations of the run; evaluation is not counted."""
-        return self.clock.seconds()
-
     def record(self, values: dict[str, float]) -> None:
-        """Log the values of the step that is ending: by the run's recorder if it has one, else as USB's train.py expects, to
-        the logger and the TensorBoard log that it gave."""
+        """Log the values of the step that is ending, without a recorder as USB's train.py does."""
         if self.recorder is not None:
             self.recorder.record(self, values)
             return
-        if self.logger is not None and not self.args.rank:
-            shown_values = ", ".join(f"{k.removeprefix('train/')} {v:.4g}" for k, v in values.items())
-            self.logger.info(f"{self.it + 1}/{self.num_train_iter} iterations: {shown_values}")
+        if self.logger is not None and not distributed.rank():
+            listed = ", ".join(f"{k.removeprefix('train/')} {v:.4g}" for k, v in values.items())
+            self.logger.info(f"{self.it + 1}/{self.num_train_iter} iterations: {listed}")
         if self.tb_log is not None:
             self.tb_log.update(values, self.it)
 
     def evaluate(self, eval_dest: str = "eval", out_key: str = "logits", return_logits: bool = False) -> dict[str, Any]:
-        """Loss (nats), accuracies, macro averages and mean entropy of the predictions (nats) of the averaged net; of the
-        live net before training has begun.
-
-        Keys are USB's (``eval/top-1-acc``, ...), with ``top-5-acc`` where there are more than five classes. Where
-        subclasses are sequestered, ``eval/labelled_classes/...`` and ``eval/unlabelled_classes/...`` give accuracy and
-        entropy over either kind of test image (paper, Figure 3).
-        """
+        """Metrics of the averaged net, before training of the live one: those of
+        :func:`muscle_plugin.training.evaluation.prediction_metrics` under USB's keys (``eval/top-1-acc``, ...)."""
         net = self.ema_model if isinstance(self.ema, EMA) else self.model
-        images = self.loader_dict[eval_dest]
-        scores, truth = predict(net, images, self.num_classes, self.device, self.amp_cm, out_key)
+        scores, truth = predict(self, net, self.loader_dict[eval_dest], out_key)
         groups = self.test_sequestered if eval_dest == "eval" else None
         out: dict[str, Any] = {f"{eval_dest}/{k}": v for k, v in prediction_metrics(scores, truth, groups).items()}
         if return_logits:
             out[f"{eval_dest}/logits"] = scores.cpu().numpy()
         return out
 
-    # -------------------------------------------------------------------------------------------------- checkpoints
+    # -- checkpoints
 
     def save_model(self, save_name: str, save_path: str | Path, *further: str) -> None:
-        """Write a checkpoint, whole or not at all: USB's keys (``model``, ``ema_model``, ``it``, ...), and everything
-        else that an exact continuation needs. With several processes the first one writes it.
+        """Write a checkpoint, whole or not at all; with several processes the first one writes it.
 
         Args:
             further: names under which to write the same once more.
 
         Raises:
-            NotFinite: something in them is not finite; the file that is there stays.
+            NotFinite: something in the weights; the file that is there stays.
             RuntimeError: the processes hold different weights.
-            WriteError: the disk is full, or refuses otherwise; earlier checkpoints are as they were.
+            WriteError: earlier checkpoints are as they were.
         """
         with self.clock.paused():
             self.monitor.check_now(self.it, self.nets)
@@ -430,16 +398,13 @@ class Host(USBAlgorithm):
                 self.recorder.flush()  # no step before the checkpoint's may be lost
             folder = Path(save_path)
             for name in (save_name, *further):
-                earlier = earlier_checkpoints(folder, self.args.keep_checkpoints - 1) if name == LATEST else ()
+                earlier = earlier_checkpoints(folder, self.settings.keep_checkpoints - 1) if name == LATEST else ()
                 save_tensors(folder / name, content, earlier)
                 if name == LATEST:
                     self.monitor.saved = self.it
 
     def load_model(self, load_path: str | Path, content: bytes | None = None) -> None:
-        """Go to the state of a checkpoint; the next step is the one after it.
-
-        Args:
-            content: of the file, if it has been read already.
+        """Go to the state of a checkpoint; its file's ``content`` may have been read already.
 
         Raises:
             InputError: unreadable, or of another run.
@@ -447,19 +412,19 @@ class Host(USBAlgorithm):
         checkpoint.restore(self, checkpoint.read(self, Path(load_path), content), load_path)
 
     def _save_if_due(self) -> None:
-        stopping = self._stopping()
-        evaluated = self.it % self.args.num_eval_iter == 0 or self.it == self.num_train_iter
+        stopping, last = self._stopping(), self.it == self.num_train_iter
+        evaluated = last or self.it % self.num_eval_iter == 0
         best = evaluated and self.evaluations and self.best_it == self.it - 1
-        latest = self.it % self.save_every == 0 or self.it == self.num_train_iter or stopping
+        latest = last or stopping or self.it % (self.settings.num_save_iter or self.num_eval_iter) == 0
         names = [name for name, due in ((BEST, best), (LATEST, latest)) if due]
         if names:
             self.save_model(names[0], self.run_dir, *names[1:])
         if self.recorder is not None and (evaluated or stopping):
             self.recorder.write_result(self)
-        if stopping and self.it < self.num_train_iter:
+        if stopping and not last:
             raise Interrupted(f"stopped after step {self.it} of {self.num_train_iter}; saved {self.run_dir / LATEST}")
 
-    # --------------------------------------------------------------------------------------------------------- stopping
+    # -- stopping
 
     def request_stop(self) -> None:
         """Make :meth:`train` save and raise :class:`Interrupted` after the step in progress."""
@@ -467,20 +432,9 @@ class Host(USBAlgorithm):
 
     def _stopping(self) -> bool:
         """Whether to stop after this step; all processes at the same one."""
-        if self.args.world_size > 1 and self.it % AGREE_EVERY and self.it < self.num_train_iter:
+        if distributed.world_size() > 1 and self.it % AGREE_EVERY and self.it < self.num_train_iter:
             return False
         return distributed.any_process(self.stop_requested)
-
-    def stop_if_warming_up(self) -> None:
-        """Called after each step, also of the stage before training, which USB's own loop takes to its end.
-
-        Raises:
-            Interrupted: a stop was requested in that stage; there is nothing to save yet.
-        """
-        if self._warming_up and self._stopping():
-            raise Interrupted(
-                "stopped in the stage before training, of which nothing is kept: the same command begins anew"
-            )
 
     @contextlib.contextmanager
     def stop_on_signals(self) -> Iterator[None]:

@@ -7,18 +7,18 @@ for the device anyway: at log steps, before evaluations and before checkpoints.
 from __future__ import annotations
 
 import math
-from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from muscle_plugin import distributed
 from muscle_plugin.errors import NotFinite
 from muscle_plugin.run_files import LATEST
+from muscle_plugin.settings.schema import RunSettings
+from muscle_plugin.training.state import StrictModel, plain
 
 #: Consecutive non-finite steps allowed under fp16 by default; the loss scaler leaves them out and scales down.
 FP16_STEPS = 20
@@ -31,10 +31,8 @@ LOSS, GRADIENT = "loss", "gradient"
 SHOWN = 10  # names of tensors in failure.json
 
 
-class MonitorState(BaseModel):
-    """What a checkpoint holds of a monitor; see there."""
-
-    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+class MonitorState(StrictModel):
+    """What a checkpoint holds of a :class:`TrainingMonitor`."""
 
     run: Tensor
     skipped: Tensor
@@ -52,7 +50,6 @@ class TrainingMonitor:
     """Knows whether a run's numbers are sound.
 
     Args:
-        device: of the losses.
         limit: consecutive non-finite steps to allow; one more ends the run.
         tell: shows a warning to the user.
         advise: what to do after a failure, given the step of the last checkpoint, or None without one.
@@ -61,6 +58,8 @@ class TrainingMonitor:
         run, longest: (), consecutive non-finite steps, now and at most.
         skipped: (), steps that the loss scaler left out.
         losses: (), steps whose loss was not finite.
+        first: names of a step's values -> (K,) float64, the first step at which each was not finite.
+        told: what a warning is about -> its text.
         saved: the step of the last checkpoint.
         last_line: the step and the training values of the last log line.
     """
@@ -71,33 +70,23 @@ class TrainingMonitor:
         self.limit = limit
         self._device, self._tell, self._advise = device, tell, advise
         self.run, self.longest, self.skipped, self.losses = torch.zeros(4, dtype=torch.int64, device=device).unbind()
-        #: names of a step's values -> (K,) float64, the first step at which each was not finite.
-        self._first: dict[tuple[str, ...], Tensor] = {}
-        self._losses_seen = 0.0
-        self._told: dict[str, str] = {}  # what a warning is about -> its text
+        self.first: dict[tuple[str, ...], Tensor] = {}
+        self.told: dict[str, str] = {}
         self.saved: int | None = None
         self.last_line: dict[str, float] = {}
-        self._low_entropy = self._one_class = 0
-        self._has_varied = False
-
-    # ------------------------------------------------------------------------------------------------------- each step
+        self.losses_seen = 0.0
+        self.low_entropy = self.one_class = 0
+        self.has_varied = False
 
     def observe(
-        self,
-        step: int,
-        loss: Tensor,
-        gradient: Tensor | None,
-        skipped: Tensor | None,
-        log: Mapping[str, object],
+        self, step: int, loss: Tensor, gradient: Tensor | None, skipped: Tensor | None, log: Mapping[str, object]
     ) -> None:
-        """Take in a step's values without reading them.
+        """Take in a step's values, which are not read yet.
 
         Args:
-            step: counted from 1.
             gradient: (), its norm, or any value that is finite if it is; None: not known.
             skipped: (), more than 0 if the loss scaler left the step out.
-            log: name -> what the step logs. Only floating-point scalars on the loss's device count: a number has been read
-                by the algorithm itself.
+            log: what the step logs, of which floating-point scalars on the loss's device count.
         """
         values = {LOSS: loss} | ({} if gradient is None else {GRADIENT: gradient})
         decisive = len(values)
@@ -106,9 +95,9 @@ class TrainingMonitor:
         stacked = torch.stack([v.detach().reshape(()) for v in values.values()])  # of the widest type among them
         bad = (stacked - stacked).ne(0)  # in fewer operations than isfinite: infinity less itself is no number
         names = tuple(values)
-        if names not in self._first:
-            self._first[names] = torch.full((len(names),), math.inf, dtype=torch.float64, device=bad.device)
-        first = torch.where(bad, self._first[names].clamp(max=step), self._first[names])
+        if names not in self.first:
+            self.first[names] = torch.full((len(names),), math.inf, dtype=torch.float64, device=bad.device)
+        first = torch.where(bad, self.first[names].clamp(max=step), self.first[names])
         self.run = torch.where(bad[:decisive].any(), self.run + 1, 0)
         self.longest = torch.maximum(self.longest, self.run)
         self.losses = self.losses + bad[0]
@@ -116,38 +105,29 @@ class TrainingMonitor:
             self.skipped = self.skipped + (skipped > 0)
         if self.limit:  # steps that were left out, and others after them, are over and done with
             first = torch.where((self.run == 0) & (self.longest <= self.limit), math.inf, first)
-        self._first[names] = first
-
-    # ---------------------------------------------------------------------------------------- where one waits anyway
+        self.first[names] = first
 
     def counts(self) -> dict[str, Tensor]:
         """What to read for :meth:`check`, by name."""
         return {"longest": self.longest, "losses": self.losses, "skipped": self.skipped}
 
     def check(self, step: int, counts: Mapping[str, float], means: Mapping[str, float]) -> None:
-        """At a log step: end the run after too many consecutive non-finite steps. A value that is not finite although the
-        loss is does not enter the loss: it is a warning, and training goes on.
-
-        Args:
-            counts: of :meth:`counts`, means over processes.
-            means: of the logged tensors, over steps and processes.
+        """At a log step: end the run after too many consecutive non-finite steps, and warn of logged ``means`` that are not
+        finite although the loss is, into which they do not enter then.
 
         Raises:
-            NotFinite: in all processes.
+            NotFinite: in all processes, by ``counts``, which are means over processes.
         """
         if counts["longest"] > self.limit:
             self._fail(step)
-        if counts["losses"] == self._losses_seen:
+        if counts["losses"] == self.losses_seen:
             for name, value in means.items():
                 if not math.isfinite(value):
                     self.warn(name, f"{name} is not finite, but the loss is: training goes on")
-        self._losses_seen = counts["losses"]
+        self.losses_seen = counts["losses"]
 
     def check_now(self, step: int, nets: Mapping[str, nn.Module]) -> None:
         """Before an evaluation or a checkpoint: check the nets too, whose last change no loss has seen.
-
-        Args:
-            nets: by the names that messages give them.
 
         Raises:
             NotFinite: in all processes.
@@ -163,23 +143,13 @@ class TrainingMonitor:
         if distributed.any_process(not all(flags)):
             self._fail(step, lost)
 
-    def _fail(self, step: int, lost: list[str] | None = None) -> NoReturn:
-        own = {n: at for names, t in self._first.items() for n, at in zip(names, t.tolist(), strict=True)}
+    def _fail(self, step: int, lost: Sequence[str] = ()) -> NoReturn:
+        own = {n: at for names, t in self.first.items() for n, at in zip(names, t.tolist(), strict=True)}
         first: dict[str, int] = {}
         for found in distributed.gather_objects(own):
             for name, at in found.items():
                 if math.isfinite(at):
                     first[name] = min(int(at), first.get(name, int(at)))
-        details = {
-            "noticed_at_step": step,
-            "not_finite_since_step": first,
-            "weights_not_finite": (lost or [])[:SHOWN],
-            "last_finite": self.last_line,
-            "last_checkpoint_step": self.saved,
-        }
-        raise NotFinite(self._describe(step, first, lost or []), details)
-
-    def _describe(self, step: int, first: dict[str, int], lost: list[str]) -> str:
         begin = min(first.values(), default=step)
         decisive = [n for n in (LOSS, GRADIENT) if n in first]
         what = f"the {' and the '.join(decisive)}" if decisive else lost[0] if lost else f"the {LOSS}"
@@ -191,34 +161,26 @@ class TrainingMonitor:
         if self.last_line:
             values = ", ".join(f"{k} {v:.4g}" for k, v in self.last_line.items() if k != "step")
             parts.append(f"last log line, step {self.last_line['step']:.0f}: {values}")
-        return "; ".join([*parts, self._advise(self.saved)])
-
-    # -------------------------------------------------------------------------------------------------------- warnings
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the user has been told."""
-        return list(self._told.values())
+        details = {
+            "noticed_at_step": step,
+            "not_finite_since_step": first,
+            "weights_not_finite": list(lost[:SHOWN]),
+            "last_finite": self.last_line,
+            "last_checkpoint_step": self.saved,
+        }
+        raise NotFinite("; ".join([*parts, self._advise(self.saved)]), details)
 
     def warn(self, about: str, text: str) -> None:
-        """Tell the user, once per run: on the terminal, in the log and in ``result.json``.
-
-        Args:
-            about: what the warning is about; another text about the same is not shown.
-        """
-        if about not in self._told:
-            self._told[about] = text
+        """Tell the user: on the terminal, in the log and in ``result.json``; once per run and subject."""
+        if about not in self.told:
+            self.told[about] = text
             self._tell(text)
 
     def see_entropy(self, step: int, entropy: float, num_classes: int) -> None:
-        """Warn of MUSCLE's collapse.
-
-        Args:
-            entropy: H(z), nats, mean since the last log line.
-        """
+        """Warn of MUSCLE's collapse, given the mean H(z) since the last log line in nats."""
         most = math.log(num_classes)
-        self._low_entropy = self._low_entropy + 1 if entropy < LOW_ENTROPY * most else 0
-        if self._low_entropy == LOW_ENTROPY_LINES:
+        self.low_entropy = self.low_entropy + 1 if entropy < LOW_ENTROPY * most else 0
+        if self.low_entropy == LOW_ENTROPY_LINES:
             self.warn(
                 "entropy",
                 f"H(z) has collapsed: {entropy:.3f} nats at step {step}, of at most {most:.2f}: nearly all images get one"
@@ -232,34 +194,25 @@ class TrainingMonitor:
 
         Args:
             share: of the test images that get the class most often given.
-            largest: share of the test images that are of the largest class; over one half, such a net may be right.
+            largest: share of the test images that are of the largest class.
             last: whether the run ends here.
         """
-        if largest > 0.5:
+        if largest > 0.5:  # such a net may be right
             return
-        self._has_varied |= share <= 0.5
-        self._one_class = self._one_class + 1 if share > ONE_CLASS else 0
-        if self._one_class and (last or (self._has_varied and self._one_class >= ONE_CLASS_EVALUATIONS)):
+        self.has_varied |= share <= 0.5
+        self.one_class = self.one_class + 1 if share > ONE_CLASS else 0
+        if self.one_class and (last or (self.has_varied and self.one_class >= ONE_CLASS_EVALUATIONS)):
             self.warn(
                 "one class",
                 f"{100 * share:.1f} % of the test images are given one and the same class at step {step}"
                 " (a smaller --lr may help; with --ema_m near 1 a short run's averaged net has not caught up yet)",
             )
 
-    # ----------------------------------------------------------------------------------------------------- checkpoints
-
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {
-            **{k: getattr(self, k).detach().cpu().clone() for k in ("run", "skipped", "losses")},
-            "first": [(list(names), t.detach().cpu().clone()) for names, t in self._first.items()],
-            "told": dict(self._told),
-            "last_line": dict(self.last_line),
-            "losses_seen": self._losses_seen,
-            "low_entropy": self._low_entropy,
-            "one_class": self._one_class,
-            "has_varied": self._has_varied,
-        }
+        """The content of a :class:`MonitorState`."""
+        content = {name: getattr(self, name) for name in MonitorState.model_fields}
+        content["first"] = [([*names], at) for names, at in self.first.items()]
+        return {k: plain(v) for k, v in content.items()}
 
     def load_state_dict(self, state: MonitorState) -> None:
         """Undo :meth:`state_dict`. ``longest`` begins anew: more steps may be allowed now."""
@@ -267,23 +220,24 @@ class TrainingMonitor:
             t.to(self._device, torch.int64).reshape(()) for t in (state.run, state.skipped, state.losses)
         )
         self.longest = self.run
-        self._first = {tuple(names): t.to(self._device).reshape(len(names)) for names, t in state.first}
-        self._told, self.last_line = state.told, state.last_line
-        self._losses_seen, self._low_entropy = state.losses_seen, state.low_entropy
-        self._one_class, self._has_varied = state.one_class, state.has_varied
+        self.first = {tuple(names): t.to(self._device).reshape(len(names)) for names, t in state.first}
+        self.told, self.last_line, self.losses_seen = state.told, state.last_line, state.losses_seen
+        self.low_entropy, self.one_class, self.has_varied = state.low_entropy, state.one_class, state.has_varied
 
 
-def advice(args: Namespace, precision: str, run_dir: Path, saved: int | None) -> str:
-    """What to do about a loss that is not finite, given a run's settings and the step of its last checkpoint."""
-    path = run_dir / LATEST
-    kept = "no checkpoint had been written"
-    if saved is not None:
-        kept = f"the last checkpoint, {path} of step {saved}, is from before and whole"
-    helps = [f"a smaller --lr (it is {args.lr:g})"]
-    if not args.clip_grad:
+def advice(settings: RunSettings, precision: str, run_dir: Path, saved: int | None) -> str:
+    """What to do about a loss that is not finite, given the step of the run's last checkpoint."""
+    helps = [f"a smaller --lr (it is {settings.lr:g})"]
+    if not settings.clip_grad:
         helps.append("--clip_grad 1")
     if precision == "fp16":
         helps.append("--precision bf16 or fp32")
-    again = " (--resume would fail at the same step)" if saved is not None else ""
+    helpful = f"what usually helps: {', '.join(helps)}, in a run of another --save_name"
+    if saved is None:
+        return f"no checkpoint had been written; {helpful}"
+    path = run_dir / LATEST
     start = f", or one from that checkpoint's weights by --init_from {path}" if saved else ""
-    return f"{kept}; what usually helps: {', '.join(helps)}, in a run of another --save_name{start}{again}"
+    return (
+        f"the last checkpoint, {path} of step {saved}, is from before and whole; {helpful}{start} (--resume would fail at the"
+        " same step)"
+    )

@@ -1,77 +1,52 @@
-"""Prepares a run's nets: memory layout, compilation, initial weights."""
+"""Prepares a run's nets: batch norm over processes, initial weights, memory layout, ``torch.compile``."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
+from muscle_plugin import distributed
 from muscle_plugin.data.batches import Batches
-from muscle_plugin.nets.build import NetBuilder
+from muscle_plugin.errors import CompileError, InputError
 from muscle_plugin.nets.weights import load_weights
 from muscle_plugin.run_files import checkpoint_of
+from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.text import first_line, out_of_memory
-from muscle_plugin.training.batch_norm import synchronise_batch_norm
-from muscle_plugin.training.compiled import compile_net
 from muscle_plugin.usb.calls import usb_calls_on
 
 
-def options_of(net_builder: NetBuilder | None) -> dict[str, Any]:
-    """What was asked of a net besides its name."""
-    return dict(getattr(net_builder, "keywords", {}).get("options") or {})
-
-
-def place(net: nn.Module, args: Namespace, device: torch.device) -> nn.Module:
-    """The net on its device; with several processes and ``sync_bn``, with batch statistics over all of them."""
-    if args.world_size > 1 and args.sync_bn:
-        net = synchronise_batch_norm(net, device)
-    return net.to(device)
-
-
-def prepare(nets: Sequence[nn.Module], args: Namespace, batches: Batches, device: torch.device) -> list[str]:
+def prepare(nets: Sequence[nn.Module], settings: RunSettings, batches: Batches, device: torch.device) -> list[str]:
     """Give the first of equal nets the weights that ``init_from`` names, and all of them their memory layout and compiled
     forward; returns notes for the user."""
-    notes = []
-    if args.init_from:
-        count = load_weights(nets[0], checkpoint_of(Path(args.init_from)), args.init_head)
-        notes.append(f"{count} of the net's {len(nets[0].state_dict())} tensors are from {args.init_from}")
-    fault = _lay_channels_last(nets, batches.channels, args.img_size, device)
-    if fault is not None:
-        notes.append(f"net {args.net} cannot compute channels last, which is faster ({fault})")
-    batches.channels_last = fault is None
-    for net in nets:
-        compile_net(net, args.compile)
-    return notes
-
-
-def _lay_channels_last(nets: Sequence[nn.Module], channels: int, size: int, device: torch.device) -> str | None:
-    """Keep the weights and images of equal nets channels last, which makes convolutions a sixth faster, on a CPU too.
-
-    Returns:
-        None, or why the nets cannot compute so (one may flatten feature maps by ``view``); they are as they were then.
-    """
-    first, layout = nets[0], torch.channels_last
-    blank = torch.zeros(2, channels, size, size, device=device).contiguous(memory_format=layout)
-    was_training = first.training
+    first, size, notes = nets[0], settings.img_size, []
+    if settings.init_from:
+        count = load_weights(first, checkpoint_of(Path(settings.init_from)), settings.init_head)
+        notes.append(f"{count} of the net's {len(first.state_dict())} tensors are from {settings.init_from}")
+    # channels last makes convolutions a sixth faster, on a CPU too
+    blank = torch.zeros(2, batches.channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
     first.eval()
-    fault = None
     try:
         with torch.no_grad(), usb_calls_on(device):
-            first.to(memory_format=layout)(blank)
-    except (RuntimeError, ValueError) as e:
+            first.to(memory_format=torch.channels_last)(blank)
+        batches.channels_last = True
+    except (RuntimeError, ValueError) as e:  # of a net that flattens feature maps by ``view``
         if out_of_memory(e):
             raise
         first.to(memory_format=torch.contiguous_format)
-        fault = first_line(e)
-    else:
-        for net in nets:
-            net.to(memory_format=layout).register_forward_pre_hook(_images_channels_last)
-    first.train(was_training)
-    return fault
+        notes.append(f"net {settings.net} cannot compute channels last, which is faster ({first_line(e)})")
+    first.train()
+    for net in nets:
+        if batches.channels_last:
+            net.to(memory_format=torch.channels_last).register_forward_pre_hook(_images_channels_last)
+        compile_net(net, settings.compile)
+    return notes
 
 
 def _images_channels_last(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -81,3 +56,96 @@ def _images_channels_last(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
     if isinstance(images, Tensor) and images.dim() == 4:
         images = images.contiguous(memory_format=torch.channels_last)
     return (images, *rest)
+
+
+class CompiledForward:
+    """Stands in for ``net.forward``: compiled while the net trains, as written while it evaluates.
+
+    As an attribute of the instance it is inside ``net.__call__``: hooks on the net (MUSCLE's forward capture) and USB's
+    batch-norm controller stay outside the compiled part, and parameters keep their names. A compiled graph serves one batch
+    size; the second size compiles one for any size. A copy of the net has its own.
+    """
+
+    def __init__(self, net: nn.Module, mode: str) -> None:
+        self.net, self.mode = net, mode
+        self.as_written = type(net).forward.__get__(net)
+        self.compiled = torch.compile(self.as_written, mode=mode)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.net.training:
+            return self.as_written(*args, **kwargs)
+        try:
+            return self.compiled(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as e:
+            if out_of_memory(e):
+                raise
+            raise CompileError(
+                f"compile: {type(self.net).__name__} cannot be compiled ({type(e).__name__}: {first_line(e)}); use --compile no"
+            ) from e
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledForward:
+        return CompiledForward(memo[id(self.net)], self.mode)
+
+
+def compile_net(net: nn.Module, mode: str) -> None:
+    """Compile the forward pass of a net, at its first call; modes are those of ``torch.compile``, or ``no``."""
+    if mode != "no":
+        net.forward = CompiledForward(net, mode)
+
+
+def check_compiler(mode: str, device: torch.device) -> None:
+    """Raise a CompileError that says what is missing if nothing can be compiled here."""
+    if mode == "no":
+        return
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
+    try:
+        torch.compile(lambda x: x.sin() + 1, mode=mode)(torch.zeros(8, device=device))
+    except Exception as e:  # whatever a compiler, or its absence, brings up
+        if out_of_memory(e):
+            raise
+        if device.type == "cpu" and not any(shutil.which(c) for c in ("g++", "clang++", "c++")):
+            raise CompileError("compile: needs a C++ compiler such as g++, which is not here; use --compile no") from e
+        what = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler that works"
+        raise CompileError(f"compile: needs {what} ({type(e).__name__}: {first_line(e)}); use --compile no") from e
+
+
+class _SyncOnCPU(nn.SyncBatchNorm):
+    """PyTorch's ``SyncBatchNorm``, which needs GPUs, on CPUs; for the same number of images in every process."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or distributed.world_size() == 1:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum or 0.0,
+                self.eps,
+            )  # fmt: skip
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        others = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        mean = distributed.mean(x.mean(others))
+        centred = x - mean.view(shape)
+        variance = distributed.mean((centred**2).mean(others))
+        n = x.numel() // x.shape[1] * distributed.world_size()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * n / max(n - 1, 1), share)
+        out = centred * (variance + self.eps).rsqrt().view(shape)
+        return out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out
+
+
+def synchronise_batch_norm(net: nn.Module, device: torch.device) -> nn.Module:
+    """The net with its batch norms' statistics taken over all processes.
+
+    Raises:
+        InputError: the net has a kind of batch norm that only a GPU can synchronise.
+    """
+    net = convert_sync_batchnorm(net)
+    for name, module in net.named_modules() if device.type != "cuda" else ():
+        if type(module) is nn.SyncBatchNorm:
+            module.__class__ = _SyncOnCPU
+        elif isinstance(module, nn.SyncBatchNorm):
+            raise InputError(f"sync_bn: {type(module).__name__} ({name}) needs GPUs; give --sync_bn false")
+    return net

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from muscle_plugin.training.ema import EMA
+    from muscle_plugin.training.hooks import EMA
     from muscle_plugin.training.host import Host
 
 #: A step's results by name: USB's ``out_dict`` and ``log_dict``.
@@ -27,8 +27,6 @@ StepOutput = tuple[dict[str, Any], dict[str, Any]]
 
 
 class TensorBoardLog(Protocol):
-    """USB's ``TBLog``."""
-
     def update(self, tb_dict: dict[str, float], it: int) -> object: ...
 
 
@@ -49,7 +47,7 @@ class BatchNormController(Protocol):
 
 
 class USBAlgorithm:
-    """What this package uses of USB's ``AlgorithmBase``: for type checkers, in place of the USB class."""
+    """What this package uses of USB's ``AlgorithmBase``: its stand-in for type checkers."""
 
     args: Namespace
     num_classes: int
@@ -65,6 +63,7 @@ class USBAlgorithm:
     best_eval_acc: float
     ema_m: float
     clip_grad: float
+    net_builder: NetBuilder | None
     model: nn.Module
     ema_model: nn.Module
     ema: EMA | None

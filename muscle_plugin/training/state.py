@@ -2,8 +2,8 @@
 
 Class-wise thresholds, queues and moving averages are such attributes; USB's ``get_save_dict`` knows some of them. Here every
 attribute of a USB class that is a tensor, an array, a number, a text, an object with a ``state_dict``, or a plain container of
-these is taken, whenever it came into being, so that a class that forgets to save something resumes exactly all the same.
-Attributes of this package's own mixins are never taken: :mod:`muscle_plugin.training.checkpoint` saves by name what must last.
+these is taken, so that a class that forgets to save something resumes exactly all the same. Attributes of this package's own
+mixins are never taken: :mod:`muscle_plugin.training.checkpoint` saves by name what must last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.usb.names import AlgorithmBase
@@ -26,20 +27,21 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=type)
 
-#: Attributes of USB's base class that settings or the place of a run fix, or that hold no state.
-INFRASTRUCTURE = frozenset([
+#: Attributes of USB's base class that hold no state, or that :mod:`muscle_plugin.training.checkpoint` saves by name.
+NOT_CAPTURED = frozenset([
     "args", "algorithm", "tb_log", "print_fn", "net_builder", "dataset_dict", "loader_dict", "hooks_dict", "_hooks", "out_dict",
     "log_dict", "results_dict", "save_dir", "save_name", "resume", "gpu", "rank", "world_size", "distributed", "ngpus_per_node",
     "num_classes", "num_train_iter", "num_iter_per_epoch", "num_eval_iter", "num_log_iter", "epochs", "start_epoch", "use_amp",
     "amp_cm", "ema", "bn_controller",
-])  # fmt: skip
-#: Attributes of USB's base class that :mod:`muscle_plugin.training.checkpoint` saves by name.
-SAVED_BY_NAME = frozenset([
     "it", "epoch", "best_it", "best_eval_acc", "model", "ema_model", "optimizer", "scheduler", "loss_scaler",
 ])  # fmt: skip
-#: What USB gives every hook.
-OF_HOOKS = frozenset(["name", "priority"])
 _SKIP = object()
+
+
+class StrictModel(BaseModel):
+    """A part of a checkpoint, whose types are checked and not converted."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 def outside_state(cls: C) -> C:
@@ -49,24 +51,20 @@ def outside_state(cls: C) -> C:
 
 
 def _left_out(obj: object) -> frozenset[str]:
-    of_usb = INFRASTRUCTURE | SAVED_BY_NAME if isinstance(obj, AlgorithmBase) else OF_HOOKS
+    of_usb = NOT_CAPTURED if isinstance(obj, AlgorithmBase) else frozenset(["name", "priority"])  # which each hook has
     return of_usb.union(*(vars(c).get("_outside_state", ()) for c in type(obj).__mro__))
-
-
-def _fits_its_storage(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def plain(value: object, copy: bool = False) -> Any:
     """Tensors, and NumPy's scalars as Python's, in nested containers.
 
     Args:
-        copy: clone every tensor; without it only those that share their memory with more than themselves, which would be
-            written to a file too.
+        copy: clone every tensor; without it only those that are part of a larger one, which would be written to a file too.
     """
     if isinstance(value, Tensor):
         tensor = value.detach()
-        return tensor.clone() if copy or not _fits_its_storage(tensor) else tensor
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        return tensor.clone() if copy or not whole else tensor
     if isinstance(value, dict):
         return {k: plain(v, copy) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -75,7 +73,7 @@ def plain(value: object, copy: bool = False) -> Any:
 
 
 def _pack(value: object, copy: bool) -> Any:
-    """What ``torch.load(weights_only=True)`` accepts, or ``_SKIP``; arrays, containers and objects by their kind."""
+    """What ``torch.load(weights_only=True)`` accepts, marked by its kind if it is no scalar or tensor; or ``_SKIP``."""
     if value is None or isinstance(value, (bool, int, float, str, np.generic, Tensor)):
         return plain(value, copy)
     if isinstance(value, np.ndarray):
@@ -105,11 +103,7 @@ def _unpack(packed: object, on: torch.device | None) -> Any:
 
 
 def capture_object(obj: object, copy: bool = False) -> dict[str, Any]:
-    """The attributes of one object that are state, by name.
-
-    Args:
-        copy: clone tensors, so that what happens next does not change them.
-    """
+    """The attributes of one object that are state, by name; tensors are those of the object, or clones."""
     left_out = _left_out(obj)
     packed = {k: _pack(v, copy) for k, v in vars(obj).items() if k not in left_out}
     return {k: v for k, v in packed.items() if v is not _SKIP}
@@ -120,8 +114,8 @@ def _is_object(packed: object) -> bool:
 
 
 def _may_set(obj: object, name: str, packed: object) -> bool:
-    """Whether a file may set an attribute: one that :func:`capture_object` would take, to a value of the same kind. A file
-    must not put other paths, settings or methods in place."""
+    """Whether a file may set an attribute: one that :func:`capture_object` takes, to a value of the same kind, so that no file
+    puts other paths, settings or methods in place."""
     of_class = getattr(type(obj), name, None)
     if name in _left_out(obj) or name.startswith("__") or callable(of_class) or isinstance(of_class, property):
         return False
@@ -139,7 +133,7 @@ def restore_object(obj: object, state: dict[str, Any], on: torch.device | None =
     """Undo :func:`capture_object`; state that has come into being since is deleted.
 
     Args:
-        on: where tensors go; one whose attribute lives on another device already stays there. None: where they are.
+        on: where tensors go, unless the attribute is a tensor elsewhere; None: where they are.
 
     Raises:
         InputError: it would set what is no state.
@@ -173,12 +167,12 @@ def restore(algorithm: Host, state: dict[str, Any], on: torch.device | None = No
 @contextlib.contextmanager
 def undone(algorithm: Host) -> Iterator[None]:
     """Undo at the end what a ``train_step`` without the optimiser's update changes, bit for bit: the state of USB's classes,
-    batch statistics and random generators. Weights, which such a step leaves alone, are not copied.
+    batch statistics and random generators.
 
     Raises:
-        InputError: it has changed weights.
+        InputError: it has changed weights, which are not copied.
     """
-    nets: tuple[nn.Module, ...] = (algorithm.model, algorithm.ema_model)
+    nets = algorithm.nets.values()
     versions = [(p, p._version) for net in nets for p in net.parameters()]  # PyTorch counts changes in place
     buffers = [{name: b.clone() for name, b in net.named_buffers()} for net in nets]
     before, generators = capture(algorithm, copy=True), capture_random(algorithm.device)
@@ -197,7 +191,7 @@ def undone(algorithm: Host) -> Iterator[None]:
 
 
 def capture_random(device: torch.device) -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's global generators; of GPUs, of the one that ``device`` is, if it is one."""
+    """The states of Python's, NumPy's and PyTorch's global generators, and of the GPU ``device``."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": _pack(random.getstate(), copy=False),
