@@ -1,7 +1,5 @@
-"""Where the images of a step come from: the device's memory or, for sets that do not fit there, a DataLoader's workers.
-
-Both give the same images for the same step, so a run's views do not depend on the choice.
-"""
+"""Which images a step takes, and where they come from: the device's memory or, for sets that do not fit there, a DataLoader's
+workers. Both give the same images for the same step, so a run's views do not depend on the choice."""
 
 from __future__ import annotations
 
@@ -12,11 +10,46 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from muscle_plugin.data.sampler import IndexStream
+from muscle_plugin.seeding import derive
 
 #: A set stays on the device if it takes no more than this share of the free memory.
 SHARE = 0.5
 _NO_END = 2**62  # steps; a loader is asked for as many as training needs
+
+
+class IndexStream:
+    """Batches of indices from an endless chain of permutations of ``range(n)``.
+
+    Every pass holds each index once; a batch may span two passes, so that no image is dropped and few (labelled) images
+    repeat equally often. Batch t is a function of (seed, name, t): there is no state to save.
+
+    Args:
+        batch: indices per batch, over all processes.
+        name: streams of different names are independent.
+        rank, world: this process and their number; each takes its own part of the batch, equal to within one image.
+    """
+
+    def __init__(self, n: int, batch: int, seed: int, name: str, rank: int = 0, world: int = 1) -> None:
+        self.n, self.batch_size, self._seed, self._name = n, batch, seed, name
+        self._part = slice(rank * batch // world, (rank + 1) * batch // world)
+        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def _permutation(self, number: int) -> Tensor:
+        if number != self._pass:
+            generator = torch.Generator().manual_seed(derive(self._seed, "order", self._name, number))
+            self._pass, self._order = number, torch.randperm(self.n, generator=generator)
+        return self._order
+
+    def batch(self, step: int) -> Tensor:
+        """Return this process's part of the batch of a step, counted from 0: int64 indices."""
+        parts, first = [torch.empty(0, dtype=torch.int64)], step * self.batch_size
+        start, stop = first + self._part.start, first + self._part.stop
+        while start < stop:
+            number, offset = divmod(start, self.n)
+            take = min(stop - start, self.n - offset)
+            parts.append(self._permutation(number)[offset : offset + take])
+            start += take
+        return torch.cat(parts)
 
 
 def fits(images: Tensor, device: torch.device) -> bool:
@@ -35,18 +68,15 @@ class ResidentImages:
         images: (P, channels, H, W) uint8.
         members: kind of image -> (n,) int64 indices of the images of that kind.
         streams: kind -> the order in which they are drawn.
-        device: where the images are to live.
-
-    Attributes:
-        pool: all images, on the device, contiguous.
+        device: where all images live, contiguous, as ``pool``.
     """
 
     def __init__(
         self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device
     ) -> None:
         self.pool = images.to(device).contiguous()  # image after image, whatever the source has them in
-        self._members, self._there = dict(members), {k: m.to(device) for k, m in members.items()}
-        self._streams = dict(streams)
+        self._members, self._there = members, {k: m.to(device) for k, m in members.items()}
+        self._streams = streams
 
     def draw(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Kind -> (n,) the step's indices among the images of that kind, and their rows in the pool; on the CPU."""
@@ -70,15 +100,9 @@ class _Steps(Dataset):
 
 
 class StreamedImages:
-    """The same, gathered ahead by worker processes from the host's memory or a mapped file.
+    """The same, gathered ahead by ``workers`` processes (0: when asked) from the host's memory or a mapped file, ``pool``.
 
     Consecutive steps are cheap; any other step restarts the workers.
-
-    Args:
-        workers: processes; 0: gather when asked.
-
-    Attributes:
-        pool: all images, where the source has them.
     """
 
     def __init__(
@@ -123,13 +147,11 @@ class StreamedImages:
 
 
 class FixedImages:
-    """Images without augmentation, in order: what evaluation iterates. Its length is the number of batches of all processes.
+    """Images without augmentation, in order, as evaluation iterates them; its length is the batches of all processes together.
 
     Args:
-        images: (P, channels, H, W) uint8, anywhere.
-        members: (n,) int64 indices of the images to give.
-        labels: (n,) their labels.
-        batch: images at a time.
+        images: (P, channels, H, W) uint8, on any device.
+        members: (n,) int64 indices of the images to give, whose ``labels`` are (n,).
         device: where the batches go.
         rank, world: this process and their number; each iterates its own part.
     """
@@ -144,8 +166,8 @@ class FixedImages:
         normalise: Callable[[Tensor], Tensor],
         batch: int,
         device: torch.device,
-        rank: int = 0,
-        world: int = 1,
+        rank: int,
+        world: int,
     ) -> None:
         self._images, self._members, self._labels = images, members.to(images.device), labels
         self._normalise, self._batch, self._device = normalise, batch, device
