@@ -13,7 +13,7 @@ from muscle_plugin.data.datasets.miniimagenet import miniimagenet
 from muscle_plugin.data.datasets.plugin import plugin_dataset
 from muscle_plugin.data.datasets.stl10 import stl10
 from muscle_plugin.data.datasets.svhn import svhn, svhn_noextra
-from muscle_plugin.data.source import Source, SourceOptions
+from muscle_plugin.data.source import Source, SourceOptions, resize
 
 __all__ = ["READERS", "load_source"]
 
@@ -40,4 +40,4 @@ def load_source(dataset: str, options: SourceOptions) -> Source:
     options = replace(options, data_dir=options.data_dir.expanduser())
     reader = READERS.get(dataset)
     source = reader(options) if reader else plugin_dataset(dataset, options)
-    return source.resized(options.img_size)
+    return replace(source, images=resize(source.images, options.img_size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,13 +23,7 @@ def read_image_files(
     options: SourceOptions,
     notes: Sequence[str] = (),
 ) -> Source:
-    """Make a data set of image files below ``root``.
-
-    Args:
-        name: the data set's name, with which its array file's name begins.
-        labels: one per file; -1 for none.
-        test: whether each file is a test image.
-        notes: remarks to which those on unreadable files are added.
+    """Make a data set of image files below ``root``, of which each has a label (-1: none) and is a test image or not.
 
     Raises:
         DataError: a link leads out of ``root``, or a file is unreadable, and the options do not allow it.
@@ -48,6 +42,16 @@ def read_image_files(
     train, tested = ((good & chosen).nonzero().flatten() for chosen in (~is_test, is_test))
     names = [str(name_below(root, f)) for f in files]
     return Source(packed.images, torch.tensor(labels), train, tested, tuple(classes), notes=tuple(notes), names=names)
+
+
+def read_classes(
+    name: str, root: Path, classes: Mapping[str, tuple[Sequence[Path], Collection[int]]], options: SourceOptions
+) -> Source:
+    """Make a data set of the files of each class, and the positions of the test images among them."""
+    files = [f for members, _ in classes.values() for f in members]
+    labels = [c for c, (members, _) in enumerate(classes.values()) for _ in members]
+    test = [i in tested for members, tested in classes.values() for i in range(len(members))]
+    return read_image_files(name, root, files, labels, test, list(classes), options)
 
 
 def class_folders(folder: Path) -> list[Path]:

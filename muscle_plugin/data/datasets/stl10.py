@@ -15,10 +15,7 @@ _AT_A_TIME = 1024  # images
 
 
 def stl10(options: SourceOptions) -> Source:
-    """Read STL-10: 5,000 labelled and 100,000 unlabelled training images, 8,000 test images, 96 x 96.
-
-    The images take 3.1 GB; they are read and resized a part at a time.
-    """
+    """Read STL-10: 5,000 labelled and 100,000 unlabelled training images, 8,000 test images, 96 x 96 (3.1 GB)."""
     root = find_or_download("stl10", options.data_dir, "stl10_binary", ("train_X.bin",))
 
     def content(file: str) -> np.ndarray:
