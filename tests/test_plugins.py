@@ -133,8 +133,8 @@ def test_its_arguments_are_settings(tmp_path, capsys):
     assert (settings.strength, settings.plugins) == (3.0, (plugin,))
 
 
-def test_the_registry_knows_what_a_step_may_ask_for():
-    assert set(STEP_PARAMETERS) == {*views.VIEWS, *views.INDICES, *views.ROTATIONS}
+def test_the_registry_knows_every_view():
+    assert views.VIEWS.keys() < set(STEP_PARAMETERS)
 
 
 def test_an_algorithm_that_is_hosted_already_is_refused(tmp_path):

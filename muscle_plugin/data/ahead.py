@@ -17,16 +17,13 @@ _ALIGNED = 16  # bytes
 class OneAhead(Generic[T]):
     """Calls ``draw(step)``, and in a thread ``draw(step + 1)`` before it is asked for.
 
-    Args:
-        draw: a function of the step alone, until :meth:`forget` is called.
-        device: the GPU for which it draws.
+    ``draw`` must be a function of the step alone, until :meth:`forget` is called.
     """
 
     def __init__(self, draw: Callable[[int], T], device: torch.device) -> None:
-        begin: Callable[[], None] | None = None
+        begin = None
         if device.type == "cuda":  # a thread begins on the first GPU, which may not be this one
-            index = torch.cuda.current_device() if device.index is None else device.index
-            begin = partial(torch.cuda.set_device, index)
+            begin = partial(torch.cuda.set_device, torch.cuda.current_device() if device.index is None else device)
         self._pool = ThreadPoolExecutor(1, "draws", begin)
         self._draw, self._next = draw, (-1, Future[T]())
 
@@ -60,9 +57,7 @@ class Parcel:
 
     def _places(self, buffer: Tensor) -> dict[str, Tensor]:
         parts = zip(self._like.items(), buffer.split(self._sizes), strict=True)
-        return {
-            n: part[: dtype.itemsize * shape.numel()].view(dtype).view(shape) for (n, (dtype, shape)), part in parts
-        }
+        return {n: part[: t.itemsize * shape.numel()].view(t).view(shape) for (n, (t, shape)), part in parts}
 
     def unpack(self) -> dict[str, Tensor]:
         """Return the tensors on the device, by name."""

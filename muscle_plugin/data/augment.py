@@ -1,9 +1,8 @@
 """Batched augmentations: (N, C, H, W) uint8 images, C = 1 or 3, on any device, with parameters drawn per image.
 
-They return uint8 images, or float images in [0, 1] where they interpolate (digits). An augmentation is two functions: one
-draws the parameters, on the CPU and without the images, so that this can be done ahead; the other applies them, on the
-images' device. An image's view depends on its own random numbers alone, and is the same on every device; what is drawn is
-known without waiting for a GPU. A new augmentation is two functions and a line in ``AUGMENTATIONS``.
+They return uint8 images, or float images in [0, 1] where they interpolate (digits). A new augmentation is two functions and a
+line in ``AUGMENTATIONS``: one draws the parameters, on the CPU and without the images, so that this can be done ahead; the
+other applies them, on the images' device. The views are the same on every device.
 """
 
 from __future__ import annotations
@@ -40,20 +39,14 @@ class Augmentation:
         return self.apply(images, self.draw(BatchRandom.of(generator, len(images)), images.shape[1:]))
 
 
-def to_float(images: Tensor) -> Tensor:
-    """Convert uint8 images to float images in [0, 1]."""
-    return images.float() / 255
-
-
 def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
     """Rotate, scale, shear and shift each image about its centre (bilinear; outside is 0).
 
     Args:
-        images: (N, channels, H, W) float.
-        angle: (N,) radians, positive turns the content counter-clockwise.
-        scale: (N,) magnification.
-        shear: (N,) horizontal shear, as the tangent of its angle.
-        shift_x, shift_y: (N,) shift of the content, as a fraction of the image's side.
+        images: (N, channels, H, W) float; the parameters are (N,).
+        angle: radians, positive turns the content counter-clockwise.
+        shear: horizontal, as the tangent of its angle.
+        shift_x, shift_y: of the content, as a fraction of the image's side.
     """
     if not len(images):
         return images.clone()  # affine_grid takes no empty batch
@@ -68,13 +61,8 @@ def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x:
 
 def _draw_distortion(random: BatchRandom, angle: float, scale: float, shear: float, shift: float) -> tuple[Tensor, ...]:
     """Parameters of ``affine``, from the largest angle (radians), logarithm of the scale, shear and shift (of the side)."""
-    return (
-        random.uniform(-angle, angle),
-        torch.exp(random.uniform(-scale, scale)),
-        random.uniform(-shear, shear),
-        random.uniform(-shift, shift),
-        random.uniform(-shift, shift),
-    )
+    turn, size, slant, x, y = (random.uniform(-most, most) for most in (angle, scale, shear, shift, shift))
+    return turn, size.exp(), slant, x, y
 
 
 def _draw_digits_hard(random: BatchRandom, shape: tuple[int, ...]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
@@ -84,14 +72,14 @@ def _draw_digits_hard(random: BatchRandom, shape: tuple[int, ...]) -> tuple[tupl
 
 def _digits_hard(images: Tensor, drawn: tuple[tuple[Tensor, ...], Tensor, Tensor]) -> Tensor:
     distortion, contrast, noise = drawn
-    x = affine(to_float(images), *distortion)
+    x = affine(images.float() / 255, *distortion)
     return x * contrast.to(x.device, non_blocking=True) + noise.to(x.device, non_blocking=True)
 
 
 #: Rotation to 0.25 rad, scale by 0.86 to 1.16, shear to 0.2, shift to a tenth of the side: another hand's digit.
 digits_weak = Augmentation(
     lambda random, _: _draw_distortion(random, 0.25, 0.15, 0.2, 0.1),
-    lambda images, drawn: affine(to_float(images), *drawn),
+    lambda images, drawn: affine(images.float() / 255, *drawn),
 )
 #: Rotation to 0.35 rad, scale by 0.78 to 1.28, shear to 0.3, shift to an eighth, contrast to 30 %, noise.
 #: No flips: they turn one digit into another, or into none.
@@ -101,7 +89,8 @@ digits_hard = Augmentation(_draw_digits_hard, _digits_hard)
 def _draw_crop(random: BatchRandom, shape: tuple[int, ...], flip: bool = False) -> Plan:
     y, x = (max(1, side // 8) for side in shape[1:])
     top, left = random.integers(2 * y + 1), random.integers(2 * x + 1)
-    return Plan.of_window(Window(top, left, random.coins() if flip else None, (y, x)))
+    none = top.new_empty(0, len(top))
+    return Plan(none, none.float(), window=Window(top, left, random.coins() if flip else None, (y, x)))
 
 
 #: Random translation by up to an eighth of the side (4 of 32 pixels), whole pixels, the border reflected.
@@ -184,11 +173,7 @@ AFTER_WEAK: frozenset[str] = frozenset({"randaugment", "randaugment_usb"})
 
 
 def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = None) -> Augmentation:
-    """Return the augmentation of this name; RandAugment follows ``weak``.
-
-    Args:
-        weak: the augmentation before those in ``AFTER_WEAK``; None for none.
-        ops: operations per view; None for the augmentation's own number.
+    """Return the augmentation of this name, after ``weak`` if it is one of ``AFTER_WEAK``, with ``ops`` operations per view.
 
     Raises:
         DataError: the name is unknown, or the augmentation draws no operations.
@@ -206,15 +191,12 @@ def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = 
 def _after(first: Augmentation, then: Augmentation) -> Augmentation:
     """``then``, which takes a plan, of the views that ``first`` makes; the window of a crop becomes a part of the plan."""
 
-    def draw(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Any, Plan]:
-        return first.draw(random, shape), then.draw(random, shape)
-
-    def draw_plan(random: BatchRandom, shape: tuple[int, ...]) -> Plan:
-        window, plan = draw(random, shape)
-        return replace(plan, window=window.window)
+    def draw(random: BatchRandom, shape: tuple[int, ...]) -> Any:
+        drawn, plan = first.draw(random, shape), then.draw(random, shape)
+        return replace(plan, window=drawn.window) if first in (crop, crop_flip) else (drawn, plan)
 
     def apply_both(images: Tensor, drawn: tuple[Any, Plan]) -> Tensor:
         x = first.apply(images, drawn[0])
         return then.apply(x if x.dtype == torch.uint8 else (x * 255).round_().clamp_(0, 255).byte(), drawn[1])
 
-    return replace(then, draw=draw_plan) if first in (crop, crop_flip) else Augmentation(draw, apply_both)
+    return Augmentation(draw, then.apply if first in (crop, crop_flip) else apply_both)

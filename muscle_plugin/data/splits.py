@@ -22,13 +22,7 @@ SPLIT_FORMAT = 1
 
 @dataclass(frozen=True)
 class Split:
-    """Positions among a source's training images, int64, ascending.
-
-    Attributes:
-        labelled: (num_labels,) images that keep their labels.
-        unlabelled: images whose labels are hidden.
-        sequestered: subclasses that give no labels.
-    """
+    """Positions among a source's training images, int64, ascending; ``sequestered``: subclasses that give no labels."""
 
     labelled: Tensor
     unlabelled: Tensor
@@ -43,10 +37,8 @@ def draw_split(
 
     Args:
         num_labels: labelled images in all; None: every image that has a label.
-        seed: seed of the draw.
         include_labelled: whether the labelled images are among the unlabelled ones too.
-        imbalance: labels of the first class over those of the last, falling geometrically in between (USB's
-            ``lb_imb_ratio``).
+        imbalance: labels of the first class over those of the last, falling geometrically in between.
         sequestered: subclasses per class, drawn at random, that give no labels (paper, "Sequestered Classes"). The
             remaining subclasses share the labels equally.
 
@@ -122,9 +114,6 @@ def _with_rest(source: Source, labelled: Tensor, include_labelled: bool, sequest
     return Split(labelled, unlabelled, sequestered)
 
 
-# --------------------------------------------------------------------------------------------------------------- files
-
-
 def fingerprint(source: Source) -> str:
     """Return a digest of the training images' number, order and labels (not of their pixels)."""
     labels = source.train_labels if source.subclasses is None else source.subclasses[source.train]
@@ -135,11 +124,7 @@ def fingerprint(source: Source) -> str:
 
 
 def write_split(path: Path, split: Split, source: Source, dataset: str = "", seed: int | None = None) -> None:
-    """Write a split as JSON, with what identifies the training images that its indices refer to.
-
-    Args:
-        dataset, seed: the data set's name and the seed of the split, for messages.
-    """
+    """Write a split as JSON, with what identifies the training images that its indices refer to."""
     content = {
         "format": SPLIT_FORMAT,
         "dataset": dataset,
