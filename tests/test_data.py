@@ -12,9 +12,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from muscle_plugin.data.ahead import OneAhead, Parcel
 from muscle_plugin.data.augment import augmentation
-from muscle_plugin.data.batches import Batches, quarter_turns
+from muscle_plugin.data.batches import Batches, OneAhead, Parcel, quarter_turns
 from muscle_plugin.data.datasets.digits import digits
 from muscle_plugin.data.load import choose_split, load_data
 from muscle_plugin.data.loader import IndexStream, ResidentImages, StreamedImages, fits

@@ -25,13 +25,9 @@ from muscle_plugin.errors import DataError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Called with images and a generator, it returns a view of each image.
+    """Called with images and a generator, it returns a view of each image."""
 
-    Attributes:
-        draw: (random, (C, H, W)) -> the parameters of all views, in CPU tensors; may take ``ops``, operations per view.
-        apply: (images, parameters) -> views.
-    """
-
+    #: (random, (C, H, W)) -> the parameters of all views, in CPU tensors; may take ``ops``, operations per view
     draw: Callable[..., Any]
     apply: Callable[[Tensor, Any], Tensor]
 
@@ -76,27 +72,11 @@ def _digits_hard(images: Tensor, drawn: tuple[tuple[Tensor, ...], Tensor, Tensor
     return x * contrast.to(x.device, non_blocking=True) + noise.to(x.device, non_blocking=True)
 
 
-#: Rotation to 0.25 rad, scale by 0.86 to 1.16, shear to 0.2, shift to a tenth of the side: another hand's digit.
-digits_weak = Augmentation(
-    lambda random, _: _draw_distortion(random, 0.25, 0.15, 0.2, 0.1),
-    lambda images, drawn: affine(images.float() / 255, *drawn),
-)
-#: Rotation to 0.35 rad, scale by 0.78 to 1.28, shear to 0.3, shift to an eighth, contrast to 30 %, noise.
-#: No flips: they turn one digit into another, or into none.
-digits_hard = Augmentation(_draw_digits_hard, _digits_hard)
-
-
 def _draw_crop(random: BatchRandom, shape: tuple[int, ...], flip: bool = False) -> Plan:
     y, x = (max(1, side // 8) for side in shape[1:])
     top, left = random.integers(2 * y + 1), random.integers(2 * x + 1)
     none = top.new_empty(0, len(top))
     return Plan(none, none.float(), window=Window(top, left, random.coins() if flip else None, (y, x)))
-
-
-#: Random translation by up to an eighth of the side (4 of 32 pixels), whole pixels, the border reflected.
-crop = Augmentation(_draw_crop, apply)
-#: ``crop`` and horizontal flip with p = 0.5: the weak augmentation of Mean Teacher, FixMatch and USB.
-crop_flip = Augmentation(partial(_draw_crop, flip=True), apply)
 
 
 def _draw_rotate_crop_flip(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -111,11 +91,6 @@ def _rotate_crop_flip(images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
     y, x = (round(8 / 84 * side) for side in (h, w))
     rows = top.view(-1, 1) + torch.arange(h)
     return windows(F.pad(operate("rotate", images, degrees), (x, x, y, y)), rows, left, w, flip)
-
-
-#: Label propagation's views of Mini-ImageNet (Iscen et al. 2019, arXiv 1904.04717): rotation by up to 10 degrees (nearest
-#: pixel), crop of the image padded by 8 of 84 pixels, horizontal flip; outside is black.
-rotate_crop_flip = Augmentation(_draw_rotate_crop_flip, _rotate_crop_flip)
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
@@ -137,34 +112,40 @@ def draw_colour_jitter(random: BatchRandom) -> Plan:
     return Plan(jitter[order], torch.where(order == 3, 0.125 * values, 1 + 0.4 * values))
 
 
-def _part(side: int) -> int:
-    return round(side * 20 / 32)
-
-
 def _draw_iic(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Plan]:
-    top, left = (random.integers(side - _part(side) + 1) for side in shape[1:])
+    top, left = (random.integers(side - round(side * 20 / 32) + 1) for side in shape[1:])
     return top, left, random.coins(), draw_colour_jitter(random)
 
 
 def _iic(images: Tensor, drawn: tuple[Tensor, Tensor, Tensor, Plan]) -> Tensor:
     top, left, flip, jitter = drawn
     h, w = images.shape[2:]
-    parts = windows(images, top.view(-1, 1) + torch.arange(_part(h)), left, _part(w), flip)
+    height, width = (round(side * 20 / 32) for side in (h, w))
+    parts = windows(images, top.view(-1, 1) + torch.arange(height), left, width, flip)
     return apply(resize(parts, h, w), jitter)
 
 
-#: The strong views of IIC (Ji et al. 2019, arXiv 1807.06653) without Sobel: crop of 20/32 of the side resized back, horizontal
-#: flip, then ``draw_colour_jitter``.
-iic = Augmentation(_draw_iic, _iic)
-
-
+#: Random translation by up to an eighth of the side (4 of 32 pixels), whole pixels, the border reflected.
+crop = Augmentation(_draw_crop, apply)
+#: ``crop`` and horizontal flip with p = 0.5: the weak augmentation of Mean Teacher, FixMatch and USB.
+crop_flip = Augmentation(partial(_draw_crop, flip=True), apply)
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "digits_weak": digits_weak,
-    "digits_hard": digits_hard,
+    # rotation to 0.25 rad, scale by 0.86 to 1.16, shear to 0.2, shift to a tenth of the side: another hand's digit
+    "digits_weak": Augmentation(
+        lambda random, _: _draw_distortion(random, 0.25, 0.15, 0.2, 0.1),
+        lambda images, drawn: affine(images.float() / 255, *drawn),
+    ),
+    # rotation to 0.35 rad, scale by 0.78 to 1.28, shear to 0.3, shift to an eighth, contrast to 30 %, noise; no flips, which
+    # turn one digit into another, or into none
+    "digits_hard": Augmentation(_draw_digits_hard, _digits_hard),
     "crop_flip": crop_flip,
     "crop": crop,
-    "rotate_crop_flip": rotate_crop_flip,
-    "iic": iic,
+    # label propagation's views of Mini-ImageNet (Iscen et al. 2019, arXiv 1904.04717): rotation by up to 10 degrees (nearest
+    # pixel), crop of the image padded by 8 of 84 pixels, horizontal flip; outside is black
+    "rotate_crop_flip": Augmentation(_draw_rotate_crop_flip, _rotate_crop_flip),
+    # the strong views of IIC (Ji et al. 2019, arXiv 1807.06653) without Sobel: crop of 20/32 of the side resized back,
+    # horizontal flip, then draw_colour_jitter
+    "iic": Augmentation(_draw_iic, _iic),
     "randaugment": Augmentation(draw_randaugment, apply),
     "randaugment_usb": Augmentation(draw_randaugment_usb, apply),
 }

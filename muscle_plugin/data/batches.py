@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from muscle_plugin.data.ahead import OneAhead, Parcel
 from muscle_plugin.data.augment import AFTER_WEAK, Augmentation, augmentation
 from muscle_plugin.data.batch_random import BatchRandom, BatchSlice
 from muscle_plugin.data.loader import IndexStream, ResidentImages, StreamedImages, fits
@@ -27,6 +27,7 @@ from muscle_plugin.text import shown
 
 #: Images whose views ``Batches.features`` draws at a time.
 FEATURES_AT_A_TIME = 256
+_ALIGNED = 16  # bytes between the tensors of a parcel
 
 
 @dataclass(frozen=True)
@@ -64,24 +65,10 @@ class Batches:
     """
 
     def __init__(
-        self,
-        source: Source,
-        split: Split,
-        labelled: int,
-        unlabelled: int,
-        parameters: Sequence[str],
-        usb_name: str,
-        weak: str,
-        strong: str,
-        channels: int,
-        seed: int,
-        device: torch.device,
-        data_on: str = "device",
-        workers: int = 0,
-        strong_ops: int | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+        self, source: Source, split: Split, labelled: int, unlabelled: int, parameters: Sequence[str], usb_name: str,
+        weak: str, strong: str, channels: int, seed: int, device: torch.device, data_on: str = "device", workers: int = 0,
+        strong_ops: int | None = None, rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
         check_shared_equally(labelled, unlabelled, world)
         self._rank, self._world = rank, world
         self.device, self.seed, self.parameters, self.channels = device, seed, tuple(parameters), channels
@@ -256,6 +243,56 @@ class Batches:
             self.notes.append(f"views are made without Triton, more slowly ({why})")
             return None
         return kernel
+
+
+class OneAhead:
+    """Calls ``draw(step)``, and in a thread ``draw(step + 1)`` before it is asked for.
+
+    ``draw`` must be a function of the step alone, until :meth:`forget` is called.
+    """
+
+    def __init__(self, draw: Callable[[int], _Drawn], device: torch.device) -> None:
+        begin = None
+        if device.type == "cuda":  # a thread begins on the first GPU, which may not be this one
+            begin = partial(torch.cuda.set_device, torch.cuda.current_device() if device.index is None else device)
+        self._pool = ThreadPoolExecutor(1, "draws", begin)
+        self._draw, self._next = draw, (-1, Future[_Drawn]())
+
+    def __call__(self, step: int) -> _Drawn:
+        ahead, future = self._next
+        if ahead != step:
+            self.forget()
+            future = self._pool.submit(self._draw, step)
+        drawn = future.result()
+        self._next = (step + 1, self._pool.submit(self._draw, step + 1))
+        return drawn
+
+    def forget(self) -> None:
+        """Drop what has been drawn ahead."""
+        ahead, future = self._next
+        if ahead >= 0 and not future.cancel():
+            future.exception()  # waits: what it draws from is not to be used by two threads
+        self._next = (-1, Future())
+
+
+class Parcel:
+    """CPU tensors that are sent to a device together, in one asynchronous copy."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self._like, self._device = {n: (t.dtype, t.shape) for n, t in tensors.items()}, device
+        self._sizes = [-(-t.nbytes // _ALIGNED) * _ALIGNED for t in tensors.values()]
+        pinned = device.type == "cuda" and torch.cuda.is_available()
+        self._buffer = torch.empty(sum(self._sizes), dtype=torch.uint8, pin_memory=pinned)
+        for place, t in zip(self._places(self._buffer).values(), tensors.values(), strict=True):
+            place.copy_(t)
+
+    def _places(self, buffer: Tensor) -> dict[str, Tensor]:
+        parts = zip(self._like.items(), buffer.split(self._sizes), strict=True)
+        return {n: part[: t.itemsize * shape.numel()].view(t).view(shape) for (n, (t, shape)), part in parts}
+
+    def unpack(self) -> dict[str, Tensor]:
+        """Return the tensors on the device, by name."""
+        return self._places(self._buffer.to(self._device, non_blocking=True))
 
 
 class LabelledPasses:

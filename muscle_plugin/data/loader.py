@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from muscle_plugin.seeding import derive
+
+ByKind = dict[str, tuple[Tensor, Tensor]]
 
 #: A set stays on the device if it takes no more than this share of the free memory.
 SHARE = 0.5
@@ -62,23 +65,21 @@ def fits(images: Tensor, device: torch.device) -> bool:
 
 
 class ResidentImages:
-    """The images of any step, from the device's memory.
+    """The images of any step, from the device's memory, where all of them live as ``pool``.
 
     Args:
         images: (P, channels, H, W) uint8.
-        members: kind of image -> (n,) int64 indices of the images of that kind.
-        streams: kind -> the order in which they are drawn.
-        device: where all images live, contiguous, as ``pool``.
+        members, streams: kind of image -> (n,) int64 indices of the images of that kind, and their order.
     """
 
     def __init__(
         self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device
     ) -> None:
         self.pool = images.to(device).contiguous()  # image after image, whatever the source has them in
-        self._members, self._there = members, {k: m.to(device) for k, m in members.items()}
-        self._streams = streams
+        self._there = {k: m.to(device) for k, m in members.items()}
+        self._members, self._streams = members, streams
 
-    def draw(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def draw(self, step: int) -> ByKind:
         """Kind -> (n,) the step's indices among the images of that kind, and their rows in the pool; on the CPU."""
         index = {k: stream.batch(step) for k, stream in self._streams.items()}
         return {k: (i, self._members[k][i]) for k, i in index.items()}
@@ -88,15 +89,9 @@ class ResidentImages:
         return self.pool[self._there[kind][index]]
 
 
-class _Steps(Dataset):
-    """Training step -> its indices and uint8 images, by kind."""
-
-    def __init__(self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream]) -> None:
-        self._images, self._members, self._streams = images, members, streams
-
-    def __getitem__(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
-        index = {kind: stream.batch(step) for kind, stream in self._streams.items()}
-        return {kind: (i, self._images[self._members[kind][i]]) for kind, i in index.items()}
+def _gather(images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], step: int) -> ByKind:
+    index = {kind: stream.batch(step) for kind, stream in streams.items()}
+    return {kind: (i, images[members[kind][i]]) for kind, i in index.items()}
 
 
 class StreamedImages:
@@ -106,19 +101,15 @@ class StreamedImages:
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        members: Mapping[str, Tensor],
-        streams: Mapping[str, IndexStream],
-        device: torch.device,
+        self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device,
         workers: int,
-    ) -> None:
-        self.pool = images
-        self._steps, self._device, self._workers = _Steps(images, members, streams), device, workers
-        self._iterator: Iterator[dict[str, tuple[Tensor, Tensor]]] | None = None
-        self._last = -1, dict[str, tuple[Tensor, Tensor]]()
+    ) -> None:  # fmt: skip
+        self.pool, self._device, self._workers = images, device, workers
+        self._gather = partial(_gather, images, members, streams)
+        self._iterator: Iterator[ByKind] | None = None
+        self._last: tuple[int, ByKind] = -1, {}
 
-    def step(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def step(self, step: int) -> ByKind:
         """Kind -> (n,) the step's indices among the images of that kind, and the images; on the device."""
         last, found = self._last
         if step == last:
@@ -126,9 +117,9 @@ class StreamedImages:
         if self._iterator is None or step != last + 1:
             self.close()
             loader = DataLoader(
-                self._steps,
+                range(step, _NO_END),  # type: ignore[arg-type]
                 batch_size=None,
-                sampler=range(step, _NO_END),  # type: ignore[arg-type]
+                collate_fn=self._gather,
                 num_workers=self._workers,
                 pin_memory=self._device.type == "cuda",
                 generator=torch.Generator(),  # its own: the workers' seeds must not be drawn from training's
@@ -150,8 +141,7 @@ class FixedImages:
     """Images without augmentation, in order, as evaluation iterates them; its length is the batches of all processes together.
 
     Args:
-        images: (P, channels, H, W) uint8, on any device.
-        members: (n,) int64 indices of the images to give, whose ``labels`` are (n,).
+        members, labels: (n,) int64 indices of the images to give, and their labels.
         device: where the batches go.
         rank, world: this process and their number; each iterates its own part.
     """
@@ -159,16 +149,9 @@ class FixedImages:
     sampler = None
 
     def __init__(
-        self,
-        images: Tensor,
-        members: Tensor,
-        labels: Tensor,
-        normalise: Callable[[Tensor], Tensor],
-        batch: int,
-        device: torch.device,
-        rank: int,
-        world: int,
-    ) -> None:
+        self, images: Tensor, members: Tensor, labels: Tensor, normalise: Callable[[Tensor], Tensor], batch: int,
+        device: torch.device, rank: int, world: int,
+    ) -> None:  # fmt: skip
         self._images, self._members, self._labels = images, members.to(images.device), labels
         self._normalise, self._batch, self._device = normalise, batch, device
         self._part = range(rank * len(members) // world, (rank + 1) * len(members) // world)

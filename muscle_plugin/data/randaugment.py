@@ -44,18 +44,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to each of N images, in CPU tensors: a window, operations one after another, a hole.
+    """What is done to each of N images, in CPU tensors: a window, operations one after another, a hole."""
 
-    Attributes:
-        operations, values: (slots, N) int64 indices into ``OPERATIONS``, and float32 parameters.
-        outside: the grey level that geometric operations read outside the image.
-        hole: (4, N) int64 left, top, right, bottom of the final ``cutout``; None for no cutout.
-    """
-
-    operations: Tensor
-    values: Tensor
-    outside: int = 0
-    hole: Tensor | None = None
+    operations: Tensor  # (slots, N) int64 indices into OPERATIONS
+    values: Tensor  # (slots, N) float32 parameters
+    outside: int = 0  # the grey level that geometric operations read outside the image
+    hole: Tensor | None = None  # (4, N) int64 left, top, right, bottom of the final cutout
     hole_fill: Fill = GREY
     window: Window | None = None
 
@@ -97,10 +91,7 @@ def apply(images: Tensor, plan: Plan) -> Tensor:
         images = windows(wide, rows, plan.window.left, w, plan.window.flip)
     if len(plan.operations):
         images = _operate_in_groups(images, plan)
-    if plan.hole is None:
-        return images
-    left, top, right, bottom = plan.hole.to(images.device, non_blocking=True)
-    return cutout(images, left, top, right, bottom, plan.hole_fill)
+    return images if plan.hole is None else cutout(images, plan.hole, plan.hole_fill)
 
 
 def _operate_in_groups(images: Tensor, plan: Plan) -> Tensor:
@@ -132,7 +123,6 @@ def grouped(plan: Plan, height: int, width: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def _table(values: Mapping[str, Sequence[float]]) -> tuple[Tensor, Tensor]:
-    """Return a table's operations as indices into ``OPERATIONS``, and its rows."""
     return torch.tensor([OPERATIONS.index(name) for name in values]), torch.tensor(list(values.values()))
 
 
@@ -170,15 +160,6 @@ def _pixels(per_x: float, per_y: float) -> Tensor:
     return factor
 
 
-@cache
-def _signed_levels(height: int, width: int) -> Tensor:
-    """(14, 9, 2) FixMatch's values by operation and level: negative and positive for geometric operations, twice the same for
-    others."""
-    names, levels = _FIXMATCH
-    levels = levels * _pixels(width / 32, height / 32)[names].unsqueeze(1)
-    return torch.stack([torch.where(names.unsqueeze(1) >= FIRST_GEOMETRIC, -levels, levels), levels], 2)
-
-
 def draw_randaugment(random: BatchRandom, shape: tuple[int, ...], ops: int = 2) -> Plan:
     """Draw FixMatch's RandAugment, which follows the weak augmentation, for images of ``shape`` (C, H, W).
 
@@ -188,9 +169,11 @@ def draw_randaugment(random: BatchRandom, shape: tuple[int, ...], ops: int = 2) 
     names, levels = _FIXMATCH
     height, width = shape[1:]
     choice, level = random.integers(len(names), ops), random.integers(levels.shape[1], ops)
-    positive = random.integers(2, ops)
-    operations = names[choice] * random.coins(ops)  # the identity is operation 0
-    values = _signed_levels(height, width)[choice, level, positive]
+    operations = names[choice]
+    values = levels[choice, level] * _pixels(width / 32, height / 32)[operations]
+    negative = (random.integers(2, ops) == 0) & (operations >= FIRST_GEOMETRIC)
+    values = torch.where(negative, -values, values)
+    operations = operations * random.coins(ops)  # the identity is operation 0
     x, y = random.integers(width), random.integers(height)
     hole = torch.stack([x - width // 4, y - height // 4, x + width // 4, y + height // 4])
     return Plan(operations, values, GREY, hole, GREY)

@@ -49,7 +49,10 @@ def draw_split(
     groups, names = source.train_labels, source.classes
     hidden: tuple[int, ...] = ()
     if sequestered:
-        groups, names, hidden = _sequester(source, sequestered, generator)
+        if source.subclasses is None:
+            raise DataError("sequestered: this data set has no subclasses; cifar20 has")
+        groups, names = source.subclasses[source.train], source.subclass_names
+        hidden = _sequester(source, groups, sequestered, generator)
     if num_labels is None:
         if imbalance != 1 or sequestered:
             raise DataError("num_labels: must be given with lb_imb_ratio or sequestered")
@@ -65,20 +68,15 @@ def draw_split(
     return _with_rest(source, torch.cat(chosen).sort().values, include_labelled, hidden)
 
 
-def _sequester(
-    source: Source, per_class: int, generator: torch.Generator
-) -> tuple[Tensor, tuple[str, ...], tuple[int, ...]]:
-    """The training images' subclasses, the subclasses' names, and the drawn ones."""
-    if source.subclasses is None:
-        raise DataError("sequestered: this data set has no subclasses; cifar20 has")
-    fine = source.subclasses[source.train]
+def _sequester(source: Source, fine: Tensor, per_class: int, generator: torch.Generator) -> tuple[int, ...]:
+    """Draw subclasses of each class; ``fine``: the training images' subclasses."""
     hidden: list[int] = []
     for c in range(len(source.classes)):
         members = fine[source.train_labels == c].unique()
         if len(members) <= per_class:
             raise DataError(f"sequestered: class {source.classes[c]!r} has {len(members)} subclasses; one must remain")
         hidden += members[torch.randperm(len(members), generator=generator)[:per_class]].tolist()
-    return fine, source.subclass_names, tuple(sorted(hidden))
+    return tuple(sorted(hidden))
 
 
 def _shares(num_labels: int, groups: dict[int, str], imbalance: float) -> dict[int, int]:

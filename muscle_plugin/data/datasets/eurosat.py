@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muscle_plugin.data.datasets.image_files import class_folders, read_classes
+from muscle_plugin.data.datasets.image_files import LabelledFile, class_folders, read_image_files
 from muscle_plugin.data.images import find_images
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
@@ -23,10 +23,11 @@ def eurosat(options: SourceOptions) -> Source:
             f"eurosat is not in {options.data_dir}: expected {_CLASSES} folders of images, one per class, in"
             " eurosat/2750/, eurosat/ or that folder itself (EuroSAT.zip, the RGB version)"
         )
-    classes = {}
-    for folder in class_folders(root):
+    items = []
+    folders = class_folders(root)
+    for folder in folders:
         files = sorted(find_images(folder), key=lambda p: p.name)
         if len(files) < 2:
             raise DataError(f"{folder}: no images in it")
-        classes[folder.name] = files, range(int(0.8 * len(files)), len(files))
-    return read_classes("eurosat", root, classes, options)
+        items += [LabelledFile(f, folder.name, i >= int(0.8 * len(files))) for i, f in enumerate(files)]
+    return read_image_files("eurosat", root, items, [f.name for f in folders], options)

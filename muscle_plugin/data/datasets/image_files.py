@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,21 +14,25 @@ from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
 
 
+@dataclass(frozen=True)
+class LabelledFile:
+    """An image file, its class (None: unlabelled), and whether it is a test image."""
+
+    path: Path
+    label: str | None
+    test: bool = False
+
+
 def read_image_files(
-    name: str,
-    root: Path,
-    files: Sequence[Path],
-    labels: Sequence[int],
-    test: Sequence[bool],
-    classes: Sequence[str],
-    options: SourceOptions,
+    name: str, root: Path, items: Sequence[LabelledFile], classes: Sequence[str], options: SourceOptions,
     notes: Sequence[str] = (),
-) -> Source:
-    """Make a data set of image files below ``root``, of which each has a label (-1: none) and is a test image or not.
+) -> Source:  # fmt: skip
+    """Make a data set of image files below ``root``.
 
     Raises:
         DataError: a link leads out of ``root``, or a file is unreadable, and the options do not allow it.
     """
+    files = [x.path for x in items]
     if not options.allow_outside and (path := leads_out(root, files)):
         raise DataError(f"{path}: a link out of {root}; --allow_outside true follows such links")
     packed = pack(name, root, files, options.img_size, options.cache_dirs)
@@ -38,20 +43,12 @@ def read_image_files(
             raise DataError("{} cannot be used: {}. --skip-bad-images leaves them out".format(*listed))
         good[list(packed.bad)] = False
         notes = [*notes, "left out {}: {}".format(*listed)]
-    is_test = torch.tensor(test)
-    train, tested = ((good & chosen).nonzero().flatten() for chosen in (~is_test, is_test))
+    number = {c: i for i, c in enumerate(classes)}
+    labels = torch.tensor([-1 if x.label is None else number[x.label] for x in items])
+    is_test = torch.tensor([x.test for x in items])
+    train, test = ((good & chosen).nonzero().flatten() for chosen in (~is_test, is_test))
     names = [str(name_below(root, f)) for f in files]
-    return Source(packed.images, torch.tensor(labels), train, tested, tuple(classes), notes=tuple(notes), names=names)
-
-
-def read_classes(
-    name: str, root: Path, classes: Mapping[str, tuple[Sequence[Path], Collection[int]]], options: SourceOptions
-) -> Source:
-    """Make a data set of the files of each class, and the positions of the test images among them."""
-    files = [f for members, _ in classes.values() for f in members]
-    labels = [c for c, (members, _) in enumerate(classes.values()) for _ in members]
-    test = [i in tested for members, tested in classes.values() for i in range(len(members))]
-    return read_image_files(name, root, files, labels, test, list(classes), options)
+    return Source(packed.images, labels, train, test, tuple(classes), notes=tuple(notes), names=names)
 
 
 def class_folders(folder: Path) -> list[Path]:

@@ -7,27 +7,16 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
 
-from muscle_plugin.data.datasets.image_files import class_folders, read_image_files
+from muscle_plugin.data.datasets.image_files import LabelledFile, class_folders, read_image_files
 from muscle_plugin.data.images import find_images, unknown_files
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
-from muscle_plugin.text import shown
+from muscle_plugin.text import did_you_mean, shown
 
 _MOST_BYTES = 1 << 28  # of a table of labels
-
-
-@dataclass(frozen=True)
-class LabelledFile:
-    """An image file, its class (None: unlabelled), and whether it is a test image."""
-
-    path: Path
-    label: str | None
-    test: bool = False
 
 
 def image_folder(options: SourceOptions) -> Source:
@@ -51,22 +40,9 @@ def image_folder(options: SourceOptions) -> Source:
     tested = {x.label: x.path for x in items if x.test}
     for name, path in tested.items():
         if name not in classes:
-            hint = _similar(str(name), classes)
+            hint = did_you_mean(str(name), classes)
             raise DataError(f"{path}: class {name!r} is tested, but has no labelled image to train on{hint}")
-    for name in classes if tested else ():
-        if name not in tested:
-            hint = _similar(name, [c for c in classes if c != name])
-            notes.append(f"class {name!r} has labelled images, but none to test on{hint}")
-    number = {c: i for i, c in enumerate(classes)}
-    labels = [-1 if x.label is None else number[x.label] for x in items]
-    files = [x.path for x in items]
-    return read_image_files("folder", root, files, labels, [x.test for x in items], classes, options, notes)
-
-
-def _similar(name: str, known: Iterable[str]) -> str:
-    by_lower = {k.lower(): k for k in known}
-    found = get_close_matches(name.lower(), by_lower, 1, 0.7)
-    return f"; is it {by_lower[found[0]]!r}?" if found else ""
+    return read_image_files("folder", root, items, classes, options, notes)
 
 
 def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:

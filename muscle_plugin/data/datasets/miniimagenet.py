@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from muscle_plugin.data.datasets.image_files import class_folders, read_classes
+from muscle_plugin.data.datasets.image_files import LabelledFile, class_folders, read_image_files
 from muscle_plugin.data.images import find_images
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
@@ -34,13 +34,13 @@ def miniimagenet(
     if len(found) != num_classes:
         raise DataError(f"{root}: Mini-ImageNet has {num_classes} classes, found folders of {len(found)}")
     generator = torch.Generator().manual_seed(derive(options.seed, "division"))
-    classes = {}
+    items = []
     for name, files in sorted(found.items()):
         if len(files) != per_class:
             raise DataError(f"{root}: Mini-ImageNet has {per_class} images of class {name}, found {len(files)}")
-        drawn = torch.randperm(per_class, generator=generator)[:test_per_class]
-        classes[name] = files, frozenset(drawn.tolist())
-    return read_classes("miniimagenet", root, classes, options)
+        drawn = set(torch.randperm(per_class, generator=generator)[:test_per_class].tolist())
+        items += [LabelledFile(f, name, i in drawn) for i, f in enumerate(files)]
+    return read_image_files("miniimagenet", root, items, sorted(found), options)
 
 
 def _class_images(root: Path) -> dict[str, list[Path]]:

@@ -106,11 +106,9 @@ def _decoded(
 def _test_mask(found: np.ndarray, count: int) -> Tensor:
     """(count,) bool of a mask, or of positions."""
     wanted = f"test must be {count} truth values (bool), or positions of images"
-    if found.dtype == bool:
-        if found.shape != (count,):
-            raise DataError(f"{wanted}; got {found.shape} truth values")
+    if found.dtype == bool and found.shape == (count,):
         return torch.from_numpy(found.copy())
-    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+    if found.dtype == bool or found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
         raise DataError(f"{wanted}; got {found.dtype} {found.shape}")
     if len(found) and (found.min() < 0 or found.max() >= count):
         raise DataError(f"{wanted}; got positions from {found.min()} to {found.max()} of {count} images")
