@@ -20,7 +20,7 @@ from muscle_plugin.data.augment import (
     resize,
 )
 from muscle_plugin.data.batch_random import BatchRandom
-from muscle_plugin.data.operations import OPERATIONS, operate
+from muscle_plugin.data.operations import OPERATIONS
 from muscle_plugin.data.randaugment import Plan
 
 SIZES = [(32, 32), (33, 28), (8, 8)]
@@ -64,6 +64,12 @@ def to_pillow(image):
 def from_pillow(picture):
     array = torch.from_numpy(np.array(picture))
     return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
+
+
+def operate(name, images, values, outside=0):
+    """Apply one operation to every image."""
+    operations = torch.full((1, len(images)), OPERATIONS.index(name))
+    return randaugment.apply(images, Plan(operations, values.unsqueeze(0), outside))
 
 
 def same(ours, theirs, tolerance=0):

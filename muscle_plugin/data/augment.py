@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muscle_plugin.data.batch_random import BatchRandom
-from muscle_plugin.data.operations import OPERATIONS, operate, to_uint8
+from muscle_plugin.data.operations import OPERATIONS, to_uint8
 from muscle_plugin.data.randaugment import Plan, Window, apply, draw_randaugment, draw_randaugment_usb, windows
 from muscle_plugin.errors import DataError
 
@@ -90,7 +90,8 @@ def _rotate_crop_flip(images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
     h, w = images.shape[2:]
     y, x = (round(8 / 84 * side) for side in (h, w))
     rows = top.view(-1, 1) + torch.arange(h)
-    return windows(F.pad(operate("rotate", images, degrees), (x, x, y, y)), rows, left, w, flip)
+    turn = Plan(torch.full((1, len(images)), OPERATIONS.index("rotate")), degrees.unsqueeze(0))
+    return windows(F.pad(apply(images, turn), (x, x, y, y)), rows, left, w, flip)
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:

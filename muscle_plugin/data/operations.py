@@ -184,7 +184,9 @@ _GEOMETRIC = (*_ROW_BY_ROW, "rotate", "shear_y")
 def matrices(operations: Tensor, values: Tensor, height: int, width: int) -> Tensor:
     """Pillow's affine matrices (a, b, c, d, e, f) from output to input as its integers with 16 fractional bits: (6, ...) int32.
 
-    ``operations`` are (...) indices into ``OPERATIONS`` (not geometric: the identity), ``values`` degrees, shears or pixels.
+    ``operations`` are (...) indices into ``OPERATIONS`` (not geometric: the identity), with their ``values``: ``rotate`` turns
+    the content counter-clockwise by degrees; ``shear_x`` reads each pixel (x, y) at (x + value * y, y), ``shear_y`` at
+    (x, y + value * x), ``translate_x`` and ``translate_y`` at (x + value, y) and (x, y + value), rounded.
     """
     kinds = torch.arange(FIRST_GEOMETRIC, len(OPERATIONS), device=operations.device).view(-1, *(1,) * values.dim())
     values = values.double() * (operations == kinds)
@@ -236,17 +238,3 @@ OPERATIONS = ("identity", *BY_VALUE, *_GEOMETRIC)
 FIRST_GEOMETRIC = len(OPERATIONS) - len(_GEOMETRIC)
 #: After these the geometric operations do not move whole rows.
 FIRST_TRANSFORM = FIRST_GEOMETRIC + len(_ROW_BY_ROW)
-
-
-def operate(name: str, images: Tensor, values: Tensor, outside: int = 0) -> Tensor:
-    """Apply one of ``OPERATIONS`` to every image.
-
-    ``rotate`` turns the content counter-clockwise by degrees; ``shear_x`` reads each pixel (x, y) at (x + value * y, y),
-    ``shear_y`` at (x, y + value * x), ``translate_x`` and ``translate_y`` at (x + value, y) and (x, y + value), rounded: all
-    by ``Image.transform`` or ``Image.rotate`` with the nearest neighbour, which reads ``outside`` around the image. Exact.
-    """
-    if name in BY_VALUE:
-        return BY_VALUE[name](images, values)
-    operation = torch.full((), OPERATIONS.index(name), device=values.device)
-    move = move_rows if name in _ROW_BY_ROW else transform
-    return move(images, matrices(operation, values, *images.shape[2:]), outside)
