@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from muscle_plugin.data.augment import AFTER_WEAK, Augmentation, augmentation
 from muscle_plugin.data.batch_random import BatchRandom, BatchSlice
-from muscle_plugin.data.loader import IndexStream, ResidentImages, StreamedImages, fits
+from muscle_plugin.data.loader import IndexStream, OneAhead, Parcel, ResidentImages, StreamedImages, fits
 from muscle_plugin.data.normalise import Normaliser, pixel_statistics
 from muscle_plugin.data.randaugment import apply as apply_plan
 from muscle_plugin.data.source import Source
@@ -27,7 +26,6 @@ from muscle_plugin.text import shown
 
 #: Images whose views ``Batches.features`` draws at a time.
 FEATURES_AT_A_TIME = 256
-_ALIGNED = 16  # bytes between the tensors of a parcel
 
 
 @dataclass(frozen=True)
@@ -245,56 +243,6 @@ class Batches:
         return kernel
 
 
-class OneAhead:
-    """Calls ``draw(step)``, and in a thread ``draw(step + 1)`` before it is asked for.
-
-    ``draw`` must be a function of the step alone, until :meth:`forget` is called.
-    """
-
-    def __init__(self, draw: Callable[[int], _Drawn], device: torch.device) -> None:
-        begin = None
-        if device.type == "cuda":  # a thread begins on the first GPU, which may not be this one
-            begin = partial(torch.cuda.set_device, torch.cuda.current_device() if device.index is None else device)
-        self._pool = ThreadPoolExecutor(1, "draws", begin)
-        self._draw, self._next = draw, (-1, Future[_Drawn]())
-
-    def __call__(self, step: int) -> _Drawn:
-        ahead, future = self._next
-        if ahead != step:
-            self.forget()
-            future = self._pool.submit(self._draw, step)
-        drawn = future.result()
-        self._next = (step + 1, self._pool.submit(self._draw, step + 1))
-        return drawn
-
-    def forget(self) -> None:
-        """Drop what has been drawn ahead."""
-        ahead, future = self._next
-        if ahead >= 0 and not future.cancel():
-            future.exception()  # waits: what it draws from is not to be used by two threads
-        self._next = (-1, Future())
-
-
-class Parcel:
-    """CPU tensors that are sent to a device together, in one asynchronous copy."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        self._like, self._device = {n: (t.dtype, t.shape) for n, t in tensors.items()}, device
-        self._sizes = [-(-t.nbytes // _ALIGNED) * _ALIGNED for t in tensors.values()]
-        pinned = device.type == "cuda" and torch.cuda.is_available()
-        self._buffer = torch.empty(sum(self._sizes), dtype=torch.uint8, pin_memory=pinned)
-        for place, t in zip(self._places(self._buffer).values(), tensors.values(), strict=True):
-            place.copy_(t)
-
-    def _places(self, buffer: Tensor) -> dict[str, Tensor]:
-        parts = zip(self._like.items(), buffer.split(self._sizes), strict=True)
-        return {n: part[: t.itemsize * shape.numel()].view(t).view(shape) for (n, (t, shape)), part in parts}
-
-    def unpack(self) -> dict[str, Tensor]:
-        """Return the tensors on the device, by name."""
-        return self._places(self._buffer.to(self._device, non_blocking=True))
-
-
 class LabelledPasses:
     """Batches of labelled images only, weakly augmented, ``steps`` per iteration: for USB code that iterates
     ``loader_dict["train_lb"]`` itself (the warm-up of Dash)."""
@@ -316,8 +264,6 @@ class LabelledPasses:
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
     """Turn each image counter-clockwise by its number of quarter turns, (N,) on the CPU, so that no device is waited for."""
-    out = images.clone()
-    for k in (1, 2, 3):
-        chosen = (turns == k).nonzero().flatten().to(images.device, non_blocking=True)
-        out[chosen] = torch.rot90(images[chosen], k, (2, 3))
-    return out
+    turned = torch.stack([images.rot90(k, (2, 3)) for k in range(4)])
+    chosen = torch.stack([turns, torch.arange(len(turns))]).to(images.device, non_blocking=True)
+    return turned[chosen[0], chosen[1]]

@@ -1,11 +1,13 @@
-"""Which images a step takes, and where they come from: the device's memory or, for sets that do not fit there, a DataLoader's
+"""Which images a step takes, and how they reach the device: from its memory or, for sets that do not fit there, a DataLoader's
 workers. Both give the same images for the same step, so a run's views do not depend on the choice."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +15,12 @@ from torch.utils.data import DataLoader
 
 from muscle_plugin.seeding import derive
 
+T = TypeVar("T")
 ByKind = dict[str, tuple[Tensor, Tensor]]
 
 #: A set stays on the device if it takes no more than this share of the free memory.
 SHARE = 0.5
+_ALIGNED = 16  # bytes between the tensors of a parcel
 _NO_END = 2**62  # steps; a loader is asked for as many as training needs
 
 
@@ -135,6 +139,56 @@ class StreamedImages:
     def close(self) -> None:
         """Stop the workers."""
         self._iterator = None
+
+
+class OneAhead(Generic[T]):
+    """Calls ``draw(step)``, and in a thread ``draw(step + 1)`` before it is asked for.
+
+    ``draw`` must be a function of the step alone, until :meth:`forget` is called.
+    """
+
+    def __init__(self, draw: Callable[[int], T], device: torch.device) -> None:
+        begin = None
+        if device.type == "cuda":  # a thread begins on the first GPU, which may not be this one
+            begin = partial(torch.cuda.set_device, torch.cuda.current_device() if device.index is None else device)
+        self._pool = ThreadPoolExecutor(1, "draws", begin)
+        self._draw, self._next = draw, (-1, Future[T]())
+
+    def __call__(self, step: int) -> T:
+        ahead, future = self._next
+        if ahead != step:
+            self.forget()
+            future = self._pool.submit(self._draw, step)
+        drawn = future.result()
+        self._next = (step + 1, self._pool.submit(self._draw, step + 1))
+        return drawn
+
+    def forget(self) -> None:
+        """Drop what has been drawn ahead."""
+        ahead, future = self._next
+        if ahead >= 0 and not future.cancel():
+            future.exception()  # waits: what it draws from is not to be used by two threads
+        self._next = (-1, Future())
+
+
+class Parcel:
+    """CPU tensors that are sent to a device together, in one asynchronous copy."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self._like, self._device = {n: (t.dtype, t.shape) for n, t in tensors.items()}, device
+        self._sizes = [-(-t.nbytes // _ALIGNED) * _ALIGNED for t in tensors.values()]
+        pinned = device.type == "cuda" and torch.cuda.is_available()
+        self._buffer = torch.empty(sum(self._sizes), dtype=torch.uint8, pin_memory=pinned)
+        for place, t in zip(self._places(self._buffer).values(), tensors.values(), strict=True):
+            place.copy_(t)
+
+    def _places(self, buffer: Tensor) -> dict[str, Tensor]:
+        parts = zip(self._like.items(), buffer.split(self._sizes), strict=True)
+        return {n: part[: t.itemsize * shape.numel()].view(t).view(shape) for (n, (t, shape)), part in parts}
+
+    def unpack(self) -> dict[str, Tensor]:
+        """Return the tensors on the device, by name."""
+        return self._places(self._buffer.to(self._device, non_blocking=True))
 
 
 class FixedImages:

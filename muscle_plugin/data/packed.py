@@ -88,14 +88,13 @@ def _checksums(images: np.ndarray) -> list[int]:
 
 def _open(path: Path, key: dict[str, object], shape: tuple[int, ...]) -> Pack | None:
     """The pack, or None if the file is absent, damaged, or made from other files."""
-    try:
+    damaged = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, MemoryError)
+    with contextlib.suppress(*damaged):
         header = json.loads(path.with_suffix(".json").read_text())
         images = _map(path)
         same = header["key"] == key and images.shape == shape and images.dtype == torch.uint8
         if same and header["checksums"] == _checksums(images.numpy()):
             return Pack(images, {int(i): str(reason) for i, reason in header["bad"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, MemoryError):
-        pass
     return None
 
 
