@@ -56,7 +56,8 @@ from torch.nn import functional as F
 
 from muscle_plugin.data.augment import AUGMENTATIONS
 from muscle_plugin.data.batches import Batches
-from muscle_plugin.data.loader import IndexStream, StreamedImages
+from muscle_plugin.data.loader import StreamedImages
+from muscle_plugin.data.sampler import IndexStream
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import draw_split
 from muscle_plugin.data.views import LABELLED, UNLABELLED

@@ -16,8 +16,9 @@ from muscle_plugin.data.augment import augmentation
 from muscle_plugin.data.batches import Batches, quarter_turns
 from muscle_plugin.data.datasets.digits import digits
 from muscle_plugin.data.load import choose_split, load_data
-from muscle_plugin.data.loader import IndexStream, OneAhead, Parcel, ResidentImages, StreamedImages, fits
+from muscle_plugin.data.loader import OneAhead, Parcel, ResidentImages, StreamedImages, fits
 from muscle_plugin.data.normalise import Normaliser, pixel_statistics
+from muscle_plugin.data.sampler import IndexStream
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.data.splits import draw_split, read_split, write_split
 from muscle_plugin.data.views import MEDIUM, STRONG, UNLABELLED, WEAK, View, views_of

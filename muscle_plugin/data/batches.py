@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from muscle_plugin.data.augment import AFTER_WEAK, Augmentation, augmentation
 from muscle_plugin.data.batch_random import BatchRandom, BatchSlice
-from muscle_plugin.data.loader import IndexStream, OneAhead, Parcel, ResidentImages, StreamedImages, fits
+from muscle_plugin.data.loader import OneAhead, Parcel, ResidentImages, StreamedImages, fits
 from muscle_plugin.data.normalise import Normaliser, pixel_statistics
 from muscle_plugin.data.randaugment import apply as apply_plan
+from muscle_plugin.data.sampler import IndexStream
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
 from muscle_plugin.data.views import LABELLED, MEDIUM, STRONG, UNLABELLED, WEAK, View, check_shared_equally, views_of

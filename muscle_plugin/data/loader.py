@@ -1,5 +1,5 @@
-"""Which images a step takes, and how they reach the device: from its memory or, for sets that do not fit there, a DataLoader's
-workers. Both give the same images for the same step, so a run's views do not depend on the choice."""
+"""How the images of a step reach the device: from its memory or, for sets that do not fit there, by a DataLoader's workers. Both
+give the same images for the same step, so a run's views do not depend on the choice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from muscle_plugin.seeding import derive
+from muscle_plugin.data.sampler import IndexStream
 
 T = TypeVar("T")
 ByKind = dict[str, tuple[Tensor, Tensor]]
@@ -22,41 +22,6 @@ ByKind = dict[str, tuple[Tensor, Tensor]]
 SHARE = 0.5
 _ALIGNED = 16  # bytes between the tensors of a parcel
 _NO_END = 2**62  # steps; a loader is asked for as many as training needs
-
-
-class IndexStream:
-    """Batches of indices from an endless chain of permutations of ``range(n)``.
-
-    Every pass holds each index once; a batch may span two passes, so that no image is dropped and few (labelled) images
-    repeat equally often. Batch t is a function of (seed, name, t): there is no state to save.
-
-    Args:
-        batch: indices per batch, over all processes.
-        name: streams of different names are independent.
-        rank, world: this process and their number; each takes its own part of the batch, equal to within one image.
-    """
-
-    def __init__(self, n: int, batch: int, seed: int, name: str, rank: int = 0, world: int = 1) -> None:
-        self.n, self.batch_size, self._seed, self._name = n, batch, seed, name
-        self._part = slice(rank * batch // world, (rank + 1) * batch // world)
-        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
-
-    def _permutation(self, number: int) -> Tensor:
-        if number != self._pass:
-            generator = torch.Generator().manual_seed(derive(self._seed, "order", self._name, number))
-            self._pass, self._order = number, torch.randperm(self.n, generator=generator)
-        return self._order
-
-    def batch(self, step: int) -> Tensor:
-        """Return this process's part of the batch of a step, counted from 0: int64 indices."""
-        parts, first = [torch.empty(0, dtype=torch.int64)], step * self.batch_size
-        start, stop = first + self._part.start, first + self._part.stop
-        while start < stop:
-            number, offset = divmod(start, self.n)
-            take = min(stop - start, self.n - offset)
-            parts.append(self._permutation(number)[offset : offset + take])
-            start += take
-        return torch.cat(parts)
 
 
 def fits(images: Tensor, device: torch.device) -> bool:
