@@ -41,7 +41,7 @@ TESTS = {
     "data/sampler": [
         "tests/test_data.py",
         "-k",
-        "every_index or parts_of or disjoint_images or seed_and_step or stream_of",
+        "every_index or parts_of or disjoint_images or seed_and_step",
     ],
     "propagation/graph": ["tests/test_propagation.py"],
     "propagation/diffusion": ["tests/test_propagation.py"],

@@ -13,7 +13,7 @@ from muscle_plugin.data import kernel
 from muscle_plugin.data.augment import AUGMENTATIONS, augmentation
 from muscle_plugin.data.batch_random import BatchRandom
 from muscle_plugin.data.batches import Batches
-from muscle_plugin.data.datasets.digits import digits
+from muscle_plugin.data.datasets import load_source
 from muscle_plugin.data.operations import OPERATIONS
 from muscle_plugin.data.randaugment import Plan, apply
 from muscle_plugin.data.source import SourceOptions
@@ -53,7 +53,7 @@ def drawn(name, size, channels, ops=None):
 def whole_batches(data_on, parameters, rank=0, world=1, colour=False):
     """With the kernel and without: the batches of two steps, of three-channel views of grey images, or of colour ones that
     lie channels last in memory."""
-    source = digits(SourceOptions(Path(), 8)).resized(16)
+    source = load_source("digits", SourceOptions(Path(), 16))
     if colour:
         images = pictures(len(source.images), 3, 16, 16).contiguous(memory_format=torch.channels_last)
         source = replace(source, images=images)

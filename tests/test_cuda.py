@@ -9,7 +9,7 @@ from test_augment import VALUES, pictures
 
 from muscle_plugin.data.augment import AUGMENTATIONS
 from muscle_plugin.data.batches import Batches
-from muscle_plugin.data.datasets.digits import digits
+from muscle_plugin.data.datasets import load_source
 from muscle_plugin.data.operations import OPERATIONS
 from muscle_plugin.data.randaugment import Plan, apply
 from muscle_plugin.data.source import SourceOptions
@@ -35,7 +35,7 @@ def test_views_are_those_of_the_cpu(name, channels, size):
 
 
 def batches(device, **more):
-    source = digits(SourceOptions(Path(), 8)).resized(32)
+    source = load_source("digits", SourceOptions(Path(), 32))
     made = Batches(
         source, draw_split(source, 40, 0), 32, 96, ("x_lb", "y_lb", "x_ulb_w", "x_ulb_s", "idx_ulb"), "fixmatch",
         "crop_flip", "randaugment", 3, 0, device, **more,

@@ -12,12 +12,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from muscle_plugin.data.ahead import OneAhead, Parcel
 from muscle_plugin.data.augment import augmentation
 from muscle_plugin.data.batches import Batches, quarter_turns
 from muscle_plugin.data.datasets.digits import digits
 from muscle_plugin.data.load import choose_split, load_data
-from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
+from muscle_plugin.data.loader import OneAhead, Parcel, ResidentImages, StreamedImages, fits
 from muscle_plugin.data.normalise import Normaliser, pixel_statistics
 from muscle_plugin.data.sampler import IndexStream
 from muscle_plugin.data.source import Source, SourceOptions
@@ -64,12 +63,6 @@ def test_the_parts_of_several_processes_are_the_batch_of_one(n, batch, world, st
     parts = [IndexStream(n, batch, 3, "x", rank, world).batch(step) for rank in range(world)]
     assert torch.equal(torch.cat(parts), IndexStream(n, batch, 3, "x").batch(step))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-@pytest.mark.parametrize(("n", "batch", "rank", "world"), [(0, 1, 0, 1), (1, 0, 0, 1), (4, 2, 2, 2), (4, 2, -1, 2)])
-def test_a_stream_of_nothing_or_for_nobody_is_refused(n, batch, rank, world):
-    with pytest.raises(ValueError, match="expected (at least one image|a rank from 0 to)"):
-        IndexStream(n, batch, 0, "x", rank, world)
 
 
 def test_processes_see_disjoint_images_within_a_pass():

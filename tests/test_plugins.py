@@ -133,8 +133,8 @@ def test_its_arguments_are_settings(tmp_path, capsys):
     assert (settings.strength, settings.plugins) == (3.0, (plugin,))
 
 
-def test_the_registry_knows_what_a_step_may_ask_for():
-    assert set(STEP_PARAMETERS) == {*views.VIEWS, *views.INDICES, *views.ROTATIONS}
+def test_the_registry_knows_every_view():
+    assert views.VIEWS.keys() < set(STEP_PARAMETERS)
 
 
 def test_an_algorithm_that_is_hosted_already_is_refused(tmp_path):
@@ -409,7 +409,7 @@ def test_a_data_set_may_be_a_list_of_files(tmp_path):
      ({"test": [4]}, "1 test image(s) have labels out of range, first test image 0: -1"),
      ({"test": [6]}, "got positions from 6 to 6 of 6 images"),
      ({"test": [0, 0, 0, 0, 0, 1]}, "got a position twice (is it a mask of 0 and 1? give .astype(bool))"),
-     ({"test": [False] * 4}, "test must be 6 truth values (bool), or positions of images; got (4,) truth values"),
+     ({"test": [False] * 4}, "test must be 6 truth values (bool), or positions of images; got bool (4,)"),
      ({"test": [0.5]}, "got float64 (1,)"), ({"classes": "abc"}, "classes must be a list of names, got 'abc'"),
      ({"classes": ["a", "a", "b"]}, "classes must be two or more different names"),
      ({"classes": ["a", "b"]}, "1 training image(s) have labels out of range, first training image 2: 2"),

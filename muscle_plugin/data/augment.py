@@ -1,9 +1,8 @@
 """Batched augmentations: (N, C, H, W) uint8 images, C = 1 or 3, on any device, with parameters drawn per image.
 
-They return uint8 images, or float images in [0, 1] where they interpolate (digits). An augmentation is two functions: one
-draws the parameters, on the CPU and without the images, so that this can be done ahead; the other applies them, on the
-images' device. An image's view depends on its own random numbers alone, and is the same on every device; what is drawn is
-known without waiting for a GPU. A new augmentation is two functions and a line in ``AUGMENTATIONS``.
+They return uint8 images, or float images in [0, 1] where they interpolate (digits). A new augmentation is two functions and a
+line in ``AUGMENTATIONS``: one draws the parameters, on the CPU and without the images, so that this can be done ahead; the
+other applies them, on the images' device. The views are the same on every device.
 """
 
 from __future__ import annotations
@@ -19,20 +18,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muscle_plugin.data.batch_random import BatchRandom
-from muscle_plugin.data.operations import OPERATIONS, operate, to_uint8
+from muscle_plugin.data.operations import OPERATIONS, to_uint8
 from muscle_plugin.data.randaugment import Plan, Window, apply, draw_randaugment, draw_randaugment_usb, windows
 from muscle_plugin.errors import DataError
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Called with images and a generator, it returns a view of each image.
+    """Called with images and a generator, it returns a view of each image."""
 
-    Attributes:
-        draw: (random, (C, H, W)) -> the parameters of all views, in CPU tensors; may take ``ops``, operations per view.
-        apply: (images, parameters) -> views.
-    """
-
+    #: (random, (C, H, W)) -> the parameters of all views, in CPU tensors; may take ``ops``, operations per view
     draw: Callable[..., Any]
     apply: Callable[[Tensor, Any], Tensor]
 
@@ -40,20 +35,14 @@ class Augmentation:
         return self.apply(images, self.draw(BatchRandom.of(generator, len(images)), images.shape[1:]))
 
 
-def to_float(images: Tensor) -> Tensor:
-    """Convert uint8 images to float images in [0, 1]."""
-    return images.float() / 255
-
-
 def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
     """Rotate, scale, shear and shift each image about its centre (bilinear; outside is 0).
 
     Args:
-        images: (N, channels, H, W) float.
-        angle: (N,) radians, positive turns the content counter-clockwise.
-        scale: (N,) magnification.
-        shear: (N,) horizontal shear, as the tangent of its angle.
-        shift_x, shift_y: (N,) shift of the content, as a fraction of the image's side.
+        images: (N, channels, H, W) float; the parameters are (N,).
+        angle: radians, positive turns the content counter-clockwise.
+        shear: horizontal, as the tangent of its angle.
+        shift_x, shift_y: of the content, as a fraction of the image's side.
     """
     if not len(images):
         return images.clone()  # affine_grid takes no empty batch
@@ -68,13 +57,8 @@ def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x:
 
 def _draw_distortion(random: BatchRandom, angle: float, scale: float, shear: float, shift: float) -> tuple[Tensor, ...]:
     """Parameters of ``affine``, from the largest angle (radians), logarithm of the scale, shear and shift (of the side)."""
-    return (
-        random.uniform(-angle, angle),
-        torch.exp(random.uniform(-scale, scale)),
-        random.uniform(-shear, shear),
-        random.uniform(-shift, shift),
-        random.uniform(-shift, shift),
-    )
+    turn, size, slant, x, y = (random.uniform(-most, most) for most in (angle, scale, shear, shift, shift))
+    return turn, size.exp(), slant, x, y
 
 
 def _draw_digits_hard(random: BatchRandom, shape: tuple[int, ...]) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
@@ -84,30 +68,15 @@ def _draw_digits_hard(random: BatchRandom, shape: tuple[int, ...]) -> tuple[tupl
 
 def _digits_hard(images: Tensor, drawn: tuple[tuple[Tensor, ...], Tensor, Tensor]) -> Tensor:
     distortion, contrast, noise = drawn
-    x = affine(to_float(images), *distortion)
+    x = affine(images.float() / 255, *distortion)
     return x * contrast.to(x.device, non_blocking=True) + noise.to(x.device, non_blocking=True)
-
-
-#: Rotation to 0.25 rad, scale by 0.86 to 1.16, shear to 0.2, shift to a tenth of the side: another hand's digit.
-digits_weak = Augmentation(
-    lambda random, _: _draw_distortion(random, 0.25, 0.15, 0.2, 0.1),
-    lambda images, drawn: affine(to_float(images), *drawn),
-)
-#: Rotation to 0.35 rad, scale by 0.78 to 1.28, shear to 0.3, shift to an eighth, contrast to 30 %, noise.
-#: No flips: they turn one digit into another, or into none.
-digits_hard = Augmentation(_draw_digits_hard, _digits_hard)
 
 
 def _draw_crop(random: BatchRandom, shape: tuple[int, ...], flip: bool = False) -> Plan:
     y, x = (max(1, side // 8) for side in shape[1:])
     top, left = random.integers(2 * y + 1), random.integers(2 * x + 1)
-    return Plan.of_window(Window(top, left, random.coins() if flip else None, (y, x)))
-
-
-#: Random translation by up to an eighth of the side (4 of 32 pixels), whole pixels, the border reflected.
-crop = Augmentation(_draw_crop, apply)
-#: ``crop`` and horizontal flip with p = 0.5: the weak augmentation of Mean Teacher, FixMatch and USB.
-crop_flip = Augmentation(partial(_draw_crop, flip=True), apply)
+    none = top.new_empty(0, len(top))
+    return Plan(none, none.float(), window=Window(top, left, random.coins() if flip else None, (y, x)))
 
 
 def _draw_rotate_crop_flip(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -121,12 +90,8 @@ def _rotate_crop_flip(images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
     h, w = images.shape[2:]
     y, x = (round(8 / 84 * side) for side in (h, w))
     rows = top.view(-1, 1) + torch.arange(h)
-    return windows(F.pad(operate("rotate", images, degrees), (x, x, y, y)), rows, left, w, flip)
-
-
-#: Label propagation's views of Mini-ImageNet (Iscen et al. 2019, arXiv 1904.04717): rotation by up to 10 degrees (nearest
-#: pixel), crop of the image padded by 8 of 84 pixels, horizontal flip; outside is black.
-rotate_crop_flip = Augmentation(_draw_rotate_crop_flip, _rotate_crop_flip)
+    turn = Plan(torch.full((1, len(images)), OPERATIONS.index("rotate")), degrees.unsqueeze(0))
+    return windows(F.pad(apply(images, turn), (x, x, y, y)), rows, left, w, flip)
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
@@ -148,34 +113,40 @@ def draw_colour_jitter(random: BatchRandom) -> Plan:
     return Plan(jitter[order], torch.where(order == 3, 0.125 * values, 1 + 0.4 * values))
 
 
-def _part(side: int) -> int:
-    return round(side * 20 / 32)
-
-
 def _draw_iic(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Plan]:
-    top, left = (random.integers(side - _part(side) + 1) for side in shape[1:])
+    top, left = (random.integers(side - round(side * 20 / 32) + 1) for side in shape[1:])
     return top, left, random.coins(), draw_colour_jitter(random)
 
 
 def _iic(images: Tensor, drawn: tuple[Tensor, Tensor, Tensor, Plan]) -> Tensor:
     top, left, flip, jitter = drawn
     h, w = images.shape[2:]
-    parts = windows(images, top.view(-1, 1) + torch.arange(_part(h)), left, _part(w), flip)
+    height, width = (round(side * 20 / 32) for side in (h, w))
+    parts = windows(images, top.view(-1, 1) + torch.arange(height), left, width, flip)
     return apply(resize(parts, h, w), jitter)
 
 
-#: The strong views of IIC (Ji et al. 2019, arXiv 1807.06653) without Sobel: crop of 20/32 of the side resized back, horizontal
-#: flip, then ``draw_colour_jitter``.
-iic = Augmentation(_draw_iic, _iic)
-
-
+#: Random translation by up to an eighth of the side (4 of 32 pixels), whole pixels, the border reflected.
+crop = Augmentation(_draw_crop, apply)
+#: ``crop`` and horizontal flip with p = 0.5: the weak augmentation of Mean Teacher, FixMatch and USB.
+crop_flip = Augmentation(partial(_draw_crop, flip=True), apply)
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "digits_weak": digits_weak,
-    "digits_hard": digits_hard,
+    # rotation to 0.25 rad, scale by 0.86 to 1.16, shear to 0.2, shift to a tenth of the side: another hand's digit
+    "digits_weak": Augmentation(
+        lambda random, _: _draw_distortion(random, 0.25, 0.15, 0.2, 0.1),
+        lambda images, drawn: affine(images.float() / 255, *drawn),
+    ),
+    # rotation to 0.35 rad, scale by 0.78 to 1.28, shear to 0.3, shift to an eighth, contrast to 30 %, noise; no flips, which
+    # turn one digit into another, or into none
+    "digits_hard": Augmentation(_draw_digits_hard, _digits_hard),
     "crop_flip": crop_flip,
     "crop": crop,
-    "rotate_crop_flip": rotate_crop_flip,
-    "iic": iic,
+    # label propagation's views of Mini-ImageNet (Iscen et al. 2019, arXiv 1904.04717): rotation by up to 10 degrees (nearest
+    # pixel), crop of the image padded by 8 of 84 pixels, horizontal flip; outside is black
+    "rotate_crop_flip": Augmentation(_draw_rotate_crop_flip, _rotate_crop_flip),
+    # the strong views of IIC (Ji et al. 2019, arXiv 1807.06653) without Sobel: crop of 20/32 of the side resized back,
+    # horizontal flip, then draw_colour_jitter
+    "iic": Augmentation(_draw_iic, _iic),
     "randaugment": Augmentation(draw_randaugment, apply),
     "randaugment_usb": Augmentation(draw_randaugment_usb, apply),
 }
@@ -184,11 +155,7 @@ AFTER_WEAK: frozenset[str] = frozenset({"randaugment", "randaugment_usb"})
 
 
 def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = None) -> Augmentation:
-    """Return the augmentation of this name; RandAugment follows ``weak``.
-
-    Args:
-        weak: the augmentation before those in ``AFTER_WEAK``; None for none.
-        ops: operations per view; None for the augmentation's own number.
+    """Return the augmentation of this name, after ``weak`` if it is one of ``AFTER_WEAK``, with ``ops`` operations per view.
 
     Raises:
         DataError: the name is unknown, or the augmentation draws no operations.
@@ -206,15 +173,12 @@ def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = 
 def _after(first: Augmentation, then: Augmentation) -> Augmentation:
     """``then``, which takes a plan, of the views that ``first`` makes; the window of a crop becomes a part of the plan."""
 
-    def draw(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Any, Plan]:
-        return first.draw(random, shape), then.draw(random, shape)
-
-    def draw_plan(random: BatchRandom, shape: tuple[int, ...]) -> Plan:
-        window, plan = draw(random, shape)
-        return replace(plan, window=window.window)
+    def draw(random: BatchRandom, shape: tuple[int, ...]) -> Any:
+        drawn, plan = first.draw(random, shape), then.draw(random, shape)
+        return replace(plan, window=drawn.window) if first in (crop, crop_flip) else (drawn, plan)
 
     def apply_both(images: Tensor, drawn: tuple[Any, Plan]) -> Tensor:
         x = first.apply(images, drawn[0])
         return then.apply(x if x.dtype == torch.uint8 else (x * 255).round_().clamp_(0, 255).byte(), drawn[1])
 
-    return replace(then, draw=draw_plan) if first in (crop, crop_flip) else Augmentation(draw, apply_both)
+    return Augmentation(draw, then.apply if first in (crop, crop_flip) else apply_both)

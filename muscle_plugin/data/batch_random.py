@@ -16,10 +16,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BatchSlice:
-    """``count`` views each of images ``start`` to ``stop`` of a batch of ``whole`` images.
+    """``count`` views each of images ``start`` to ``stop`` of a batch of ``whole`` images, for all of which numbers are drawn.
 
-    The generator is on the CPU: it draws the same numbers everywhere, known without waiting for a GPU. It draws for the whole
-    batch, of which the slice keeps its part.
+    The generator is on the CPU: it draws the same numbers everywhere, known without waiting for a GPU.
     """
 
     generator: torch.Generator
@@ -28,40 +27,34 @@ class BatchSlice:
     start: int
     stop: int
 
-    @property
-    def drawn(self) -> int:
-        """Images for which numbers are drawn."""
-        return self.count * self.whole
-
-    def own(self, numbers: Tensor) -> Tensor:
-        """Of numbers (..., drawn), those of the slice's images."""
-        if self.stop - self.start == self.whole:
-            return numbers
-        return numbers.unflatten(-1, (self.count, self.whole))[..., self.start : self.stop].flatten(-2)
-
 
 class BatchRandom:
     """Random numbers for the n images of all slices, one slice after the other."""
 
     def __init__(self, slices: Sequence[BatchSlice]) -> None:
-        self._slices = tuple(slices)
+        self._slices = slices
 
     @classmethod
     def of(cls, generator: torch.Generator | BatchRandom, n: int) -> BatchRandom:
         """Random numbers for ``n`` images from one generator; a BatchRandom is returned as is."""
         return generator if isinstance(generator, BatchRandom) else cls([BatchSlice(generator, 1, n, 0, n)])
 
-    def _all(self, draw: Callable[[BatchSlice], Tensor]) -> Tensor:
-        return torch.cat([s.own(draw(s)) for s in self._slices], -1)
+    def _draw(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        parts = []
+        for s in self._slices:
+            numbers = draw(s.count * s.whole, s.generator)
+            if s.stop - s.start < s.whole:
+                numbers = numbers.unflatten(-1, (s.count, s.whole))[..., s.start : s.stop].flatten(-2)
+            parts.append(numbers)
+        return torch.cat(parts, -1)
 
     def uniform(self, low: float, high: float, *slots: int) -> Tensor:
         """(*slots, n) float32 between ``low`` and ``high``."""
-        drawn = self._all(lambda s: torch.rand(*slots, s.drawn, generator=s.generator, dtype=torch.float32))
-        return drawn if (low, high) == (0, 1) else drawn * (high - low) + low
+        return self._draw(lambda n, g: torch.rand(*slots, n, generator=g, dtype=torch.float32)) * (high - low) + low
 
     def integers(self, below: int, *slots: int) -> Tensor:
         """(*slots, n) int64 from 0 to ``below - 1``."""
-        return self._all(lambda s: torch.randint(below, (*slots, s.drawn), generator=s.generator))
+        return self._draw(lambda n, g: torch.randint(below, (*slots, n), generator=g))
 
     def coins(self, *slots: int) -> Tensor:
         """(*slots, n) bool, true half of the time."""
@@ -69,8 +62,6 @@ class BatchRandom:
 
     def normal(self, *shape: int) -> Tensor:
         """(n, *shape) float32 of the standard normal distribution."""
-
-        def draw(s: BatchSlice) -> Tensor:
-            return torch.randn(s.drawn, *shape, generator=s.generator, dtype=torch.float32).movedim(0, -1)
-
-        return self._all(draw).movedim(-1, 0)
+        return self._draw(lambda n, g: torch.randn(n, *shape, generator=g, dtype=torch.float32).movedim(0, -1)).movedim(
+            -1, 0
+        )

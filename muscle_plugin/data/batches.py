@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muscle_plugin.data.ahead import OneAhead, Parcel
 from muscle_plugin.data.augment import AFTER_WEAK, Augmentation, augmentation
 from muscle_plugin.data.batch_random import BatchRandom, BatchSlice
-from muscle_plugin.data.loader import ResidentImages, StreamedImages, fits
+from muscle_plugin.data.loader import OneAhead, Parcel, ResidentImages, StreamedImages, fits
 from muscle_plugin.data.normalise import Normaliser, pixel_statistics
 from muscle_plugin.data.randaugment import apply as apply_plan
 from muscle_plugin.data.sampler import IndexStream
@@ -32,47 +31,31 @@ FEATURES_AT_A_TIME = 256
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What is drawn for a step.
+    """What is drawn for a step."""
 
-    Attributes:
-        plans: strength -> the parameters of its views.
-        turns: quarter turns of ``x_ulb_s_0_rot``.
-        to_rotate: the parameters of the weak views that ``x_ulb_rot`` rotates.
-        parcel: what the device needs of it.
-    """
-
-    plans: dict[str, Any]
-    turns: Tensor | None
-    to_rotate: Any
-    parcel: Parcel
+    plans: dict[str, Any]  # the parameters of the views of each strength
+    turns: Tensor | None  # quarter turns of x_ulb_s_0_rot
+    to_rotate: Any  # the parameters of the weak views that x_ulb_rot rotates
+    parcel: Parcel  # what the device needs of it
 
 
 class Batches:
     """Makes the batch of any training step from its number alone.
 
     Args:
-        source: the data set.
-        split: which of its training images are labelled and unlabelled.
         labelled, unlabelled: images of either kind per step, over all processes.
-        parameters: the parameters of ``train_step``.
-        usb_name: the name of the USB class whose step it is.
+        parameters, usb_name: the parameters of ``train_step``, and the name of the USB class whose step it is.
         weak, strong: names of augmentations.
         channels: channels that the net takes; a single channel is repeated.
-        seed: the run's seed.
         device: where the views are made.
         data_on: ``device``: the images live there, as uint8; ``host``: they stay where they are and are copied step by
-            step; ``auto``: on the device if they fit.
-        workers: processes that gather images on the host.
+            step, by ``workers`` processes; ``auto``: on the device if they fit.
         strong_ops: operations per strong view, for augmentations that draw some; None: the augmentation's own number.
         rank, world: this process and their number; each makes its own part of the batch.
 
     Attributes:
-        views: the image views of a batch by name.
         size: kind -> this process's images of that kind per step.
-        resident: whether the images live on the device.
-        images: where a step's images come from.
         statistics: mean and standard deviation of the pixels, by channel.
-        normalise: what makes views of pixels.
         channels_last: whether a view's channels lie side by side in memory; the values are the same.
         notes: remarks for the user on how views are made.
 
@@ -81,29 +64,14 @@ class Batches:
     """
 
     def __init__(
-        self,
-        source: Source,
-        split: Split,
-        labelled: int,
-        unlabelled: int,
-        parameters: Sequence[str],
-        usb_name: str,
-        weak: str,
-        strong: str,
-        channels: int,
-        seed: int,
-        device: torch.device,
-        data_on: str = "device",
-        workers: int = 0,
-        strong_ops: int | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+        self, source: Source, split: Split, labelled: int, unlabelled: int, parameters: Sequence[str], usb_name: str,
+        weak: str, strong: str, channels: int, seed: int, device: torch.device, data_on: str = "device", workers: int = 0,
+        strong_ops: int | None = None, rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
         check_shared_equally(labelled, unlabelled, world)
         self._rank, self._world = rank, world
         self.device, self.seed, self.parameters, self.channels = device, seed, tuple(parameters), channels
-        self._asked = views_of(parameters, usb_name)
-        self.views: dict[str, View] = dict(self._asked)
+        self.views = self._asked = views_of(parameters, usb_name)
         weakly = augmentation(weak)
         # USB's medium view is one operation of RandAugment; of an augmentation that draws none it is a strong view
         self._augment: dict[str, Augmentation] = {
@@ -116,11 +84,11 @@ class Batches:
         members = {LABELLED: source.train[split.labelled], UNLABELLED: source.train[split.unlabelled]}
         streams = {k: IndexStream(len(m), world * self.size[k], seed, k, rank, world) for k, m in members.items()}
         self.resident = data_on == "device" or (data_on == "auto" and fits(source.images, device))
-        self.images: ResidentImages | StreamedImages = (
-            ResidentImages(source.images, members, streams, device)
-            if self.resident
-            else StreamedImages(source.images, members, streams, device, workers)
-        )
+        self.images: ResidentImages | StreamedImages
+        if self.resident:
+            self.images = ResidentImages(source.images, members, streams, device)
+        else:
+            self.images = StreamedImages(source.images, members, streams, device, workers)
         self._shape = source.images.shape[1:]
         self.statistics = pixel_statistics(source)
         self.normalise = Normaliser(*self.statistics, channels, device)
@@ -147,9 +115,9 @@ class Batches:
 
         @cache
         def images_of(kind: str) -> Tensor:
-            return (
-                self.images.gather(kind, index[kind]) if isinstance(self.images, ResidentImages) else streamed[kind][1]
-            )
+            if isinstance(self.images, ResidentImages):
+                return self.images.gather(kind, index[kind])
+            return streamed[kind][1]
 
         @cache
         def pool() -> Tensor:  # whose rows packed plans name
@@ -187,7 +155,8 @@ class Batches:
         batch: int,
         precision: Callable[[], AbstractContextManager[Any]],
     ) -> Tensor:
-        """Return the features that a net in eval mode computes of weak views of images.
+        """Return the features, (n, F) float32 on the device, that a net in eval mode computes of weak views of this process's
+        part of the images, in order.
 
         Args:
             net: takes ``only_feat``, as USB's nets do.
@@ -195,9 +164,6 @@ class Batches:
             step: with the seed, fixes the augmentation.
             batch: images that the net is given at a time, at most; views do not depend on it.
             precision: makes the context of a forward pass.
-
-        Returns:
-            (n, F) float32 on the device: of this process's part of the images, in order.
         """
         was_training, parts = net.training, []
         generator = self._generator_for("features", step)
@@ -218,23 +184,16 @@ class Batches:
         net.train(was_training)
         return torch.cat(parts)
 
-    def shown(self, views: Tensor) -> Tensor:
-        """Return normalised views as pictures, in [0, 1]."""
-        return self.normalise.undo(views)
-
     def _generator_for(self, name: str, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(derive(self.seed, "view", name, step))
 
     def _random(self, step: int, views: Mapping[str, tuple[int, int]]) -> BatchRandom:
         """Random numbers for views, name -> (how many, of how many images here): those that one process would draw."""
-        return BatchRandom(
-            [
-                BatchSlice(
-                    self._generator_for(name, step), count, n * self._world, n * self._rank, n * (self._rank + 1)
-                )
-                for name, (count, n) in views.items()
-            ]
-        )
+        slices = []
+        for name, (count, n) in views.items():
+            start = n * self._rank
+            slices.append(BatchSlice(self._generator_for(name, step), count, n * self._world, start, start + n))
+        return BatchRandom(slices)
 
     def _by_strength(self) -> dict[str, dict[str, View]]:
         """strength -> its views, which are made in one go."""
@@ -278,8 +237,7 @@ class Batches:
                 return None
             why = kernel.why_not(self.device, self._shape, self.channels)
         except Exception as e:  # whatever is missing, or a compiler raises; Triton gives the reason in its last line
-            lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-            why = f"{type(e).__name__}: {shown(lines[-1] if lines else '')}"
+            why = f"{type(e).__name__}: {shown(''.join(str(e).strip().splitlines()[-1:]))}"
         if why is not None:
             self.notes.append(f"views are made without Triton, more slowly ({why})")
             return None
@@ -307,8 +265,6 @@ class LabelledPasses:
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
     """Turn each image counter-clockwise by its number of quarter turns, (N,) on the CPU, so that no device is waited for."""
-    out = images.clone()
-    for k in (1, 2, 3):
-        chosen = (turns == k).nonzero().flatten().to(images.device, non_blocking=True)
-        out[chosen] = torch.rot90(images[chosen], k, (2, 3))
-    return out
+    turned = torch.stack([images.rot90(k, (2, 3)) for k in range(4)])
+    chosen = torch.stack([turns, torch.arange(len(turns))]).to(images.device, non_blocking=True)
+    return turned[chosen[0], chosen[1]]

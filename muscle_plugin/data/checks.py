@@ -13,15 +13,10 @@ from muscle_plugin.errors import DataError
 
 #: Bytes of pixels up to which duplicates are looked for: reading more takes several seconds.
 COMPARED_BYTES = 4 << 30
-_SHOWN = 5  # classes in a note
 
 
 def check_labels(source: Source, dataset: str) -> None:
-    """Refuse labels out of range.
-
-    Raises:
-        DataError: a training image's label is not -1 (none) to C - 1, or a test image's not 0 to C - 1.
-    """
+    """Raise DataError if a training image's label is not -1 (none) to C - 1, or a test image's not 0 to C - 1."""
     for kind, members, least in (("training", source.train, -1), ("test", source.test, 0)):
         labels = source.labels[members]
         wrong = ((labels < least) | (labels >= len(source.classes))).nonzero().flatten()
@@ -35,21 +30,16 @@ def check_labels(source: Source, dataset: str) -> None:
 
 def find_oddities(source: Source, split: Split) -> list[str]:
     """Describe classes without images, and duplicate images."""
-    return [*_empty_classes(source, split), *_duplicates(source, split)]
-
-
-def _empty_classes(source: Source, split: Split) -> list[str]:
     kinds = {"labelled image": class_counts(source, split.labelled)}
     if len(source.test):
         kinds["test image"] = source.test_labels.bincount(minlength=len(source.classes))
     notes = []
     for kind, counts in kinds.items():
         empty = [repr(c) for c, n in zip(source.classes, counts.tolist(), strict=True) if not n]
-        empty = [c for c in empty if not any(c in note for note in source.notes)]  # which says so itself
         if empty:
-            more = f" (and {len(empty) - _SHOWN} more)" if len(empty) > _SHOWN else ""
-            notes.append(f"no {kind} of class {', '.join(empty[:_SHOWN])}{more}")
-    return notes
+            more = f" (and {len(empty) - 5} more)" if len(empty) > 5 else ""
+            notes.append(f"no {kind} of class {', '.join(empty[:5])}{more}")
+    return notes + _duplicates(source, split)
 
 
 def _duplicates(source: Source, split: Split) -> list[str]:
@@ -86,13 +76,7 @@ def _duplicates(source: Source, split: Split) -> list[str]:
 
 
 def equal_images(images: Tensor) -> Tensor:
-    """Number groups of equal images: (P,) int64, the same for two images if all their pixels are equal.
-
-    Args:
-        images: (P, ...) uint8.
-    """
+    """Number groups of equal uint8 images: (P,) int64, the same for two images if all their pixels are equal."""
     groups: dict[bytes, int] = {}
     rows = images.numpy().reshape(len(images), -1)
-    return torch.tensor(
-        [groups.setdefault(hashlib.sha256(row).digest(), len(groups)) for row in rows], dtype=torch.int64
-    )
+    return torch.tensor([groups.setdefault(hashlib.sha256(row).digest(), len(groups)) for row in rows])

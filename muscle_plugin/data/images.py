@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import os
 import stat
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 
 from muscle_plugin.errors import DataError
 from muscle_plugin.text import shown
@@ -25,10 +23,6 @@ from muscle_plugin.text import shown
 #: Formats that Pillow reads and this package refuses: PostScript is a program, which Ghostscript would run; Windows metafiles
 #: are lists of calls to Windows.
 REFUSED_FORMATS = frozenset(["EPS", "WMF"])
-T = TypeVar("T")
-
-
-# ---------------------------------------------------------------------------------------------------------------- found
 
 
 def _formats() -> tuple[str, ...]:
@@ -52,20 +46,13 @@ def _walk(folder: Path, deep: bool = True) -> Iterator[tuple[Path, str]]:
 
 
 def find_images(folder: Path, deep: bool = True) -> list[Path]:
-    """Return the image files at any depth under ``folder`` (or directly in it), by suffix and in order of path.
-
-    Hidden files and folders are left out, and links to folders are not followed.
-    """
+    """Return the image files at any depth under ``folder`` (or directly in it), by suffix and in order of path."""
     suffixes = _suffixes()
     return sorted(path for path, suffix in _walk(folder, deep) if suffix in suffixes)
 
 
 def images_at(path: Path) -> list[Path]:
-    """Return the image file ``path``, or the image files at any depth under this folder.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Return the image file ``path``, or those at any depth under this folder; raise DataError if there is none."""
     if not path.exists():
         raise DataError(f"{path}: no such folder or image")
     files = [path] if path.is_file() else find_images(path)
@@ -97,9 +84,6 @@ def leads_out(root: Path, files: Iterable[Path]) -> Path | None:
     return None
 
 
-# -------------------------------------------------------------------------------------------------------------- decoded
-
-
 def decode(path: Path, size: int) -> np.ndarray:
     """Decode an image as (3, size, size) uint8 RGB.
 
@@ -107,8 +91,7 @@ def decode(path: Path, size: int) -> np.ndarray:
     resized (bilinear, antialiased; stretched, not cropped).
 
     Raises:
-        DataError: it cannot be read, is not a regular file (a pipe, a device), or has more pixels than Pillow considers
-            harmless.
+        DataError: it cannot be read, is a pipe or a device, or has more pixels than Pillow considers harmless.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -139,11 +122,12 @@ def decode(path: Path, size: int) -> np.ndarray:
 
 
 def decode_all(paths: Sequence[Path], size: int, out: np.ndarray) -> dict[int, str]:
-    """Decode every file into its row of ``out``, (N, 3, size, size) uint8; one thread per core, a progress bar on a terminal.
+    """Decode every file into its row of ``out``, (N, 3, size, size) uint8, by one thread per core.
 
     Returns:
         Position -> why the file could not be read; its row of ``out`` is zero.
     """
+    console = Console(stderr=True)
     bad: dict[int, str] = {}
 
     def one(i: int) -> None:
@@ -156,19 +140,13 @@ def decode_all(paths: Sequence[Path], size: int, out: np.ndarray) -> dict[int, s
     # here and not in `decode`: filters of warnings belong to all threads together
     with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
         warnings.simplefilter("ignore")
-        for _ in counted(pool.map(one, range(len(paths))), "reading images", len(paths)):
-            pass
+        done = pool.map(one, range(len(paths)))
+        list(
+            track(done, "reading images", len(paths), console=console, transient=True, disable=not console.is_terminal)
+        )
     return dict(sorted(bad.items()))
 
 
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def counted(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Yield the items, with a progress bar on standard error if that is a terminal."""
-    console = Console(file=sys.stderr)
-    with Progress(TextColumn(what), BarColumn(24), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
-             console=console, transient=True, disable=not console.is_terminal) as bar:  # fmt: skip
-        yield from bar.track(items, total=total)

@@ -1,10 +1,9 @@
 """A Triton kernel that makes the views of a :class:`~muscle_plugin.data.randaugment.Plan`: window, operations, hole and
-normalisation.
+normalisation of an image in one program, which keeps it on chip.
 
-A program makes one view: it reads a uint8 image, keeps it on chip during the operations of its plan, and writes the
-normalised view. The views equal those of ``randaugment.apply`` and ``normalise.Normaliser`` bit for bit, which take some 400
-launches per batch. Whatever rounds is therefore computed in the same order and precision as there (no fused multiply-add, no
-approximate division), and in whole numbers where that gives the same.
+The views equal those of ``randaugment.apply`` and ``normalise.Normaliser`` bit for bit, which take some 400 launches per batch.
+Whatever rounds is therefore computed in the same order and precision as there (no fused multiply-add, no approximate
+division), and in whole numbers where that gives the same.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from muscle_plugin.data.randaugment import Plan, Window, apply
 
 #: Largest image, in pixels: 64 x 64 stays in a program's registers; of 84 x 84 some 300 to 500 bytes a thread do not.
 MOST_PIXELS = 8192
-#: What the kernel does not compute.
-UNKNOWN = "hue"
+_HUE = OPERATIONS.index("hue")  # which the kernel does not compute
 #: Columns of a packed plan: the image's row, top, left, whether mirrored, the hole's four sides; then for each slot the
 #: operation, the bits of its value and six of an affine matrix.
 _FIXED, _SLOT = 8, 8
@@ -185,12 +183,7 @@ def _views(
 
 
 def pack(plan: Plan, rows: Tensor, height: int, width: int) -> Tensor:
-    """Write a plan of N views as the kernel reads it, (N, columns) int32 on the CPU.
-
-    Args:
-        plan: one that :func:`takes` allows.
-        rows: (N,) int64 row in the pool of each view's image.
-    """
+    """Write a plan of N views of the images in ``rows`` of the pool as the kernel reads it, (N, columns) int32 on the CPU."""
     slots, n = plan.operations.shape
     nothing = torch.zeros_like(rows)
     window = plan.window or Window(nothing, nothing, None, (0, 0))
@@ -218,12 +211,9 @@ def views(
     """Make the normalised views of a plan, (N, channels, H, W) float32.
 
     Args:
-        pool: (P, C, H, W) uint8, contiguous.
-        packed: (N, columns) of :func:`pack`, on the pool's device.
-        plan: what was packed.
+        pool: (P, C, H, W) uint8, contiguous, on the device.
+        packed: what :func:`pack` made of the plan, on the device.
         scale, shift: C values on the device: a grey level is multiplied by the former, and the latter is added.
-        channels: channels of the views; a single one is repeated.
-        channels_last: layout of the views in memory.
     """
     n, (_, c, h, w) = len(packed), pool.shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -256,18 +246,16 @@ def constants_of(
 
 def takes(plan: Plan) -> bool:
     """Whether the kernel has all of a plan's operations."""
-    return not (plan.operations == OPERATIONS.index(UNKNOWN)).any()
+    return not (plan.operations == _HUE).any()
 
 
 def why_not(device: torch.device, shape: tuple[int, ...], channels: int) -> str | None:
-    """Say why the kernel cannot make views, of ``channels``, of images (C, H, W) on this device; None if it can.
-
-    It is tried: some views of all operations are compared with those of PyTorch's operations.
-    """
+    """Say why the kernel cannot make views, of ``channels``, of images (C, H, W) on this device; None if some views of all
+    operations are those of PyTorch."""
     if not hasattr(tl, "gather"):
         return f"Triton {triton.__version__} is older than 3.2"
     c, h, w = shape
-    known = torch.tensor([i for i, name in enumerate(OPERATIONS) if name != UNKNOWN])
+    known = torch.tensor([i for i in range(len(OPERATIONS)) if i != _HUE])
     n, rows = len(known), torch.arange(len(known)) % 2
     images = torch.arange(2 * c * h * w).mul_(37).remainder_(251).to(torch.uint8).view(2, c, h, w)
     side = torch.tensor([0, 1]).repeat(n)[:n]

@@ -3,69 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from muscle_plugin.data.checks import check_labels
 from muscle_plugin.data.datasets import load_source
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.data.splits import Split, draw_split, read_split
 from muscle_plugin.errors import DataError
-from muscle_plugin.registry.names import DATASETS
+from muscle_plugin.settings.schema import RunSettings
 
 
-class DataSettings(Protocol):
-    """The settings read here, with their names and meanings in ``settings.schema``."""
-
-    @property
-    def dataset(self) -> str: ...
-
-    @property
-    def data_dir(self) -> str: ...
-
-    @property
-    def img_size(self) -> int | None: ...
-
-    @property
-    def num_classes(self) -> int | None: ...
-
-    @property
-    def labels_csv(self) -> str | None: ...
-
-    @property
-    def skip_bad_images(self) -> bool: ...
-
-    @property
-    def allow_outside(self) -> bool: ...
-
-    @property
-    def cache_dir(self) -> str | None: ...
-
-    @property
-    def save_dir(self) -> str: ...
-
-    @property
-    def num_labels(self) -> int | None: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def split_seed(self) -> int | None: ...
-
-    @property
-    def split_file(self) -> str | None: ...
-
-    @property
-    def include_lb_to_ulb(self) -> bool: ...
-
-    @property
-    def lb_imb_ratio(self) -> float: ...
-
-    @property
-    def sequestered(self) -> int | None: ...
-
-
-def load_data(settings: DataSettings) -> Source:
+def load_data(settings: RunSettings) -> Source:
     """Read the data set, and check its labels.
 
     Raises:
@@ -79,7 +26,7 @@ def load_data(settings: DataSettings) -> Source:
     packed = [data_dir / ".packed", Path(settings.save_dir) / ".packed"]
     options = SourceOptions(
         data_dir,
-        settings.img_size or DATASETS[settings.dataset].img_size,
+        settings.img_size,
         seed=split_seed(settings),
         labels_csv=Path(settings.labels_csv) if settings.labels_csv else None,
         skip_bad_images=settings.skip_bad_images,
@@ -94,30 +41,24 @@ def load_data(settings: DataSettings) -> Source:
     return source
 
 
-def choose_split(settings: DataSettings, source: Source) -> Split:
+def choose_split(settings: RunSettings, source: Source) -> Split:
     """Read the labelled subset from ``split_file``, or draw it.
 
     Raises:
         DataError: it can be neither drawn nor read, or disagrees with ``num_labels``.
     """
-    if not settings.split_file:
-        return draw_split(
-            source,
-            settings.num_labels,
-            split_seed(settings),
-            settings.include_lb_to_ulb,
-            settings.lb_imb_ratio,
-            settings.sequestered or 0,
-        )
-    split = read_split(Path(settings.split_file), source, settings.include_lb_to_ulb)
-    if settings.num_labels not in (None, len(split.labelled)):
+    s = settings
+    if not s.split_file:
+        return draw_split(source, s.num_labels, split_seed(s), s.include_lb_to_ulb, s.lb_imb_ratio, s.sequestered)
+    split = read_split(Path(s.split_file), source, s.include_lb_to_ulb)
+    if s.num_labels not in (None, len(split.labelled)):
         raise DataError(
-            f"split_file: {settings.split_file} has {len(split.labelled)} labelled images, but num_labels is"
-            f" {settings.num_labels}; leave num_labels out or make them agree"
+            f"split_file: {s.split_file} has {len(split.labelled)} labelled images, but num_labels is {s.num_labels}; leave"
+            " num_labels out or make them agree"
         )
     return split
 
 
-def split_seed(settings: DataSettings) -> int:
+def split_seed(settings: RunSettings) -> int:
     """Return the seed of the labelled subset: ``split_seed``, by default ``seed``."""
     return settings.seed if settings.split_seed is None else settings.split_seed

@@ -1,4 +1,4 @@
-"""Where the images of a step come from: the device's memory or, for sets that do not fit there, a DataLoader's workers.
+"""How the images of a step reach the device: from its memory or, for sets that do not fit there, by a DataLoader's workers.
 
 Both give the same images for the same step, so a run's views do not depend on the choice.
 """
@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from muscle_plugin.data.sampler import IndexStream
 
+T = TypeVar("T")
+ByKind = dict[str, tuple[Tensor, Tensor]]
+
 #: A set stays on the device if it takes no more than this share of the free memory.
 SHARE = 0.5
+_ALIGNED = 16  # bytes between the tensors of a parcel
 _NO_END = 2**62  # steps; a loader is asked for as many as training needs
 
 
@@ -29,26 +36,21 @@ def fits(images: Tensor, device: torch.device) -> bool:
 
 
 class ResidentImages:
-    """The images of any step, from the device's memory.
+    """The images of any step, from the device's memory, where all of them live as ``pool``.
 
     Args:
         images: (P, channels, H, W) uint8.
-        members: kind of image -> (n,) int64 indices of the images of that kind.
-        streams: kind -> the order in which they are drawn.
-        device: where the images are to live.
-
-    Attributes:
-        pool: all images, on the device, contiguous.
+        members, streams: kind of image -> (n,) int64 indices of the images of that kind, and their order.
     """
 
     def __init__(
         self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device
     ) -> None:
         self.pool = images.to(device).contiguous()  # image after image, whatever the source has them in
-        self._members, self._there = dict(members), {k: m.to(device) for k, m in members.items()}
-        self._streams = dict(streams)
+        self._there = {k: m.to(device) for k, m in members.items()}
+        self._members, self._streams = members, streams
 
-    def draw(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def draw(self, step: int) -> ByKind:
         """Kind -> (n,) the step's indices among the images of that kind, and their rows in the pool; on the CPU."""
         index = {k: stream.batch(step) for k, stream in self._streams.items()}
         return {k: (i, self._members[k][i]) for k, i in index.items()}
@@ -58,43 +60,27 @@ class ResidentImages:
         return self.pool[self._there[kind][index]]
 
 
-class _Steps(Dataset):
-    """Training step -> its indices and uint8 images, by kind."""
-
-    def __init__(self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream]) -> None:
-        self._images, self._members, self._streams = images, members, streams
-
-    def __getitem__(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
-        index = {kind: stream.batch(step) for kind, stream in self._streams.items()}
-        return {kind: (i, self._images[self._members[kind][i]]) for kind, i in index.items()}
+def _gather(images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], step: int) -> ByKind:
+    index = {kind: stream.batch(step) for kind, stream in streams.items()}
+    return {kind: (i, images[members[kind][i]]) for kind, i in index.items()}
 
 
 class StreamedImages:
-    """The same, gathered ahead by worker processes from the host's memory or a mapped file.
+    """The same, gathered ahead by ``workers`` processes (0: when asked) from the host's memory or a mapped file, ``pool``.
 
     Consecutive steps are cheap; any other step restarts the workers.
-
-    Args:
-        workers: processes; 0: gather when asked.
-
-    Attributes:
-        pool: all images, where the source has them.
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        members: Mapping[str, Tensor],
-        streams: Mapping[str, IndexStream],
-        device: torch.device,
+        self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device,
         workers: int,
-    ) -> None:
-        self.pool = images
-        self._steps, self._device, self._workers = _Steps(images, members, streams), device, workers
-        self._iterator: Iterator[dict[str, tuple[Tensor, Tensor]]] | None = None
-        self._last = -1, dict[str, tuple[Tensor, Tensor]]()
+    ) -> None:  # fmt: skip
+        self.pool, self._device, self._workers = images, device, workers
+        self._gather = partial(_gather, images, members, streams)
+        self._iterator: Iterator[ByKind] | None = None
+        self._last: tuple[int, ByKind] = -1, {}
 
-    def step(self, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def step(self, step: int) -> ByKind:
         """Kind -> (n,) the step's indices among the images of that kind, and the images; on the device."""
         last, found = self._last
         if step == last:
@@ -102,9 +88,9 @@ class StreamedImages:
         if self._iterator is None or step != last + 1:
             self.close()
             loader = DataLoader(
-                self._steps,
+                range(step, _NO_END),  # type: ignore[arg-type]
                 batch_size=None,
-                sampler=range(step, _NO_END),  # type: ignore[arg-type]
+                collate_fn=self._gather,
                 num_workers=self._workers,
                 pin_memory=self._device.type == "cuda",
                 generator=torch.Generator(),  # its own: the workers' seeds must not be drawn from training's
@@ -122,14 +108,61 @@ class StreamedImages:
         self._iterator = None
 
 
+class OneAhead(Generic[T]):
+    """Calls ``draw(step)``, and in a thread ``draw(step + 1)`` before it is asked for.
+
+    ``draw`` must be a function of the step alone, until :meth:`forget` is called.
+    """
+
+    def __init__(self, draw: Callable[[int], T], device: torch.device) -> None:
+        begin = None
+        if device.type == "cuda":  # a thread begins on the first GPU, which may not be this one
+            begin = partial(torch.cuda.set_device, torch.cuda.current_device() if device.index is None else device)
+        self._pool = ThreadPoolExecutor(1, "draws", begin)
+        self._draw, self._next = draw, (-1, Future[T]())
+
+    def __call__(self, step: int) -> T:
+        ahead, future = self._next
+        if ahead != step:
+            self.forget()
+            future = self._pool.submit(self._draw, step)
+        drawn = future.result()
+        self._next = (step + 1, self._pool.submit(self._draw, step + 1))
+        return drawn
+
+    def forget(self) -> None:
+        """Drop what has been drawn ahead."""
+        ahead, future = self._next
+        if ahead >= 0 and not future.cancel():
+            future.exception()  # waits: what it draws from is not to be used by two threads
+        self._next = (-1, Future())
+
+
+class Parcel:
+    """CPU tensors that are sent to a device together, in one asynchronous copy."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self._like, self._device = {n: (t.dtype, t.shape) for n, t in tensors.items()}, device
+        self._sizes = [-(-t.nbytes // _ALIGNED) * _ALIGNED for t in tensors.values()]
+        pinned = device.type == "cuda" and torch.cuda.is_available()
+        self._buffer = torch.empty(sum(self._sizes), dtype=torch.uint8, pin_memory=pinned)
+        for place, t in zip(self._places(self._buffer).values(), tensors.values(), strict=True):
+            place.copy_(t)
+
+    def _places(self, buffer: Tensor) -> dict[str, Tensor]:
+        parts = zip(self._like.items(), buffer.split(self._sizes), strict=True)
+        return {n: part[: t.itemsize * shape.numel()].view(t).view(shape) for (n, (t, shape)), part in parts}
+
+    def unpack(self) -> dict[str, Tensor]:
+        """Return the tensors on the device, by name."""
+        return self._places(self._buffer.to(self._device, non_blocking=True))
+
+
 class FixedImages:
-    """Images without augmentation, in order: what evaluation iterates. Its length is the number of batches of all processes.
+    """Images without augmentation, in order, as evaluation iterates them; its length is the batches of all processes together.
 
     Args:
-        images: (P, channels, H, W) uint8, anywhere.
-        members: (n,) int64 indices of the images to give.
-        labels: (n,) their labels.
-        batch: images at a time.
+        members, labels: (n,) int64 indices of the images to give, and their labels.
         device: where the batches go.
         rank, world: this process and their number; each iterates its own part.
     """
@@ -137,16 +170,9 @@ class FixedImages:
     sampler = None
 
     def __init__(
-        self,
-        images: Tensor,
-        members: Tensor,
-        labels: Tensor,
-        normalise: Callable[[Tensor], Tensor],
-        batch: int,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+        self, images: Tensor, members: Tensor, labels: Tensor, normalise: Callable[[Tensor], Tensor], batch: int,
+        device: torch.device, rank: int, world: int,
+    ) -> None:  # fmt: skip
         self._images, self._members, self._labels = images, members.to(images.device), labels
         self._normalise, self._batch, self._device = normalise, batch, device
         self._part = range(rank * len(members) // world, (rank + 1) * len(members) // world)

@@ -28,13 +28,7 @@ def pixel_statistics(source: Source) -> tuple[Tensor, Tensor]:
 class Normaliser:
     """Normalises (N, c, H, W) images, uint8 or float in [0, 1], and repeats a single channel to ``channels``.
 
-    Args:
-        mean, std: (c,), as fractions of 255.
-        channels: channels that the net takes.
-        device: where the images will be.
-
-    Attributes:
-        scale, shift: (1, c, 1, 1) on the device: a byte is multiplied by the former, and the latter is added.
+    ``mean`` and ``std`` are (c,), as fractions of 255. A byte is multiplied by ``scale``, and ``shift`` is added: (1, c, 1, 1).
 
     Raises:
         DataError: images of c channels cannot serve a net that takes ``channels``.

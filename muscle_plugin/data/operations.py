@@ -1,8 +1,8 @@
 """Pillow's image operations on batches, with a parameter for each image.
 
 Every operation takes (N, C, H, W) uint8 images, C = 1 (Pillow's mode L) or 3 (RGB), on any device, and a tensor (N,) of
-parameters, and returns new uint8 images equal, bit for bit, to what Pillow gives for each image alone; ``hue`` alone
-follows torchvision instead. Nothing waits for a GPU.
+parameters, and returns new uint8 images equal, bit for bit, to what Pillow gives; ``hue`` alone follows torchvision instead.
+Nothing waits for a GPU.
 """
 
 from __future__ import annotations
@@ -120,10 +120,8 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue in HSV by ``turn`` of the circle (-0.5 to 0.5); one channel stays as it is.
-
-    Within 1 grey level of ``torchvision.transforms.functional.adjust_hue`` on uint8 tensors.
-    """
+    """Turn the hue in HSV by ``turn`` of the circle (-0.5 to 0.5), within 1 grey level of torchvision's ``adjust_hue`` on uint8
+    tensors; one channel stays as it is."""
     if images.shape[1] == 1:
         return images.clone()
     levels = images.float()
@@ -184,14 +182,11 @@ _GEOMETRIC = (*_ROW_BY_ROW, "rotate", "shear_y")
 
 
 def matrices(operations: Tensor, values: Tensor, height: int, width: int) -> Tensor:
-    """Pillow's affine matrices (a, b, c, d, e, f) from output to input as its integers with 16 fractional bits.
+    """Pillow's affine matrices (a, b, c, d, e, f) from output to input as its integers with 16 fractional bits: (6, ...) int32.
 
-    Args:
-        operations: (...) indices into ``OPERATIONS``; the identity for those that are not geometric.
-        values: (...) degrees, shears or pixels.
-
-    Returns:
-        (6, ...) int32.
+    ``operations`` are (...) indices into ``OPERATIONS`` (not geometric: the identity), with their ``values``: ``rotate`` turns
+    the content counter-clockwise by degrees; ``shear_x`` reads each pixel (x, y) at (x + value * y, y), ``shear_y`` at
+    (x, y + value * x), ``translate_x`` and ``translate_y`` at (x + value, y) and (x, y + value), rounded.
     """
     kinds = torch.arange(FIRST_GEOMETRIC, len(OPERATIONS), device=operations.device).view(-1, *(1,) * values.dim())
     values = values.double() * (operations == kinds)
@@ -213,13 +208,11 @@ def _centre(height: int, width: int, dims: int) -> Tensor:
     return torch.tensor([[x, y], [y, -x]], dtype=torch.float64).view(2, 2, *(1,) * dims)
 
 
-def cutout(images: Tensor, left: Tensor, top: Tensor, right: Tensor, bottom: Tensor, fill: Fill) -> Tensor:
-    """Fill the pixels left <= x < right, top <= y < bottom (whole numbers, clipped at the border) of each image.
-
-    ``fill`` is a grey level or a colour, which a single channel gets as its luminance.
-    """
+def cutout(images: Tensor, hole: Tensor, fill: Fill) -> Tensor:
+    """Fill the hole of each image, (4, N) left, top, right, bottom, with a grey level or a colour, which a single channel gets
+    as its luminance."""
     c, h, w = images.shape[1:]
-    x1, y1, x2, y2 = (_per_image(v, images) for v in (left, top, right, bottom))
+    x1, y1, x2, y2 = hole.to(images.device, non_blocking=True).view(4, -1, 1, 1, 1)
     cols, rows = torch.arange(w, device=images.device), torch.arange(h, device=images.device).view(-1, 1)
     cols, rows = (cols >= x1) & (cols < x2), (rows >= y1) & (rows < y2)
     hole = rows.view(torch.uint8).neg() & cols.view(torch.uint8).neg()  # 255 inside, 0 outside
@@ -245,21 +238,3 @@ OPERATIONS = ("identity", *BY_VALUE, *_GEOMETRIC)
 FIRST_GEOMETRIC = len(OPERATIONS) - len(_GEOMETRIC)
 #: After these the geometric operations do not move whole rows.
 FIRST_TRANSFORM = FIRST_GEOMETRIC + len(_ROW_BY_ROW)
-
-
-def operate(name: str, images: Tensor, values: Tensor, outside: int = 0) -> Tensor:
-    """Apply one of ``OPERATIONS`` to every image.
-
-    ``rotate`` turns the content counter-clockwise by degrees; ``shear_x`` reads each pixel (x, y) at (x + value * y, y),
-    ``shear_y`` at (x, y + value * x), ``translate_x`` and ``translate_y`` at (x + value, y) and (x, y + value), rounded: all
-    by ``Image.transform`` or ``Image.rotate`` with the nearest neighbour. Exact.
-
-    Args:
-        values: (N,) parameters; ignored by operations without one.
-        outside: the grey level that geometric operations read outside the image.
-    """
-    if name in BY_VALUE:
-        return BY_VALUE[name](images, values)
-    operation = torch.full((), OPERATIONS.index(name), device=values.device)
-    move = move_rows if name in _ROW_BY_ROW else transform
-    return move(images, matrices(operation, values, *images.shape[2:]), outside)

@@ -32,28 +32,30 @@ class Pack:
     images: Tensor
     bad: dict[int, str]
 
-    def faults(self, most: int = 5) -> str:
-        """List why rows could not be read: the first ``most`` reasons, and how many more there are."""
-        reasons = list(self.bad.values())
-        more = f" (and {len(reasons) - most} more)" if len(reasons) > most else ""
-        return "; ".join(reasons[:most]) + more
+    def faults(self) -> str:
+        """List why rows could not be read: the first reasons, and how many more there are."""
+        more = f" (and {len(self.bad) - 5} more)" if len(self.bad) > 5 else ""
+        return "; ".join([*self.bad.values()][:5]) + more
 
 
 def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterable[Path]) -> Pack:
     """Return the images of ``files`` at one size, from an earlier call's array file or decoded into a new one.
 
-    An array file is used if the files have the names, sizes and times that it was made from, and its checksums hold.
-
-    Args:
-        name: begins the array file's name.
-        root: folder of the files, to which their names are relative.
-        size: side of the images in pixels.
-        places: folders for the array file: all are searched, and the first that can be written is used.
+    An array file is used if the files have the names, sizes and times that it was made from, and its checksums hold. Of the
+    folders in ``places`` all are searched, and the first that can be written is used.
 
     Raises:
         DataError: no folder can be written.
     """
-    listing = _listing(root, files)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(os.fsencode(name_below(root, file)))
+        try:
+            status = file.stat()
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        except OSError:  # a broken link; decoding says so
+            digest.update(b"\0absent\n")
+    listing = digest.hexdigest()
     key = {"format": PACK_FORMAT, "size": size, "count": len(files), "listing": listing}
     shape = (len(files), 3, size, size)
     paths = [place / f"{name}_{size}_{listing[:12]}.npy" for place in dict.fromkeys(places)]
@@ -72,19 +74,6 @@ def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterab
     )
 
 
-def _listing(root: Path, files: Sequence[Path]) -> str:
-    """A digest of the files' names, sizes and times."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(os.fsencode(name_below(root, path)))
-        try:
-            status = path.stat()
-            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        except OSError:  # a broken link; decoding says so
-            digest.update(b"\0absent\n")
-    return digest.hexdigest()
-
-
 def _map(path: Path) -> Tensor:
     # copy-on-write: nothing can write to the file, and torch asks for writable memory
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
@@ -99,16 +88,14 @@ def _checksums(images: np.ndarray) -> list[int]:
 
 def _open(path: Path, key: dict[str, object], shape: tuple[int, ...]) -> Pack | None:
     """The pack, or None if the file is absent, damaged, or made from other files."""
-    try:
+    damaged = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, MemoryError)
+    with contextlib.suppress(*damaged):
         header = json.loads(path.with_suffix(".json").read_text())
         images = _map(path)
-        if header["key"] != key or images.shape != shape or images.dtype != torch.uint8:
-            return None
-        if header["checksums"] != _checksums(images.numpy()):
-            return None
-        return Pack(images, {int(i): str(reason) for i, reason in header["bad"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, MemoryError):
-        return None
+        same = header["key"] == key and images.shape == shape and images.dtype == torch.uint8
+        if same and header["checksums"] == _checksums(images.numpy()):
+            return Pack(images, {int(i): str(reason) for i, reason in header["bad"].items()})
+    return None
 
 
 def _write(path: Path, key: dict[str, object], shape: tuple[int, ...], root: Path, files: Sequence[Path]) -> Pack:
@@ -124,17 +111,10 @@ def _write(path: Path, key: dict[str, object], shape: tuple[int, ...], root: Pat
         del array
     images = _map(path)  # before another process can take it for an older one
     write_json(path.with_suffix(".json"), header)
-    _remove_older(path, str(root))
-    return Pack(images, bad)
-
-
-def _remove_older(path: Path, root: str) -> None:
-    """Delete array files that an earlier state of the same folder left beside ``path``."""
-    stem = path.stem.rpartition("_")[0]  # the name and the size, without the listing
-    for other in path.parent.glob("*.json"):
-        if other == path.with_suffix(".json") or other.stem.rpartition("_")[0] != stem:
-            continue
+    # an earlier state of the same folder may have left files, of the same name and size, but of another listing
+    for other in path.parent.glob(f"{path.stem.rpartition('_')[0]}_{'?' * 12}.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            if json.loads(other.read_text())["root"] == root:
+            if other.stem != path.stem and json.loads(other.read_text())["root"] == str(root):
                 other.unlink()
                 other.with_suffix(".npy").unlink()
+    return Pack(images, bad)

@@ -27,64 +27,35 @@ from muscle_plugin.data.operations import (
     move_rows,
     pieces,
     transform,
-)
+)  # fmt: skip
 
 GREY = 128
 
 
 @dataclass(frozen=True)
 class Window:
-    """A window of each image's own size in the image padded by reflection, in CPU tensors.
+    """A window of each image's own size in the image padded by reflection, in CPU tensors."""
 
-    Attributes:
-        top, left: (N,) int64 corner of the window in the padded image.
-        flip: (N,) bool, whether the window is mirrored; None for no mirroring.
-        margin: rows of padding above and below, columns on either side.
-    """
-
-    top: Tensor
+    top: Tensor  # (N,) int64, in the padded image
     left: Tensor
-    flip: Tensor | None
-    margin: tuple[int, int]
+    flip: Tensor | None  # (N,) bool, whether the window is mirrored; None: no mirroring
+    margin: tuple[int, int]  # rows of padding above and below, columns on either side
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to each of N images, in CPU tensors: a window, operations one after another, a hole.
+    """What is done to each of N images, in CPU tensors: a window, operations one after another, a hole."""
 
-    Attributes:
-        operations: (slots, N) int64 indices into ``OPERATIONS``.
-        values: (slots, N) float32 parameters (ignored by operations without one).
-        outside: the grey level that geometric operations read outside the image.
-        hole: (4, N) int64 left, top, right, bottom of the final ``cutout``; None for no cutout.
-        hole_fill: filling of the hole.
-        window: what is first cut out of each image; None for all of it.
-    """
-
-    operations: Tensor
-    values: Tensor
-    outside: int = 0
-    hole: Tensor | None = None
+    operations: Tensor  # (slots, N) int64 indices into OPERATIONS
+    values: Tensor  # (slots, N) float32 parameters
+    outside: int = 0  # the grey level that geometric operations read outside the image
+    hole: Tensor | None = None  # (4, N) int64 left, top, right, bottom of the final cutout
     hole_fill: Fill = GREY
     window: Window | None = None
 
-    @classmethod
-    def of_window(cls, window: Window) -> Plan:
-        """The plan of a window and no operation."""
-        none = window.top.new_empty(0, len(window.top))
-        return cls(none, none.float(), window=window)
-
 
 def windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tensor | None) -> Tensor:
-    """Cut a window out of each image.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        rows: (N, height) int64 rows of each window.
-        left: (N,) int64 first column of each window.
-        width: columns of a window.
-        flip: (N,) bool, whether the window is mirrored; None for no mirroring.
-    """
+    """Cut a window out of each image: (N, height) ``rows``, ``width`` columns from (N,) ``left`` on, mirrored if ``flip``."""
     n, c, h, w = images.shape
     if not n:
         return images.new_empty(n, c, rows.shape[1], width)
@@ -104,33 +75,23 @@ def windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tensor
     return out.index_select(0, order.argsort().to(device, non_blocking=True))
 
 
-def _cut(images: Tensor, window: Window) -> Tensor:
-    h, w = images.shape[2:]
-    y, x = window.margin
-    rows = window.top.view(-1, 1) + torch.arange(-y, h - y)
-    rows = (h - 1) - ((h - 1) - rows.abs()).abs()  # reflected at both borders, the edge not repeated
-    mirror = images.flip(3)
-    wide = torch.cat([mirror[..., -x - 1 : -1], images, mirror[..., 1 : x + 1]], 3)
-    return windows(wide, rows, window.left, w, window.flip)
-
-
 def apply(images: Tensor, plan: Plan) -> Tensor:
-    """Carry out a plan.
+    """Carry out a plan on (N, C, H, W) uint8 images, C = 1 or 3, on any device.
 
     In each slot the images are sorted by operation, so that an operation works on one slice; from slot to slot, and
     back to the given order in the end, they are moved once.
-
-    Args:
-        images: (N, C, H, W) uint8, C = 1 or 3, on any device.
     """
     if plan.window is not None:
-        images = _cut(images, plan.window)
+        h, w = images.shape[2:]
+        y, x = plan.window.margin
+        rows = plan.window.top.view(-1, 1) + torch.arange(-y, h - y)
+        rows = (h - 1) - ((h - 1) - rows.abs()).abs()  # reflected at both borders, the edge not repeated
+        mirror = images.flip(3)
+        wide = torch.cat([mirror[..., -x - 1 : -1], images, mirror[..., 1 : x + 1]], 3)
+        images = windows(wide, rows, plan.window.left, w, plan.window.flip)
     if len(plan.operations):
         images = _operate_in_groups(images, plan)
-    if plan.hole is None:
-        return images
-    left, top, right, bottom = plan.hole.to(images.device, non_blocking=True)
-    return cutout(images, left, top, right, bottom, plan.hole_fill)
+    return images if plan.hole is None else cutout(images, plan.hole, plan.hole_fill)
 
 
 def _operate_in_groups(images: Tensor, plan: Plan) -> Tensor:
@@ -150,12 +111,9 @@ def _operate_in_groups(images: Tensor, plan: Plan) -> Tensor:
 
 
 def grouped(plan: Plan, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
-    """Sort the images of each slot of a plan by operation, on the CPU.
-
-    Returns:
-        (slots + 1, N) where the images of a slot were in the slot before, and in the end; (slots, N) values and (6, slots, N)
-        affine matrices in the new order; for each slot the number of images of each operation.
-    """
+    """Sort the images of each slot of a plan by operation, on the CPU: (slots + 1, N) where the images of a slot were in the
+    slot before, and in the end; (slots, N) values and (6, slots, N) affine matrices in the new order; for each slot the number
+    of images of each operation."""
     order = plan.operations.argsort(1)
     place = order.argsort(1)  # where each image is in each slot
     moves = torch.cat([order[:1], place[:-1].gather(1, order[1:]), place[-1:]])
@@ -165,7 +123,6 @@ def grouped(plan: Plan, height: int, width: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def _table(values: Mapping[str, Sequence[float]]) -> tuple[Tensor, Tensor]:
-    """Return a table's operations as indices into ``OPERATIONS``, and its rows."""
     return torch.tensor([OPERATIONS.index(name) for name in values]), torch.tensor(list(values.values()))
 
 
@@ -203,32 +160,20 @@ def _pixels(per_x: float, per_y: float) -> Tensor:
     return factor
 
 
-@cache
-def _signed_levels(height: int, width: int) -> Tensor:
-    """(14, 9, 2) FixMatch's values by operation and level: negative and positive for geometric operations, twice the same for
-    others."""
-    names, levels = _FIXMATCH
-    levels = levels * _pixels(width / 32, height / 32)[names].unsqueeze(1)
-    return torch.stack([torch.where(names.unsqueeze(1) >= FIRST_GEOMETRIC, -levels, levels), levels], 2)
-
-
 def draw_randaugment(random: BatchRandom, shape: tuple[int, ...], ops: int = 2) -> Plan:
-    """Draw FixMatch's RandAugment, which follows the weak augmentation.
+    """Draw FixMatch's RandAugment, which follows the weak augmentation, for images of ``shape`` (C, H, W).
 
     ``ops`` of its 14 operations with replacement, each applied with p = 0.5 at a uniform level 1..9 of 10, geometric
     ones either way; then Cutout of half the side about a uniform pixel. Outside and hole are grey (128).
-
-    Args:
-        random: random numbers of the images.
-        shape: (C, H, W) of an image.
-        ops: operations per image, at least 1.
     """
     names, levels = _FIXMATCH
     height, width = shape[1:]
     choice, level = random.integers(len(names), ops), random.integers(levels.shape[1], ops)
-    positive = random.integers(2, ops)
-    operations = names[choice] * random.coins(ops)  # the identity is operation 0
-    values = _signed_levels(height, width)[choice, level, positive]
+    operations = names[choice]
+    values = levels[choice, level] * _pixels(width / 32, height / 32)[operations]
+    negative = (random.integers(2, ops) == 0) & (operations >= FIRST_GEOMETRIC)
+    values = torch.where(negative, -values, values)
+    operations = operations * random.coins(ops)  # the identity is operation 0
     x, y = random.integers(width), random.integers(height)
     hole = torch.stack([x - width // 4, y - height // 4, x + width // 4, y + height // 4])
     return Plan(operations, values, GREY, hole, GREY)
@@ -240,8 +185,6 @@ def draw_randaugment_usb(random: BatchRandom, shape: tuple[int, ...], ops: int =
     ``ops`` of the 14 operations with replacement, all applied, each at a uniform strength of its range (negative ones
     of geometric operations included, enhancements only downwards); then Cutout of up to half the width about a uniform
     point, pushed inside at the left and top border. Outside is black, the hole (125, 123, 114).
-
-    The arguments are those of :func:`draw_randaugment`.
     """
     names, ranges = _USB
     height, width = shape[1:]

@@ -15,18 +15,12 @@ class IndexStream:
     repeat equally often. Batch t is a function of (seed, name, t): there is no state to save.
 
     Args:
-        n: number of images, at least 1.
-        batch: indices per batch, over all processes, at least 1.
-        seed: the run's seed.
-        name: name of the stream; streams of different names are independent.
+        batch: indices per batch, over all processes.
+        name: streams of different names are independent.
         rank, world: this process and their number; each takes its own part of the batch, equal to within one image.
     """
 
     def __init__(self, n: int, batch: int, seed: int, name: str, rank: int = 0, world: int = 1) -> None:
-        if n < 1 or batch < 1:
-            raise ValueError(f"expected at least one image and one per batch, received n={n}, batch={batch}")
-        if not 0 <= rank < world:
-            raise ValueError(f"expected a rank from 0 to {world - 1}, received {rank}")
         self.n, self.batch_size, self._seed, self._name = n, batch, seed, name
         self._part = slice(rank * batch // world, (rank + 1) * batch // world)
         self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
@@ -39,11 +33,11 @@ class IndexStream:
 
     def batch(self, step: int) -> Tensor:
         """Return this process's part of the batch of a step, counted from 0: int64 indices."""
-        parts, first = [], step * self.batch_size
+        parts, first = [torch.empty(0, dtype=torch.int64)], step * self.batch_size
         start, stop = first + self._part.start, first + self._part.stop
         while start < stop:
             number, offset = divmod(start, self.n)
             take = min(stop - start, self.n - offset)
             parts.append(self._permutation(number)[offset : offset + take])
             start += take
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+        return torch.cat(parts)

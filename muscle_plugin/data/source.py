@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,8 +23,7 @@ class Source:
         train: (N,) int64 indices of the training images, labelled or not.
         test: (M,) int64 indices of the test images; may be empty. Training never sees them.
         classes: class names, in label order.
-        subclasses: (P,) int64 finer labels, if the data set has them (CIFAR-20).
-        subclass_names: names of the subclasses.
+        subclasses, subclass_names: (P,) int64 finer labels and their names, if the data set has them (CIFAR-20).
         notes: remarks for the user on how the data was read.
         names: (P,) file names of the images, if each has a file of its own.
     """
@@ -59,17 +58,12 @@ class Source:
                 return f"{kind} image {int(found[0])}"
         return f"image {image}"
 
-    def resized(self, size: int) -> Source:
-        """Return the data set with images of ``size`` x ``size`` pixels."""
-        return replace(self, images=resize(self.images, size))
-
 
 @dataclass(frozen=True)
 class SourceOptions:
     """What a reader of a data set may need.
 
     Attributes:
-        data_dir: folder of the data files.
         img_size: side in pixels to which image files of varying size are resized.
         seed: seed of the train/test split, for data sets without a fixed one (Mini-ImageNet).
         labels_csv: table of labels of an image folder.

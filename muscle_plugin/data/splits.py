@@ -22,13 +22,7 @@ SPLIT_FORMAT = 1
 
 @dataclass(frozen=True)
 class Split:
-    """Positions among a source's training images, int64, ascending.
-
-    Attributes:
-        labelled: (num_labels,) images that keep their labels.
-        unlabelled: images whose labels are hidden.
-        sequestered: subclasses that give no labels.
-    """
+    """Positions among a source's training images, int64, ascending; ``sequestered``: subclasses that give no labels."""
 
     labelled: Tensor
     unlabelled: Tensor
@@ -43,10 +37,8 @@ def draw_split(
 
     Args:
         num_labels: labelled images in all; None: every image that has a label.
-        seed: seed of the draw.
         include_labelled: whether the labelled images are among the unlabelled ones too.
-        imbalance: labels of the first class over those of the last, falling geometrically in between (USB's
-            ``lb_imb_ratio``).
+        imbalance: labels of the first class over those of the last, falling geometrically in between.
         sequestered: subclasses per class, drawn at random, that give no labels (paper, "Sequestered Classes"). The
             remaining subclasses share the labels equally.
 
@@ -57,7 +49,10 @@ def draw_split(
     groups, names = source.train_labels, source.classes
     hidden: tuple[int, ...] = ()
     if sequestered:
-        groups, names, hidden = _sequester(source, sequestered, generator)
+        if source.subclasses is None:
+            raise DataError("sequestered: this data set has no subclasses; cifar20 has")
+        groups, names = source.subclasses[source.train], source.subclass_names
+        hidden = _sequester(source, groups, sequestered, generator)
     if num_labels is None:
         if imbalance != 1 or sequestered:
             raise DataError("num_labels: must be given with lb_imb_ratio or sequestered")
@@ -73,20 +68,15 @@ def draw_split(
     return _with_rest(source, torch.cat(chosen).sort().values, include_labelled, hidden)
 
 
-def _sequester(
-    source: Source, per_class: int, generator: torch.Generator
-) -> tuple[Tensor, tuple[str, ...], tuple[int, ...]]:
-    """The training images' subclasses, the subclasses' names, and the drawn ones."""
-    if source.subclasses is None:
-        raise DataError("sequestered: this data set has no subclasses; cifar20 has")
-    fine = source.subclasses[source.train]
+def _sequester(source: Source, fine: Tensor, per_class: int, generator: torch.Generator) -> tuple[int, ...]:
+    """Draw subclasses of each class; ``fine``: the training images' subclasses."""
     hidden: list[int] = []
     for c in range(len(source.classes)):
         members = fine[source.train_labels == c].unique()
         if len(members) <= per_class:
             raise DataError(f"sequestered: class {source.classes[c]!r} has {len(members)} subclasses; one must remain")
         hidden += members[torch.randperm(len(members), generator=generator)[:per_class]].tolist()
-    return fine, source.subclass_names, tuple(sorted(hidden))
+    return tuple(sorted(hidden))
 
 
 def _shares(num_labels: int, groups: dict[int, str], imbalance: float) -> dict[int, int]:
@@ -122,9 +112,6 @@ def _with_rest(source: Source, labelled: Tensor, include_labelled: bool, sequest
     return Split(labelled, unlabelled, sequestered)
 
 
-# --------------------------------------------------------------------------------------------------------------- files
-
-
 def fingerprint(source: Source) -> str:
     """Return a digest of the training images' number, order and labels (not of their pixels)."""
     labels = source.train_labels if source.subclasses is None else source.subclasses[source.train]
@@ -135,11 +122,7 @@ def fingerprint(source: Source) -> str:
 
 
 def write_split(path: Path, split: Split, source: Source, dataset: str = "", seed: int | None = None) -> None:
-    """Write a split as JSON, with what identifies the training images that its indices refer to.
-
-    Args:
-        dataset, seed: the data set's name and the seed of the split, for messages.
-    """
+    """Write a split as JSON, with what identifies the training images that its indices refer to."""
     content = {
         "format": SPLIT_FORMAT,
         "dataset": dataset,

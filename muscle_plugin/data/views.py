@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muscle_plugin.errors import DataError
+from muscle_plugin.registry.names import STEP_PARAMETERS
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
 #: Strengths of views. The paper calls the strong ones hard, and so do the settings (``hard_views``, ``hard_augment``).
@@ -40,41 +41,29 @@ VIEWS: dict[str, View] = {
 }
 #: USB classes whose ``x_ulb_s`` is a second weak view.
 SECOND_WEAK_VIEW = frozenset({"pimodel", "meanteacher", "mixmatch"})
-#: Parameters that are not images.
-INDICES = ("idx_lb", "idx_ulb", "y_lb")
-#: Parameters that are rotations of other views; ``rot_v`` is the number of quarter turns.
-ROTATIONS = ("x_ulb_s_0_rot", "x_ulb_rot", "rot_v")
 
 
 def views_of(parameters: Sequence[str], usb_name: str) -> dict[str, View]:
-    """Return the image views among the parameters of a ``train_step``.
-
-    Args:
-        parameters: parameter names, without self.
-        usb_name: the name under which USB registers the class.
+    """Return the image views among the parameters of a USB class's ``train_step``.
 
     Raises:
-        DataError: a parameter is not in the table.
+        DataError: a parameter is neither a view nor anything else that a step may ask for.
     """
     found = {}
     for name in parameters:
         if name in VIEWS:
             second_weak = name == "x_ulb_s" and usb_name in SECOND_WEAK_VIEW
             found[name] = View(UNLABELLED, WEAK) if second_weak else VIEWS[name]
-        elif name not in INDICES and name not in ROTATIONS:
-            known = ", ".join((*VIEWS, *INDICES, *ROTATIONS))
+        elif name not in STEP_PARAMETERS:
             raise DataError(
-                f"{usb_name}: its train_step asks for {name!r}, a view this package does not make; known: {known}"
+                f"{usb_name}: its train_step asks for {name!r}, a view this package does not make; known:"
+                f" {', '.join(STEP_PARAMETERS)}"
             )
     return found
 
 
 def check_shared_equally(labelled: int, unlabelled: int, world: int) -> None:
-    """Check that ``world`` processes can have equally many images of a batch each.
-
-    Raises:
-        DataError: they cannot; the message gives the nearest sizes that can be shared.
-    """
+    """Raise DataError if ``world`` processes cannot have equally many images of a batch each."""
     if labelled % world or unlabelled % world:
         j, i = (world * max(1, round(n / world)) for n in (labelled, unlabelled))
         raise DataError(

@@ -150,7 +150,7 @@ def _save_split(path: Path, algorithm: Host, resumed: bool) -> None:
         if not torch.equal(before.labelled, split.labelled):
             raise DataError(f"{path}: this run began with other labelled images than its settings give now")
         return
-    write_split(path, split, source, dataset=args.dataset, seed=split_seed(args))
+    write_split(path, split, source, dataset=args.dataset, seed=split_seed(algorithm.settings))
 
 
 def _resume(

@@ -45,7 +45,9 @@ def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> N
         console.print(f"views of the first step: {picture}", markup=False)
     if split_file is not None:
         args = algorithm.args
-        write_split(split_file, algorithm.split, algorithm.source, dataset=args.dataset, seed=split_seed(args))
+        write_split(
+            split_file, algorithm.split, algorithm.source, dataset=args.dataset, seed=split_seed(algorithm.settings)
+        )
         console.print(f"labelled images: {split_file}; --split_file takes it", markup=False)
 
 
@@ -92,5 +94,5 @@ def views_of_first_batch(algorithm: Host, columns: int = 12) -> dict[str, Tensor
         kind = f"{view.images}, {view.strength}"
         for part in batch[name].split(len(batch[name]) // view.count):
             drawn[kind] += 1
-            rows[f"{kind} {drawn[kind]} ({name})"] = batches.shown(part[:columns])
+            rows[f"{kind} {drawn[kind]} ({name})"] = batches.normalise.undo(part[:columns])
     return rows

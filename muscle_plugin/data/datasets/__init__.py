@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from muscle_plugin.data.datasets.cifar import cifar10, cifar20, cifar100
 from muscle_plugin.data.datasets.digits import digits
@@ -12,8 +13,8 @@ from muscle_plugin.data.datasets.image_folder import image_folder
 from muscle_plugin.data.datasets.miniimagenet import miniimagenet
 from muscle_plugin.data.datasets.plugin import plugin_dataset
 from muscle_plugin.data.datasets.stl10 import stl10
-from muscle_plugin.data.datasets.svhn import svhn, svhn_noextra
-from muscle_plugin.data.source import Source, SourceOptions
+from muscle_plugin.data.datasets.svhn import svhn
+from muscle_plugin.data.source import Source, SourceOptions, resize
 
 __all__ = ["READERS", "load_source"]
 
@@ -25,7 +26,7 @@ READERS: dict[str, Callable[[SourceOptions], Source]] = {
     "miniimagenet": miniimagenet,
     "stl10": stl10,
     "svhn": svhn,
-    "svhn_noextra": svhn_noextra,
+    "svhn_noextra": partial(svhn, parts=("train", "test")),
     "eurosat": eurosat,
     "folder": image_folder,
 }
@@ -37,7 +38,6 @@ def load_source(dataset: str, options: SourceOptions) -> Source:
     Raises:
         DataError: its files are absent and cannot be downloaded, or are damaged.
     """
-    options = replace(options, data_dir=options.data_dir.expanduser())
     reader = READERS.get(dataset)
     source = reader(options) if reader else plugin_dataset(dataset, options)
-    return source.resized(options.img_size)
+    return replace(source, images=resize(source.images, options.img_size))

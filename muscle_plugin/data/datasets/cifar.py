@@ -21,28 +21,28 @@ def cifar10(options: SourceOptions) -> Source:
     """Read CIFAR-10 from torchvision's files in ``data_dir`` or ``data_dir/cifar10``, downloaded if absent."""
     files = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
     root = find_or_download("cifar10", options.data_dir, "cifar-10-batches-py", files[-1:])
-    images, labels, members = _read_images(root, files, ("labels",))
-    return Source(images, labels["labels"], *members, _read_names(root / "batches.meta", "label_names"))
+    images, (labels,), members = _read_images(root, files, "labels")
+    return Source(images, labels, *members, _read_names(root / "batches.meta", "label_names"))
 
 
 def cifar100(options: SourceOptions) -> Source:
     """Read CIFAR-100 with its 100 fine labels from torchvision's files in ``data_dir`` or ``data_dir/cifar100``."""
     root = find_or_download("cifar100", options.data_dir, "cifar-100-python", ("test",))
-    images, labels, members = _read_images(root, ("train", "test"), ("fine_labels",))
-    return Source(images, labels["fine_labels"], *members, _read_names(root / "meta", "fine_label_names"))
+    images, (fine,), members = _read_images(root, ("train", "test"), "fine_labels")
+    return Source(images, fine, *members, _read_names(root / "meta", "fine_label_names"))
 
 
 def cifar20(options: SourceOptions) -> Source:
     """Read CIFAR-100 with its 20 superclasses as classes and the fine labels as subclasses, which a split can sequester."""
     root = find_or_download("cifar100", options.data_dir, "cifar-100-python", ("test",))
-    images, labels, members = _read_images(root, ("train", "test"), ("coarse_labels", "fine_labels"))
-    coarse, fine = (_read_names(root / "meta", f"{kind}_label_names") for kind in ("coarse", "fine"))
-    return Source(images, labels["coarse_labels"], *members, coarse, labels["fine_labels"], fine)
+    images, (coarse, fine), members = _read_images(root, ("train", "test"), "coarse_labels", "fine_labels")
+    names, fine_names = (_read_names(root / "meta", f"{kind}_label_names") for kind in ("coarse", "fine"))
+    return Source(images, coarse, *members, names, fine, fine_names)
 
 
 def _read_images(
-    root: Path, files: tuple[str, ...], keys: tuple[str, ...]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    root: Path, files: tuple[str, ...], *keys: str
+) -> tuple[torch.Tensor, list[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """Images and labels by key of all files, and the indices of training and test images; the last file is the test set."""
     images: np.ndarray = np.empty((60_000, 3, 32, 32), np.uint8)
     labels: dict[str, list[int]] = {k: [] for k in keys}
@@ -50,17 +50,14 @@ def _read_images(
     for file in files:
         content, count = _read(root / file, images[sum(counts) :].reshape(-1))
         for key in keys:
-            found = content.get(key)
-            if not count or not isinstance(found, list) or len(found) != count or not all(map(_is_label, found)):
+            found: Any = content.get(key)
+            complete = count and isinstance(found, list) and len(found) == count
+            if not complete or not all(type(label) is int and 0 <= label < 100 for label in found):
                 raise DataError(f"{root / file}: not a CIFAR file (it lacks data or {key})")
             labels[key] += found
         counts.append(count)
     members = consecutive(sum(counts[:-1]), counts[-1])
-    return torch.from_numpy(images[: sum(counts)]), {k: torch.tensor(v) for k, v in labels.items()}, members
-
-
-def _is_label(value: object) -> bool:
-    return type(value) is int and 0 <= value < 100
+    return torch.from_numpy(images[: sum(counts)]), [torch.tensor(v) for v in labels.values()], members
 
 
 def _read_names(path: Path, key: str) -> tuple[str, ...]:
@@ -124,10 +121,7 @@ def _latin1(text: str, codec: str) -> bytes:
 
 class _Stream:
     """A file for an unpickler that diverts its one long string, the pixels, to ``room``; otherwise memory would hold them
-    three times. The unpickler gets an empty string instead.
-
-    Attributes:
-        taken: bytes diverted.
+    three times. The unpickler gets an empty string instead. ``taken``: bytes diverted.
     """
 
     def __init__(self, file: BinaryIO, room: np.ndarray) -> None:

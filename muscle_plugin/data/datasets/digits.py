@@ -11,8 +11,7 @@ from muscle_plugin.data.source import Source, SourceOptions
 def digits(options: SourceOptions) -> Source:
     """Read scikit-learn's digits: 1,437 training and 360 test images of 8 x 8 pixels, one channel.
 
-    The train/test split is stratified and the same for every seed. ``data_dir`` is not used: the images come with
-    scikit-learn.
+    The train/test split is stratified and the same for every seed. The images come with scikit-learn.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

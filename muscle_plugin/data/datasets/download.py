@@ -19,7 +19,16 @@ def find_or_download(name: str, data_dir: Path, folder: str, files: tuple[str, .
         if all((place / f).is_file() for f in files):
             return place
     try:
-        _download(name, data_dir, files)
+        from torchvision import datasets
+
+        root = str(data_dir)
+        if name == "svhn":
+            for file in files:
+                datasets.SVHN(root, split=file.partition("_")[0], download=True)
+        elif name == "stl10":
+            datasets.STL10(root, split="train", download=True)
+        else:
+            {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](root, download=True)
     except Exception as e:  # torchvision raises whatever the network or the disk does
         what = f"folder {folder}" if folder else "files " + ", ".join(files)
         raise DataError(
@@ -28,15 +37,3 @@ def find_or_download(name: str, data_dir: Path, folder: str, files: tuple[str, .
             " --data_dir"
         ) from None
     return places[0]
-
-
-def _download(name: str, data_dir: Path, files: tuple[str, ...]) -> None:
-    from torchvision import datasets
-
-    if name == "svhn":
-        for file in files:
-            datasets.SVHN(str(data_dir), split=file.partition("_")[0], download=True)
-    elif name == "stl10":
-        datasets.STL10(str(data_dir), split="train", download=True)
-    else:
-        {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](str(data_dir), download=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,27 +14,25 @@ from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
 
 
-def read_image_files(
-    name: str,
-    root: Path,
-    files: Sequence[Path],
-    labels: Sequence[int],
-    test: Sequence[bool],
-    classes: Sequence[str],
-    options: SourceOptions,
-    notes: Sequence[str] = (),
-) -> Source:
-    """Make a data set of image files below ``root``.
+@dataclass(frozen=True)
+class LabelledFile:
+    """An image file, its class (None: unlabelled), and whether it is a test image."""
 
-    Args:
-        name: the data set's name, with which its array file's name begins.
-        labels: one per file; -1 for none.
-        test: whether each file is a test image.
-        notes: remarks to which those on unreadable files are added.
+    path: Path
+    label: str | None
+    test: bool = False
+
+
+def read_image_files(
+    name: str, root: Path, items: Sequence[LabelledFile], classes: Sequence[str], options: SourceOptions,
+    notes: Sequence[str] = (),
+) -> Source:  # fmt: skip
+    """Make a data set of image files below ``root``.
 
     Raises:
         DataError: a link leads out of ``root``, or a file is unreadable, and the options do not allow it.
     """
+    files = [x.path for x in items]
     if not options.allow_outside and (path := leads_out(root, files)):
         raise DataError(f"{path}: a link out of {root}; --allow_outside true follows such links")
     packed = pack(name, root, files, options.img_size, options.cache_dirs)
@@ -44,10 +43,12 @@ def read_image_files(
             raise DataError("{} cannot be used: {}. --skip-bad-images leaves them out".format(*listed))
         good[list(packed.bad)] = False
         notes = [*notes, "left out {}: {}".format(*listed)]
-    is_test = torch.tensor(test)
-    train, tested = ((good & chosen).nonzero().flatten() for chosen in (~is_test, is_test))
+    number = {c: i for i, c in enumerate(classes)}
+    labels = torch.tensor([-1 if x.label is None else number[x.label] for x in items])
+    is_test = torch.tensor([x.test for x in items])
+    train, test = ((good & chosen).nonzero().flatten() for chosen in (~is_test, is_test))
     names = [str(name_below(root, f)) for f in files]
-    return Source(packed.images, torch.tensor(labels), train, tested, tuple(classes), notes=tuple(notes), names=names)
+    return Source(packed.images, labels, train, test, tuple(classes), notes=tuple(notes), names=names)
 
 
 def class_folders(folder: Path) -> list[Path]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+import contextlib
+import csv
+import io
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from muscle_plugin.data.datasets.image_files import class_folders, read_image_files
-from muscle_plugin.data.datasets.label_table import LabelledFile, read_label_table
+from muscle_plugin.data.datasets.image_files import LabelledFile, class_folders, read_image_files
 from muscle_plugin.data.images import find_images, unknown_files
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
-from muscle_plugin.text import shown
+from muscle_plugin.text import did_you_mean, shown
+
+_MOST_BYTES = 1 << 28  # of a table of labels
 
 
 def image_folder(options: SourceOptions) -> Source:
@@ -19,10 +24,6 @@ def image_folder(options: SourceOptions) -> Source:
     any tree of images and a table of columns file, label and, optionally, split (train or test).
 
     Classes are in alphabetical order. An image that the table does not name, or gives no label, is unlabelled.
-
-    Raises:
-        DataError: the layout is another, a class is empty or unknown, an image cannot be read, or lies outside ``data_dir``
-            and that is not allowed.
     """
     root = options.data_dir
     if not root.is_dir():
@@ -30,10 +31,8 @@ def image_folder(options: SourceOptions) -> Source:
     table = options.labels_csv
     if table is not None and not table.exists() and (root / table).exists():
         table = root / table
-    if table is None:
-        items, notes = _from_folders(root)
-    else:
-        items, notes = read_label_table(root, table, options.allow_outside), []
+    notes: list[str] = []
+    items = read_label_table(root, table, options.allow_outside) if table else _from_folders(root, notes)
     classes = sorted({x.label for x in items if x.label is not None and not x.test})
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
@@ -41,26 +40,13 @@ def image_folder(options: SourceOptions) -> Source:
     tested = {x.label: x.path for x in items if x.test}
     for name, path in tested.items():
         if name not in classes:
-            hint = _similar(str(name), classes)
+            hint = did_you_mean(str(name), classes)
             raise DataError(f"{path}: class {name!r} is tested, but has no labelled image to train on{hint}")
-    for name in classes if tested else ():
-        if name not in tested:
-            hint = _similar(name, [c for c in classes if c != name])
-            notes.append(f"class {name!r} has labelled images, but none to test on{hint}")
-    number = {c: i for i, c in enumerate(classes)}
-    labels = [-1 if x.label is None else number[x.label] for x in items]
-    files = [x.path for x in items]
-    return read_image_files("folder", root, files, labels, [x.test for x in items], classes, options, notes)
+    return read_image_files("folder", root, items, classes, options, notes)
 
 
-def _similar(name: str, known: Iterable[str]) -> str:
-    by_lower = {k.lower(): k for k in known}
-    found = get_close_matches(name.lower(), by_lower, 1, 0.7)
-    return f"; is it {by_lower[found[0]]!r}?" if found else ""
-
-
-def _from_folders(root: Path) -> tuple[list[LabelledFile], list[str]]:
-    """The image files in the folders of ``root``, and notes on what else is there."""
+def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
+    """The image files in the folders of ``root``; adds notes on what else is there."""
 
     def part(*names: str) -> Path | None:
         return next((root / n for n in names if (root / n).is_dir()), None)
@@ -83,14 +69,76 @@ def _from_folders(root: Path) -> tuple[list[LabelledFile], list[str]]:
             raise DataError(f"{stray[0]}: lies in no class; images go into {folder.name}/<class>/")
     if unlabelled is not None:
         items += [LabelledFile(f, None) for f in find_images(unlabelled)]
-    return items, _passed_over(root, [p for p in (labelled, unlabelled, test) if p is not None])
-
-
-def _passed_over(root: Path, parts: Sequence[Path]) -> list[str]:
-    """Notes on folders beside ``parts``, and on files in them that are not images by their suffixes."""
-    notes = []
+    parts = [p for p in (labelled, unlabelled, test) if p is not None]
     # some file systems know one folder by `test` and by `Test`
     if others := [p for p in class_folders(root) if not any(p.samefile(x) for x in parts)]:
         names = ", ".join(shown(repr(p.name)) for p in others[:5]) + (", …" if others[5:] else "")
         notes.append(f"passed over in {root}: {names}; used: {', '.join(p.name for p in parts)}")
-    return notes + [f"{root}: {line}" for line in unknown_files(parts)]
+    notes += [f"{root}: {line}" for line in unknown_files(parts)]
+    return items
+
+
+def read_label_table(root: Path, table: Path, allow_outside: bool) -> list[LabelledFile]:
+    """Return the files that a table of file, label and, optionally, train or test names, by paths relative to ``root``, and the
+    images below ``root`` that it does not name.
+
+    Raises:
+        DataError: a line of the table is wrong, or names a file outside ``root`` and that is not allowed.
+    """
+    labels: dict[Path, tuple[str | None, bool]] = {}
+    images = find_images(root)
+    known = set(images)
+    by_real: dict[str, Path] = {}  # by path with links resolved; made if a row needs it
+    for line, row in _rows(table):
+        where = f"{table} line {line}"
+        name, label, split = ([c.strip() for c in row] + ["", "", ""])[:3]
+        relative = Path(os.path.normpath(name)) if name else Path()
+        outside = relative.is_absolute() or relative.parts[:1] == ("..",)
+        path = root / relative
+        if outside:  # or so it is written: an absolute path may lead to an image of the folder
+            by_real = by_real or {os.path.realpath(p): p for p in images}
+            with contextlib.suppress(OSError, ValueError):  # what is no path at all
+                path = by_real.get(os.path.realpath(path), path)
+        if not name or (outside and path not in known and not allow_outside):
+            hint = "; --allow_outside true permits others" if name else ""
+            raise DataError(f"{where}: {shown(repr(name))} is not the path of a file in {root}{hint}")
+        if outside and path not in known and os.path.isfile(path):
+            images.append(path)
+            known.add(path)
+        if path not in known:
+            raise DataError(f"{where}: {shown(path)}: no such image")
+        if split.lower() not in ("", "train", "test"):
+            raise DataError(f"{where}: split must be train or test, got {shown(repr(split))}")
+        entry = (label or None, split.lower() == "test")
+        if entry == (None, True):
+            raise DataError(f"{where}: a test image needs a label")
+        if labels.setdefault(path, entry) != entry:
+            raise DataError(f"{where}: {shown(name)} has another label in an earlier line")
+    return [LabelledFile(p, *labels.get(p, (None, False))) for p in images]
+
+
+def _rows(table: Path) -> list[tuple[int, Sequence[str]]]:
+    """Lines of a table with their numbers, without its header; separated by comma, semicolon or tab."""
+    try:
+        with table.open("rb") as f:  # of a device no more than this is read
+            raw = f.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise DataError(f"{table}: larger than {_MOST_BYTES >> 20} MB; not a table of labels")
+        text = raw.decode("utf-8-sig")
+    except (OSError, ValueError) as e:
+        raise DataError(f"{table}: cannot be read: {shown(e)}") from None
+    first = re.split("[\r\n]", text.strip(), maxsplit=1)[0]
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[tuple[int, Sequence[str]]] = []
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((reader.line_num, row))
+    except csv.Error as e:
+        raise DataError(f"{table} line {reader.line_num}: not a table of file and label: {e}") from None
+    if rows and rows[0][1][0].strip().lower() in ("file", "filename", "image", "path"):
+        del rows[0]
+    if not rows or len(rows[0][1]) < 2:
+        raise DataError(f"{table}: expected lines of file,label")
+    return rows

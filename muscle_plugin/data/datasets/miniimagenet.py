@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from muscle_plugin.data.datasets.image_files import class_folders, read_image_files
+from muscle_plugin.data.datasets.image_files import LabelledFile, class_folders, read_image_files
 from muscle_plugin.data.images import find_images
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
@@ -23,9 +23,6 @@ def miniimagenet(
 
     ``data_dir`` (or ``miniimagenet/`` in it) holds one folder per class, or the usual train/, val/ and test/ of 64, 16 and
     20 such folders, whose union is taken.
-
-    Raises:
-        DataError: there are no such folders, another number of classes or images, or an image cannot be read.
     """
     places = [options.data_dir / place for place in _PLACES]
     root, found = next(((p, x) for p in places if p.is_dir() and (x := _class_images(p))), (None, {}))
@@ -37,21 +34,17 @@ def miniimagenet(
     if len(found) != num_classes:
         raise DataError(f"{root}: Mini-ImageNet has {num_classes} classes, found folders of {len(found)}")
     generator = torch.Generator().manual_seed(derive(options.seed, "division"))
-    files: list[Path] = []
-    labels: list[int] = []
-    test: list[bool] = []
-    for label, (name, (folder, members)) in enumerate(sorted(found.items())):
-        if len(members) != per_class:
-            raise DataError(f"{folder}: Mini-ImageNet has {per_class} images of class {name}, found {len(members)}")
-        files += members
-        labels += [label] * per_class
+    items = []
+    for name, files in sorted(found.items()):
+        if len(files) != per_class:
+            raise DataError(f"{root}: Mini-ImageNet has {per_class} images of class {name}, found {len(files)}")
         drawn = set(torch.randperm(per_class, generator=generator)[:test_per_class].tolist())
-        test += [i in drawn for i in range(per_class)]
-    return read_image_files("miniimagenet", root, files, labels, test, sorted(found), options)
+        items += [LabelledFile(f, name, i in drawn) for i, f in enumerate(files)]
+    return read_image_files("miniimagenet", root, items, sorted(found), options)
 
 
-def _class_images(root: Path) -> dict[str, tuple[Path, list[Path]]]:
-    """Class name -> its folder and its images, in either layout; empty if ``root`` has neither."""
+def _class_images(root: Path) -> dict[str, list[Path]]:
+    """Class name -> its images, in either layout; empty if ``root`` has neither."""
     parts = [root / p for p in ("train", "val", "test") if (root / p).is_dir()]
     folders = [f for p in parts or [root] for f in class_folders(p)]
-    return {f.name: (f, files) for f in folders if (files := find_images(f))} if len(folders) > 1 else {}
+    return {f.name: files for f in folders if (files := find_images(f))} if len(folders) > 1 else {}

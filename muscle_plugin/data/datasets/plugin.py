@@ -21,12 +21,8 @@ from muscle_plugin.text import fault_in, shown
 
 
 def plugin_dataset(name: str, options: SourceOptions) -> Source:
-    """Read the data set that a plugin registered.
-
-    Raises:
-        DataError: the plugin's function fails, or does not return what :class:`muscle_plugin.extend.Images` describes; one
-            line that names the plugin.
-    """
+    """Read the data set that a plugin registered; raise a DataError that names it where it fails, or does not return what
+    :class:`muscle_plugin.extend.Images` describes."""
     entry = PLUGIN_DATASETS[name]
     what = f"{entry.place}: data set {name!r}"
     try:
@@ -37,26 +33,26 @@ def plugin_dataset(name: str, options: SourceOptions) -> Source:
         raise DataError(fault_in(e, entry.place, what)) from e
 
 
-def _checked(found: object, name: str, channels: int, options: SourceOptions) -> Source:
-    """Make a source of what a plugin's function returned.
-
-    Raises:
-        DataError: it is not what it should be.
-    """
+def _checked(returned: object, name: str, channels: int, options: SourceOptions) -> Source:
+    """Make a source of what a plugin's function returned."""
     parts = ("images", "labels", "test", "classes")
-    if missing := [p for p in parts if not hasattr(found, p)]:
-        raise DataError(f"returns {type(found).__name__}, which has no {', '.join(missing)}; return Images(...)")
-    given, given_labels, given_test, given_classes = (getattr(found, p) for p in parts)
+    if missing := [p for p in parts if not hasattr(returned, p)]:
+        raise DataError(f"returns {type(returned).__name__}, which has no {', '.join(missing)}; return Images(...)")
+    given, given_labels, given_test, given_classes = (getattr(returned, p) for p in parts)
     classes = _classes(given_classes, DATASETS[name].num_classes)
     names: list[str] = []
     if isinstance(given, (list, tuple)) and all(isinstance(x, (str, os.PathLike)) for x in given):
         images, names = _decoded(given, name, channels, options)
     else:
         images = _pixels(given, channels)
-    if not len(images):
+    count = len(images)
+    if not count:
         raise DataError("returns no image")
-    labels = _labels(given_labels, len(images))
-    test = _test_mask(given_test, len(images))
+    found = _array("labels", given_labels)
+    if found.shape != (count,) or found.dtype.kind not in "iu":
+        raise DataError(f"labels must be {count} whole numbers, one for each image, got {found.dtype} {found.shape}")
+    labels = torch.from_numpy(found.astype(np.int64))
+    test = _test_mask(_array("test", given_test), count)
     if not (labels[~test] >= 0).any():
         raise DataError("no image for training has a label")
     source = Source(images, labels, (~test).nonzero().flatten(), test.nonzero().flatten(), classes, names=names)
@@ -86,8 +82,6 @@ def _pixels(given: object, channels: int) -> Tensor:
     hint = ""
     if found.dtype.kind == "f":
         hint = ": pixels from 0 to 1 become so by (255 * images).round().astype('uint8')"
-    elif found.dtype == np.uint8 and found.ndim == 3 and channels == 1:
-        hint = ": images[:, None] has the channel"
     elif found.dtype == np.uint8 and found.ndim == 4 and shape[1] != channels:
         if shape[3] == channels:
             hint = ": images.transpose(0, 3, 1, 2) has the channels second"
@@ -109,31 +103,18 @@ def _decoded(
     return packed.images, [str(name_below(root, p)) for p in paths]
 
 
-def _labels(given: object, count: int) -> Tensor:
-    found = _array("labels", given)
-    if found.shape != (count,) or found.dtype.kind not in "iu":
-        raise DataError(f"labels must be {count} whole numbers, one for each image, got {found.dtype} {found.shape}")
-    return torch.from_numpy(found.astype(np.int64))
-
-
-def _test_mask(given: object, count: int) -> Tensor:
+def _test_mask(found: np.ndarray, count: int) -> Tensor:
     """(count,) bool of a mask, or of positions."""
-    found = _array("test", given)
     wanted = f"test must be {count} truth values (bool), or positions of images"
-    if found.dtype == bool:
-        if found.shape != (count,):
-            raise DataError(f"{wanted}; got {found.shape} truth values")
+    if found.dtype == bool and found.shape == (count,):
         return torch.from_numpy(found.copy())
-    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+    if found.dtype == bool or found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
         raise DataError(f"{wanted}; got {found.dtype} {found.shape}")
-    positions: np.ndarray = found.astype(np.int64)
-    if len(positions) and (positions.min() < 0 or positions.max() >= count):
-        raise DataError(f"{wanted}; got positions from {positions.min()} to {positions.max()} of {count} images")
-    if len(np.unique(positions)) < len(positions):
+    if len(found) and (found.min() < 0 or found.max() >= count):
+        raise DataError(f"{wanted}; got positions from {found.min()} to {found.max()} of {count} images")
+    if len(np.unique(found)) < len(found):
         raise DataError(f"{wanted}; got a position twice (is it a mask of 0 and 1? give .astype(bool))")
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[torch.from_numpy(positions)] = True
-    return mask
+    return torch.from_numpy(np.isin(np.arange(count), found))
 
 
 def _array(name: str, given: object) -> np.ndarray:

@@ -13,7 +13,7 @@ from muscle_plugin.text import first_line
 
 
 def svhn(options: SourceOptions, parts: tuple[str, ...] = ("train", "extra", "test")) -> Source:
-    """Read SVHN as USB uses it: 73,257 training and 531,131 extra images to train on, 26,032 test images."""
+    """Read SVHN as USB uses it: 73,257 training images, 531,131 extra ones if they are among ``parts``, 26,032 test images."""
     from scipy.io import loadmat
 
     files = tuple(f"{part}_32x32.mat" for part in parts)
@@ -34,8 +34,3 @@ def svhn(options: SourceOptions, parts: tuple[str, ...] = ("train", "extra", "te
     torch.cat(images, out=pool)
     members = consecutive(sum(map(len, labels[:-1])), len(labels[-1]))
     return Source(pool, torch.cat(labels), *members, tuple("0123456789"))
-
-
-def svhn_noextra(options: SourceOptions) -> Source:
-    """Read SVHN without its extra images: 73,257 training and 26,032 test images."""
-    return svhn(options, ("train", "test"))
