@@ -343,7 +343,7 @@ def test_what_the_runs_do_not_cover_is_left_out():
     whole = {s: {"a": 3, "b": 2, "c": 1} for s in ("s1", "s2", "s3")}
     whole["s1"]["d"] = 4
     found = rank({**whole, "s4": {"a": 1, "d": 2}})
-    assert set(found.algorithms) == {"a", "b", "c"}
+    assert set(found.ranks) == {"a", "b", "c"}
     assert found.settings == ("s1", "s2", "s3")
     assert set(found.left_out) == {"d", "s4"}
     assert rank({"s1": {"a": 1, "b": 2, "c": 3}}) is None

@@ -1,7 +1,7 @@
-"""The demonstration: MUSCLE and its baselines on scikit-learn's digits with ten labels, trained on the spot.
+"""Train MUSCLE and its baselines on scikit-learn's digits with ten labels.
 
-Every number in the table is the accuracy at the last step of a run of fixed length. Test labels are never used for training
-or model selection.
+The table gives the accuracy at the last step of runs of fixed length. Test labels are never used for training or model
+selection.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.studies.jobs import jobs_of
 from muscle_plugin.studies.pool import LocalPool
-from muscle_plugin.studies.runs import Run, by_algorithm, mean_and_std, read_run
+from muscle_plugin.studies.runs import Run, mean_and_std, read_run
 from muscle_plugin.studies.sweep import run_all
 
 NAMES = {
@@ -65,27 +65,29 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
     if failed := sum(e.state == "failed" for e in endings):
         console.print(f"{failed} of {len(jobs)} runs failed; their logs are in {options.out}/<run>/log.txt")
         return EXIT_FAILED
-    runs = [read_run(options.out / f"{a}_digits_10_{seed}") for a in NAMES for seed in range(options.seeds)]
+    runs = {
+        name: [read_run(options.out / f"{algorithm}_digits_10_{seed}") for seed in range(options.seeds)]
+        for algorithm, name in NAMES.items()
+    }
     files = _write(runs, options.out, console)
     console.print(f"{time.perf_counter() - began:.0f} s. Written: {', '.join(map(str, files))}")
     return 0
 
 
-def _write(runs: Sequence[Run], out: Path, console: Console) -> list[Path]:
+def _write(runs: Mapping[str, Sequence[Run]], out: Path, console: Console) -> list[Path]:
     """Print the table, and write it with the pictures; returns the files."""
     from muscle_plugin.runs.build import build  # torch
     from muscle_plugin.studies.plots import contact_sheet, learning_curves  # matplotlib
     from muscle_plugin.studies.show import views_of_first_batch
 
-    by_name = {NAMES[a]: group for a, group in by_algorithm(runs).items()}
     rows = [HEAD]
-    for name, group in by_name.items():
+    for name, group in runs.items():
         scores = [100 * r.result["last_top1"] for r in group]
         mean, std = mean_and_std(scores)
         seconds, _ = mean_and_std(r.result["seconds"] for r in group)
         rows.append((name, f"{mean:.1f} ± {std:.1f}", "  ".join(f"{s:.1f}" for s in scores), f"{seconds:.0f}"))
-    result = runs[0].result
-    title = f"digits, {result['num_labels']} labels, {result['steps']} steps, {len(by_name['MUSCLE'])} seeds"
+    first = runs["MUSCLE"][0].result
+    title = f"digits, {first['num_labels']} labels, {first['steps']} steps, {len(runs['MUSCLE'])} seeds"
     table = Table(*HEAD, title=f"test accuracy at the last step: {title}")
     for cells in rows[1:]:
         table.add_row(*cells)
@@ -94,7 +96,7 @@ def _write(runs: Sequence[Run], out: Path, console: Console) -> list[Path]:
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
     files = [out / name for name in ("table.md", "curves.png", "views.png")]
     files[0].write_text("\n".join([lines[0], "|---" * len(HEAD) + "|", *lines[1:]]) + "\n")
-    learning_curves(by_name, 10, f"digits with {result['num_labels']} labels", files[1])
+    learning_curves(list(runs.items()), 10, f"digits with {first['num_labels']} labels", files[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         contact_sheet(views_of_first_batch(build(load_settings("muscle_fixmatch_digits_10"))), files[2])

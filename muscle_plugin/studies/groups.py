@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from muscle_plugin.studies.definitions import Cell
 from muscle_plugin.studies.runs import Run, mean_and_std, plain
@@ -25,9 +26,7 @@ class Group:
 
     Attributes:
         title: name of the configuration, or of the directory where there is none.
-        config: name of the configuration; None where there is none.
-        deviation: from the configuration, or from other groups of the title where there is none, for people; empty: none.
-        runs: of different seeds, usually.
+        deviation: from the configuration, or from other groups of the title where there is none, in words.
     """
 
     title: str
@@ -37,12 +36,10 @@ class Group:
 
     @property
     def finished(self) -> list[Run]:
-        """Runs that are complete."""
         return [r for r in self.runs if r.state == "finished"]
 
     @property
     def name(self) -> str:
-        """Title and deviation."""
         return f"{self.title}: {self.deviation}" if self.deviation else self.title
 
     @property
@@ -52,7 +49,7 @@ class Group:
 
     @property
     def setting(self) -> str:
-        """What is left of the title without the algorithm: data set, labels, protocol; and the deviation."""
+        """Title without algorithm: data set, labels and protocol; and the deviation."""
         if self.config is None:
             result = next((r.result for r in self.runs if r.result), {})
             return f"{result.get('dataset', '?')}_{result.get('num_labels')} (no known configuration)"
@@ -62,7 +59,7 @@ class Group:
 
     @cached_property
     def trouble(self) -> str:
-        """What keeps runs from counting, or from counting alike: ``1 failed, seed 0 2 times``; empty if nothing does."""
+        """Why runs do not count, or count twice: ``1 failed, seed 0 2 times``; empty if all is well."""
         states = [r.state for r in self.runs]
         states += ["pre-trained without labels"] * sum(r.pretrained for r in self.finished)
         words = [f"{n} {state}" for state, n in Counter(states).items() if state != "finished"]
@@ -83,37 +80,21 @@ def groups_of(runs: Iterable[Run]) -> list[Group]:
     for run in runs:
         # without a configuration, runs of like settings differ in their directory's name by the seed at its end
         title = run.config or run.path.name.removesuffix(f"_{run.result.get('seed')}")
-        found.setdefault((title, run.config, run.deviation, _settings(run)), []).append(run)
+        settings = json.dumps(run.settings, sort_keys=True)
+        found.setdefault((title, run.config, run.deviation, settings), []).append(run)
     groups = []
     for (title, config, deviation, settings), members in found.items():
         if config is None and len(alike := [k for k in found if k[:2] == (title, None)]) > 1:
             deviation = _told_apart(members[0], [found[k][0] for k in alike if k[3] != settings])
-            title = title if deviation else _place(members)
         groups.append(Group(title, config, deviation, tuple(members)))
     return sorted(groups, key=lambda g: bool(g.deviation and g.config))
 
 
 def _told_apart(run: Run, others: Sequence[Run]) -> str:
     """What tells a run without configuration from those of other settings: ``mi_weight 2, lr 0.1``."""
-    if not run.settings or not all(r.settings for r in others):
-        return ""
     names = sorted(set.intersection(*({*r.settings} for r in (run, *others))))  # not those of one algorithm alone
     differing = [k for k in names if any(r.settings[k] != run.settings[k] for r in others)]
-    return ", ".join(f"{k} {plain(run.settings[k])}" for k in differing)
-
-
-def _settings(run: Run) -> str:
-    """Key of the settings of a run without configuration."""
-    if run.config:
-        return ""
-    said = {k: run.result.get(k) for k in ("algorithm", "dataset", "num_labels", "net", "num_train_iter")}
-    return json.dumps(run.settings or said, sort_keys=True)
-
-
-def _place(members: Sequence[Run]) -> str:
-    """Folder and directory of the first of runs whose directories have the names of others."""
-    path = members[0].path.absolute()
-    return f"{path.parent.name}/{path.name}" + (" ..." if len(members) > 1 else "")
+    return ", ".join(f"{k} {plain(run.settings[k])}" for k in differing) or f"in {run.path.absolute().parent.name}"
 
 
 def names_in_settings(groups: Sequence[Group]) -> list[str]:
@@ -130,31 +111,27 @@ def summary(scores: Sequence[float]) -> str:
     return f"{mean:.2f}" + (f" ± {std:.2f}" if len(scores) > 1 else "") + f" (n = {len(scores)})"
 
 
-@dataclass(frozen=True)
-class Ours:
+class Ours(NamedTuple):
     """What the runs of a group give for a cell of the paper.
 
     Attributes:
-        text: mean, standard deviation and number of finished runs; empty without one.
-        trouble: runs that do not count.
-        deviation: from the cell's configuration.
-        difference: mean minus the paper's; None where either is missing.
+        text: :func:`summary` of its finished runs.
+        trouble, deviation: of the group.
+        difference: mean minus the paper's.
         within: whether the difference is at most two of the paper's standard deviations.
     """
 
     text: str
     trouble: str
     deviation: str
-    difference: float | None = None
-    within: bool | None = None
+    difference: float | None
+    within: bool | None
 
 
 def ours_for(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
-    """What the runs of a cell's configuration give, those without deviation first."""
+    """What the runs of a cell's configuration give; those that deviate from it are not compared with the paper."""
     out = []
-    for group in groups:
-        if group.config != cell.config:
-            continue
+    for group in (g for g in groups if g.config == cell.config):
         scores = group.scores(rule, cell.metric)
         difference = within = None
         if scores and cell.paper is not None and not group.deviation:

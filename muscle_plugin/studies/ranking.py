@@ -1,5 +1,4 @@
-"""Algorithms compared over several settings: mean ranks as in USB's paper, the Friedman test, and Nemenyi's critical
-difference (Demsar 2006)."""
+"""Mean ranks of algorithms over settings, the Friedman test, and Nemenyi's critical difference (Demsar 2006)."""
 
 from __future__ import annotations
 
@@ -19,15 +18,14 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True)
 class Ranking:
-    """How k algorithms rank over N settings.
+    """How algorithms rank over settings.
 
     Attributes:
-        settings: the N settings.
-        ranks: algorithm -> mean rank, the best first; 1 is best, ties share their ranks.
+        ranks: algorithm -> mean rank, the best first; ties share their ranks.
         scores: algorithm -> mean accuracy (%) in each setting.
         p_value: of the Friedman test: how likely ranks so different are if all algorithms are alike.
-        critical_difference: mean ranks that are nearer than this do not differ at the 5 % level (Nemenyi).
-        left_out: algorithms or settings that the runs do not cover together.
+        critical_difference: mean ranks nearer than this do not differ at the 5 % level.
+        left_out: algorithms and settings that the runs do not cover together.
     """
 
     settings: tuple[str, ...]
@@ -37,19 +35,12 @@ class Ranking:
     critical_difference: float
     left_out: tuple[str, ...]
 
-    @property
-    def algorithms(self) -> list[str]:
-        """The k algorithms, the best first."""
-        return list(self.ranks)
-
 
 def rank(scores: Mapping[str, Mapping[str, float]]) -> Ranking | None:
-    """Rank algorithms over the settings that they all have; None if fewer than three algorithms or two settings are left.
+    """Rank algorithms by accuracy (setting -> algorithm -> score) over the settings that all of them have.
 
-    Algorithms that lack most settings, then settings that some algorithm lacks, are left out until the table is full.
-
-    Args:
-        scores: setting -> algorithm -> accuracy, higher is better.
+    Whichever algorithm or setting has most gaps is left out until there are none. Returns None if fewer than three
+    algorithms or two settings are left.
     """
     algorithms = list(dict.fromkeys(a for row in scores.values() for a in row))
     settings = [s for s, row in scores.items() if len(row) > 1]
@@ -59,7 +50,7 @@ def rank(scores: Mapping[str, Mapping[str, float]]) -> Ranking | None:
         gaps = {s: sum(a not in scores[s] for a in algorithms) for s in settings}
         if not any(lacking.values()):
             break
-        worst_a, worst_s = max(lacking, key=lambda a: lacking[a]), max(gaps, key=lambda s: gaps[s])
+        worst_a, worst_s = max(lacking, key=lacking.__getitem__), max(gaps, key=gaps.__getitem__)
         if lacking[worst_a] / len(settings) >= gaps[worst_s] / len(algorithms):
             algorithms.remove(worst_a)
             left_out.append(worst_a)
@@ -90,8 +81,8 @@ def critical_difference(k: int, n: int) -> float:
 
 
 def scores_by_setting(groups: Sequence[Group], rule: str) -> dict[str, dict[str, float]]:
-    """Setting -> algorithm -> mean accuracy (%), over the seeds that all algorithms of the setting have, since another seed
-    is another labelled subset. Algorithms with less than half as many runs as the setting's most are left out."""
+    """Setting -> algorithm -> mean accuracy (%) over the seeds that all have, since another seed is another labelled subset.
+    Algorithms with less than half as many runs as the setting's most are left out."""
     by_seed: dict[str, dict[str, dict[int, float]]] = {}
     for group, name in zip(groups, names_in_settings(groups), strict=True):
         found = {r.result["seed"]: 100 * x for r in group.finished if (x := r.score(rule)) is not None}
