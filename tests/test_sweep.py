@@ -434,13 +434,13 @@ def gpus(monkeypatch):
 def test_gpus_and_how_many_runs_share_them(
     gpus, monkeypatch, count, visible, words, at_once, names, tmp_path, capsys
 ):  # fmt: skip
-    from muscle_plugin.studies import sweep as module
+    from muscle_plugin.studies import pool as module
 
-    def pool(*asked):
+    def local_pool(*asked):
         raise InputError(repr(asked))
 
     gpus(count, visible)
-    monkeypatch.setattr(module, "LocalPool", pool)
+    monkeypatch.setattr(module, "LocalPool", local_pool)
     # what needs no GPU is first: the others want some all the same
     (tmp_path / "first.yaml").write_text("extends: supervised_digits_10\ndevice: cpu\n")
     runs = [str(tmp_path / "first.yaml"), "supervised_digits_10", "--save_dir", str(tmp_path / "runs")]

@@ -17,9 +17,6 @@ from muscle_plugin.settings.sources import Layer, config_name
 from muscle_plugin.studies.definitions import expand
 from muscle_plugin.studies.pool import Work
 
-#: Settings that a sweep decides for each run.
-DECIDED = ("seed", "save_name", "resume", "overwrite", "load_path")
-
 
 @dataclass(frozen=True)
 class Job:
@@ -35,7 +32,7 @@ class Job:
 
     @property
     def run_dir(self) -> Path:
-        """Its directory, which may not exist yet."""
+        """Its directory, which may not exist."""
         return Path(self.resolved.settings.save_dir) / self.resolved.settings.save_name
 
     @property
@@ -68,11 +65,10 @@ class Job:
 
 
 def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
-    """The runs of a sweep, seed by seed.
+    """The runs of a sweep, seed by seed from 0.
 
     Args:
-        words: studies, configurations or files, see :func:`muscle_plugin.studies.definitions.expand`.
-        seeds: runs of each configuration, with seeds from 0.
+        words: see :func:`muscle_plugin.studies.definitions.expand`.
         layer: settings of all runs.
 
     Raises:
@@ -80,7 +76,7 @@ def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
     """
     faults = [
         f"--{k}: a sweep decides it for each run itself" + ("; give --seeds N" if k == "seed" else "")
-        for k in DECIDED
+        for k in ("seed", "save_name", "resume", "overwrite", "load_path")
         if k in layer.values
     ]
     shared = {"num_threads": 1, **layer.values}
@@ -122,11 +118,7 @@ def _jobs_of_file(path: Path, seeds: int, shared: Mapping[str, Any]) -> list[Job
 
 
 def predecessor(job: Job, jobs: Mapping[Path, Job]) -> Job | None:
-    """The run of the sweep from whose weights another one starts.
-
-    Args:
-        jobs: run directory -> run.
-    """
+    """The run, of those by run directory, from whose weights another one starts."""
     if not job.resolved.settings.init_from:
         return None
     start = Path(job.resolved.settings.init_from).absolute()
@@ -134,11 +126,7 @@ def predecessor(job: Job, jobs: Mapping[Path, Job]) -> Job | None:
 
 
 def run_order(jobs: Iterable[Job]) -> TopologicalSorter[Path]:
-    """The run directories of a sweep as a prepared sorter: each run after the one that it starts from.
-
-    Raises:
-        ConfigError: runs start from one another in a circle.
-    """
+    """Sort run directories so that each comes after the one that it starts from; circles raise a ConfigError."""
     by_dir = {job.run_dir: job for job in jobs}
     sorter: TopologicalSorter[Path] = TopologicalSorter()
     for run_dir, job in by_dir.items():
@@ -147,6 +135,6 @@ def run_order(jobs: Iterable[Job]) -> TopologicalSorter[Path]:
     try:
         sorter.prepare()
     except CycleError as e:
-        names = [by_dir[run_dir].run_dir.name for run_dir in reversed(e.args[1])]
+        names = [run_dir.name for run_dir in reversed(e.args[1])]
         raise ConfigError([f"init_from: {names[0]} would start from its own weights: {' from '.join(names)}"]) from None
     return sorter
