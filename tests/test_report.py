@@ -79,7 +79,7 @@ def test_shortened_or_changed_runs_are_named_so_and_never_compared_or_mixed(make
     why = "epoch 4 instead of 300, net small_cnn instead of cnn13, num_train_iter 400 instead of the default"
     assert f"[1] **not the table's configuration**: {why}" in markdown
     assert why in html
-    assert "finished, shortened" in html
+    assert "finished, not as configured" in html
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def test_logs_are_read_as_usbs_script_reads_them(make_run, tmp_path):
     assert "1048576 iteration, USE_EMA: True, " in lines[-1]
 
 
-def test_shortened_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_path, capsys):
+def test_changed_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_path, capsys):
     classic(make_run)
     classic(make_run, "fixmatch", num_train_iter=1000, epoch=1)
     shutil.rmtree(tmp_path / "runs" / "classic_cv-muscle_fixmatch_svhn_40_2")
@@ -452,7 +452,7 @@ def test_shortened_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_
     said = capsys.readouterr().err
     assert "classic_cv, muscle_fixmatch: not exported: svhn_40 lacks seed(s) 2" in said
     assert "classic_cv, fixmatch: not exported: cifar10_40 lacks seed(s) 0, 1, 2" in said
-    assert "shortened (epoch 1 instead of 1024, num_train_iter 1000 instead of 1048576)" in said
+    assert "not as configured (epoch 1 instead of 1024, num_train_iter 1000 instead of 1048576)" in said
     assert "no row is complete" in said
     assert not (tmp_path / "usb").exists()
 

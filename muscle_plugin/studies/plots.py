@@ -1,4 +1,4 @@
-"""Pictures of runs and views, drawn by matplotlib; the rank diagram by scikit-posthocs."""
+"""Pictures of runs and views."""
 
 from __future__ import annotations
 

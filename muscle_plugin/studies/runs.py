@@ -75,12 +75,6 @@ class Run:
             f"{k} {plain(ours)} instead of {plain(theirs)}" for k, (theirs, ours) in sorted(self.changed.items())
         )
 
-    @property
-    def shortened(self) -> bool:
-        """Whether it trains for fewer steps or epochs than its configuration."""
-        steps, epochs = (self.changed.get(k, (0, 0)) for k in ("num_train_iter", "epoch"))
-        return steps[0] is None or any(a and b and b < a for a, b in (steps, epochs))  # None: whole epochs
-
     def score(self, rule: str, metric: str = "top1") -> float | None:
         """A metric: ``top1`` by a rule (``last``, ``best``, ``median20``), ``top5`` or another of the last evaluation."""
         if self.pretrained:
@@ -294,8 +288,6 @@ def _run_of(content: dict[str, Any], folder: Path) -> Run:
     metrics = [{"step": s, ACCURACY: v} for s, v in content["evaluations"]]
     _check(content["result"], metrics, content["environment"])
     changed = {k: (a, b) for k, (a, b) in content["changed"].items()}
-    if not all(_is(v, float) for k in ("epoch", "num_train_iter") for v in changed.get(k, ())):
-        raise ValueError("a length that is no number")
     return Run(
         folder / content["path"], content["result"], metrics, content["environment"],
         content["config"] if content["config"] in _known_configurations() else None,

@@ -87,7 +87,7 @@ def _unfit(run: Run) -> str:
     if run.state != "finished":
         return run.state
     if run.changed:
-        return f"{'shortened' if run.shortened else 'not as configured'} ({run.deviation})"
+        return f"not as configured ({run.deviation})"
     try:
         datetime.fromisoformat(run.environment["started"])
     except (KeyError, TypeError, ValueError):
