@@ -15,8 +15,7 @@ from muscle_plugin import cli
 from muscle_plugin.settings.resolve import load_settings, resolve
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.studies.definitions import study_configs
-from muscle_plugin.studies.groups import groups_of
-from muscle_plugin.studies.ranking import critical_difference, rank, scores_by_setting
+from muscle_plugin.studies.groups import critical_difference, groups_of, rank, scores_by_setting
 from muscle_plugin.studies.runs import find_runs
 from muscle_plugin.studies.usb_export import columns
 

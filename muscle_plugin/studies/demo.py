@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from muscle_plugin.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from muscle_plugin.settings.resolve import load_settings
@@ -47,7 +47,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
     options = parser.parse_args(list(argv))
     if min(options.seeds, options.workers, options.steps or 1) < 1:
         parser.error("--seeds, --steps and --workers must be at least 1")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     length: dict[str, Any] = {"num_train_iter": options.steps} if options.steps else {}
     layer = Layer("demo", {"save_dir": str(options.out), "use_tensorboard": False, **length})
     jobs = jobs_of([f"{a}_digits_10" for a in NAMES], options.seeds, layer)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
         f" {options.workers} at a time. Interrupted runs resume when this is started again."
     )
     began = time.perf_counter()
-    endings = run_all(jobs, LocalPool(options.workers), [prog, *argv], lambda line: console.print(line, markup=False))
+    endings = run_all(jobs, LocalPool(options.workers), [prog, *argv], console.print)
     if any(e.state == "stopped" for e in endings):
         console.print("stopped; start it again to resume")
         return EXIT_INTERRUPTED
@@ -88,14 +88,11 @@ def _write(runs: Mapping[str, Sequence[Run]], out: Path, console: Console) -> li
         rows.append((name, f"{mean:.1f} ± {std:.1f}", "  ".join(f"{s:.1f}" for s in scores), f"{seconds:.0f}"))
     first = runs["MUSCLE"][0].result
     title = f"digits, {first['num_labels']} labels, {first['steps']} steps, {len(runs['MUSCLE'])} seeds"
-    table = Table(*HEAD, title=f"test accuracy at the last step: {title}")
-    for cells in rows[1:]:
-        table.add_row(*cells)
-    console.print()
-    console.print(table)
-    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    lines = [f"| {' | '.join(cells)} |\n" for cells in rows]
+    table = "".join([lines[0], "|---" * len(HEAD) + "|\n", *lines[1:]])
+    console.print(f"\nTest accuracy at the last step: {title}", Markdown(table))
     files = [out / name for name in ("table.md", "curves.png", "views.png")]
-    files[0].write_text("\n".join([lines[0], "|---" * len(HEAD) + "|", *lines[1:]]) + "\n")
+    files[0].write_text(table)
     learning_curves(list(runs.items()), 10, f"digits with {first['num_labels']} labels", files[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

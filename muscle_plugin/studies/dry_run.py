@@ -92,7 +92,7 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
                 table.add_row(*cells, "?", "?", "?", "?")
                 continue
             steps = timing.steps_of(group[0].resolved)
-            whole, to_do = timing.seconds(steps, 0), [timing.seconds(steps, _steps_done(job)) for job in group]
+            whole, to_do = timing.seconds(steps, 0), [timing.seconds(steps, job.steps_done) for job in group]
             table.add_row(*cells, f"{steps:,}", f"{whole / steps:.4f}", duration(whole), duration(sum(to_do)))
             left += to_do
     console.print(table)
@@ -103,13 +103,9 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
     total = max(sum(left) / at_once, *left)
     console.print(
         f"Left: {duration(sum(left))} of training, {duration(total)} with {at_once} at a time. Start-up, evaluation and the"
-        " graph of label propagation come on top."
+        " graph of label propagation come on top, and runs that share a GPU slow each other down."
     )
     return True
-
-
-def _steps_done(job: Job) -> int:
-    return int(job.result.get("steps") or 0)
 
 
 def _timed(job: Job) -> Timing | str:

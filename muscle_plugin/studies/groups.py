@@ -1,13 +1,20 @@
-"""Runs that are one experiment but for the seed, and what is said of them together."""
+"""Runs of one experiment, which differ in the seed alone: their scores, the paper's beside them, and ranks over settings."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
 
 from muscle_plugin.studies.definitions import Cell
 from muscle_plugin.studies.runs import Run, mean_and_std, plain
@@ -139,3 +146,86 @@ def ours_for(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
             within = abs(difference) <= 2 * cell.paper[1]
         out.append(Ours(summary(scores), group.trouble, group.deviation, difference, within))
     return out
+
+
+# -------------------------------------------------------------------------------------------------------------- ranking
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Mean ranks of algorithms over settings, the Friedman test, and Nemenyi's critical difference (Demsar 2006).
+
+    Attributes:
+        ranks: algorithm -> mean rank, the best first; ties share their ranks.
+        scores: algorithm -> mean accuracy (%) in each setting.
+        p_value: of the Friedman test: how likely ranks so different are if all algorithms are alike.
+        critical_difference: mean ranks nearer than this do not differ at the 5 % level.
+        left_out: algorithms and settings that the runs do not cover together.
+    """
+
+    settings: tuple[str, ...]
+    ranks: dict[str, float]
+    scores: dict[str, tuple[float, ...]]
+    p_value: float
+    critical_difference: float
+    left_out: tuple[str, ...]
+
+
+def rank(scores: Mapping[str, Mapping[str, float]]) -> Ranking | None:
+    """Rank algorithms by accuracy (setting -> algorithm -> score) over the settings that all of them have.
+
+    Whichever algorithm or setting has most gaps is left out until there are none. Returns None if fewer than three
+    algorithms or two settings are left.
+    """
+    table = pd.DataFrame.from_dict(scores, orient="index")
+    table = table[table.count(axis=1) > 1]
+    left_out: list[str] = []
+    while table.isna().any(axis=None):
+        lacking, gaps = table.isna().mean(axis=0), table.isna().mean(axis=1)
+        if lacking.max() >= gaps.max():
+            left_out.append(lacking.idxmax())
+            table = table.drop(columns=left_out[-1])
+        else:
+            left_out.append(gaps.idxmax())
+            table = table.drop(index=left_out[-1])
+    n, k = table.shape
+    if k < 3 or n < 2:
+        return None
+    ranks = table.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
+    p_value = float(stats.friedmanchisquare(*table.to_numpy().T).pvalue)
+    return Ranking(
+        tuple(table.index),
+        ranks.to_dict(),
+        {algorithm: tuple(table[algorithm]) for algorithm in ranks.index},
+        p_value if math.isfinite(p_value) else 1.0,  # all alike
+        critical_difference(k, n),
+        tuple(left_out),
+    )
+
+
+def critical_difference(k: int, n: int) -> float:
+    """Nemenyi's critical difference of the mean ranks of k algorithms over n settings, at the 5 % level."""
+    quantile = float(stats.studentized_range.ppf(1 - 0.05, k, np.inf))
+    return quantile / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * n))
+
+
+def scores_by_setting(groups: Sequence[Group], rule: str) -> dict[str, dict[str, float]]:
+    """Setting -> algorithm -> mean accuracy (%) over the seeds that all have, since another seed is another labelled subset.
+    Algorithms with less than half as many runs as the setting's most are left out."""
+    by_seed: dict[str, dict[str, dict[int, float]]] = {}
+    for group, name in zip(groups, names_in_settings(groups), strict=True):
+        found = {r.result["seed"]: 100 * x for r in group.finished if (x := r.score(rule)) is not None}
+        if found:
+            by_seed.setdefault(group.setting, {})[name] = found
+    out: dict[str, dict[str, float]] = {}
+    for setting, scores in sorted(by_seed.items(), key=lambda item: natural_key(item[0])):
+        most = max(map(len, scores.values()))
+        enough = {a: s for a, s in scores.items() if 2 * len(s) >= most}
+        if shared := set.intersection(*(set(s) for s in enough.values())):
+            out[setting] = {a: fmean(s[seed] for seed in shared) for a, s in enough.items()}
+    return out
+
+
+def natural_key(text: str) -> list[str | int]:
+    """Key that sorts ``digits_20`` before ``digits_100``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

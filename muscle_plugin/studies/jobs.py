@@ -1,8 +1,7 @@
-"""The runs that the words of a sweep stand for: their settings, directories and states, and which one waits for which."""
+"""The runs of a sweep: their settings, directories and states, and which one waits for which."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.errors import ConfigError
+from muscle_plugin.errors import ConfigError, InputError
+from muscle_plugin.files import read_json
 from muscle_plugin.run_files import FAILURE_FILE
 from muscle_plugin.settings.resolve import Resolved, differing_settings, load_settings
 from muscle_plugin.settings.sources import Layer, config_name
@@ -39,9 +39,13 @@ class Job:
     def result(self) -> dict[str, Any]:
         """The content of ``result.json``; empty if there is none, or it is damaged."""
         try:
-            return dict(json.loads((self.run_dir / "result.json").read_text()))
-        except (OSError, ValueError, TypeError, RecursionError):
+            return read_json(self.run_dir / "result.json")
+        except (OSError, InputError):
             return {}
+
+    @property
+    def steps_done(self) -> int:
+        return int(self.result.get("steps") or 0)
 
     @property
     def differing(self) -> dict[str, tuple[Any, Any]]:

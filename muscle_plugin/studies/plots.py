@@ -12,8 +12,7 @@ import matplotlib
 import numpy as np
 
 from muscle_plugin.studies.definitions import StudyFigure
-from muscle_plugin.studies.groups import Group
-from muscle_plugin.studies.ranking import Ranking
+from muscle_plugin.studies.groups import Group, Ranking
 from muscle_plugin.studies.runs import ACCURACY, Run, mean_and_std
 
 matplotlib.use("Agg")

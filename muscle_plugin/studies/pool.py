@@ -22,10 +22,8 @@ from muscle_plugin.text import first_line
 
 #: How often a run is retried after its process died.
 RETRIES = 2
-
 #: Seconds that a run has to save itself when the sweep dies.
 GRACE = 60
-
 #: Set in a process while it trains.
 _training = threading.Event()
 
@@ -51,10 +49,8 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
         return {"result": train(load_settings(work.config, **work.overrides), command, quiet=True)}
     except Interrupted as e:
         return {"stopped": str(e).splitlines()[0]}
-    except UserError as e:
-        return {"error": str(e)}
     except Exception as e:
-        return {"error": f"{type(e).__name__}: {e}"}
+        return {"error": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"}
     finally:
         _training.clear()
         gc.collect()  # a compiled net refers to itself
@@ -72,24 +68,25 @@ class LocalPool:
 
     def __init__(self, at_once: int, gpus: tuple[str, ...] = ()) -> None:
         self.at_once = at_once
-        # last in, first out: as few processes are started as there are runs at a time
-        self._idle: queue.LifoQueue[tuple[str | None, ProcessPoolExecutor]] = queue.LifoQueue()
+        # GPU and process; last in, first out, so that no more processes are started than run at a time
+        self._idle: queue.LifoQueue[tuple[str | None, ProcessPoolExecutor | None]] = queue.LifoQueue()
         for i in reversed(range(at_once)):
-            gpu = gpus[i % len(gpus)] if gpus else None
-            self._idle.put((gpu, _process(gpu)))
+            self._idle.put((gpus[i % len(gpus)] if gpus else None, None))
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(at_once)
 
     def _run(self, work: Work, command: list[str]) -> dict[str, Any]:
         gpu, process = self._idle.get()
+        spawn = multiprocessing.get_context("spawn")
         try:
             for _ in range(RETRIES + 1):
                 if self._stopping.is_set():
                     return {"stopped": "not started"}
+                process = process or ProcessPoolExecutor(1, spawn, initializer=_begin_process, initargs=(gpu,))
                 try:
                     return process.submit(execute, work, command).result()
                 except BrokenProcessPool:
-                    process = _process(gpu)
+                    process = None
         finally:
             self._idle.put((gpu, process))
         return {"error": f"its process died {RETRIES + 1} times (killed, or out of memory?)"}
@@ -108,12 +105,9 @@ class LocalPool:
         """Wait for what is running, and free all processes."""
         self._threads.shutdown(cancel_futures=True)
         while not self._idle.empty():
-            self._idle.get()[1].shutdown()
-
-
-def _process(gpu: str | None) -> ProcessPoolExecutor:
-    """A process, started when it is first used."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin_process, initargs=(gpu,))
+            _, process = self._idle.get()
+            if process:
+                process.shutdown()
 
 
 def _begin_process(gpu: str | None) -> None:
@@ -197,58 +191,34 @@ class RayPool:
 Pool: TypeAlias = LocalPool | RayPool
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What a sweep takes of this machine.
-
-    Attributes:
-        gpus: names by which CUDA knows the GPUs that runs may use.
-        share: of a GPU, for each run; None: not asked for.
-        devices: the setting ``device`` of the runs.
-    """
-
-    gpus: tuple[str, ...]
-    at_once: int
-    share: float | None
-    devices: frozenset[str]
-
-
-def capacity(devices: frozenset[str], asked: int | None, share: float | None) -> tuple[Capacity, str]:
-    """What runs can have, and a note if that is less than what was asked for.
+def open_pool(devices: set[str], at_once: int | None, share: float | None, ray: str | None, cpus_per_run: int) -> Pool:
+    """The pool for runs of these devices.
 
     Args:
-        asked: runs at a time (``--jobs``); None: one per GPU, without GPUs one per CPU core.
+        at_once: runs at a time (``--jobs``); None: one per GPU, without GPUs one per CPU core.
         share: of a GPU, for each run (``--gpus_per_run``).
-    """
-    gpus = () if devices == {"cpu"} else visible_gpus()
-    room = len(gpus) * runs_per_gpu(share or 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    at_once, note = asked or room or cores or 1, ""
-    if at_once > room > 0:
-        if share is None:
-            share = math.floor(10_000 / -(-at_once // len(gpus))) / 10_000  # Ray counts in ten thousandths
-        else:
-            runs = "1 run" if room == 1 else f"{room} runs"
-            note = f"--jobs {at_once}: {runs} at a time, for which --gpus_per_run {share:g} leaves room"
-            at_once = room
-    return Capacity(gpus, at_once, share, devices), note
-
-
-def open_pool(room: Capacity, ray: str | None, cpus_per_run: int) -> Pool:
-    """The pool for runs that have this room; ``ray`` is the address of a cluster, see :class:`RayPool`.
+        ray: address of a cluster, see :class:`RayPool`; None: processes of this machine.
 
     Raises:
         InputError: runs ask for GPUs and there are none for them.
     """
-    without = room.devices == {"cpu"}
-    if not room.gpus and (room.share or "cuda" in room.devices) and (ray in (None, "local") or without):
-        asked = "--gpus_per_run" if room.share else "device cuda"
+    without = devices == {"cpu"}
+    gpus = () if without else visible_gpus()
+    if not gpus and (share or "cuda" in devices) and (ray in (None, "local") or without):
+        asked = "--gpus_per_run" if share else "device cuda"
         why = "--device cpu" if without else "this machine has no usable GPU"
         raise InputError(f"{asked}: asks for GPUs, but there are none for these runs ({why}); leave it out")
+    room = len(gpus) * runs_per_gpu(share or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    at_once = at_once or room or cores or 1
+    if gpus and share:
+        at_once = min(at_once, room)
+    elif at_once > room > 0:
+        share = math.floor(10_000 / -(-at_once // len(gpus))) / 10_000  # Ray counts in ten thousandths
     if not ray:
-        return LocalPool(room.at_once, room.gpus)
-    share = 0.0 if without else room.share or (1.0 if "cuda" in room.devices else None)
-    return RayPool(ray, room.at_once, len(room.gpus), share, cpus_per_run)
+        return LocalPool(at_once, gpus)
+    share = 0.0 if without else share or (1.0 if "cuda" in devices else None)
+    return RayPool(ray, at_once, len(gpus), share, cpus_per_run)
 
 
 def visible_gpus() -> tuple[str, ...]:

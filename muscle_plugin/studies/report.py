@@ -18,8 +18,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from muscle_plugin.files import write_text
 from muscle_plugin.studies import plots
 from muscle_plugin.studies.definitions import StudyFigure, StudyTable, figures, tables
-from muscle_plugin.studies.groups import RULES, Group, Ours, groups_of, names_in_settings, ours_for, summary
-from muscle_plugin.studies.ranking import natural_key, rank, scores_by_setting
+from muscle_plugin.studies.groups import (
+    RULES,
+    Group,
+    Ours,
+    groups_of,
+    names_in_settings,
+    natural_key,
+    ours_for,
+    rank,
+    scores_by_setting,
+    summary,
+)
 from muscle_plugin.studies.runs import ACCURACY, Run, find_runs, names_of, write_summaries
 from muscle_plugin.text import one_line
 from muscle_plugin.version import __version__

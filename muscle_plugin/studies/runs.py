@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 from collections import Counter
@@ -102,9 +103,6 @@ _RESULT: dict[str, type] = {
 }  # fmt: skip
 
 
-_PLAIN = (str, int, float, type(None))
-
-
 def _is(value: object, kind: type) -> bool:
     if kind is float:  # neither infinite nor NaN
         return value is None or (isinstance(value, (int, float)) and abs(value) < 1e300)
@@ -118,23 +116,16 @@ def _is_line(line: object) -> bool:
     return all(v is not None and _is(v, float) for v in (line.get("step"), line.get(ACCURACY, 0)))
 
 
-def _is_about(key: str, value: object) -> bool:
-    """Whether it can be an entry of ``environment.json``."""
-    if key == "continuations":
-        return True
-    parts = value if isinstance(value, list) else [*value.values()] if isinstance(value, dict) else [value]
-    return all(isinstance(x, _PLAIN) for x in parts) and (key != "command" or isinstance(value, list))
-
-
 def _check(result: Mapping[str, Any], metrics: Sequence[object], environment: Mapping[str, Any]) -> None:
     """Raise ValueError if a run's files hold what no run writes: a report would fail in its middle."""
     if result and not result.keys() >= {"algorithm", "dataset", "complete", "seed"}:
         raise ValueError("result.json: lacks algorithm, dataset, complete or seed")
     faults = [f"result.json: {shown(k)}" for k, v in result.items() if not _is(v, _RESULT.get(k, type(v)))]
     faults += [f"metrics.jsonl: line {n}" for n, line in enumerate(metrics, 1) if not _is_line(line)]
-    faults += [f"environment.json: {shown(k)}" for k, v in environment.items() if not _is_about(k, v)]
+    if not isinstance(environment.get("command", []), list):
+        faults.append("environment.json: command")
     if not faults and not all(_is(v, float) for v in result.get("last_evaluation", {}).values()):
-        faults = ["result.json: last_evaluation"]
+        faults.append("result.json: last_evaluation")
     if faults:
         raise ValueError(f"{faults[0]}: not what a run writes")
 
@@ -216,11 +207,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         if path.suffix == ".jsonl":
             found += read_summaries(path)
             continue
-        try:
-            there = path.is_dir()
-        except (OSError, ValueError):  # a name that no folder can have
-            there = False
-        if not there:
+        if not os.path.isdir(path):  # False, too, for a name that no folder can have
             raise InputError(f"{shown(path)}: no such folder; give folders of runs")
         places = sorted(p.parent for p in path.rglob("config.yaml"))
         if not places:

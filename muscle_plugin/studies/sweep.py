@@ -15,11 +15,10 @@ from rich.console import Console
 from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, ConfigError
 from muscle_plugin.settings.command_line import add_arguments, load_named_plugins, named_in, parse_command_line
 from muscle_plugin.settings.resolve import began_otherwise
-from muscle_plugin.settings.sources import Layer
 from muscle_plugin.studies.definitions import study_names
 from muscle_plugin.studies.dry_run import dry_run
 from muscle_plugin.studies.jobs import Job, jobs_of, predecessor, run_order
-from muscle_plugin.studies.pool import Pool, capacity, open_pool
+from muscle_plugin.studies.pool import Pool, open_pool
 from muscle_plugin.text import duration, first_line, plural
 
 
@@ -112,22 +111,20 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     say: Callable[[str], None] = console.print
     for notice in dict.fromkeys(n for job in jobs for n in job.resolved.notices):
         say(f"note: {notice}")
-    room, note = capacity(frozenset(job.resolved.settings.device for job in jobs), options.jobs, options.gpus_per_run)
-    if note:
-        say(f"note: {note}")
-    if room.at_once > len(room.gpus) > 0 and options.ray in (None, "local"):
-        say("note: runs share a GPU and slow each other down, by how much is not estimated")
     states = [job.state for job in jobs]
     advice = "Give another --save_dir, or the settings it began with"
     others = [job for job, state in zip(jobs, states, strict=True) if state == "of other settings"]
     _refuse([f"{job.run_dir}: {began_otherwise(job.differing)}. {advice}" for job in others], 3)
+    devices = {job.resolved.settings.device for job in jobs}
+    threads = max(job.resolved.settings.num_threads or 1 for job in jobs)
     if options.dry_run:
-        return 0 if dry_run(jobs, room.at_once, console) else EXIT_BAD_INPUT
+        pool = open_pool(devices, options.jobs, options.gpus_per_run, None, threads)
+        return 0 if dry_run(jobs, pool.at_once, console) else EXIT_BAD_INPUT
     finished, folder = states.count("finished"), jobs[0].resolved.settings.save_dir
     say(f"{plural(len(jobs), 'run')}, {finished} of them finished before, in {folder}")
     endings: list[Ending] = []
     if finished < len(jobs):
-        pool = open_pool(room, options.ray, max(job.resolved.settings.num_threads or 1 for job in jobs))
+        pool = open_pool(devices, options.jobs, options.gpus_per_run, options.ray, threads)
         say(f"{pool.at_once} at a time; Ctrl-C saves and stops, the same command resumes")
         try:
             endings = run_all(jobs, pool, [prog, *argv], say)
@@ -185,25 +182,17 @@ def _parsed(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, list[Jo
         faults.append("--c, --print-config: of train; a sweep takes configurations by name or path, without a flag")
     try:
         jobs = jobs_of(options.names, max(options.seeds, 1), layer)
-        faults += _numbered_devices(jobs, layer)
+        place = "--device" if {"device", "gpu"} & layer.values.keys() else "{}: device"
+        faults += [
+            f"{place.format(job.name)}: a sweep gives each run its GPU itself, got {job.resolved.settings.device}; give"
+            " --device cuda, and in the environment CUDA_VISIBLE_DEVICES with the GPUs to use"
+            for job in jobs
+            if ":" in job.resolved.settings.device
+        ]
     except ConfigError as e:
         faults += e.faults
     _refuse(faults, 12)
     return options, jobs
-
-
-def _numbered_devices(jobs: Sequence[Job], layer: Layer) -> list[str]:
-    """A fault for each run that names its GPU: the sweep assigns them."""
-    faults = []
-    for job in jobs:
-        name, _, number = job.resolved.settings.device.partition(":")
-        if number:
-            where = "--device" if {"device", "gpu"} & layer.values.keys() else f"{job.name}: device"
-            faults.append(
-                f"{where}: a sweep gives each run its GPU itself, got {name}:{number}; give --device cuda, and in the"
-                " environment CUDA_VISIBLE_DEVICES with the GPUs to use"
-            )
-    return faults
 
 
 def _refuse(faults: Sequence[str], most: int) -> None:
