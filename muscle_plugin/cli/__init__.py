@@ -13,22 +13,16 @@ from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Interrupted, 
 from muscle_plugin.text import first_line, one_line, out_of_memory
 from muscle_plugin.version import __version__
 
-#: Name -> the module whose ``main(argv, prog)`` it is, imported when called, and what it does.
+#: Name -> the module of this package whose ``main(argv, prog)`` it is, imported when called, and what it does.
 COMMANDS = {
-    "train": ("muscle_plugin.cli.train", "train one configuration"),
-    "sweep": ("muscle_plugin.studies.sweep", "train many by name: table1 ... figure3, digits, or any configurations"),
-    "report": ("muscle_plugin.studies.report", "runs as one HTML page and Markdown, beside the paper's tables"),
-    "usb-export": (
-        "muscle_plugin.studies.usb_export",
-        "runs of USB's protocols as USB's results, configurations and logs",
-    ),
-    "predict": ("muscle_plugin.cli.predict", "label a folder of images with a trained net"),
-    "export": ("muscle_plugin.cli.export", "write a trained net for timm (safetensors) and for ONNX"),
-    "data": ("muscle_plugin.cli.data", "data show: images per class, and a picture of the views"),
-    "demo": (
-        "muscle_plugin.studies.demo",
-        "train MUSCLE and its baselines on 10 labelled digits, with table and pictures",
-    ),
+    "train": ("cli.train", "train one configuration"),
+    "sweep": ("studies.sweep", "train many by name: table1 ... figure3, digits, or any configurations"),
+    "report": ("studies.report", "runs as one HTML page and Markdown, beside the paper's tables"),
+    "usb-export": ("studies.usb_export", "runs of USB's protocols as USB's results, configurations and logs"),
+    "predict": ("cli.predict", "label a folder of images with a trained net"),
+    "export": ("cli.export", "write a trained net for timm (safetensors) and for ONNX"),
+    "data": ("cli.data", "data show: images per class, and a picture of the views"),
+    "demo": ("studies.demo", "train MUSCLE and its baselines on 10 labelled digits, with table and pictures"),
 }
 
 
@@ -57,16 +51,12 @@ def _print_fault(error: UserError) -> None:
 
 
 def run_command(name: str, argv: Sequence[str], prog: str) -> int:
-    """Run a command, and print its faults, one line each.
-
-    Returns:
-        The exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
-    """
+    """Run a command, and print its faults, one line each; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):  # names of files need not be text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return int(import_module(COMMANDS[name][0]).main(argv, prog))
+        return int(import_module(f"muscle_plugin.{COMMANDS[name][0]}").main(argv, prog))
     except UserError as e:
         _print_fault(e)
         return e.status

@@ -119,14 +119,7 @@ def summary(scores: Sequence[float]) -> str:
 
 
 class Ours(NamedTuple):
-    """What the runs of a group give for a cell of the paper.
-
-    Attributes:
-        text: :func:`summary` of its finished runs.
-        trouble, deviation: of the group.
-        difference: mean minus the paper's.
-        within: whether the difference is at most two of the paper's standard deviations.
-    """
+    """What the runs of a group give for a cell of the paper; ``within`` two of the paper's standard deviations or not."""
 
     text: str
     trouble: str
@@ -172,11 +165,8 @@ class Ranking:
 
 
 def rank(scores: Mapping[str, Mapping[str, float]]) -> Ranking | None:
-    """Rank algorithms by accuracy (setting -> algorithm -> score) over the settings that all of them have.
-
-    Whichever algorithm or setting has most gaps is left out until there are none. Returns None if fewer than three
-    algorithms or two settings are left.
-    """
+    """Rank algorithms by scores (setting -> algorithm -> accuracy). Whichever algorithm or setting has most gaps is left out
+    until there are none; returns None if fewer than three algorithms or two settings remain."""
     table = pd.DataFrame.from_dict(scores, orient="index")
     table = table[table.count(axis=1) > 1]
     left_out: list[str] = []

@@ -32,7 +32,6 @@ class Job:
 
     @property
     def run_dir(self) -> Path:
-        """Its directory, which may not exist."""
         return Path(self.resolved.settings.save_dir) / self.resolved.settings.save_name
 
     @property
@@ -49,7 +48,7 @@ class Job:
 
     @property
     def differing(self) -> dict[str, tuple[Any, Any]]:
-        """Settings in which the run in the directory differs: name -> (there, here); empty if there is no run."""
+        """:func:`differing_settings` of the run in the directory; empty if there is none."""
         try:
             return differing_settings(self.run_dir / "config.yaml", self.resolved)
         except ConfigError:

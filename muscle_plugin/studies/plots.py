@@ -65,7 +65,7 @@ def _tidy(axes: Axes) -> None:
 
 def _band(axes: Axes, runs: Sequence[Run], key: str, scale: float, **style: Any) -> None:
     """Draw mean and range over runs at the steps that all of them have."""
-    curves = [dict(zip(*run.curve(key), strict=True)) for run in runs]
+    curves = [run.curve(key) for run in runs]
     style.setdefault("marker", "o" if max(map(len, curves)) == 1 else None)
     steps = sorted(set.intersection(*(set(c) for c in curves)))
     if not steps:

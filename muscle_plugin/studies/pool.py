@@ -137,9 +137,6 @@ class RayPool:
         address: of a cluster (``auto``, ``ray://host:10001``), or ``local``: start one here.
         at_once, gpus: runs at a time and GPUs of a cluster started here.
         gpus_per_run: None: one GPU, if the cluster has any.
-
-    Raises:
-        InputError: Ray is not installed, or the cluster cannot be reached or has no room for a run.
     """
 
     def __init__(self, address: str, at_once: int, gpus: int, gpus_per_run: float | None, cpus_per_run: int) -> None:

@@ -36,15 +36,13 @@ from muscle_plugin.version import __version__
 
 
 class TableRow(NamedTuple):
-    """A row of a table: the paper's cells as printed, and what runs give."""
-
     head: str
     paper: list[str]
     ours: list[list[Ours]]
 
 
 class ReportTable(NamedTuple):
-    """A study's table, filled; ``notes`` are the deviations of runs in it."""
+    """A table beside the paper's; ``notes`` are the deviations of its runs."""
 
     study: StudyTable
     rows: list[TableRow]
@@ -59,12 +57,7 @@ class Picture(NamedTuple):
 
 
 class ReportFigure(NamedTuple):
-    """A figure of the paper from runs.
-
-    Attributes:
-        points: metric -> series -> a cell for each x of the study.
-        notes: which points are of runs that are not as configured.
-    """
+    """A figure of the paper from runs; ``points`` are metric -> series -> a cell for each x."""
 
     study: StudyFigure
     pictures: list[Picture]

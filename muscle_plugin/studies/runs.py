@@ -52,10 +52,9 @@ class Run:
     failure: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def curve(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps at which ``key`` was logged, and its values."""
-        points = [(m["step"], m[key]) for m in self.metrics if key in m]
-        return [p[0] for p in points], [p[1] for p in points]
+    def curve(self, key: str) -> dict[float, float]:
+        """A logged value by step."""
+        return {m["step"]: m[key] for m in self.metrics if key in m}
 
     @property
     def state(self) -> str:
@@ -244,7 +243,7 @@ def write_summaries(runs: Sequence[Run], path: Path) -> None:
         content = {
             "path": name, "config": run.config, "changed": run.changed, "failure": run.failure,
             "result": run.result, "environment": run.environment, "settings": run.settings,
-            "evaluations": [[int(s), round(v, 6)] for s, v in zip(*run.curve(ACCURACY), strict=True)],
+            "evaluations": [[int(s), round(v, 6)] for s, v in run.curve(ACCURACY).items()],
         }  # fmt: skip
         lines.append(json.dumps(content, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
@@ -279,7 +278,7 @@ def _run_of(content: dict[str, Any], folder: Path) -> Run:
         folder / content["path"], content["result"], metrics, content["environment"],
         content["config"] if content["config"] in _known_configurations() else None,
         changed, None if content["failure"] is None else str(content["failure"]),
-        {k: v for k, v in content.get("settings", {}).items() if k not in _NOT_COMPARED},
+        dict(content.get("settings", {})),
     )  # fmt: skip
 
 
