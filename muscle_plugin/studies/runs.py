@@ -8,7 +8,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,11 @@ class Run:
     path: Path
     result: dict[str, Any]
     metrics: list[dict[str, float]]
-    environment: dict[str, Any] = field(default_factory=dict)
-    config: str | None = None
-    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    failure: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any]
+    config: str | None
+    changed: dict[str, tuple[Any, Any]]
+    failure: str | None
+    settings: dict[str, Any]
 
     def curve(self, key: str) -> dict[float, float]:
         """A logged value by step."""

@@ -7,7 +7,7 @@ import csv
 import io
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -95,24 +95,33 @@ def _unfit(run: Run) -> str:
     return "" if isinstance(run.result.get("best_top1"), float) else "without accuracy"
 
 
-def results_csv(protocol: str, rows: Sequence[Row], existing: bytes | None = None) -> bytes:
-    """USB's file of results with these rows: a new one, or ``existing``, if its columns are the same, with them in it."""
+def results_csv(protocol: str, rows: Sequence[Row], checkout: Path | None) -> tuple[bytes, list[str]]:
+    """USB's file of results with these rows: a new one, or that of a checkout with rows replaced or added; and the names of
+    those replaced.
+
+    Raises:
+        InputError: the checkout's file is absent, or has other columns.
+    """
     head = ["", *columns(protocol)]
     lines = [head]
-    if existing is not None:
+    if checkout is not None:
+        path = checkout / "results" / f"{protocol}.csv"
         try:
-            lines = list(csv.reader(io.StringIO(existing.decode("utf-8-sig"), newline="")))
+            lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
+        except OSError as e:
+            raise InputError(f"{path}: {e.strerror}; --usb names a checkout of USB") from None
         except (UnicodeDecodeError, csv.Error) as e:
-            raise InputError(f"USB's {protocol}.csv cannot be read: {e}") from None
+            raise InputError(f"{path}: cannot be read: {e}") from None
         if not lines or lines[0] != head:
             found = ", ".join(lines[0]) if lines else "nothing"
-            raise InputError(f"expected USB's {protocol}.csv with columns {', '.join(head[1:])}, found {found}")
+            raise InputError(f"{path}: expected columns {', '.join(head[1:])}, found {found}")
     new = {row.algorithm: row.cells() for row in rows}
+    replaced = [line[0] for line in lines if line and line[0] in new]
     lines = [new.pop(line[0], line) if line else line for line in lines] + [*new.values()]
     mark, line_end = PROTOCOLS[protocol]
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator=line_end).writerows(lines)
-    return (mark + out.getvalue()).encode()
+    return (mark + out.getvalue()).encode(), replaced
 
 
 def flat_config(protocol: str, resolved: Resolved) -> dict[str, Any]:
@@ -142,9 +151,9 @@ def flat_config(protocol: str, resolved: Resolved) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def log_text(run: Run) -> str:
+def log_text(run: Run, uses_ema: bool) -> str:
     """The run's evaluations as lines of ``log.txt``, in the form that USB's ``scripts/average_log.py`` reads."""
-    began, uses_ema = datetime.fromisoformat(run.environment["started"]), load_settings(run.config).settings.ema_m != 0
+    began = datetime.fromisoformat(run.environment["started"])
     best, best_step, lines = -1.0, 0, []
     for line in run.metrics:
         if ACCURACY not in line:
@@ -160,33 +169,16 @@ def log_text(run: Run) -> str:
     return "".join(lines)
 
 
-def export(rows: Sequence[Row], out: Path, existing: Mapping[str, bytes]) -> list[Path]:
-    """Write rows, configurations and logs under ``out`` as they lie in USB's repository; returns the files of results.
-
-    Args:
-        existing: protocol -> USB's present file of results.
-
-    Raises:
-        InputError: an existing file is of other columns.
-    """
-    protocols = dict.fromkeys(r.protocol for r in rows)
-    contents = {
-        out / "results" / f"{p}.csv": results_csv(p, [r for r in rows if r.protocol == p], existing.get(p))
-        for p in protocols
-    }
-    for path, content in contents.items():
-        with atomic_write(path) as file:
-            file.write(content)
-    for row in rows:
-        for column, runs in row.runs.items():
-            for run in runs:
-                seed = run.result["seed"]
-                name = f"{row.algorithm}_{column}_{seed}"
-                flat, text = flat_config(row.protocol, load_settings(run.config, seed=seed)), io.StringIO()
-                YAML().dump(flat, text)
-                write_text(out / "config" / row.protocol / row.algorithm / f"{name}.yaml", text.getvalue())
-                write_text(out / "saved_models" / row.protocol / name / "log.txt", log_text(run))
-    return list(contents)
+def _write_runs(row: Row, out: Path) -> None:
+    """Write the configurations and logs of a row as they lie in USB's repository."""
+    for column, runs in row.runs.items():
+        for run in runs:
+            resolved = load_settings(run.config, seed=run.result["seed"])
+            name, text = f"{row.algorithm}_{column}_{run.result['seed']}", io.StringIO()
+            YAML().dump(flat_config(row.protocol, resolved), text)
+            write_text(out / "config" / row.protocol / row.algorithm / f"{name}.yaml", text.getvalue())
+            log = log_text(run, uses_ema=resolved.settings.ema_m != 0)
+            write_text(out / "saved_models" / row.protocol / name / "log.txt", log)
 
 
 def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
@@ -202,25 +194,25 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
     add("--usb", type=Path, metavar="DIR", help="a checkout of USB, to whose rows these are added")
     options = parser.parse_args(list(argv))
     runs, unread = find_runs(options.runs)
-    existing = {}
-    for protocol in PROTOCOLS if options.usb else ():
-        path = options.usb / "results" / f"{protocol}.csv"
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; --usb names a checkout of USB")
-        existing[protocol] = path.read_bytes()
-    rows, notes = [], unread
+    rows, notes, files = [], unread, {}
     for protocol in PROTOCOLS:
         complete, refused = rows_of(protocol, runs)
-        rows += [row for row in complete if row.algorithm in (options.algorithms or [row.algorithm])]
         notes += refused
-    for row in rows:
-        if f"\n{row.algorithm},".encode() in existing.get(row.protocol, b""):
-            notes.append(f"replaces the row {row.algorithm} of USB's {row.protocol}.csv")
+        if chosen := [row for row in complete if row.algorithm in (options.algorithms or [row.algorithm])]:
+            content, replaced = results_csv(protocol, chosen, options.usb)
+            files[options.out / "results" / f"{protocol}.csv"] = content
+            notes += [f"replaces the row {name} of USB's {protocol}.csv" for name in replaced]
+            rows += chosen
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if not rows:
         names = " or ".join(PROTOCOLS)
         raise InputError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
-    written = [*export(rows, options.out, existing), options.out / "config", options.out / "saved_models"]
+    for path, content in files.items():
+        with atomic_write(path) as file:
+            file.write(content)
+    for row in rows:
+        _write_runs(row, options.out)
+    written = [*files, options.out / "config", options.out / "saved_models"]
     print(f"{len(rows)} row(s). Written: {', '.join(map(str, written))}")
     return 0
