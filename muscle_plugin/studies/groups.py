@@ -141,9 +141,6 @@ def ours_for(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
     return out
 
 
-# -------------------------------------------------------------------------------------------------------------- ranking
-
-
 @dataclass(frozen=True)
 class Ranking:
     """Mean ranks of algorithms over settings, the Friedman test, and Nemenyi's critical difference (Demsar 2006).

@@ -141,9 +141,6 @@ def _environment(run: Run) -> str:
     return f"{device}, {e.get('precision', 'fp32')}; {packages}; revision {e.get('git_revision') or '?'}"
 
 
-# ------------------------------------------------------------------------------------------------------------- rendering
-
-
 def _cell(text: object) -> str:
     """Text in which Markdown sees no cell, HTML, link, picture or code."""
     words = one_line(str(text).replace("\n", " ")).replace("\\", "\\\\").replace("<", "&lt;")
@@ -162,9 +159,6 @@ def render(content: Mapping[str, object], kind: str) -> str:
     )  # fmt: skip
     templates.filters |= {"percent": _percent, "cell": _cell, "oneline": one_line}
     return templates.get_template(f"report.{kind}").render(content)
-
-
-# ---------------------------------------------------------------------------------------------------------- command line
 
 
 def main(argv: Sequence[str], prog: str = "muscle-plugin report") -> int:

@@ -31,9 +31,6 @@ class Ending:
     word: str
 
 
-# ------------------------------------------------------------------------------------------------------------ execution
-
-
 def run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[[str], None]) -> list[Ending]:
     """Train every run that is not finished; one that starts from another's weights waits for it. SIGTERM and Ctrl-C save
     what runs, and begin nothing more. The pool is closed.
@@ -99,9 +96,6 @@ def _ending(job: Job, future: Future[dict[str, Any]]) -> Ending:
         return Ending(job, "finished", f"pre-trained without labels, {duration(result['seconds'])}")
     score = "no test images" if result["last_top1"] is None else f"{100 * result['last_top1']:.2f} %"
     return Ending(job, "finished", f"{score}, {duration(result['seconds'])} of training")
-
-
-# --------------------------------------------------------------------------------------------------------- command line
 
 
 def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
