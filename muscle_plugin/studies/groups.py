@@ -10,21 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from muscle_plugin.studies.definitions import Cell
-from muscle_plugin.studies.runs import Run, mean_and_std, plain
-
-#: Which accuracy of a run counts, in words.
-RULES = {
-    "last": "accuracy at the last step",
-    "best": "best accuracy over the run, chosen on the test set",
-    "median20": "median of the last 20 evaluations, or of all where there are fewer",
-}
+from muscle_plugin.studies.runs import Run, plain
 
 
 @dataclass(frozen=True)
@@ -108,37 +99,6 @@ def names_in_settings(groups: Sequence[Group]) -> list[str]:
     """A name for each group among those of its setting: its algorithm, with the title where several have the same."""
     count = Counter((g.setting, g.algorithm) for g in groups)
     return [g.algorithm if count[g.setting, g.algorithm] == 1 else f"{g.algorithm} ({g.name})" for g in groups]
-
-
-def summary(scores: Sequence[float]) -> str:
-    """``92.50 ± 4.40 (n = 5)``: mean, sample standard deviation, number of runs; empty without one."""
-    if not scores:
-        return ""
-    mean, std = mean_and_std(scores)
-    return f"{mean:.2f}" + (f" ± {std:.2f}" if len(scores) > 1 else "") + f" (n = {len(scores)})"
-
-
-class Ours(NamedTuple):
-    """What the runs of a group give for a cell of the paper; ``within`` two of the paper's standard deviations or not."""
-
-    text: str
-    trouble: str
-    deviation: str
-    difference: float | None
-    within: bool | None
-
-
-def ours_for(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
-    """What the runs of a cell's configuration give; those that deviate from it are not compared with the paper."""
-    out = []
-    for group in (g for g in groups if g.config == cell.config):
-        scores = group.scores(rule, cell.metric)
-        difference = within = None
-        if scores and cell.paper is not None and not group.deviation:
-            difference = mean_and_std(scores)[0] - cell.paper[0]
-            within = abs(difference) <= 2 * cell.paper[1]
-        out.append(Ours(summary(scores), group.trouble, group.deviation, difference, within))
-    return out
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from muscle_plugin.files import write_text
 from muscle_plugin.studies import plots
-from muscle_plugin.studies.definitions import StudyFigure, StudyTable, figures, tables
-from muscle_plugin.studies.groups import (
-    RULES,
-    Group,
-    Ours,
-    groups_of,
-    names_in_settings,
-    natural_key,
-    ours_for,
-    rank,
-    scores_by_setting,
-    summary,
-)
-from muscle_plugin.studies.runs import ACCURACY, Run, find_runs, names_of, write_summaries
+from muscle_plugin.studies.definitions import Cell, StudyFigure, StudyTable, figures, tables
+from muscle_plugin.studies.groups import Group, groups_of, names_in_settings, natural_key, rank, scores_by_setting
+from muscle_plugin.studies.runs import ACCURACY, RULES, Run, find_runs, mean_and_std, names_of, summary, write_summaries
 from muscle_plugin.text import one_line
 from muscle_plugin.version import __version__
+
+
+class Ours(NamedTuple):
+    """What the runs of a group give for a cell of the paper; ``within`` two of the paper's standard deviations or not."""
+
+    text: str
+    trouble: str
+    deviation: str
+    difference: float | None
+    within: bool | None
 
 
 class TableRow(NamedTuple):
@@ -127,11 +126,24 @@ def _filled(study: StudyTable, groups: Sequence[Group], rule: str) -> ReportTabl
     rows = []
     for head, cells in zip(study.rows, study.cells, strict=True):
         paper = ["" if c.paper is None else f"{c.paper[0]:.2f} ± {c.paper[1]:.2f}" for c in cells]
-        ours = [ours_for(c, groups, rule) for c in cells]
+        ours = [_ours(c, groups, rule) for c in cells]
         if any(ours) or study.of_paper:
             rows.append(TableRow(head, paper, ours))
     deviations = dict.fromkeys(o.deviation for row in rows for cell in row.ours for o in cell if o.deviation)
     return ReportTable(study, rows, list(deviations))
+
+
+def _ours(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
+    """What the runs of a cell's configuration give; those that deviate from it are not compared with the paper."""
+    out = []
+    for group in (g for g in groups if g.config == cell.config):
+        scores = group.scores(rule, cell.metric)
+        difference = within = None
+        if scores and cell.paper is not None and not group.deviation:
+            difference = mean_and_std(scores)[0] - cell.paper[0]
+            within = abs(difference) <= 2 * cell.paper[1]
+        out.append(Ours(summary(scores), group.trouble, group.deviation, difference, within))
+    return out
 
 
 def _environment(run: Run) -> str:

@@ -23,6 +23,12 @@ from muscle_plugin.text import one_line, shown
 
 #: The key of test accuracy in ``metrics.jsonl``, all that a summary keeps of an evaluation.
 ACCURACY = "eval/top-1-acc"
+#: Which accuracy of a run counts, in words.
+RULES = {
+    "last": "accuracy at the last step",
+    "best": "best accuracy over the run, chosen on the test set",
+    "median20": "median of the last 20 evaluations, or of all where there are fewer",
+}
 #: A run that changes one of these belongs to no cell of a study.
 _PLACING = ("algorithm", "dataset", "num_labels")
 #: Settings that name files, which have another path in another folder of runs.
@@ -286,3 +292,11 @@ def mean_and_std(values: Iterable[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (0 for a single value)."""
     v = list(values)
     return statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0
+
+
+def summary(scores: Sequence[float]) -> str:
+    """``92.50 ± 4.40 (n = 5)``: mean, sample standard deviation, number of runs; empty without one."""
+    if not scores:
+        return ""
+    mean, std = mean_and_std(scores)
+    return f"{mean:.2f}" + (f" ± {std:.2f}" if len(scores) > 1 else "") + f" (n = {len(scores)})"
