@@ -32,8 +32,8 @@ def fails(monkeypatch):
         def main(argv, prog):
             raise error
 
-        monkeypatch.setitem(sys.modules, "failing_command", SimpleNamespace(main=main))
-        monkeypatch.setitem(cli.COMMANDS, "fails", ("failing_command", ""))
+        monkeypatch.setitem(sys.modules, "muscle_plugin.failing", SimpleNamespace(main=main))
+        monkeypatch.setitem(cli.COMMANDS, "fails", ("failing", ""))
         return cli.main(["fails"])
 
     return run

@@ -236,7 +236,7 @@ def understood(words, monkeypatch):
     elif words[0] == "sweep":
         expand = jobs.expand
         monkeypatch.setattr(jobs, "expand", lambda names: expand(names)[:2])  # all are read by test_studies
-        monkeypatch.setattr(sweep, "capacity", stop)
+        monkeypatch.setattr(sweep, "open_pool", stop)
     else:
         parse = argparse.ArgumentParser.parse_args
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *a: stop(parse(*a)))

@@ -63,7 +63,7 @@ def test_wheel_holds_every_module_configuration_and_template(built):
     assert modules <= names
     inside = "muscle_plugin/benchmark_configs/"
     assert {n.removeprefix(inside) for n in names if n.startswith(inside)} == names_of_configs()
-    others = ("py.typed", "bench/studies.yaml", "bench/templates/report.html", "bench/templates/report.md")
+    others = ("py.typed", "studies/studies.yaml", "studies/templates/report.html", "studies/templates/report.md")
     assert {f"muscle_plugin/{n}" for n in others} <= names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert {n.split("/")[0] for n in names} == {"muscle_plugin", f"muscle_plugin-{__version__}.dist-info"}

@@ -15,8 +15,7 @@ from muscle_plugin import cli
 from muscle_plugin.settings.resolve import load_settings, resolve
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.studies.definitions import study_configs
-from muscle_plugin.studies.groups import groups_of
-from muscle_plugin.studies.ranking import critical_difference, rank, scores_by_setting
+from muscle_plugin.studies.groups import critical_difference, groups_of, rank, scores_by_setting
 from muscle_plugin.studies.runs import find_runs
 from muscle_plugin.studies.usb_export import columns
 
@@ -79,7 +78,7 @@ def test_shortened_or_changed_runs_are_named_so_and_never_compared_or_mixed(make
     why = "epoch 4 instead of 300, net small_cnn instead of cnn13, num_train_iter 400 instead of the default"
     assert f"[1] **not the table's configuration**: {why}" in markdown
     assert why in html
-    assert "finished, shortened" in html
+    assert "finished, not as configured" in html
 
 
 @pytest.mark.parametrize(
@@ -343,7 +342,7 @@ def test_what_the_runs_do_not_cover_is_left_out():
     whole = {s: {"a": 3, "b": 2, "c": 1} for s in ("s1", "s2", "s3")}
     whole["s1"]["d"] = 4
     found = rank({**whole, "s4": {"a": 1, "d": 2}})
-    assert set(found.algorithms) == {"a", "b", "c"}
+    assert set(found.ranks) == {"a", "b", "c"}
     assert found.settings == ("s1", "s2", "s3")
     assert set(found.left_out) == {"d", "s4"}
     assert rank({"s1": {"a": 1, "b": 2, "c": 3}}) is None
@@ -444,7 +443,7 @@ def test_logs_are_read_as_usbs_script_reads_them(make_run, tmp_path):
     assert "1048576 iteration, USE_EMA: True, " in lines[-1]
 
 
-def test_shortened_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_path, capsys):
+def test_changed_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_path, capsys):
     classic(make_run)
     classic(make_run, "fixmatch", num_train_iter=1000, epoch=1)
     shutil.rmtree(tmp_path / "runs" / "classic_cv-muscle_fixmatch_svhn_40_2")
@@ -452,7 +451,7 @@ def test_shortened_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_
     said = capsys.readouterr().err
     assert "classic_cv, muscle_fixmatch: not exported: svhn_40 lacks seed(s) 2" in said
     assert "classic_cv, fixmatch: not exported: cifar10_40 lacks seed(s) 0, 1, 2" in said
-    assert "shortened (epoch 1 instead of 1024, num_train_iter 1000 instead of 1048576)" in said
+    assert "not as configured (epoch 1 instead of 1024, num_train_iter 1000 instead of 1048576)" in said
     assert "no row is complete" in said
     assert not (tmp_path / "usb").exists()
 

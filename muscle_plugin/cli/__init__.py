@@ -9,27 +9,20 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from muscle_plugin.cli.faults import print_fault
-from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
-from muscle_plugin.text import first_line, out_of_memory
+from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Interrupted, UserError
+from muscle_plugin.text import first_line, one_line, out_of_memory
 from muscle_plugin.version import __version__
 
-#: Name -> the module whose ``main(argv, prog)`` it is, imported when called, and what it does.
+#: Name -> the module of this package whose ``main(argv, prog)`` it is, imported when called, and what it does.
 COMMANDS = {
-    "train": ("muscle_plugin.cli.train", "train one configuration"),
-    "sweep": ("muscle_plugin.studies.sweep", "train many by name: table1 ... figure3, digits, or any configurations"),
-    "report": ("muscle_plugin.studies.report", "runs as one HTML page and Markdown, beside the paper's tables"),
-    "usb-export": (
-        "muscle_plugin.studies.usb_export",
-        "runs of USB's protocols as USB's results, configurations and logs",
-    ),
-    "predict": ("muscle_plugin.cli.predict", "label a folder of images with a trained net"),
-    "export": ("muscle_plugin.cli.export", "write a trained net for timm (safetensors) and for ONNX"),
-    "data": ("muscle_plugin.cli.data", "data show: images per class, and a picture of the views"),
-    "demo": (
-        "muscle_plugin.studies.demo",
-        "train MUSCLE and its baselines on 10 labelled digits, with table and pictures",
-    ),
+    "train": ("cli.train", "train one configuration"),
+    "sweep": ("studies.sweep", "train many by name: table1 ... figure3, digits, or any configurations"),
+    "report": ("studies.report", "runs as one HTML page and Markdown, beside the paper's tables"),
+    "usb-export": ("studies.usb_export", "runs of USB's protocols as USB's results, configurations and logs"),
+    "predict": ("cli.predict", "label a folder of images with a trained net"),
+    "export": ("cli.export", "write a trained net for timm (safetensors) and for ONNX"),
+    "data": ("cli.data", "data show: images per class, and a picture of the views"),
+    "demo": ("studies.demo", "train MUSCLE and its baselines on 10 labelled digits, with table and pictures"),
 }
 
 
@@ -41,31 +34,43 @@ def in_utf8() -> None:
         os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
 
 
-def run_command(name: str, argv: Sequence[str], prog: str) -> int:
-    """Run a command, and print its faults, one line each.
+def in_first_process() -> bool:
+    """Whether this is the first of the processes that ``torchrun`` started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
-    Returns:
-        The exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
-    """
+
+def _print_fault(error: UserError) -> None:
+    """Print a fault, a line each. What all processes meet, the first one prints."""
+    if error.same_everywhere and not in_first_process():
+        return
+    if isinstance(error, Interrupted):
+        print(f"\n{error}", file=sys.stderr)
+        return
+    for line in str(error).splitlines():
+        print(f"error: {one_line(line)}", file=sys.stderr)
+
+
+def run_command(name: str, argv: Sequence[str], prog: str) -> int:
+    """Run a command, and print its faults, one line each; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):  # names of files need not be text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return int(import_module(COMMANDS[name][0]).main(argv, prog))
+        return int(import_module(f"muscle_plugin.{COMMANDS[name][0]}").main(argv, prog))
     except UserError as e:
-        print_fault(e)
+        _print_fault(e)
         return e.status
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except OSError as e:
         if e.filename is None:
             raise
-        print_fault(UserError(f"{e.filename}: {e.strerror}"))
+        _print_fault(UserError(f"{e.filename}: {e.strerror}"))
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
         less = "fewer images at a time or --device cpu may need less"
-        print_fault(UserError(f"out of memory ({first_line(e)}): {less}"))
+        _print_fault(UserError(f"out of memory ({first_line(e)}): {less}"))
     return EXIT_BAD_INPUT
 
 

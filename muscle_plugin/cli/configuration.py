@@ -7,20 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from muscle_plugin.cli.faults import in_first_process
+from muscle_plugin.cli import in_first_process
 from muscle_plugin.errors import ConfigError
 from muscle_plugin.settings.command_line import add_arguments, load_named_plugins, named_in, parse_command_line
 from muscle_plugin.settings.resolve import Resolved, load_settings
 from muscle_plugin.settings.sources import EXAMPLE
+from muscle_plugin.studies.definitions import study_configs
 from muscle_plugin.text import one_line
 
 
 def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Resolved] | None:
-    """The options and resolved settings of a command line, or None if it only asks to print them.
-
-    Raises:
-        ConfigError, CatalogueError: with every fault, a line each.
-    """
+    """The options and resolved settings of a command line, or None if it only asks to print them."""
     if not argv:
         raise ConfigError([f"give a configuration ({parser.prog} {EXAMPLE}) or settings; --help lists them"])
     load_named_plugins(argv, lambda options, rest: [options.c] if options.c else named_in(rest))
@@ -49,17 +46,11 @@ def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple
 
 
 def _refuse_study(word: str | None) -> None:
-    """Raises ConfigError for the name of a study, where one configuration is asked for."""
-    from muscle_plugin.studies.definitions import study_configs
-
+    """Raise ConfigError for the name of a study, where one configuration is asked for."""
     configs = study_configs(word) if word else []
     if configs and not Path(str(word)).is_file():
-        raise ConfigError(
-            [
-                f"{word}: a study of {len(configs)} configurations; give one of them ({configs[0]}), or"
-                f" `muscle-plugin sweep {word}`"
-            ]
-        )
+        advice = f"give one of them ({configs[0]}), or `muscle-plugin sweep {word}`"
+        raise ConfigError([f"{word}: a study of {len(configs)} configurations; {advice}"])
 
 
 def parser_of(prog: str, description: str, example: str) -> argparse.ArgumentParser:

@@ -1,7 +1,4 @@
-"""What can be swept and reported by name: the paper's tables and figures, the digits study, USB's protocols.
-
-They stand in ``studies.yaml``, the tables with the paper's numbers. Nothing here imports torch.
-"""
+"""The studies of ``studies.yaml``: the paper's tables and figures, the digits study, USB's protocols."""
 
 from __future__ import annotations
 
@@ -19,13 +16,7 @@ from muscle_plugin.settings.sources import config_directory, find_config
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table.
-
-    Attributes:
-        config: name of the configuration that trains it.
-        metric: ``top1`` or ``top5``.
-        paper: mean and standard deviation that the paper prints (%), if it has the cell.
-    """
+    """One cell of a table; ``paper`` is the mean and standard deviation that the paper prints (%), if it has the cell."""
 
     config: str
     metric: str = "top1"
@@ -44,21 +35,20 @@ class StudyTable:
 
     @property
     def configs(self) -> list[str]:
-        """Names of its configurations, each once."""
         return list(dict.fromkeys(cell.config for row in self.cells for cell in row))
 
     @property
     def of_paper(self) -> bool:
-        """Whether the paper has it."""
         return any(cell.paper for row in self.cells for cell in row)
 
 
 @dataclass(frozen=True)
 class StudyFigure:
-    """A plot: series -> value on the x axis -> name of a configuration.
+    """A plot of the paper.
 
     Attributes:
         x: name of the x axis.
+        series: name -> value on the x axis -> configuration.
         metrics: what is plotted, one panel each: ``top1`` or keys of ``last_evaluation`` in ``result.json``.
         before: configurations from whose weights others start.
     """
@@ -67,17 +57,15 @@ class StudyFigure:
     title: str
     x: str
     series: dict[str, dict[str, str]]
-    metrics: tuple[str, ...] = ("top1",)
-    before: tuple[str, ...] = ()
+    metrics: Sequence[str] = ("top1",)
+    before: Sequence[str] = ()
 
     @property
     def xs(self) -> list[str]:
-        """Values on the x axis, each once."""
         return list(dict.fromkeys(x for points in self.series.values() for x in points))
 
     @property
     def configs(self) -> list[str]:
-        """Names of its configurations, each once."""
         return list(dict.fromkeys([*self.before, *(c for points in self.series.values() for c in points.values())]))
 
 
@@ -98,38 +86,36 @@ def _table(name: str, content: Mapping[str, Any]) -> StudyTable:
     return StudyTable(name, content["title"], rows, heads, cells)
 
 
-def _figure(name: str, content: Mapping[str, Any]) -> StudyFigure:
-    series = {s["head"]: {str(x): config for x, config in s["points"].items()} for s in content["series"]}
-    more = {k: tuple(content[k]) for k in ("metrics", "before") if k in content}
-    return StudyFigure(name, content["title"], content["x"], series, **more)
+@cache
+def _content() -> dict[str, dict[str, dict[str, Any]]]:
+    text = Path(__file__).with_name("studies.yaml").read_text(encoding="utf-8")
+    return YAML(typ="safe", pure=True).load(text)  # type: ignore[no-any-return]
 
 
 @cache
-def _studies() -> dict[str, StudyTable | StudyFigure]:
-    content = YAML(typ="safe", pure=True).load(Path(__file__).with_name("studies.yaml").read_text(encoding="utf-8"))
-    return {n: _table(n, t) for n, t in content["tables"].items()} | {
-        n: _figure(n, f) for n, f in content["figures"].items()
-    }
-
-
 def tables() -> list[StudyTable]:
     """All tables, the paper's first."""
-    return [s for s in _studies().values() if isinstance(s, StudyTable)]
+    return [_table(name, table) for name, table in _content()["tables"].items()]
 
 
+@cache
 def figures() -> list[StudyFigure]:
     """All plots of the paper."""
-    return [s for s in _studies().values() if isinstance(s, StudyFigure)]
+    return [StudyFigure(name, **figure) for name, figure in _content()["figures"].items()]
+
+
+def _studies() -> list[StudyTable | StudyFigure]:
+    return [*tables(), *figures()]
 
 
 def study_names() -> list[str]:
     """Names that stand for several configurations."""
-    return [*_studies(), "figure2"]
+    return [*(study.name for study in _studies()), "figure2"]
 
 
 def study_configs(name: str) -> list[str]:
     """The configurations of a study, each once; ``figure2`` is its four parts."""
-    parts = [s for n, s in _studies().items() if name in (n, n[:-1] if n.startswith("figure2") else n)]
+    parts = [s for s in _studies() if s.name == name or (name == "figure2" and s.name.startswith(name))]
     return list(dict.fromkeys(config for study in parts for config in study.configs))
 
 
@@ -138,7 +124,7 @@ def expand(words: Sequence[str]) -> list[Path]:
     for anything: ``*_digits_10``), or paths of YAML files.
 
     Raises:
-        ConfigError: a word stands for nothing; every such word is named.
+        ConfigError: names each word that stands for nothing.
     """
     found: list[Path] = []
     faults = []

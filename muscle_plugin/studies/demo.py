@@ -1,7 +1,7 @@
-"""The demonstration: MUSCLE and its baselines on scikit-learn's digits with ten labels, trained on the spot.
+"""Train MUSCLE and its baselines on scikit-learn's digits with ten labels.
 
-Every number in the table is the accuracy at the last step of a run of fixed length. Test labels are never used for training
-or model selection.
+The table gives the accuracy at the last step of runs of fixed length. Test labels are never used for training or model
+selection.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import argparse
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from muscle_plugin.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.studies.jobs import jobs_of
 from muscle_plugin.studies.pool import LocalPool
-from muscle_plugin.studies.runs import Run, by_algorithm, mean_and_std, read_run
+from muscle_plugin.studies.runs import Run, mean_and_std, read_run
 from muscle_plugin.studies.sweep import run_all
 
 NAMES = {
@@ -47,7 +47,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
     options = parser.parse_args(list(argv))
     if min(options.seeds, options.workers, options.steps or 1) < 1:
         parser.error("--seeds, --steps and --workers must be at least 1")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     length: dict[str, Any] = {"num_train_iter": options.steps} if options.steps else {}
     layer = Layer("demo", {"save_dir": str(options.out), "use_tensorboard": False, **length})
     jobs = jobs_of([f"{a}_digits_10" for a in NAMES], options.seeds, layer)
@@ -58,43 +58,42 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
         f" {options.workers} at a time. Interrupted runs resume when this is started again."
     )
     began = time.perf_counter()
-    endings = run_all(jobs, LocalPool(options.workers), [prog, *argv], lambda line: console.print(line, markup=False))
+    endings = run_all(jobs, LocalPool(options.workers), [prog, *argv], console.print)
     if any(e.state == "stopped" for e in endings):
         console.print("stopped; start it again to resume")
         return EXIT_INTERRUPTED
     if failed := sum(e.state == "failed" for e in endings):
         console.print(f"{failed} of {len(jobs)} runs failed; their logs are in {options.out}/<run>/log.txt")
         return EXIT_FAILED
-    runs = [read_run(options.out / f"{a}_digits_10_{seed}") for a in NAMES for seed in range(options.seeds)]
+    runs = {
+        name: [read_run(options.out / f"{algorithm}_digits_10_{seed}") for seed in range(options.seeds)]
+        for algorithm, name in NAMES.items()
+    }
     files = _write(runs, options.out, console)
     console.print(f"{time.perf_counter() - began:.0f} s. Written: {', '.join(map(str, files))}")
     return 0
 
 
-def _write(runs: Sequence[Run], out: Path, console: Console) -> list[Path]:
+def _write(runs: Mapping[str, Sequence[Run]], out: Path, console: Console) -> list[Path]:
     """Print the table, and write it with the pictures; returns the files."""
     from muscle_plugin.runs.build import build  # torch
     from muscle_plugin.studies.plots import contact_sheet, learning_curves  # matplotlib
     from muscle_plugin.studies.show import views_of_first_batch
 
-    by_name = {NAMES[a]: group for a, group in by_algorithm(runs).items()}
     rows = [HEAD]
-    for name, group in by_name.items():
+    for name, group in runs.items():
         scores = [100 * r.result["last_top1"] for r in group]
         mean, std = mean_and_std(scores)
         seconds, _ = mean_and_std(r.result["seconds"] for r in group)
         rows.append((name, f"{mean:.1f} ± {std:.1f}", "  ".join(f"{s:.1f}" for s in scores), f"{seconds:.0f}"))
-    result = runs[0].result
-    title = f"digits, {result['num_labels']} labels, {result['steps']} steps, {len(by_name['MUSCLE'])} seeds"
-    table = Table(*HEAD, title=f"test accuracy at the last step: {title}")
-    for cells in rows[1:]:
-        table.add_row(*cells)
-    console.print()
-    console.print(table)
-    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    first = runs["MUSCLE"][0].result
+    title = f"digits, {first['num_labels']} labels, {first['steps']} steps, {len(runs['MUSCLE'])} seeds"
+    lines = [f"| {' | '.join(cells)} |\n" for cells in rows]
+    table = "".join([lines[0], "|---" * len(HEAD) + "|\n", *lines[1:]])
+    console.print(f"\nTest accuracy at the last step: {title}", Markdown(table))
     files = [out / name for name in ("table.md", "curves.png", "views.png")]
-    files[0].write_text("\n".join([lines[0], "|---" * len(HEAD) + "|", *lines[1:]]) + "\n")
-    learning_curves(by_name, 10, f"digits with {result['num_labels']} labels", files[1])
+    files[0].write_text(table)
+    learning_curves(list(runs.items()), 10, f"digits with {first['num_labels']} labels", files[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         contact_sheet(views_of_first_batch(build(load_settings("muscle_fixmatch_digits_10"))), files[2])

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 WARM_UP_STEPS, TIMED_STEPS = 2, 9
 #: Seconds after which no further step is timed, once there are two.
 MOST_SECONDS = 6.0
-#: Settings that decide how many images there are, which the steps of an epoch follow from.
-_IMAGES = ("dataset", "data_dir", "labels_csv", "split_file")
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,9 @@ class Timing:
     """Measured steps of one kind of run.
 
     Attributes:
-        images, labelled: training images, and those of them that have labels.
+        images, labelled: number of training images, and of those with labels.
         steps: of the run that was timed.
-        stages: (first step, seconds per step) of each stage of that run; all algorithms but label propagation have one.
+        stages: (first step, seconds per step) of each stage of that run; only label propagation has two.
     """
 
     images: int
@@ -63,11 +61,10 @@ class Timing:
 
 def _step_key(resolved: Resolved) -> str:
     """The same for runs whose steps take the same time, on the same images."""
-    same = affecting(STEP, MACHINE) | {*_IMAGES}
-    settings = resolved.as_dict()
-    return json.dumps(
-        {k: v for k, v in settings.items() if k in same or k not in RunSettings.model_fields}, sort_keys=True
-    )
+    # what decides how many images there are decides the steps of an epoch
+    same = affecting(STEP, MACHINE) | {"dataset", "data_dir", "labels_csv", "split_file"}
+    kept = {k: v for k, v in resolved.as_dict().items() if k in same or k not in RunSettings.model_fields}
+    return json.dumps(kept, sort_keys=True)
 
 
 def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
@@ -78,11 +75,12 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
         table.add_column(head, justify="right", overflow="fold")
     timings: dict[str, Timing | str] = {}
     left: list[float] = []
-    names = list(dict.fromkeys(job.name for job in jobs))
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.name, []).append(job)
     unknown: dict[str, list[str]] = {}
     with console.status("timing training steps") as status:
-        for name in names:
-            group = [job for job in jobs if job.name == name]
+        for name, group in groups.items():
             key = _step_key(group[0].resolved)
             if key not in timings:
                 status.update(f"timing training steps of {name}")
@@ -94,25 +92,20 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
                 table.add_row(*cells, "?", "?", "?", "?")
                 continue
             steps = timing.steps_of(group[0].resolved)
-            whole, to_do = timing.seconds(steps, 0), [timing.seconds(steps, _steps_done(job)) for job in group]
+            whole, to_do = timing.seconds(steps, 0), [timing.seconds(steps, job.steps_done) for job in group]
             table.add_row(*cells, f"{steps:,}", f"{whole / steps:.4f}", duration(whole), duration(sum(to_do)))
             left += to_do
     console.print(table)
     for reason, not_timed in unknown.items():
-        console.print(f"{', '.join(not_timed)}: not timed: {reason}", markup=False)
+        console.print(f"{', '.join(not_timed)}: not timed: {reason}")
     if not left:
         return False
     total = max(sum(left) / at_once, *left)
     console.print(
         f"Left: {duration(sum(left))} of training, {duration(total)} with {at_once} at a time. Start-up, evaluation and the"
-        " graph of label propagation come on top.",
-        markup=False,
+        " graph of label propagation come on top, and runs that share a GPU slow each other down."
     )
     return True
-
-
-def _steps_done(job: Job) -> int:
-    return int(job.result.get("steps") or 0)
 
 
 def _timed(job: Job) -> Timing | str:

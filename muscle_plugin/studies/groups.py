@@ -1,22 +1,21 @@
-"""Runs that are one experiment but for the seed, and what is said of them together."""
+"""Runs of one experiment, which differ in the seed alone: their scores, the paper's beside them, and ranks over settings."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 
-from muscle_plugin.studies.definitions import Cell
-from muscle_plugin.studies.runs import Run, mean_and_std, plain
+import numpy as np
+import pandas as pd
+from scipy import stats
 
-#: Which accuracy of a run counts, in words.
-RULES = {
-    "last": "accuracy at the last step",
-    "best": "best accuracy over the run, chosen on the test set",
-    "median20": "median of the last 20 evaluations, or of all where there are fewer",
-}
+from muscle_plugin.studies.runs import Run, plain
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,7 @@ class Group:
 
     Attributes:
         title: name of the configuration, or of the directory where there is none.
-        config: name of the configuration; None where there is none.
-        deviation: from the configuration, or from other groups of the title where there is none, for people; empty: none.
-        runs: of different seeds, usually.
+        deviation: from the configuration, or from other groups of the title where there is none, in words.
     """
 
     title: str
@@ -37,12 +34,10 @@ class Group:
 
     @property
     def finished(self) -> list[Run]:
-        """Runs that are complete."""
         return [r for r in self.runs if r.state == "finished"]
 
     @property
     def name(self) -> str:
-        """Title and deviation."""
         return f"{self.title}: {self.deviation}" if self.deviation else self.title
 
     @property
@@ -52,7 +47,7 @@ class Group:
 
     @property
     def setting(self) -> str:
-        """What is left of the title without the algorithm: data set, labels, protocol; and the deviation."""
+        """Title without algorithm: data set, labels and protocol; and the deviation."""
         if self.config is None:
             result = next((r.result for r in self.runs if r.result), {})
             return f"{result.get('dataset', '?')}_{result.get('num_labels')} (no known configuration)"
@@ -62,7 +57,7 @@ class Group:
 
     @cached_property
     def trouble(self) -> str:
-        """What keeps runs from counting, or from counting alike: ``1 failed, seed 0 2 times``; empty if nothing does."""
+        """Why runs do not count, or count twice: ``1 failed, seed 0 2 times``; empty if all is well."""
         states = [r.state for r in self.runs]
         states += ["pre-trained without labels"] * sum(r.pretrained for r in self.finished)
         words = [f"{n} {state}" for state, n in Counter(states).items() if state != "finished"]
@@ -83,37 +78,21 @@ def groups_of(runs: Iterable[Run]) -> list[Group]:
     for run in runs:
         # without a configuration, runs of like settings differ in their directory's name by the seed at its end
         title = run.config or run.path.name.removesuffix(f"_{run.result.get('seed')}")
-        found.setdefault((title, run.config, run.deviation, _settings(run)), []).append(run)
+        settings = json.dumps(run.settings, sort_keys=True)
+        found.setdefault((title, run.config, run.deviation, settings), []).append(run)
     groups = []
     for (title, config, deviation, settings), members in found.items():
         if config is None and len(alike := [k for k in found if k[:2] == (title, None)]) > 1:
             deviation = _told_apart(members[0], [found[k][0] for k in alike if k[3] != settings])
-            title = title if deviation else _place(members)
         groups.append(Group(title, config, deviation, tuple(members)))
     return sorted(groups, key=lambda g: bool(g.deviation and g.config))
 
 
 def _told_apart(run: Run, others: Sequence[Run]) -> str:
     """What tells a run without configuration from those of other settings: ``mi_weight 2, lr 0.1``."""
-    if not run.settings or not all(r.settings for r in others):
-        return ""
     names = sorted(set.intersection(*({*r.settings} for r in (run, *others))))  # not those of one algorithm alone
     differing = [k for k in names if any(r.settings[k] != run.settings[k] for r in others)]
-    return ", ".join(f"{k} {plain(run.settings[k])}" for k in differing)
-
-
-def _settings(run: Run) -> str:
-    """Key of the settings of a run without configuration."""
-    if run.config:
-        return ""
-    said = {k: run.result.get(k) for k in ("algorithm", "dataset", "num_labels", "net", "num_train_iter")}
-    return json.dumps(run.settings or said, sort_keys=True)
-
-
-def _place(members: Sequence[Run]) -> str:
-    """Folder and directory of the first of runs whose directories have the names of others."""
-    path = members[0].path.absolute()
-    return f"{path.parent.name}/{path.name}" + (" ..." if len(members) > 1 else "")
+    return ", ".join(f"{k} {plain(run.settings[k])}" for k in differing) or f"in {run.path.absolute().parent.name}"
 
 
 def names_in_settings(groups: Sequence[Group]) -> list[str]:
@@ -122,43 +101,78 @@ def names_in_settings(groups: Sequence[Group]) -> list[str]:
     return [g.algorithm if count[g.setting, g.algorithm] == 1 else f"{g.algorithm} ({g.name})" for g in groups]
 
 
-def summary(scores: Sequence[float]) -> str:
-    """``92.50 ± 4.40 (n = 5)``: mean, sample standard deviation, number of runs; empty without one."""
-    if not scores:
-        return ""
-    mean, std = mean_and_std(scores)
-    return f"{mean:.2f}" + (f" ± {std:.2f}" if len(scores) > 1 else "") + f" (n = {len(scores)})"
-
-
 @dataclass(frozen=True)
-class Ours:
-    """What the runs of a group give for a cell of the paper.
+class Ranking:
+    """Mean ranks of algorithms over settings, the Friedman test, and Nemenyi's critical difference (Demsar 2006).
 
     Attributes:
-        text: mean, standard deviation and number of finished runs; empty without one.
-        trouble: runs that do not count.
-        deviation: from the cell's configuration.
-        difference: mean minus the paper's; None where either is missing.
-        within: whether the difference is at most two of the paper's standard deviations.
+        ranks: algorithm -> mean rank, the best first; ties share their ranks.
+        scores: algorithm -> mean accuracy (%) in each setting.
+        p_value: of the Friedman test: how likely ranks so different are if all algorithms are alike.
+        critical_difference: mean ranks nearer than this do not differ at the 5 % level.
+        left_out: algorithms and settings that the runs do not cover together.
     """
 
-    text: str
-    trouble: str
-    deviation: str
-    difference: float | None = None
-    within: bool | None = None
+    settings: tuple[str, ...]
+    ranks: dict[str, float]
+    scores: dict[str, tuple[float, ...]]
+    p_value: float
+    critical_difference: float
+    left_out: tuple[str, ...]
 
 
-def ours_for(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
-    """What the runs of a cell's configuration give, those without deviation first."""
-    out = []
-    for group in groups:
-        if group.config != cell.config:
-            continue
-        scores = group.scores(rule, cell.metric)
-        difference = within = None
-        if scores and cell.paper is not None and not group.deviation:
-            difference = mean_and_std(scores)[0] - cell.paper[0]
-            within = abs(difference) <= 2 * cell.paper[1]
-        out.append(Ours(summary(scores), group.trouble, group.deviation, difference, within))
+def rank(scores: Mapping[str, Mapping[str, float]]) -> Ranking | None:
+    """Rank algorithms by scores (setting -> algorithm -> accuracy). Whichever algorithm or setting has most gaps is left out
+    until there are none; returns None if fewer than three algorithms or two settings remain."""
+    table = pd.DataFrame.from_dict(scores, orient="index")
+    table = table[table.count(axis=1) > 1]
+    left_out: list[str] = []
+    while table.isna().any(axis=None):
+        lacking, gaps = table.isna().mean(axis=0), table.isna().mean(axis=1)
+        if lacking.max() >= gaps.max():
+            left_out.append(lacking.idxmax())
+            table = table.drop(columns=left_out[-1])
+        else:
+            left_out.append(gaps.idxmax())
+            table = table.drop(index=left_out[-1])
+    n, k = table.shape
+    if k < 3 or n < 2:
+        return None
+    ranks = table.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
+    p_value = float(stats.friedmanchisquare(*table.to_numpy().T).pvalue)
+    return Ranking(
+        tuple(table.index),
+        ranks.to_dict(),
+        {algorithm: tuple(table[algorithm]) for algorithm in ranks.index},
+        p_value if math.isfinite(p_value) else 1.0,  # all alike
+        critical_difference(k, n),
+        tuple(left_out),
+    )
+
+
+def critical_difference(k: int, n: int) -> float:
+    """Nemenyi's critical difference of the mean ranks of k algorithms over n settings, at the 5 % level."""
+    quantile = float(stats.studentized_range.ppf(1 - 0.05, k, np.inf))
+    return quantile / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * n))
+
+
+def scores_by_setting(groups: Sequence[Group], rule: str) -> dict[str, dict[str, float]]:
+    """Setting -> algorithm -> mean accuracy (%) over the seeds that all have, since another seed is another labelled subset.
+    Algorithms with less than half as many runs as the setting's most are left out."""
+    by_seed: dict[str, dict[str, dict[int, float]]] = {}
+    for group, name in zip(groups, names_in_settings(groups), strict=True):
+        found = {r.result["seed"]: 100 * x for r in group.finished if (x := r.score(rule)) is not None}
+        if found:
+            by_seed.setdefault(group.setting, {})[name] = found
+    out: dict[str, dict[str, float]] = {}
+    for setting, scores in sorted(by_seed.items(), key=lambda item: natural_key(item[0])):
+        most = max(map(len, scores.values()))
+        enough = {a: s for a, s in scores.items() if 2 * len(s) >= most}
+        if shared := set.intersection(*(set(s) for s in enough.values())):
+            out[setting] = {a: fmean(s[seed] for seed in shared) for a, s in enough.items()}
     return out
+
+
+def natural_key(text: str) -> list[str | int]:
+    """Key that sorts ``digits_20`` before ``digits_100``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

@@ -1,8 +1,7 @@
-"""The runs that the words of a sweep stand for: their settings, directories and states, and which one waits for which."""
+"""The runs of a sweep: their settings, directories and states, and which one waits for which."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,13 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.errors import ConfigError
+from muscle_plugin.errors import ConfigError, InputError
+from muscle_plugin.files import read_json
 from muscle_plugin.run_files import FAILURE_FILE
 from muscle_plugin.settings.resolve import Resolved, differing_settings, load_settings
 from muscle_plugin.settings.sources import Layer, config_name
 from muscle_plugin.studies.definitions import expand
 from muscle_plugin.studies.pool import Work
-
-#: Settings that a sweep decides for each run.
-DECIDED = ("seed", "save_name", "resume", "overwrite", "load_path")
 
 
 @dataclass(frozen=True)
@@ -35,20 +32,23 @@ class Job:
 
     @property
     def run_dir(self) -> Path:
-        """Its directory, which may not exist yet."""
         return Path(self.resolved.settings.save_dir) / self.resolved.settings.save_name
 
     @property
     def result(self) -> dict[str, Any]:
         """The content of ``result.json``; empty if there is none, or it is damaged."""
         try:
-            return dict(json.loads((self.run_dir / "result.json").read_text()))
-        except (OSError, ValueError, TypeError, RecursionError):
+            return read_json(self.run_dir / "result.json")
+        except (OSError, InputError):
             return {}
 
     @property
+    def steps_done(self) -> int:
+        return int(self.result.get("steps") or 0)
+
+    @property
     def differing(self) -> dict[str, tuple[Any, Any]]:
-        """Settings in which the run in the directory differs: name -> (there, here); empty if there is no run."""
+        """:func:`differing_settings` of the run in the directory; empty if there is none."""
         try:
             return differing_settings(self.run_dir / "config.yaml", self.resolved)
         except ConfigError:
@@ -68,11 +68,10 @@ class Job:
 
 
 def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
-    """The runs of a sweep, seed by seed.
+    """The runs of a sweep, seed by seed from 0.
 
     Args:
-        words: studies, configurations or files, see :func:`muscle_plugin.studies.definitions.expand`.
-        seeds: runs of each configuration, with seeds from 0.
+        words: see :func:`muscle_plugin.studies.definitions.expand`.
         layer: settings of all runs.
 
     Raises:
@@ -80,7 +79,7 @@ def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
     """
     faults = [
         f"--{k}: a sweep decides it for each run itself" + ("; give --seeds N" if k == "seed" else "")
-        for k in DECIDED
+        for k in ("seed", "save_name", "resume", "overwrite", "load_path")
         if k in layer.values
     ]
     shared = {"num_threads": 1, **layer.values}
@@ -122,11 +121,7 @@ def _jobs_of_file(path: Path, seeds: int, shared: Mapping[str, Any]) -> list[Job
 
 
 def predecessor(job: Job, jobs: Mapping[Path, Job]) -> Job | None:
-    """The run of the sweep from whose weights another one starts.
-
-    Args:
-        jobs: run directory -> run.
-    """
+    """The run, of those by run directory, from whose weights another one starts."""
     if not job.resolved.settings.init_from:
         return None
     start = Path(job.resolved.settings.init_from).absolute()
@@ -134,11 +129,7 @@ def predecessor(job: Job, jobs: Mapping[Path, Job]) -> Job | None:
 
 
 def run_order(jobs: Iterable[Job]) -> TopologicalSorter[Path]:
-    """The run directories of a sweep as a prepared sorter: each run after the one that it starts from.
-
-    Raises:
-        ConfigError: runs start from one another in a circle.
-    """
+    """Sort run directories so that each comes after the one that it starts from; circles raise a ConfigError."""
     by_dir = {job.run_dir: job for job in jobs}
     sorter: TopologicalSorter[Path] = TopologicalSorter()
     for run_dir, job in by_dir.items():
@@ -147,6 +138,6 @@ def run_order(jobs: Iterable[Job]) -> TopologicalSorter[Path]:
     try:
         sorter.prepare()
     except CycleError as e:
-        names = [by_dir[run_dir].run_dir.name for run_dir in reversed(e.args[1])]
+        names = [run_dir.name for run_dir in reversed(e.args[1])]
         raise ConfigError([f"init_from: {names[0]} would start from its own weights: {' from '.join(names)}"]) from None
     return sorter

@@ -1,4 +1,4 @@
-"""Pictures of runs and views, drawn by matplotlib; the rank diagram by scikit-posthocs."""
+"""Pictures of runs and views."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import matplotlib
 import numpy as np
 
 from muscle_plugin.studies.definitions import StudyFigure
-from muscle_plugin.studies.groups import Group
-from muscle_plugin.studies.ranking import Ranking
+from muscle_plugin.studies.groups import Group, Ranking
 from muscle_plugin.studies.runs import ACCURACY, Run, mean_and_std
 
 matplotlib.use("Agg")
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 plt.rcParams["svg.hashsalt"] = "muscle"  # the same picture is the same file
 plt.rcParams["text.parse_math"] = False  # names of runs are no formulas
 
+#: Curves to draw: a name, and the runs to average.
+Lines: TypeAlias = Sequence[tuple[str, Sequence[Run]]]
 #: Curves of the mutual information: key, label, line style.
 INFORMATION = (
     ("train/entropy", "H(z): entropy of the mean prediction", "--"),
@@ -45,7 +46,6 @@ PANELS = {
 
 
 def _svg(figure: Figure) -> bytes:
-    """The figure as SVG, without date."""
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     plt.close(figure)
@@ -64,8 +64,8 @@ def _tidy(axes: Axes) -> None:
 
 
 def _band(axes: Axes, runs: Sequence[Run], key: str, scale: float, **style: Any) -> None:
-    """Draw the mean over runs, and a band from the lowest to the highest, at the steps that all runs have."""
-    curves = [dict(zip(*run.curve(key), strict=True)) for run in runs]
+    """Draw mean and range over runs at the steps that all of them have."""
+    curves = [run.curve(key) for run in runs]
     style.setdefault("marker", "o" if max(map(len, curves)) == 1 else None)
     steps = sorted(set.intersection(*(set(c) for c in curves)))
     if not steps:
@@ -76,27 +76,21 @@ def _band(axes: Axes, runs: Sequence[Run], key: str, scale: float, **style: Any)
         axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def _accuracy(axes: Axes, lines: Mapping[str, Sequence[Run]], **legend: Any) -> None:
-    """Draw test accuracy over steps for each name."""
+def _accuracy(axes: Axes, lines: Lines, **legend: Any) -> None:
     palette = plt.get_cmap("tab10" if len(lines) <= 10 else "tab20")
-    for number, (name, runs) in enumerate(lines.items()):
+    for number, (name, runs) in enumerate(lines):
         _band(axes, runs, ACCURACY, 100, color=palette(number % palette.N), label=name, linewidth=1.4)
     axes.set(xlabel="step", ylabel="test accuracy (%)")
     axes.legend(loc="lower right", **legend)
     _tidy(axes)
 
 
-def learning_curves(lines: Mapping[str, Sequence[Run]], num_classes: int, title: str, path: Path) -> None:
-    """Write a PNG of the test accuracy over steps for each name, and of the information terms of those that have them.
-
-    Args:
-        lines: name -> finished runs.
-        num_classes: C; ln C bounds the information terms.
-    """
+def learning_curves(lines: Lines, num_classes: int, title: str, path: Path) -> None:
+    """Write a PNG of test accuracy over steps and of the information terms, which ln ``num_classes`` bounds."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     _accuracy(left, lines)
     left.set(title=title)
-    for number, runs in enumerate(lines.values()):
+    for number, (_, runs) in enumerate(lines):
         for key, _, style in INFORMATION:
             _band(right, runs, key, 1, color=f"C{number}", linestyle=style)
     bound = math.log(num_classes)
@@ -111,11 +105,7 @@ def learning_curves(lines: Mapping[str, Sequence[Run]], num_classes: int, title:
 
 
 def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
-    """Write a PNG of images in a grid, one row per view, one column per image.
-
-    Args:
-        rows: label -> (N, channels, H, W) float images in [0, 1].
-    """
+    """Write a PNG of images in a grid: label -> (N, channels, H, W) float images in [0, 1], a row each."""
     count = max(len(x) for x in rows.values())
     figure, grid = plt.subplots(
         len(rows), count, figsize=(0.7 * count + 1.6, 0.75 * len(rows)), squeeze=False, layout="constrained"
@@ -130,34 +120,17 @@ def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
     _save(figure, path, 110)
 
 
-# ---------------------------------------------------------------------------------------------------- pictures of a report
-
-
-def accuracy_curves(lines: Mapping[str, Sequence[Run]]) -> bytes:
-    """Test accuracy over steps, mean and range over runs, for each name; SVG."""
+def accuracy_curves(lines: Lines) -> bytes:
+    """Draw test accuracy over steps, mean and range over runs; returns an SVG."""
     figure, axes = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
     _accuracy(axes, lines, fontsize="x-small", ncols=2)
     return _svg(figure)
 
 
-def curves_of_runs(runs: Sequence[Run]) -> bytes:
-    """Test accuracy over steps of each run; SVG."""
-    figure, axes = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
-    for run in runs:
-        steps, values = run.curve(ACCURACY)
-        label = f"seed {run.result.get('seed', '?')}"
-        axes.plot(steps, [100 * v for v in values], linewidth=1.1, marker="o" if len(steps) == 1 else None, label=label)
-    axes.set(xlabel="step", ylabel="test accuracy (%)")
-    axes.legend(fontsize="x-small", loc="lower right")
-    _tidy(axes)
-    return _svg(figure)
-
-
 def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) -> dict[str, bytes]:
-    """One SVG per metric of a figure of the paper that runs have, with error bars of one standard deviation.
+    """Draw each metric of a figure of the paper that runs have, with error bars of one standard deviation: metric -> SVG.
 
     Args:
-        figure: what it shows.
         groups: configuration -> its runs.
         rule: see :meth:`Run.score`.
     """
@@ -181,7 +154,7 @@ def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) ->
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set_xticks(list(place.values()), list(place))
-        axes.set(xlabel=figure.x, ylabel=PANELS.get(metric, metric))
+        axes.set(xlabel=figure.x, ylabel=PANELS[metric])
         axes.legend(fontsize="small")
         _tidy(axes)
         out[metric] = _svg(canvas)
@@ -189,12 +162,12 @@ def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) ->
 
 
 def rank_diagram(ranking: Ranking) -> bytes:
-    """Mean ranks on a line; a bar joins algorithms that do not differ at the 5 % level (Nemenyi); SVG."""
+    """Draw mean ranks on a line, with a bar over algorithms that do not differ at the 5 % level (Nemenyi); returns an SVG."""
     import scikit_posthocs
 
     different = scikit_posthocs.posthoc_nemenyi_friedman(np.array([*ranking.scores.values()]).T)
     different.index = different.columns = list(ranking.scores)
-    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.17 * len(ranking.algorithms)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.17 * len(ranking.ranks)), layout="constrained")
     scikit_posthocs.critical_difference_diagram(
         ranking.ranks, different, ax=axes, label_props={"fontsize": 9}, text_h_margin=0.02
     )

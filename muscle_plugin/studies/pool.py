@@ -1,8 +1,9 @@
-"""Where the runs of a sweep are executed: processes of this machine, or a Ray cluster. Both take work and give futures."""
+"""Where the runs of a sweep are executed, and how many at a time: processes of this machine, or a Ray cluster."""
 
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import queue
@@ -13,7 +14,7 @@ import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from muscle_plugin.errors import InputError, Interrupted, UserError
 from muscle_plugin.settings.resolve import load_settings
@@ -21,10 +22,8 @@ from muscle_plugin.text import first_line
 
 #: How often a run is retried after its process died.
 RETRIES = 2
-
 #: Seconds that a run has to save itself when the sweep dies.
 GRACE = 60
-
 #: Set in a process while it trains.
 _training = threading.Event()
 
@@ -50,10 +49,8 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
         return {"result": train(load_settings(work.config, **work.overrides), command, quiet=True)}
     except Interrupted as e:
         return {"stopped": str(e).splitlines()[0]}
-    except UserError as e:
-        return {"error": str(e)}
     except Exception as e:
-        return {"error": f"{type(e).__name__}: {e}"}
+        return {"error": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"}
     finally:
         _training.clear()
         gc.collect()  # a compiled net refers to itself
@@ -61,79 +58,56 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
             torch.cuda.empty_cache()  # other processes may share the GPU
 
 
-class Pool(Protocol):
-    """Executes runs, ``at_once`` at a time."""
-
-    at_once: int
-
-    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
-        """Return the future result of :func:`execute`."""
-
-    def stop(self) -> None:
-        """Start nothing more; runs in progress save and stop."""
-
-    def close(self) -> None:
-        """Wait for what is running, and free all processes."""
-
-
 class LocalPool:
-    """Executes runs in processes of this machine. Each thread keeps one process for one run after the other; a process that
-    dies takes only its own run with it, which is retried.
+    """Executes runs in processes of this machine, each of which trains one run after the other. A process that dies takes
+    only its own run with it, which is retried.
 
     Args:
-        at_once: runs at a time.
         gpus: GPUs that processes take in turn, as CUDA_VISIBLE_DEVICES names them; none: the environment decides.
     """
 
     def __init__(self, at_once: int, gpus: tuple[str, ...] = ()) -> None:
         self.at_once = at_once
-        self._slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        for i in range(at_once):
-            self._slots.put(gpus[i % len(gpus)] if gpus else None)
-        self._own = threading.local()
-        self._processes: list[ProcessPoolExecutor] = []
+        # GPU and process; last in, first out, so that no more processes are started than run at a time
+        self._idle: queue.LifoQueue[tuple[str | None, ProcessPoolExecutor | None]] = queue.LifoQueue()
+        for i in reversed(range(at_once)):
+            self._idle.put((gpus[i % len(gpus)] if gpus else None, None))
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(at_once)
 
-    def _process(self) -> ProcessPoolExecutor:
-        """Return this thread's process; start one if it has none."""
-        if not hasattr(self._own, "gpu"):
-            self._own.gpu = self._slots.get_nowait()
-        if not hasattr(self._own, "process"):
-            self._own.process = ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"), initializer=_begin_process, initargs=(self._own.gpu,)
-            )
-            self._processes.append(self._own.process)
-        return self._own.process  # type: ignore[no-any-return]
-
     def _run(self, work: Work, command: list[str]) -> dict[str, Any]:
-        for _ in range(RETRIES + 1):
-            if self._stopping.is_set():
-                break
-            try:
-                return self._process().submit(execute, work, command).result()
-            except BrokenProcessPool:
-                del self._own.process
-        return (
-            {"stopped": "not started"}
-            if self._stopping.is_set()
-            else {"error": f"its process died {RETRIES + 1} times (killed, or out of memory?)"}
-        )
+        gpu, process = self._idle.get()
+        spawn = multiprocessing.get_context("spawn")
+        try:
+            for _ in range(RETRIES + 1):
+                if self._stopping.is_set():
+                    return {"stopped": "not started"}
+                process = process or ProcessPoolExecutor(1, spawn, initializer=_begin_process, initargs=(gpu,))
+                try:
+                    return process.submit(execute, work, command).result()
+                except BrokenProcessPool:
+                    process = None
+        finally:
+            self._idle.put((gpu, process))
+        return {"error": f"its process died {RETRIES + 1} times (killed, or out of memory?)"}
 
     def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
+        """Return the future result of :func:`execute`."""
         return self._threads.submit(self._run, work, command)
 
     def stop(self) -> None:
+        """Start nothing more; runs in progress save and stop."""
         self._stopping.set()
-        for process in self._processes:
-            for child in list((process._processes or {}).values()):
-                if child.is_alive() and child.pid is not None:
-                    os.kill(child.pid, signal.SIGTERM)
+        for process in multiprocessing.active_children():
+            process.terminate()
 
     def close(self) -> None:
+        """Wait for what is running, and free all processes."""
         self._threads.shutdown(cancel_futures=True)
-        for process in self._processes:
-            process.shutdown()
+        while not self._idle.empty():
+            _, process = self._idle.get()
+            if process:
+                process.shutdown()
 
 
 def _begin_process(gpu: str | None) -> None:
@@ -162,11 +136,7 @@ class RayPool:
     Args:
         address: of a cluster (``auto``, ``ray://host:10001``), or ``local``: start one here.
         at_once, gpus: runs at a time and GPUs of a cluster started here.
-        gpus_per_run: share of a GPU that a run needs; None: one GPU, if the cluster has any.
-        cpus_per_run: CPU cores that a run needs.
-
-    Raises:
-        InputError: Ray is not installed, or the cluster cannot be reached, or has no room for a run.
+        gpus_per_run: None: one GPU, if the cluster has any.
     """
 
     def __init__(self, address: str, at_once: int, gpus: int, gpus_per_run: float | None, cpus_per_run: int) -> None:
@@ -213,6 +183,49 @@ class RayPool:
     def close(self) -> None:
         if self._owned:
             self._ray.shutdown()
+
+
+Pool: TypeAlias = LocalPool | RayPool
+
+
+def open_pool(devices: set[str], at_once: int | None, share: float | None, ray: str | None, cpus_per_run: int) -> Pool:
+    """The pool for runs of these devices.
+
+    Args:
+        at_once: runs at a time (``--jobs``); None: one per GPU, without GPUs one per CPU core.
+        share: of a GPU, for each run (``--gpus_per_run``).
+        ray: address of a cluster, see :class:`RayPool`; None: processes of this machine.
+
+    Raises:
+        InputError: runs ask for GPUs and there are none for them.
+    """
+    without = devices == {"cpu"}
+    gpus = () if without else visible_gpus()
+    if not gpus and (share or "cuda" in devices) and (ray in (None, "local") or without):
+        asked = "--gpus_per_run" if share else "device cuda"
+        why = "--device cpu" if without else "this machine has no usable GPU"
+        raise InputError(f"{asked}: asks for GPUs, but there are none for these runs ({why}); leave it out")
+    room = len(gpus) * runs_per_gpu(share or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    at_once = at_once or room or cores or 1
+    if gpus and share:
+        at_once = min(at_once, room)
+    elif at_once > room > 0:
+        share = math.floor(10_000 / -(-at_once // len(gpus))) / 10_000  # Ray counts in ten thousandths
+    if not ray:
+        return LocalPool(at_once, gpus)
+    share = 0.0 if without else share or (1.0 if "cuda" in devices else None)
+    return RayPool(ray, at_once, len(gpus), share, cpus_per_run)
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Names by which CUDA knows the GPUs that this process may use."""
+    import torch
+
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(count)]
+    # a process sees, and counts, only one of the parts of a GPU (MIG); each run gets one of them
+    return tuple(names if count and names[0].startswith("MIG-") else names[:count])
 
 
 def runs_per_gpu(share: float) -> int:

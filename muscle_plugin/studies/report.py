@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -18,24 +17,31 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from muscle_plugin.files import write_text
 from muscle_plugin.studies import plots
-from muscle_plugin.studies.definitions import StudyFigure, StudyTable, figures, tables
-from muscle_plugin.studies.groups import RULES, Group, Ours, groups_of, names_in_settings, ours_for, summary
-from muscle_plugin.studies.ranking import Ranking, natural_key, rank, scores_by_setting
-from muscle_plugin.studies.runs import ACCURACY, Run, find_runs, names_of, write_summaries
+from muscle_plugin.studies.definitions import Cell, StudyFigure, StudyTable, figures, tables
+from muscle_plugin.studies.groups import Group, groups_of, names_in_settings, natural_key, rank, scores_by_setting
+from muscle_plugin.studies.runs import ACCURACY, RULES, Run, find_runs, mean_and_std, names_of, summary, write_summaries
 from muscle_plugin.text import one_line
 from muscle_plugin.version import __version__
 
 
-class TableRow(NamedTuple):
-    """A row of a table: the paper's cells as printed, and what runs give."""
+class Ours(NamedTuple):
+    """What the runs of a group give for a cell of the paper; ``within`` two of the paper's standard deviations or not."""
 
+    text: str
+    trouble: str
+    deviation: str
+    difference: float | None
+    within: bool | None
+
+
+class TableRow(NamedTuple):
     head: str
     paper: list[str]
     ours: list[list[Ours]]
 
 
 class ReportTable(NamedTuple):
-    """A study's table, filled; ``notes`` are the deviations of runs in it."""
+    """A table beside the paper's; ``notes`` are the deviations of its runs."""
 
     study: StudyTable
     rows: list[TableRow]
@@ -48,19 +54,9 @@ class Picture(NamedTuple):
     title: str
     source: str
 
-    @staticmethod
-    def of(title: str, svg: bytes) -> Picture:
-        """A picture of an SVG file's content."""
-        return Picture(title, "data:image/svg+xml;base64," + base64.b64encode(svg).decode())
-
 
 class ReportFigure(NamedTuple):
-    """A figure of the paper from runs: pictures, and their points as tables.
-
-    Attributes:
-        points: metric -> series -> a cell for each x of the study.
-        notes: which points are of runs that are not as configured.
-    """
+    """A figure of the paper from runs; ``points`` are metric -> series -> a cell for each x."""
 
     study: StudyFigure
     pictures: list[Picture]
@@ -68,45 +64,12 @@ class ReportFigure(NamedTuple):
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class Report:
-    """The content of a page."""
-
-    title: str
-    command: str
-    made: str
-    rule: str
-    runs: list[Run]
-    unread: list[str]
-    tables: list[ReportTable]
-    others: list[Group]
-    figures: list[ReportFigure]
-    ranking: Ranking | None
-    rank_picture: Picture | None
-    curves: list[Picture]
-    run_curves: list[Picture]
-    environments: list[tuple[str, int]]
-
-    @property
-    def labelled_runs(self) -> list[tuple[str, Run]]:
-        """Runs with the names of their directories."""
-        return list(zip(names_of(self.runs), self.runs, strict=True))
-
-    @property
-    def states(self) -> Counter[str]:
-        """Number of runs by state."""
-        return Counter(r.state for r in self.runs)
+def _picture(title: str, svg: bytes) -> Picture:
+    return Picture(title, "data:image/svg+xml;base64," + base64.b64encode(svg).decode())
 
 
-def make_report(runs: list[Run], unread: list[str], rule: str, title: str, command: str) -> Report:
-    """Put together what is said of runs.
-
-    Args:
-        runs, unread: from :func:`muscle_plugin.studies.runs.find_runs`.
-        rule: ``last``, ``best`` or ``median20``: which top-1 accuracy of a run counts.
-        title: of the page.
-        command: that made it.
-    """
+def contents(runs: Sequence[Run], rule: str) -> dict[str, object]:
+    """What the templates say of runs, by their names for it; ``rule`` is one of :data:`RULES`."""
     groups = groups_of(runs)
     by_config = {g.config: g for g in reversed(groups) if g.config}  # without deviation where there is such a group
     in_a_table = {c for t in tables() for c in t.configs}
@@ -115,65 +78,72 @@ def make_report(runs: list[Run], unread: list[str], rule: str, title: str, comma
     drawn = [f for f in figures() if by_config.keys() & (set(f.configs) - in_a_table or set(f.configs))]
     shown = {c for t in filled for c in t.study.configs} | {c for f in drawn for c in f.configs}
     ranking = rank(scores_by_setting(groups, rule))
-    return Report(
-        title, command, date.today().isoformat(), rule, runs, unread, filled,
-        [g for g in groups if g.config not in shown],
-        [_figure(f, by_config, rule) for f in drawn],
-        ranking,
-        Picture.of("mean ranks", plots.rank_diagram(ranking)) if ranking else None,
-        _curves(groups),
-        [Picture.of(g.name, plots.curves_of_runs(g.runs)) for g in groups if _has_curve(g)],
-        Counter(_environment(r) for r in runs if r.environment).most_common(),
-    )  # fmt: skip
+    names = zip(groups, names_in_settings(groups), strict=True)
+    with_curves = [
+        (g, name) for g, name in names if any(ACCURACY in m for r in g.runs for m in r.metrics if not r.pretrained)
+    ]
+    settings: dict[str, dict[str, Sequence[Run]]] = {}
+    for group, name in with_curves:
+        settings.setdefault(group.setting, {})[name] = [r for r in group.runs if r.metrics]
+    return {
+        "rule": rule,
+        "rules": RULES,
+        "runs": runs,
+        "labelled_runs": list(zip(names_of(runs), runs, strict=True)),
+        "states": Counter(r.state for r in runs),
+        "tables": filled,
+        "others": [g for g in groups if g.config not in shown],
+        "figures": [_figure(f, by_config, rule) for f in drawn],
+        "ranking": ranking,
+        "rank_picture": _picture("mean ranks", plots.rank_diagram(ranking)) if ranking else None,
+        "curves": [
+            _picture(setting, plots.accuracy_curves(list(lines.items())))
+            for setting, lines in sorted(settings.items(), key=lambda item: natural_key(item[0]))
+            if len(lines) > 1
+        ],
+        "run_curves": [
+            _picture(g.name, plots.accuracy_curves([(f"seed {r.result.get('seed', '?')}", [r]) for r in g.runs]))
+            for g, _ in with_curves
+        ],
+        "environments": Counter(_environment(r) for r in runs if r.environment).most_common(),
+    }
 
 
 def _figure(study: StudyFigure, groups: Mapping[str, Group], rule: str) -> ReportFigure:
     panels = plots.study_panels(study, groups, rule)
-    points = {
-        plots.PANELS[metric]: {
-            head: [
-                summary(groups[config].scores(rule, metric)) if (config := at.get(x, "")) in groups else ""
-                for x in study.xs
-            ]
-            for head, at in study.series.items()
-        }
-        for metric in panels
-    }
-    notes = [
-        f"{head}, {x}: {groups[config].deviation}"
-        for head, at in study.series.items()
-        for x, config in at.items()
-        if config in groups and groups[config].deviation
-    ]
-    return ReportFigure(study, [Picture.of(plots.PANELS[m], svg) for m, svg in panels.items()], points, notes)
+    points: dict[str, dict[str, list[str]]] = {plots.PANELS[metric]: {} for metric in panels}
+    notes = []
+    for head, at in study.series.items():
+        there = {x: groups[config] for x, config in at.items() if config in groups}
+        for metric in panels:
+            cells = [summary(there[x].scores(rule, metric)) if x in there else "" for x in study.xs]
+            points[plots.PANELS[metric]][head] = cells
+        notes += [f"{head}, {x}: {group.deviation}" for x, group in there.items() if group.deviation]
+    return ReportFigure(study, [_picture(plots.PANELS[m], svg) for m, svg in panels.items()], points, notes)
 
 
 def _filled(study: StudyTable, groups: Sequence[Group], rule: str) -> ReportTable:
     rows = []
     for head, cells in zip(study.rows, study.cells, strict=True):
         paper = ["" if c.paper is None else f"{c.paper[0]:.2f} ± {c.paper[1]:.2f}" for c in cells]
-        ours = [ours_for(c, groups, rule) for c in cells]
+        ours = [_ours(c, groups, rule) for c in cells]
         if any(ours) or study.of_paper:
             rows.append(TableRow(head, paper, ours))
     deviations = dict.fromkeys(o.deviation for row in rows for cell in row.ours for o in cell if o.deviation)
     return ReportTable(study, rows, list(deviations))
 
 
-def _has_curve(group: Group) -> bool:
-    return any(ACCURACY in m for r in group.runs for m in r.metrics if not r.pretrained)
-
-
-def _curves(groups: Sequence[Group]) -> list[Picture]:
-    """A picture per setting that has several algorithms."""
-    settings: dict[str, dict[str, list[Run]]] = {}
-    for group, name in zip(groups, names_in_settings(groups), strict=True):
-        if _has_curve(group):
-            settings.setdefault(group.setting, {})[name] = [r for r in group.runs if r.metrics]
-    return [
-        Picture.of(setting, plots.accuracy_curves(settings[setting]))
-        for setting in sorted(settings, key=natural_key)
-        if len(settings[setting]) > 1
-    ]
+def _ours(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
+    """What the runs of a cell's configuration give; those that deviate from it are not compared with the paper."""
+    out = []
+    for group in (g for g in groups if g.config == cell.config):
+        scores = group.scores(rule, cell.metric)
+        difference = within = None
+        if scores and cell.paper is not None and not group.deviation:
+            difference = mean_and_std(scores)[0] - cell.paper[0]
+            within = abs(difference) <= 2 * cell.paper[1]
+        out.append(Ours(summary(scores), group.trouble, group.deviation, difference, within))
+    return out
 
 
 def _environment(run: Run) -> str:
@@ -183,11 +153,8 @@ def _environment(run: Run) -> str:
     return f"{device}, {e.get('precision', 'fp32')}; {packages}; revision {e.get('git_revision') or '?'}"
 
 
-# ------------------------------------------------------------------------------------------------------------- rendering
-
-
 def _cell(text: object) -> str:
-    """Text that is text within a cell of a Markdown table or a line: neither HTML, nor a link, nor a picture, nor code."""
+    """Text in which Markdown sees no cell, HTML, link, picture or code."""
     words = one_line(str(text).replace("\n", " ")).replace("\\", "\\\\").replace("<", "&lt;")
     return re.sub(r"([|\[\]`])", r"\\\1", words)
 
@@ -196,22 +163,14 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
 
 
-def render(report: Report, kind: str) -> str:
+def render(content: Mapping[str, object], kind: str) -> str:
     """The report as ``html``, one page that needs nothing else, or as ``md``."""
     templates = Environment(
         loader=PackageLoader("muscle_plugin.studies", "templates"), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, autoescape=kind == "html",
     )  # fmt: skip
-    templates.filters |= {
-        "percent": _percent,
-        "cell": _cell,
-        "oneline": one_line,
-    }
-    page = templates.get_template(f"report.{kind}")
-    return page.render(r=report, rule=RULES[report.rule], version=__version__)
-
-
-# ---------------------------------------------------------------------------------------------------------- command line
+    templates.filters |= {"percent": _percent, "cell": _cell, "oneline": one_line}
+    return templates.get_template(f"report.{kind}").render(content)
 
 
 def main(argv: Sequence[str], prog: str = "muscle-plugin report") -> int:
@@ -227,12 +186,15 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin report") -> int:
     add("--title", default="MUSCLE: runs", help="title of the page [%(default)s]")
     options = parser.parse_args(list(argv))
     runs, unread = find_runs(options.runs)
-    report = make_report(runs, unread, options.score, options.title, shlex.join([*prog.split(), *argv]))
+    content = contents(runs, options.score) | {
+        "title": options.title, "command": shlex.join([*prog.split(), *argv]), "made": date.today().isoformat(),
+        "version": __version__, "unread": unread,
+    }  # fmt: skip
     for kind in ("html", "md"):
-        write_text(options.out / f"report.{kind}", render(report, kind))
+        write_text(options.out / f"report.{kind}", render(content, kind))
     write_summaries(runs, options.out / "runs.jsonl")
     for line in unread:
         print(f"note: left out: {one_line(line)}", file=sys.stderr)
-    states = ", ".join(f"{n} {state}" for state, n in report.states.most_common())
+    states = ", ".join(f"{n} {state}" for state, n in Counter(r.state for r in runs).most_common())
     print(f"{len(runs)} runs ({states}). Written: {options.out / 'report.html'}, report.md, runs.jsonl")
     return 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,18 @@ from muscle_plugin.text import one_line, shown
 
 #: The key of test accuracy in ``metrics.jsonl``, all that a summary keeps of an evaluation.
 ACCURACY = "eval/top-1-acc"
-#: Settings by which a study places its configurations: a run with another value belongs to none of its cells.
+#: Which accuracy of a run counts, in words.
+RULES = {
+    "last": "accuracy at the last step",
+    "best": "best accuracy over the run, chosen on the test set",
+    "median20": "median of the last 20 evaluations, or of all where there are fewer",
+}
+#: A run that changes one of these belongs to no cell of a study.
 _PLACING = ("algorithm", "dataset", "num_labels")
 #: Settings that name files, which have another path in another folder of runs.
 _FILES = ("init_from", "pretrain_path", "split_file")
-
-
-def _not_compared() -> frozenset[str]:
-    """Settings in which runs of one experiment may differ: seed, machine and place."""
-    return affecting(SEED, MACHINE, PLACE)
+#: Settings in which runs of one experiment may differ.
+_NOT_COMPARED = affecting(SEED, MACHINE, PLACE)
 
 
 @dataclass(frozen=True)
@@ -40,26 +44,23 @@ class Run:
     Attributes:
         path: the run directory; of a summary, where it was.
         result: empty if the run never got so far.
-        config: name of the configuration in ``benchmark_configs`` that it was made from; None: it is none of them, or the
-            run has another algorithm, data set or number of labels.
-        changed: settings in which it differs from that configuration: name -> (configuration's, the run's).
-        failure: what stopped it, if it failed.
-        settings: without ``config``: those that decide the result, but for the seed.
+        config: name in ``benchmark_configs``; None if it has none, or has another algorithm, data set or number of labels.
+        changed: settings in which it differs from ``config``: name -> (configuration's, the run's).
+        settings: without ``config``: those that decide the result, except the seed.
     """
 
     path: Path
     result: dict[str, Any]
     metrics: list[dict[str, float]]
-    environment: dict[str, Any] = field(default_factory=dict)
-    config: str | None = None
-    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    failure: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any]
+    config: str | None
+    changed: dict[str, tuple[Any, Any]]
+    failure: str | None
+    settings: dict[str, Any]
 
-    def curve(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps at which ``key`` was logged, and its values."""
-        points = [(m["step"], m[key]) for m in self.metrics if key in m]
-        return [p[0] for p in points], [p[1] for p in points]
+    def curve(self, key: str) -> dict[float, float]:
+        """A logged value by step."""
+        return {m["step"]: m[key] for m in self.metrics if key in m}
 
     @property
     def state(self) -> str:
@@ -69,35 +70,19 @@ class Run:
         return "finished" if self.result.get("complete") else "cut off"
 
     @property
-    def title(self) -> str:
-        """The name of its configuration, else of its directory."""
-        return self.config or self.path.name
-
-    @property
     def pretrained(self) -> bool:
         """Whether it trained without labels, so that its accuracies mean nothing."""
         return self.result.get("stage") == "pretrain"
 
     @cached_property
     def deviation(self) -> str:
-        """How it differs from its configuration, for people; empty if it does not."""
+        """How it differs from its configuration, in words."""
         return ", ".join(
             f"{k} {plain(ours)} instead of {plain(theirs)}" for k, (theirs, ours) in sorted(self.changed.items())
         )
 
-    @property
-    def shortened(self) -> bool:
-        """Whether it trains for fewer steps or epochs than its configuration."""
-        steps, epochs = (self.changed.get(k, (0, 0)) for k in ("num_train_iter", "epoch"))
-        return steps[0] is None or any(a and b and b < a for a, b in (steps, epochs))  # None: whole epochs
-
     def score(self, rule: str, metric: str = "top1") -> float | None:
-        """A figure of the run, as a fraction or in the unit of the metric; None if it has none.
-
-        Args:
-            rule: ``last``, ``best`` or ``median20``, for top-1 accuracy; all else is of the last evaluation.
-            metric: ``top1``, ``top5``, or a key of ``last_evaluation``.
-        """
+        """A metric: ``top1`` by a rule (``last``, ``best``, ``median20``), ``top5`` or another of the last evaluation."""
         if self.pretrained:
             return None
         if metric == "top1":
@@ -131,17 +116,9 @@ def _is(value: object, kind: type) -> bool:
 
 def _is_line(line: object) -> bool:
     """Whether it can be a line of ``metrics.jsonl``; a loss may be infinite."""
-    return (
-        isinstance(line, dict) and all(isinstance(v, (int, float, type(None))) for v in line.values())
-        and all(v is not None and _is(v, float) for v in (line.get("step"), line.get(ACCURACY, 0)))
-    )  # fmt: skip
-
-
-def _is_about(key: str, value: object) -> bool:
-    """Whether it can be an entry of ``environment.json``."""
-    parts = value if isinstance(value, list) else [*value.values()] if isinstance(value, dict) else [value]
-    plain_parts = all(isinstance(x, (str, int, float, type(None))) for x in parts)
-    return key == "continuations" or (plain_parts and (key != "command" or isinstance(value, list)))
+    if not isinstance(line, dict) or not all(isinstance(v, (int, float, type(None))) for v in line.values()):
+        return False
+    return all(v is not None and _is(v, float) for v in (line.get("step"), line.get(ACCURACY, 0)))
 
 
 def _check(result: Mapping[str, Any], metrics: Sequence[object], environment: Mapping[str, Any]) -> None:
@@ -150,9 +127,10 @@ def _check(result: Mapping[str, Any], metrics: Sequence[object], environment: Ma
         raise ValueError("result.json: lacks algorithm, dataset, complete or seed")
     faults = [f"result.json: {shown(k)}" for k, v in result.items() if not _is(v, _RESULT.get(k, type(v)))]
     faults += [f"metrics.jsonl: line {n}" for n, line in enumerate(metrics, 1) if not _is_line(line)]
-    faults += [f"environment.json: {shown(k)}" for k, v in environment.items() if not _is_about(k, v)]
+    if not isinstance(environment.get("command", []), list):
+        faults.append("environment.json: command")
     if not faults and not all(_is(v, float) for v in result.get("last_evaluation", {}).values()):
-        faults = ["result.json: last_evaluation"]
+        faults.append("result.json: last_evaluation")
     if faults:
         raise ValueError(f"{faults[0]}: not what a run writes")
 
@@ -167,12 +145,12 @@ def read_run(path: Path) -> Run:
         OSError, ValueError: it holds no run, or one whose files are damaged.
     """
 
-    def content(name: str, needed: bool = False) -> dict[str, Any]:
-        return read_json(path / name) if needed or (path / name).exists() else {}
+    def content(name: str) -> dict[str, Any]:
+        return read_json(path / name) if (path / name).exists() else {}
 
-    failed = content("failure.json")
+    failed, environment = content("failure.json"), content("environment.json")
     failure = None if failed.get("error") is None else str(failed["error"])
-    result, environment = content("result.json", needed=failure is None), content("environment.json")
+    result = read_json(path / "result.json") if failure is None else content("result.json")
     lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").is_file() else []
     try:
         metrics = [json.loads(line) for line in lines]
@@ -189,36 +167,31 @@ def _known_configurations() -> frozenset[str]:
 
 
 @cache
-def _alike_of(config: str) -> dict[str, Any]:
-    return _alike(load_settings(config).as_dict())
+def _settings_of(config: str) -> dict[str, Any]:
+    return _comparable(load_settings(config).as_dict())
 
 
-def _alike(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in which two runs of one experiment agree, as JSON gives them back; of files, what names them wherever
-    they lie."""
-    kept = {k: v for k, v in settings.items() if k not in _not_compared()}
-    kept |= {k: _without_place(kept[k]) for k in _FILES if isinstance(kept.get(k), str)}
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which runs of one experiment agree, as JSON gives them back."""
+    kept = {k: v for k, v in settings.items() if k not in _NOT_COMPARED}
+    kept |= {k: _without_place(Path(kept[k])) for k in _FILES if isinstance(kept.get(k), str)}
     return dict(json.loads(json.dumps(kept, default=str)))
 
 
-def _without_place(file: str) -> str:
-    """A file's name; of a run's last checkpoint, or of its split, the run's, whatever the seed."""
-    path = Path(file)
-    return re.sub(r"_\d+$", "", path.parent.name) if path.name in (LATEST, SPLIT_FILE) else path.name
+def _without_place(file: Path) -> str:
+    """A file's name; of a checkpoint or split in a run directory, the run's name without its seed."""
+    return re.sub(r"_\d+$", "", file.parent.name) if file.name in (LATEST, SPLIT_FILE) else file.name
 
 
 def _placed(saved: Path, config: str | None) -> tuple[str | None, dict[str, tuple[Any, Any]], dict[str, Any]]:
-    """Where a run belongs: its configuration and what of it was changed, or else its settings."""
+    """A run's ``config``, ``changed`` and ``settings``."""
+    layers = read_saved(saved)
     try:
-        layers = read_saved(saved)
-    except ConfigError:
-        return None, {}, {}
-    try:
-        mine = _alike(resolve(layers).as_dict())
+        mine = _comparable(resolve(layers).as_dict())
     except ConfigError:  # of a plugin
-        return None, {}, _alike({k: v for layer in layers for k, v in layer.values.items()})
+        return None, {}, _comparable({k: v for layer in layers for k, v in layer.values.items()})
     if config in _known_configurations():
-        theirs = _alike_of(config)
+        theirs = _settings_of(config)
         pairs = {k: (theirs.get(k), mine.get(k)) for k in {**theirs, **mine}}
         changed = {k: (a, b) for k, (a, b) in pairs.items() if a != b}
         if not any(k in changed for k in _PLACING):
@@ -227,8 +200,8 @@ def _placed(saved: Path, config: str | None) -> tuple[str | None, dict[str, tupl
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """All runs in directories at any depth, or in files of summaries (``.jsonl``), in order of name; and a line for each
-    directory that looks like a run and cannot be read. A copy of a run's directory, or its summary, is the same run.
+    """Runs in directories at any depth and in files of summaries (``.jsonl``), by name, each once however often it is
+    copied; and a line for each run directory that cannot be read.
 
     Raises:
         InputError: a path does not exist, or holds no run.
@@ -239,11 +212,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         if path.suffix == ".jsonl":
             found += read_summaries(path)
             continue
-        try:
-            there = path.is_dir()
-        except (OSError, ValueError):  # a name that no folder can have
-            there = False
-        if not there:
+        if not os.path.isdir(path):  # False, too, for a name that no folder can have
             raise InputError(f"{shown(path)}: no such folder; give folders of runs")
         places = sorted(p.parent for p in path.rglob("config.yaml"))
         if not places:
@@ -260,12 +229,12 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
             same = json.dumps([run.path.name, run.result, run.environment], sort_keys=True)
         if same not in runs or len(run.metrics) > len(runs[same].metrics):
             runs[same] = run
-    order = sorted(runs.values(), key=lambda r: (r.title, r.result.get("seed", -1), str(r.path)))
+    order = sorted(runs.values(), key=lambda r: (r.config or r.path.name, r.result.get("seed", -1), str(r.path)))
     return order, list(dict.fromkeys(unread))
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """The name of each run's directory, with that of its folder where the name alone is not enough."""
+    """The name of each run's directory, with its folder's where several share it."""
     count = Counter(run.path.name for run in runs)
     return [
         run.path.name if count[run.path.name] == 1 else f"{run.path.absolute().parent.name}/{run.path.name}"
@@ -274,16 +243,16 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 
 
 def write_summaries(runs: Sequence[Run], path: Path) -> None:
-    """Write a line of JSON per run with all that a report needs of it: result, environment, evaluations."""
+    """Write all that a report needs of runs, a line of JSON each."""
     lines = []
     for run, name in zip(runs, names_of(runs), strict=True):
         content = {
             "path": name, "config": run.config, "changed": run.changed, "failure": run.failure,
-            "result": run.result, "environment": run.environment,
-            "evaluations": [[int(s), round(v, 6)] for s, v in zip(*run.curve(ACCURACY), strict=True)],
+            "result": run.result, "environment": run.environment, "settings": run.settings,
+            "evaluations": [[int(s), round(v, 6)] for s, v in run.curve(ACCURACY).items()],
         }  # fmt: skip
-        lines.append(json.dumps(content | ({"settings": run.settings} if run.settings else {}), ensure_ascii=False))
-    write_text(path, "".join(f"{line}\n" for line in lines))
+        lines.append(json.dumps(content, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
 
 
 def read_summaries(path: Path) -> list[Run]:
@@ -311,13 +280,11 @@ def _run_of(content: dict[str, Any], folder: Path) -> Run:
     metrics = [{"step": s, ACCURACY: v} for s, v in content["evaluations"]]
     _check(content["result"], metrics, content["environment"])
     changed = {k: (a, b) for k, (a, b) in content["changed"].items()}
-    if not all(_is(v, float) for k in ("epoch", "num_train_iter") for v in changed.get(k, ())):
-        raise ValueError("a length that is no number")
     return Run(
         folder / content["path"], content["result"], metrics, content["environment"],
         content["config"] if content["config"] in _known_configurations() else None,
         changed, None if content["failure"] is None else str(content["failure"]),
-        {k: v for k, v in content.get("settings", {}).items() if k not in _not_compared()},
+        dict(content.get("settings", {})),
     )  # fmt: skip
 
 
@@ -327,9 +294,9 @@ def mean_and_std(values: Iterable[float]) -> tuple[float, float]:
     return statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0
 
 
-def by_algorithm(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs grouped by algorithm, in order of appearance."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.result["algorithm"], []).append(run)
-    return groups
+def summary(scores: Sequence[float]) -> str:
+    """``92.50 ± 4.40 (n = 5)``: mean, sample standard deviation, number of runs; empty without one."""
+    if not scores:
+        return ""
+    mean, std = mean_and_std(scores)
+    return f"{mean:.2f}" + (f" ± {std:.2f}" if len(scores) > 1 else "") + f" (n = {len(scores)})"

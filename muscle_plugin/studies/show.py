@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 
 
 def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> None:
-    """Print images per class; write a contact sheet of the first step's views, and the split.
-
-    Raises:
-        UserError: the run could not be built.
-        OSError: a file cannot be written.
-    """
+    """Print images per class; write a contact sheet of the first step's views, and the split."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         algorithm = build(resolved)
@@ -37,22 +32,21 @@ def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> N
         console.width = 160
     console.print(counts_table(algorithm))
     for note in algorithm.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     if picture is not None:
         from muscle_plugin.studies.plots import contact_sheet  # matplotlib
 
         contact_sheet(views_of_first_batch(algorithm), picture)
-        console.print(f"views of the first step: {picture}", markup=False)
+        console.print(f"views of the first step: {picture}")
     if split_file is not None:
         args = algorithm.args
-        write_split(
-            split_file, algorithm.split, algorithm.source, dataset=args.dataset, seed=split_seed(algorithm.settings)
-        )
-        console.print(f"labelled images: {split_file}; --split_file takes it", markup=False)
+        seed = split_seed(algorithm.settings)
+        write_split(split_file, algorithm.split, algorithm.source, dataset=args.dataset, seed=seed)
+        console.print(f"labelled images: {split_file}; --split_file takes it")
 
 
 def counts_table(algorithm: Host) -> Table:
-    """Images per class: with label, without, for testing; subclasses without labels are named."""
+    """Count labelled, unlabelled and test images per class; subclasses without labels are named."""
     source, split = algorithm.source, algorithm.split
     height, width = source.images.shape[-2:]
     table = Table(

@@ -6,7 +6,7 @@ import argparse
 import signal
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,28 +15,20 @@ from rich.console import Console
 from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, ConfigError
 from muscle_plugin.settings.command_line import add_arguments, load_named_plugins, named_in, parse_command_line
 from muscle_plugin.settings.resolve import began_otherwise
-from muscle_plugin.settings.sources import Layer
-from muscle_plugin.studies.capacity import Capacity, capacity
 from muscle_plugin.studies.definitions import study_names
 from muscle_plugin.studies.dry_run import dry_run
 from muscle_plugin.studies.jobs import Job, jobs_of, predecessor, run_order
-from muscle_plugin.studies.pool import LocalPool, Pool, RayPool
+from muscle_plugin.studies.pool import Pool, open_pool
 from muscle_plugin.text import duration, first_line, plural
-
-#: Faults that a command prints at most.
-MOST_FAULTS = 12
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run of a sweep ended, with a word for people."""
+    """How a run of a sweep ended, in a word and in words."""
 
     job: Job
     state: Literal["finished", "failed", "stopped"]
     word: str
-
-
-# ------------------------------------------------------------------------------------------------------------ execution
 
 
 def run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[[str], None]) -> list[Ending]:
@@ -44,22 +36,9 @@ def run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[[
     what runs, and begin nothing more. The pool is closed.
 
     Args:
-        jobs: the runs.
-        pool: where they are executed.
         command: to save with each run.
         say: called with each line of news.
     """
-    # Ctrl-C too: what a script starts in the background ignores it, but its runs do not, and others would be begun
-    handlers = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        return _run_all(jobs, pool, command, say)
-    finally:
-        pool.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[[str], None]) -> list[Ending]:
     by_dir = {job.run_dir: job for job in jobs}
     order = run_order(jobs)
     left = {run_dir: job for run_dir, job in by_dir.items() if job.state != "finished"}
@@ -73,6 +52,8 @@ def _run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[
         passed = duration(time.perf_counter() - began)
         say(f"[{len(endings)}/{total}] {ending.job}: {ending.word}   ({passed})")
 
+    # Ctrl-C too: what a script starts in the background ignores it, but its runs do not, and others would be begun
+    handlers = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         while order.is_active():
             for run_dir in order.get_ready():
@@ -92,18 +73,18 @@ def _run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[
         for future, job in running.items():
             end(_ending(job, future))
         endings += [Ending(job, "stopped", "not begun") for job in left.values()]
+    finally:
+        pool.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return endings
 
 
 def _ending(job: Job, future: Future[dict[str, Any]]) -> Ending:
     try:
         outcome = future.result()
-    except KeyboardInterrupt:
-        raise
-    except CancelledError:
-        return Ending(job, "stopped", "not begun")
-    except BaseException as e:  # of Ray, too
-        if type(e).__name__ == "TaskCancelledError":
+    except (Exception, SystemExit) as e:  # of a plugin, or of Ray
+        if type(e).__name__ in ("CancelledError", "TaskCancelledError"):
             return Ending(job, "stopped", "not begun")
         return Ending(job, "failed", f"failed: {type(e).__name__}: {first_line(e)}")
     if "error" in outcome:
@@ -117,36 +98,27 @@ def _ending(job: Job, future: Future[dict[str, Any]]) -> Ending:
     return Ending(job, "finished", f"{score}, {duration(result['seconds'])} of training")
 
 
-# --------------------------------------------------------------------------------------------------------- command line
-
-
 def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     """Return the exit status: 0 all finished, 1 some failed, 2 bad input, 130 interrupted."""
     options, jobs = _parsed(argv, prog)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False)
-
+    say: Callable[[str], None] = console.print
     for notice in dict.fromkeys(n for job in jobs for n in job.resolved.notices):
         say(f"note: {notice}")
-    room, note = capacity(jobs, options.jobs, options.gpus_per_run)
-    here = options.ray in (None, "local")
-    if note:
-        say(f"note: {note}")
-    if room.shared and here:
-        say("note: runs share a GPU and slow each other down, by how much is not estimated")
     states = [job.state for job in jobs]
-    _refuse_other_settings([job for job, state in zip(jobs, states, strict=True) if state == "of other settings"])
+    advice = "Give another --save_dir, or the settings it began with"
+    others = [job for job, state in zip(jobs, states, strict=True) if state == "of other settings"]
+    _refuse([f"{job.run_dir}: {began_otherwise(job.differing)}. {advice}" for job in others], 3)
+    devices = {job.resolved.settings.device for job in jobs}
+    threads = max(job.resolved.settings.num_threads or 1 for job in jobs)
     if options.dry_run:
-        return 0 if dry_run(jobs, room.at_once, console) else EXIT_BAD_INPUT
+        pool = open_pool(devices, options.jobs, options.gpus_per_run, None, threads)
+        return 0 if dry_run(jobs, pool.at_once, console) else EXIT_BAD_INPUT
     finished, folder = states.count("finished"), jobs[0].resolved.settings.save_dir
     say(f"{plural(len(jobs), 'run')}, {finished} of them finished before, in {folder}")
     endings: list[Ending] = []
     if finished < len(jobs):
-        if here or room.devices == {"cpu"}:
-            room.refuse_absent_gpus()
-        pool = _pool(options.ray, room, max(job.resolved.settings.num_threads or 1 for job in jobs))
+        pool = open_pool(devices, options.jobs, options.gpus_per_run, options.ray, threads)
         say(f"{pool.at_once} at a time; Ctrl-C saves and stops, the same command resumes")
         try:
             endings = run_all(jobs, pool, [prog, *argv], say)
@@ -163,7 +135,12 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     return EXIT_FAILED if failed else 0
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def _parsed(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, list[Job]]:
+    """The options of a command line, and the runs that it names.
+
+    Raises:
+        ConfigError: with every fault found.
+    """
     parser = argparse.ArgumentParser(
         prog=prog, allow_abbrev=False,
         usage=f"{prog} NAME... [--seeds N] [--dry-run] [--jobs N] [--ray [ADDRESS]] [--setting value ...]",
@@ -186,16 +163,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--gpus_per_run", type=float, metavar="X",
         help="share of a GPU for each run, at most 1: 0.5 lets two share one; default: what --jobs asks for, else 1",
     )  # fmt: skip
-    return parser
-
-
-def _parsed(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, list[Job]]:
-    """The options of a command line, and the runs that it names.
-
-    Raises:
-        ConfigError: with every fault found.
-    """
-    parser = _parser(prog)
     load_named_plugins(argv, lambda _, rest: named_in(rest))
     add_arguments(parser)
     options, layer, faults = parse_command_line(parser, argv)
@@ -209,42 +176,22 @@ def _parsed(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, list[Jo
         faults.append("--c, --print-config: of train; a sweep takes configurations by name or path, without a flag")
     try:
         jobs = jobs_of(options.names, max(options.seeds, 1), layer)
-        faults += _numbered_devices(jobs, layer)
+        place = "--device" if {"device", "gpu"} & layer.values.keys() else "{}: device"
+        faults += [
+            f"{place.format(job.name)}: a sweep gives each run its GPU itself, got {job.resolved.settings.device}; give"
+            " --device cuda, and in the environment CUDA_VISIBLE_DEVICES with the GPUs to use"
+            for job in jobs
+            if ":" in job.resolved.settings.device
+        ]
     except ConfigError as e:
         faults += e.faults
-    _refuse(faults)
+    _refuse(faults, 12)
     return options, jobs
 
 
-def _numbered_devices(jobs: Sequence[Job], layer: Layer) -> list[str]:
-    """A fault for each run that names its GPU: the sweep assigns them."""
-    faults = []
-    for job in jobs:
-        name, _, number = job.resolved.settings.device.partition(":")
-        if number:
-            where = "--device" if {"device", "gpu"} & layer.values.keys() else f"{job.name}: device"
-            faults.append(
-                f"{where}: a sweep gives each run its GPU itself, got {name}:{number}; give --device cuda, and in the"
-                " environment CUDA_VISIBLE_DEVICES with the GPUs to use"
-            )
-    return faults
-
-
-def _refuse_other_settings(jobs: Sequence[Job]) -> None:
-    advice = "Give another --save_dir, or the settings it began with"
-    _refuse([f"{job.run_dir}: {began_otherwise(job.differing)}. {advice}" for job in jobs], 3)
-
-
-def _refuse(faults: Sequence[str], most: int = MOST_FAULTS) -> None:
-    """Raise the first faults, and how many more there are, if there are any."""
+def _refuse(faults: Sequence[str], most: int) -> None:
+    """Raise the first faults, with the number of further ones."""
     unique = list(dict.fromkeys(faults))
     if unique:
         more = [f"and {len(unique) - most} more like these"] if len(unique) > most else []
         raise ConfigError([*unique[:most], *more])
-
-
-def _pool(ray: str | None, room: Capacity, cpus: int) -> Pool:
-    if not ray:
-        return LocalPool(room.at_once, room.gpus)
-    share = 0.0 if room.devices == {"cpu"} else room.share or (1.0 if "cuda" in room.devices else None)
-    return RayPool(ray, room.at_once, len(room.gpus), share, cpus)

@@ -1,5 +1,4 @@
-"""``muscle-plugin usb-export``: finished runs of USB's protocols in USB's own formats: rows of ``results/*.csv``, flat
-configuration files, log folders."""
+"""``muscle-plugin usb-export``: finished runs of USB's protocols in USB's formats."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import csv
 import io
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -17,17 +16,16 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.files import write_text, writing
+from muscle_plugin.files import atomic_write, write_text
 from muscle_plugin.registry.catalogue import all_algorithms, muscle_algorithms
 from muscle_plugin.settings.resolve import Resolved, load_settings
 from muscle_plugin.settings.schema import MuscleSettings
-from muscle_plugin.studies.definitions import StudyTable, tables
+from muscle_plugin.studies.definitions import tables
 from muscle_plugin.studies.runs import ACCURACY, Run, find_runs
 
 #: USB's protocols: byte-order mark and line end of their files of results.
 PROTOCOLS = {"classic_cv": ("\ufeff", "\r\n"), "usb_cv": ("", "\n")}
 SEEDS = (0, 1, 2)
-
 #: Columns of USB's table whose data do not load here; their cells stay empty.
 NOT_HERE = {"usb_cv": ("tissuemnist_80", "tissuemnist_400", "semi_aves_3959")}
 
@@ -40,7 +38,7 @@ class Row(NamedTuple):
     runs: dict[str, list[Run]]
 
     def cells(self) -> list[str]:
-        """The row as USB writes it: name, then error in percent at the best step, ``mean±std`` (ddof 0) over seeds."""
+        """The row as USB writes it: name, then mean±std (ddof 0) over seeds of the error at the best step (%)."""
         out = [self.algorithm]
         for column in columns(self.protocol):
             errors = [100 * (1 - run.result["best_top1"]) for run in self.runs.get(column, ())]
@@ -48,41 +46,25 @@ class Row(NamedTuple):
         return out
 
 
-def _study(protocol: str) -> StudyTable:
-    return next(t for t in tables() if t.name == protocol)
-
-
-def _own_columns(protocol: str) -> list[str]:
-    """Columns of a protocol that train here: data set and labels."""
-    algorithm = _algorithms(protocol)[0]
-    return [c.config.rpartition("/")[2].removeprefix(f"{algorithm}_") for c in _study(protocol).cells[0]]
+@cache
+def _names(protocol: str) -> tuple[list[str], list[str]]:
+    """Algorithms, and columns that train here (data set and labels), of a protocol."""
+    cells = next(t for t in tables() if t.name == protocol).cells
+    algorithms = [load_settings(row[0].config).settings.algorithm for row in cells]
+    return algorithms, [c.config.removeprefix(f"{protocol}/{algorithms[0]}_") for c in cells[0]]
 
 
 def columns(protocol: str) -> list[str]:
     """Columns of USB's file of results."""
-    return [*_own_columns(protocol), *NOT_HERE.get(protocol, ())]
-
-
-@cache
-def _algorithms(protocol: str) -> list[str]:
-    return [load_settings(row[0].config).settings.algorithm for row in _study(protocol).cells]
+    return [*_names(protocol)[1], *NOT_HERE.get(protocol, ())]
 
 
 def rows_of(protocol: str, runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
-    """The rows that can be exported, and a line on each algorithm whose runs are not complete.
-
-    Args:
-        protocol: ``classic_cv`` or ``usb_cv``.
-        runs: of any kind; those of other configurations are passed over.
-    """
+    """The rows that can be exported, and a line on each algorithm whose runs are not complete."""
     rows, refused = [], []
-    for algorithm in _algorithms(protocol):
-        prefix = f"{protocol}/{algorithm}_"
-        by_column: dict[str, list[Run]] = {column: [] for column in _own_columns(protocol)}
-        for run in runs:
-            column = (run.config or "").removeprefix(prefix)
-            if run.config == prefix + column and column in by_column:
-                by_column[column].append(run)
+    algorithms, own_columns = _names(protocol)
+    for algorithm in algorithms:
+        by_column = {c: [r for r in runs if r.config == f"{protocol}/{algorithm}_{c}"] for c in own_columns}
         if not any(by_column.values()):
             continue
         row, faults = Row(protocol, algorithm, {}), []
@@ -105,47 +87,47 @@ def _unfit(run: Run) -> str:
     if run.state != "finished":
         return run.state
     if run.changed:
-        return f"{'shortened' if run.shortened else 'not as configured'} ({run.deviation})"
-    usable = isinstance(run.result.get("best_top1"), float) and _began(run) is not None
-    return "" if usable else "without accuracy or time"
-
-
-def _began(run: Run) -> datetime | None:
+        return f"not as configured ({run.deviation})"
     try:
-        return datetime.fromisoformat(run.environment["started"])
+        datetime.fromisoformat(run.environment["started"])
     except (KeyError, TypeError, ValueError):
-        return None
+        return "without time"
+    return "" if isinstance(run.result.get("best_top1"), float) else "without accuracy"
 
 
-def results_csv(protocol: str, rows: Sequence[Row], existing: bytes | None = None) -> bytes:
-    """USB's file of results with these rows: a new one, or ``existing`` with rows replaced or added.
+def results_csv(protocol: str, rows: Sequence[Row], checkout: Path | None) -> tuple[bytes, list[str]]:
+    """USB's file of results with these rows: a new one, or that of a checkout with rows replaced or added; and the names of
+    those replaced.
 
     Raises:
-        InputError: ``existing`` has other columns.
+        InputError: the checkout's file is absent, or has other columns.
     """
     head = ["", *columns(protocol)]
     lines = [head]
-    if existing is not None:
+    if checkout is not None:
+        path = checkout / "results" / f"{protocol}.csv"
         try:
-            lines = list(csv.reader(io.StringIO(existing.decode("utf-8-sig"), newline="")))
+            lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
+        except OSError as e:
+            raise InputError(f"{path}: {e.strerror}; --usb names a checkout of USB") from None
         except (UnicodeDecodeError, csv.Error) as e:
-            raise InputError(f"USB's {protocol}.csv cannot be read: {e}") from None
+            raise InputError(f"{path}: cannot be read: {e}") from None
         if not lines or lines[0] != head:
             found = ", ".join(lines[0]) if lines else "nothing"
-            raise InputError(f"expected USB's {protocol}.csv with columns {', '.join(head[1:])}, found {found}")
+            raise InputError(f"{path}: expected columns {', '.join(head[1:])}, found {found}")
     new = {row.algorithm: row.cells() for row in rows}
+    replaced = [line[0] for line in lines if line and line[0] in new]
     lines = [new.pop(line[0], line) if line else line for line in lines] + [*new.values()]
     mark, line_end = PROTOCOLS[protocol]
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator=line_end).writerows(lines)
-    return (mark + out.getvalue()).encode()
+    return (mark + out.getvalue()).encode(), replaced
 
 
-def flat_config(protocol: str, resolved: Resolved, seed: int) -> dict[str, Any]:
+def flat_config(protocol: str, resolved: Resolved) -> dict[str, Any]:
     """The settings of a run as one of USB's configuration files has them: flat, USB's names, USB's order."""
     s = resolved.settings
-    name = f"{s.algorithm}_{s.dataset}_{s.num_labels}_{seed}"
-    folder = f"./saved_models/{protocol}"
+    name, folder = f"{s.algorithm}_{s.dataset}_{s.num_labels}_{s.seed}", f"./saved_models/{protocol}"
     own = {a.name: getattr(s, a.name) for a in all_algorithms()[s.algorithm].arguments}
     if s.algorithm in muscle_algorithms():
         own |= {n: getattr(s, n) for n in MuscleSettings.model_fields}
@@ -156,7 +138,7 @@ def flat_config(protocol: str, resolved: Resolved, seed: int) -> dict[str, Any]:
         "include_lb_to_ulb": s.include_lb_to_ulb, "hard_augment": s.hard_augment, "net": s.net,
         "net_from_name": s.net_from_name, "use_pretrain": s.use_pretrain, "pretrain_path": s.pretrain_path,
         "data_dir": "./data", "dataset": s.dataset, "train_sampler": "RandomSampler", "num_classes": s.num_classes,
-        "num_workers": 1, "seed": seed, "world_size": 1, "rank": 0, "multiprocessing_distributed": True,
+        "num_workers": 1, "seed": s.seed, "world_size": 1, "rank": 0, "multiprocessing_distributed": True,
         "dist_url": "tcp://127.0.0.1:10001", "dist_backend": "nccl", "gpu": "None",
     }  # fmt: skip
     return {
@@ -169,20 +151,9 @@ def flat_config(protocol: str, resolved: Resolved, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _yaml(content: Mapping[str, Any]) -> str:
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    out = io.StringIO()
-    yaml.dump(dict(content), out)
-    return out.getvalue()
-
-
-def log_text(run: Run) -> str:
+def log_text(run: Run, uses_ema: bool) -> str:
     """The run's evaluations as lines of ``log.txt``, in the form that USB's ``scripts/average_log.py`` reads."""
-    began = _began(run)
-    assert began is not None
-    uses_ema = load_settings(run.config).settings.ema_m != 0
+    began = datetime.fromisoformat(run.environment["started"])
     best, best_step, lines = -1.0, 0, []
     for line in run.metrics:
         if ACCURACY not in line:
@@ -198,36 +169,16 @@ def log_text(run: Run) -> str:
     return "".join(lines)
 
 
-def export(rows: Sequence[Row], out: Path, existing: Mapping[str, bytes]) -> list[Path]:
-    """Write rows, configurations and logs under ``out`` as they lie in USB's repository; returns the files of results.
-
-    Args:
-        rows: from :func:`rows_of`.
-        out: folder; gets ``results/``, ``config/`` and ``saved_models/``.
-        existing: protocol -> USB's present file of results.
-
-    Raises:
-        InputError: an existing file is of other columns.
-        WriteError: a file cannot be written.
-    """
-    by_protocol = {p: [r for r in rows if r.protocol == p] for p in dict.fromkeys(r.protocol for r in rows)}
-    contents = {
-        out / "results" / f"{p}.csv": results_csv(p, of_protocol, existing.get(p))
-        for p, of_protocol in by_protocol.items()
-    }
-    for path, content in contents.items():
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    for row in rows:
-        for column, runs in row.runs.items():
-            for run in runs:
-                seed = run.result["seed"]
-                name = f"{row.algorithm}_{column}_{seed}"
-                flat = flat_config(row.protocol, load_settings(run.config, seed=seed), seed)
-                write_text(out / "config" / row.protocol / row.algorithm / f"{name}.yaml", _yaml(flat))
-                write_text(out / "saved_models" / row.protocol / name / "log.txt", log_text(run))
-    return list(contents)
+def _write_runs(row: Row, out: Path) -> None:
+    """Write the configurations and logs of a row as they lie in USB's repository."""
+    for column, runs in row.runs.items():
+        for run in runs:
+            resolved = load_settings(run.config, seed=run.result["seed"])
+            name, text = f"{row.algorithm}_{column}_{run.result['seed']}", io.StringIO()
+            YAML().dump(flat_config(row.protocol, resolved), text)
+            write_text(out / "config" / row.protocol / row.algorithm / f"{name}.yaml", text.getvalue())
+            log = log_text(run, uses_ema=resolved.settings.ema_m != 0)
+            write_text(out / "saved_models" / row.protocol / name / "log.txt", log)
 
 
 def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
@@ -243,27 +194,25 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
     add("--usb", type=Path, metavar="DIR", help="a checkout of USB, to whose rows these are added")
     options = parser.parse_args(list(argv))
     runs, unread = find_runs(options.runs)
-    existing = {p: _existing(options.usb, p) for p in PROTOCOLS} if options.usb else {}
-    rows, notes = [], unread
+    rows, notes, files = [], unread, {}
     for protocol in PROTOCOLS:
         complete, refused = rows_of(protocol, runs)
-        rows += [row for row in complete if row.algorithm in (options.algorithms or [row.algorithm])]
         notes += refused
-    for row in rows:
-        if f"\n{row.algorithm},".encode() in existing.get(row.protocol, b""):
-            notes.append(f"replaces the row {row.algorithm} of USB's {row.protocol}.csv")
+        if chosen := [row for row in complete if row.algorithm in (options.algorithms or [row.algorithm])]:
+            content, replaced = results_csv(protocol, chosen, options.usb)
+            files[options.out / "results" / f"{protocol}.csv"] = content
+            notes += [f"replaces the row {name} of USB's {protocol}.csv" for name in replaced]
+            rows += chosen
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if not rows:
         names = " or ".join(PROTOCOLS)
         raise InputError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
-    written = [*export(rows, options.out, existing), options.out / "config", options.out / "saved_models"]
+    for path, content in files.items():
+        with atomic_write(path) as file:
+            file.write(content)
+    for row in rows:
+        _write_runs(row, options.out)
+    written = [*files, options.out / "config", options.out / "saved_models"]
     print(f"{len(rows)} row(s). Written: {', '.join(map(str, written))}")
     return 0
-
-
-def _existing(checkout: Path, protocol: str) -> bytes:
-    path = checkout / "results" / f"{protocol}.csv"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; --usb names a checkout of USB")
-    return path.read_bytes()
