@@ -17,9 +17,7 @@ class TorchvisionNet(BackboneNet):
 
     Args:
         name: a name of ``torchvision.models.list_models``.
-        num_classes: outputs.
-        pretrained: start from pretrained weights.
-        pretrained_path: file of their state dict, with torchvision's classifier.
+        pretrained_path: file of a state dict, with torchvision's classifier.
 
     Raises:
         InputError: no such net, it does not end in a linear layer, or the weights cannot be read or do not fit.
