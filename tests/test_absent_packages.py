@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, SHORT
 from PIL import Image
 
-from muscle_plugin.usb.late import NOT_NEEDED, imported_when_used
+from muscle_plugin.usb.names import NOT_NEEDED, imported_when_used
 
 #: Hides packages from a process as if they had never been installed: find_spec is None, import is ModuleNotFoundError.
 HIDE = """

@@ -21,7 +21,7 @@ from muscle_plugin.training.ema import EMA
 from muscle_plugin.training.hooks import read
 from muscle_plugin.training.metrics import in_top
 from muscle_plugin.training.optimiser import compute_update_on, keep_how
-from muscle_plugin.usb.calls import usb_calls_on
+from muscle_plugin.usb.calls import no_waiting, usb_calls_on
 from muscle_plugin.usb.names import (
     AlgorithmBase,
     DistAlignQueueHook,
@@ -29,7 +29,6 @@ from muscle_plugin.usb.names import (
     FreeMatchThresholdingHook,
     SoftMatchWeightingHook,
 )
-from muscle_plugin.usb.no_waiting import no_waiting
 from muscle_plugin.usb.thresholds import (
     TAKE_OVER,
     AlignmentQueue,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
-from muscle_plugin.memory import memory_for
+from muscle_plugin.device import memory_for
 from muscle_plugin.schedules import ema_momentum
 from muscle_plugin.training.ema import EMA
 from muscle_plugin.training.state import outside_state

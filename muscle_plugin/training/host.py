@@ -33,10 +33,10 @@ from muscle_plugin.device import (
     choose_precision,
     deterministic_kernels,
     fix_workspaces,
+    memory_for,
 )
 from muscle_plugin.errors import DeviceError, Interrupted
 from muscle_plugin.files import save_tensors
-from muscle_plugin.memory import memory_for
 from muscle_plugin.nets.build import builder_instead_of
 from muscle_plugin.run_files import BEST, LATEST, earlier_checkpoints
 from muscle_plugin.seeding import derive, seed_everything
@@ -56,9 +56,8 @@ from muscle_plugin.training.nets import options_of, place, prepare
 from muscle_plugin.training.optimiser import compute_update_on, restarting_schedule
 from muscle_plugin.training.protocols import NetBuilder, Recorder, TensorBoardLog
 from muscle_plugin.training.state import outside_state
-from muscle_plugin.usb.calls import usb_calls_on
+from muscle_plugin.usb.calls import no_waiting, usb_calls_on
 from muscle_plugin.usb.names import Hook
-from muscle_plugin.usb.no_waiting import no_waiting
 from muscle_plugin.usb.thresholds import take_over
 
 if TYPE_CHECKING:

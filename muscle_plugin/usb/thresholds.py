@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
+from muscle_plugin.usb.calls import speed_patches
 from muscle_plugin.usb.names import (
     DistAlignQueueHook,
     FlexMatchThresholdingHook,
@@ -22,7 +23,6 @@ from muscle_plugin.usb.names import (
     SoftMatchWeightingHook,
     concat_all_gather,
 )
-from muscle_plugin.usb.patches import speed_patches
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
