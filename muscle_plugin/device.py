@@ -133,18 +133,17 @@ def _hearing(tell: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, in blocks of up to 32 MB, until it ends; return whether it can.
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, in blocks of up to 32 MB, until it ends.
 
     A step on a CPU allocates and frees activations of hundreds of megabytes. glibc returns such blocks to the kernel, which
     clears them again for the next step: a tenth of a step's time. Without glibc nothing changes.
     """
     trim_threshold, mmap_threshold = -1, -3  # of glibc's <malloc.h>
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(mmap_threshold, 32 * 2**20) and mallopt(trim_threshold, 2**31 - 1))
+        mallopt(mmap_threshold, 32 * 2**20)  # glibc takes no larger one
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 @contextlib.contextmanager
