@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from muscle_plugin.data.images import decode, images_at
 from muscle_plugin.data.load import load_data
@@ -142,21 +142,14 @@ class Comparison:
 
     def __init__(self, images: Tensor, expected: Tensor, tolerance: float) -> None:
         self.images, self.expected, self.found = images, expected, dict[str, float]()
-        self._limit = tolerance * max(1.0, float(expected.abs().max()))
-
-    def same(self, logits: Tensor) -> bool:
-        return float((logits - self.expected).abs().max()) <= self._limit
+        self.limit = tolerance * max(1.0, float(expected.abs().max()))
 
     def check(self, name: str, logits: Tensor, first: int = 0) -> None:
-        """Compare the logits of all images from ``first`` on.
-
-        Raises:
-            ExportError: they differ by more than the tolerance.
-        """
+        """Refuse logits, of all images from ``first`` on, that differ by more than the tolerance."""
         difference = float((logits - self.expected[first:]).abs().max())
-        if not difference <= self._limit:
+        if not difference <= self.limit:
             raise ExportError(
-                f"{name} differs from the checkpoint by {difference:.2g} in a logit, more than {self._limit:.2g};"
+                f"{name} differs from the checkpoint by {difference:.2g} in a logit, more than {self.limit:.2g};"
                 " nothing was written"
             )
         self.found[name] = difference
@@ -212,9 +205,8 @@ def _write_safetensors(trained: Trained, folder: Path, comparison: Comparison) -
     write_json(folder / CONFIG, {**config, OURS: own})
     comparison.check(f"{WEIGHTS} by load_exported", load_exported(folder, "cpu").logits(comparison.images))
     if as_timm is not None:
-        model = _timm_model(config)
-        model.load_state_dict(load_safetensors(folder / WEIGHTS))
-        comparison.check(f"{WEIGHTS} by timm", _logits_of(model, trained, comparison.images))
+        logits = _logits_by_timm(config, load_safetensors(folder / WEIGHTS), trained, comparison.images)
+        comparison.check(f"{WEIGHTS} by timm", logits)
 
 
 def _write_onnx(trained: Trained, folder: Path, comparison: Comparison) -> None:
@@ -260,30 +252,27 @@ def _to_timm(trained: Trained, comparison: Comparison) -> tuple[dict[str, Any], 
         "model_args": {"img_size": info.img_size},
         "pretrained_cfg": pretrained,
     }
-    try:
-        model = _timm_model(config)
-    except TypeError:  # a convolutional net, which takes any size
-        del config["model_args"]
-        model = _timm_model(config)
     names = {"backbone": "", "classifier": f"{classifier}."}  # a second head stays behind
     parts = ((*name.partition("."), tensor) for name, tensor in trained.net.state_dict().items())
     weights = {names[part] + rest: tensor for part, _, rest, tensor in parts if part in names}
     try:
-        model.load_state_dict(weights)
-    except RuntimeError:
+        try:
+            logits = _logits_by_timm(config, weights, trained, comparison.images)
+        except TypeError:  # a convolutional net, which takes any size
+            del config["model_args"]
+            logits = _logits_by_timm(config, weights, trained, comparison.images)
+    except RuntimeError:  # it has other layers
         return None
-    return (config, weights, classifier) if comparison.same(_logits_of(model, trained, comparison.images)) else None
-
-
-def _timm_model(config: dict[str, Any]) -> nn.Module:
-    """The model that a ``config.json`` describes, with random weights."""
-    import timm
-
-    arguments = config.get("model_args", {})
-    return timm.create_model(config["architecture"], num_classes=config["num_classes"], **arguments).eval()
+    same = float((logits - comparison.expected).abs().max()) <= comparison.limit
+    return (config, weights, classifier) if same else None
 
 
 @torch.no_grad()
-def _logits_of(model: nn.Module, trained: Trained, images: Tensor) -> Tensor:
-    """(N, C) logits of timm's model for images prepared as for the net of the checkpoint."""
+def _logits_by_timm(config: dict[str, Any], weights: dict[str, Tensor], trained: Trained, images: Tensor) -> Tensor:
+    """(N, C) logits of the timm model that a ``config.json`` describes, for images prepared as for the checkpoint's net."""
+    import timm
+
+    arguments = config.get("model_args", {})
+    model = timm.create_model(config["architecture"], num_classes=config["num_classes"], **arguments).eval()
+    model.load_state_dict(weights)
     return Classifier(trained, torch.device("cpu"), model)(images)

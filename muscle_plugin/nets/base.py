@@ -135,16 +135,14 @@ class BackboneNet(USBNet):
         return lambda name: groups.get(name.removeprefix(f"{prefix}backbone."), last)
 
 
-def last_linear(net: nn.Module, outputs: int | None = None) -> str:
-    """The name of a net's last linear layer, with this many outputs if given; empty if there is none."""
-    linear = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and outputs in (None, m.out_features)]
-    return linear[-1] if linear else ""
-
-
-def cut_out(net: nn.Module, path: str) -> nn.Linear:
-    """Replace the linear layer of this name by the identity, and return it."""
+def cut_last_linear(net: nn.Module, outputs: int | None = None) -> tuple[str, nn.Linear] | None:
+    """Replace a net's last linear layer, with this many outputs if given, by the identity; return its name and the layer."""
+    linear = {
+        n: m for n, m in net.named_modules() if n and isinstance(m, nn.Linear) and outputs in (None, m.out_features)
+    }
+    if not linear:
+        return None
+    path, head = linear.popitem()
     parent, _, last = path.rpartition(".")
-    head = net.get_submodule(path)
-    assert isinstance(head, nn.Linear)
     setattr(net.get_submodule(parent), last, nn.Identity())
-    return head
+    return path, head

@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.nets.base import BackboneNet, cut_out, last_linear
+from muscle_plugin.nets.base import BackboneNet, cut_last_linear
 from muscle_plugin.registry.extension import PLUGIN_NETS
 from muscle_plugin.text import fault_in, first_line, shown
 
 
 class WrappedNet(BackboneNet):
-    """A classifier whose linear layer ``path``, its last step, becomes the head: that layer's input is the feature."""
+    """A classifier whose last step, a linear layer, has been cut off and becomes the head: its input is the feature."""
 
-    def __init__(self, net: nn.Module, path: str, in_channels: int) -> None:
+    def __init__(self, net: nn.Module, head: nn.Linear, in_channels: int) -> None:
         super().__init__(in_channels)
-        self.classifier = head = cut_out(net, path)
-        self.backbone, self.num_features = net, head.in_features
+        self.classifier, self.backbone, self.num_features = head, net, head.in_features
 
 
 def plugged_net(
@@ -87,10 +86,11 @@ class _Trial:
             self.fault(
                 f"gives {tuple(logits.shape)} for 2 images; expected (2, {self.classes}), a number for each class"
             )
-        path = last_linear(net, self.classes)
-        if not path:
+        cut = cut_last_linear(net, self.classes)
+        if cut is None:
             self.fault(f"has no nn.Linear of {self.classes} outputs at its end; return {{'logits': ..., 'feat': ...}}")
-        whole = WrappedNet(net, path, self.images.shape[1])
+        path, head = cut
+        whole = WrappedNet(net, head, self.images.shape[1])
         try:
             out = whole(self.images)["logits"]
             same = out.shape == logits.shape and torch.allclose(out, logits, rtol=1e-3, atol=1e-4)

@@ -55,16 +55,13 @@ class FlexMatchThresholds(FlexMatchThresholdingHook):
         confidence, predicted = probabilities.max(dim=-1)
         status = self.classwise_acc[predicted]
         mask = confidence.ge(algorithm.p_cutoff * (status / (2.0 - status))).to(confidence.dtype)
-        self.remember(algorithm, idx_ulb, confidence.ge(algorithm.p_cutoff), predicted)
+        # the labels of confident images, of all processes, are kept
+        n = len(self.selected_label)
+        place = torch.where(confidence.ge(algorithm.p_cutoff), idx_ulb, n)  # one place more, for the others
+        place, labels = distributed.gather(place), distributed.gather(predicted)
+        self.selected_label = torch.cat([self.selected_label, labels[:1]]).index_put_((place,), labels)[:n]
         self.update()
         return mask
-
-    def remember(self, algorithm: Any, idx_ulb: Tensor, select: Tensor, labels: Tensor) -> None:
-        """Keep the labels of the images ``idx_ulb`` that ``select`` marks, of all processes; all are (I,)."""
-        n = len(self.selected_label)
-        place = torch.where(select, idx_ulb, n)  # one place more, for those that are not kept
-        place, labels = distributed.gather(place), distributed.gather(labels)
-        self.selected_label = torch.cat([self.selected_label, labels[:1]]).index_put_((place,), labels)[:n]
 
     @torch.no_grad()
     def update(self, *_: Any, **__: Any) -> None:
