@@ -30,9 +30,8 @@ from scipy import stats
 from torch.nn import functional as F
 from torchvision.datasets import cifar as torchvision_cifar
 
-from muscle_plugin.device import deterministic_kernels
+from muscle_plugin.device import deterministic_kernels, keep_freed_memory
 from muscle_plugin.files import write_json
-from muscle_plugin.memory import keep_freed_memory
 from muscle_plugin.nets.build import net_builder
 from muscle_plugin.runs.build import build
 from muscle_plugin.runs.environment import git_revision

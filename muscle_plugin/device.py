@@ -1,8 +1,9 @@
-"""Device, precision and determinism of a run."""
+"""Device, precision, determinism and memory of a run."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import warnings
@@ -16,10 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from muscle_plugin.distributed import launched, local_rank
 from muscle_plugin.errors import DeviceError
 from muscle_plugin.settings.schema import device_fault
-from muscle_plugin.text import shown
+from muscle_plugin.text import first_line, out_of_memory, shown
 
-#: USB's classes that add a half-precision softmax to float32: autocast makes it float32 on a GPU, not on a CPU.
-NOT_HALF_ON_CPU = frozenset({"simmatch"})
 #: PyTorch's warnings of an operation without a deterministic algorithm, and of cuBLAS used before its workspace was fixed.
 _NOT_DETERMINISTIC = re.compile(
     r"(\w+)[^.]* does not have a deterministic implementation|Deterministic behavior was enabled.* it uses (CuBLAS)",
@@ -29,11 +28,7 @@ _NOT_DETERMINISTIC = re.compile(
 
 def choose_device(name: str) -> torch.device:
     """The device for ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``; each of several processes takes a
-    GPU of its own.
-
-    Raises:
-        DeviceError: no such GPU, or a device of another kind.
-    """
+    GPU of its own. Raises DeviceError if there is no such device."""
     if fault := device_fault(name):
         raise DeviceError(f"device: {fault}, got {shown(repr(name))}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -59,17 +54,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def choose_precision(name: str, device: torch.device, usb_name: str = "") -> str:
+def choose_precision(name: str, device: torch.device, usb_name: str) -> str:
     """The precision for ``fp32``, ``bf16``, ``fp16`` or ``auto``: bf16 where the GPU supports it, else fp16 on a GPU and fp32
-    on a CPU.
-
-    Args:
-        usb_name: USB's algorithm to train in it.
-
-    Raises:
-        DeviceError: the algorithm cannot be trained in it.
-    """
-    if name in ("bf16", "fp16") and device.type == "cpu" and usb_name in NOT_HALF_ON_CPU:
+    on a CPU. Raises DeviceError if USB's algorithm cannot be trained in it."""
+    # SimMatch adds a half-precision softmax to float32: autocast makes it float32 on a GPU, not on a CPU
+    if name in ("bf16", "fp16") and device.type == "cpu" and usb_name == "simmatch":
         raise DeviceError(f"precision: {usb_name} cannot be computed in {name} on a CPU; give --precision fp32")
     if name != "auto":
         return name
@@ -79,14 +68,14 @@ def choose_precision(name: str, device: torch.device, usb_name: str = "") -> str
 
 
 def autocast_context(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """The context manager for a forward pass.
+    """What makes the context manager for a forward pass.
 
     The cache of cast weights is off: USB's steps swap averaged weights in, or forward without gradient first, inside
     one autocast region, and a cache would return stale weights, or weights without gradient.
     """
     if precision == "fp32":
         return contextlib.nullcontext
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     return partial(torch.autocast, device.type, dtype=dtype, cache_enabled=False)
 
 
@@ -129,8 +118,7 @@ def deterministic_kernels(device: torch.device, asked: bool, tell: Callable[[str
 
 @contextlib.contextmanager
 def _hearing(tell: Callable[[str], None]) -> Iterator[None]:
-    """Within it ``tell`` gets the names in PyTorch's warnings of operations that are not deterministic, whatever filters are
-    set."""
+    """Call ``tell`` with the names in PyTorch's warnings of operations that are not deterministic, whatever filters are set."""
     with warnings.catch_warnings():
         others = warnings.showwarning
 
@@ -143,3 +131,27 @@ def _hearing(tell: Callable[[str], None]) -> Iterator[None]:
         warnings.filterwarnings("always", message=_NOT_DETERMINISTIC.pattern)
         warnings.showwarning = show  # type: ignore[assignment]
         yield
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, in blocks of up to 32 MB, until it ends.
+
+    A step on a CPU allocates and frees activations of hundreds of megabytes. glibc returns such blocks to the kernel, which
+    clears them again for the next step: a tenth of a step's time. Without glibc nothing changes.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # of glibc's <malloc.h>
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 32 * 2**20)  # glibc takes no larger one
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def memory_for(what: str, less: str) -> Iterator[None]:
+    """Turn running out of memory for ``what`` into a :class:`DeviceError` that says what needs ``less``."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if isinstance(e, DeviceError) or not out_of_memory(e):
+            raise
+        raise DeviceError(f"out of memory for {what} ({first_line(e)}): {less} needs less") from e

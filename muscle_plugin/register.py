@@ -14,15 +14,23 @@ from muscle_plugin.nets import OWN_NETS
 from muscle_plugin.registry import plugins
 from muscle_plugin.registry.catalogue import muscle_algorithms
 from muscle_plugin.registry.own import OWN_ALGORITHMS
-from muscle_plugin.usb.names import register_algorithm, register_net
+from muscle_plugin.usb.names import ALGORITHMS, nets
 
 
 def register_all() -> None:
     """Register what is not yet registered; called again after a plugin is loaded."""
     for name in (*OWN_ALGORITHMS, *muscle_algorithms()):
-        register_algorithm(name, algorithm_class(name))
-    for name, builder in OWN_NETS.items():
-        register_net(name, builder)
+        cls = algorithm_class(name)
+        if name not in ALGORITHMS:
+            ALGORITHMS[name] = cls
+        _refuse_another("an algorithm", name, ALGORITHMS[name], cls)
+    for name, builder in OWN_NETS.items():  # USB's `get_net_builder` looks into its module `nets`
+        _refuse_another("a net", name, vars(nets).setdefault(name, builder), builder)
+
+
+def _refuse_another(kind: str, name: str, present: object, own: object) -> None:
+    if present is not own:
+        raise RuntimeError(f"USB already has {kind} {name!r}: {present}; muscle_plugin cannot add its own")
 
 
 register_all()

@@ -31,7 +31,7 @@ aten = torch.ops.aten
 OLDEST = (2, 14)
 #: Whose lines are named as the place of a wait; ``nosync`` only passes on what it is asked.
 PACKAGES = ("muscle_plugin/", "semilearn/", "pytorch_metric_learning/")
-NO_PLACE = "muscle_plugin/usb/no_waiting.py"
+NO_PLACE = "muscle_plugin/usb/calls.py"
 MASKS = (torch.bool, torch.uint8)
 #: Operations besides pointwise ones that take a scalar (a tensor without dimensions) from the CPU's memory.
 TAKE_SCALARS = {"where", "fill_", "fill", "masked_fill", "masked_fill_", "_fused_sgd_", "_fused_adamw_"}

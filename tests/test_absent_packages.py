@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, SHORT
 from PIL import Image
 
-from muscle_plugin.usb.late import NOT_NEEDED, imported_when_used
+from muscle_plugin.usb.names import NOT_NEEDED, imported_when_used
 
 #: Hides packages from a process as if they had never been installed: find_spec is None, import is ModuleNotFoundError.
 HIDE = """
@@ -88,7 +88,7 @@ def test_prediction_and_export_do_without_usb_but_for_its_own_nets(short_run, tm
     code = """
 import contextlib, io
 from muscle_plugin import Predictor, cli, export_model, load_exported
-from muscle_plugin.inference.compare import read_images
+from muscle_plugin.inference.export import read_images
 from pathlib import Path
 out = {"lines": []}
 image = settings["image"]

@@ -10,7 +10,7 @@ from torch import nn
 
 import muscle_plugin.usb.names  # noqa: F401  (makes semilearn importable with this torch and timm)
 from muscle_plugin.nets import OWN_NETS, NetOptions, build_net, net_options
-from muscle_plugin.nets.options import channels
+from muscle_plugin.nets.own import channels
 from muscle_plugin.nets.torchvision_net import TorchvisionNet
 
 VIT = "timm:vit_tiny_patch16_224"
@@ -199,7 +199,7 @@ def test_resnet18_84_is_torchvisions_resnet18():
     x = images(side=84)
     with torch.no_grad():
         torch.testing.assert_close(ours(x)["logits"], theirs(x))
-        assert ours.extract(x).shape == (2, 512, 3, 3)
+        assert ours.blocks(x).shape == (2, 512, 3, 3)
 
 
 # ------------------------------------------------------------------------------------------------- builders, options
@@ -229,7 +229,7 @@ def test_an_option_that_asks_for_nothing_suits_any_net():
             {},
             r"net: unknown 'cnn31'; did you mean 'cnn13'\?; known: small_cnn, cnn13, resnet18_84, timm:<name>",
         ),
-        ("cnn13", {"options": {"drop_out": 0}}, r"cnn13 has no option 'drop_out'; did you mean 'dropout'\?; known: "),
+        ("cnn13", {"options": {"drop_out": 0}}, r"cnn13 has no option 'drop_out'; did you mean 'dropout'\?; it has "),
         ("resnet18_84", {"options": {"width": 2}}, "resnet18_84 has no option 'width'; it has dropout, input_noise"),
         ("timm:resnet18", {"options": NetOptions(width=0.5)}, "timm:resnet18 has no option 'width'"),
         ("cnn13", {"options": {"dropout": 1.0}}, "dropout must be at least 0 and less than 1, got 1.0"),

@@ -18,7 +18,7 @@ from waits import Waits, waits_per_step
 from muscle_plugin.files import load_tensors
 from muscle_plugin.registry.catalogue import all_algorithms
 from muscle_plugin.training.hooks import EMA, compute_update_on, keep_how, read
-from muscle_plugin.usb.calls import usb_calls_on
+from muscle_plugin.usb.calls import no_waiting, usb_calls_on
 from muscle_plugin.usb.names import (
     AlgorithmBase,
     DistAlignQueueHook,
@@ -26,7 +26,6 @@ from muscle_plugin.usb.names import (
     FreeMatchThresholdingHook,
     SoftMatchWeightingHook,
 )
-from muscle_plugin.usb.no_waiting import no_waiting
 from muscle_plugin.usb.thresholds import (
     TAKE_OVER,
     AlignmentQueue,

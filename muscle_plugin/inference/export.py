@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from muscle_plugin.errors import ExportError, InputError
+from muscle_plugin.data.images import decode, images_at
+from muscle_plugin.data.load import load_data
+from muscle_plugin.errors import DataError, ExportError, InputError
 from muscle_plugin.files import as_shared_as_any, load_safetensors, read_json, refuse_existing, write_json, writing
-from muscle_plugin.inference.compare import Comparison, images_of_the_run, read_images
 from muscle_plugin.inference.onnx_file import write_onnx
 from muscle_plugin.inference.predict import Predictor
 from muscle_plugin.inference.trained import Classifier, Trained, read_trained, rebuild
 from muscle_plugin.registry.names import TIMM
-from muscle_plugin.run_files import checkpoint_of
+from muscle_plugin.run_files import CONFIG_FILE, checkpoint_of
+from muscle_plugin.settings.schema import RunSettings
+from muscle_plugin.settings.sources import read_saved
+from muscle_plugin.text import first_line
 from muscle_plugin.version import __version__
 
 __all__ = ["ExportError", "export_model", "load_exported"]
@@ -31,7 +37,8 @@ __all__ = ["ExportError", "export_model", "load_exported"]
 WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "model.onnx"
 #: The key of ``config.json`` under which this package's part stands, and the version of its form.
 OURS, FORMAT = "muscle_plugin", 1
-TOLERANCE = 1e-4
+#: Images on which the export is compared with the checkpoint.
+COMPARED = 64
 #: Packages that a format needs.
 _NEEDS = {"safetensors": ("safetensors",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
 
@@ -41,7 +48,7 @@ def export_model(
     out: str | Path,
     format: str = "both",
     images: str | Path | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float = 1e-4,
 ) -> list[str]:
     """Write the averaged net of a checkpoint to a new folder; returns lines that say what was written and checked.
 
@@ -60,16 +67,21 @@ def export_model(
         WriteError: ``out`` cannot be written.
     """
     out = Path(out)
-    wanted = ("safetensors", "onnx") if format == "both" else (format,)
+    wanted = tuple(_NEEDS) if format == "both" else (format,)
     for name in wanted:
-        _refuse_missing(name)
+        if name not in _NEEDS:
+            raise InputError(f"--format: {name!r} is none of {', '.join(_NEEDS)}, both")
+        if missing := [p for p in _NEEDS[name] if find_spec(p) is None]:
+            raise InputError(
+                f"--format {name} needs {', '.join(missing)}, not installed here: pip install 'muscle-plugin[export]'"
+            )
     refuse_existing(out, "choose another output folder")
     if not 0 <= tolerance < float("inf"):
         raise InputError(f"--tolerance: must be 0 or more, got {tolerance}")
     used = checkpoint_of(Path(checkpoint))
     trained = read_trained(used)
     info, size = trained.info, trained.info.img_size
-    pixels = read_images(Path(images), size) if images is not None else images_of_the_run(used, size)
+    pixels = read_images(Path(images), size) if images is not None else _images_of_the_run(used, size)
     comparison = Comparison(pixels, Predictor(trained, "cpu").logits(pixels), tolerance)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     with writing(out):
@@ -79,7 +91,7 @@ def export_model(
             if "safetensors" in wanted:
                 _write_safetensors(trained, part, comparison)
             if "onnx" in wanted:
-                write_onnx(trained, part / ONNX, comparison)  # last: it folds the net's weights
+                _write_onnx(trained, part, comparison)  # last: it changes the net's weights
             os.replace(part, out)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -108,7 +120,7 @@ def load_exported(folder: str | Path, device: str = "auto") -> Predictor:
         own = read_json(folder / CONFIG).get(OURS)
     except OSError as e:
         raise InputError(f"{folder / CONFIG}: cannot be read: {e.strerror}") from None
-    except ValueError as e:
+    except InputError as e:
         raise InputError(f"{folder / CONFIG}: damaged ({e})") from None
     if not isinstance(own, dict):
         raise InputError(f"{folder / CONFIG}: not written by muscle-plugin export: there is no {OURS!r} in it")
@@ -116,8 +128,57 @@ def load_exported(folder: str | Path, device: str = "auto") -> Predictor:
         raise InputError(f"{folder / CONFIG}: of format {own.get('format')!r}; this version reads {FORMAT}")
     weights = load_safetensors(folder / WEIGHTS)
     if own.get("layout") == "timm":
-        weights = _from_timm(weights, str(own.get("timm_classifier")))
+        head = f"{own.get('timm_classifier')}."
+        weights = {
+            f"classifier.{n.removeprefix(head)}" if n.startswith(head) else f"backbone.{n}": t
+            for n, t in weights.items()
+        }
     return Predictor(rebuild(own, weights, folder), device)
+
+
+class Comparison:
+    """Compares logits of (N, 3, S, S) uint8 RGB ``images`` with the checkpoint's, ``expected`` (N, C); ``found`` holds the
+    largest difference of a logit by what was compared."""
+
+    def __init__(self, images: Tensor, expected: Tensor, tolerance: float) -> None:
+        self.images, self.expected, self.found = images, expected, dict[str, float]()
+        self.limit = tolerance * max(1.0, float(expected.abs().max()))
+
+    def check(self, name: str, logits: Tensor, first: int = 0) -> None:
+        """Refuse logits, of all images from ``first`` on, that differ by more than the tolerance."""
+        difference = float((logits - self.expected[first:]).abs().max())
+        if not difference <= self.limit:
+            raise ExportError(
+                f"{name} differs from the checkpoint by {difference:.2g} in a logit, more than {self.limit:.2g};"
+                " nothing was written"
+            )
+        self.found[name] = difference
+
+
+def read_images(path: Path, size: int) -> Tensor:
+    """(N, 3, size, size) uint8 RGB: at most :data:`COMPARED` images of a folder, evenly chosen; or one image."""
+    files = images_at(path)
+    return torch.from_numpy(np.stack([decode(files[i], size) for i in _evenly(len(files))]))
+
+
+def _images_of_the_run(checkpoint: Path, size: int) -> Tensor:
+    """As :func:`read_images`, of the data set that the run of a checkpoint was trained on: test images if it has any."""
+    try:
+        saved = {k: v for layer in read_saved(checkpoint.parent / CONFIG_FILE) for k, v in layer.values.items()}
+        s = RunSettings(**{k: v for k, v in saved.items() if k in RunSettings.model_fields})
+        source = load_data(s.model_copy(update={"img_size": size}))
+    except (DataError, OSError, ValueError) as e:
+        raise DataError(
+            f"the images of the run, to compare on, cannot be had ({first_line(e)}); --images names a folder of some"
+        ) from None
+    members = source.test if len(source.test) else source.train
+    pixels = source.images[members[_evenly(len(members))]]
+    return pixels if pixels.shape[1] == 3 else pixels.repeat(1, 3, 1, 1)
+
+
+def _evenly(count: int) -> Sequence[int]:
+    chosen = min(count, COMPARED)
+    return [i * count // chosen for i in range(chosen)]
 
 
 def _write_safetensors(trained: Trained, folder: Path, comparison: Comparison) -> None:
@@ -144,9 +205,20 @@ def _write_safetensors(trained: Trained, folder: Path, comparison: Comparison) -
     write_json(folder / CONFIG, {**config, OURS: own})
     comparison.check(f"{WEIGHTS} by load_exported", load_exported(folder, "cpu").logits(comparison.images))
     if as_timm is not None:
-        model = _timm_model(config)
-        model.load_state_dict(load_safetensors(folder / WEIGHTS))
-        comparison.check(f"{WEIGHTS} by timm", _logits_of(model, trained, comparison.images))
+        logits = _logits_by_timm(config, load_safetensors(folder / WEIGHTS), trained, comparison.images)
+        comparison.check(f"{WEIGHTS} by timm", logits)
+
+
+def _write_onnx(trained: Trained, folder: Path, comparison: Comparison) -> None:
+    from onnxruntime import __version__ as version
+
+    images = comparison.images
+    run = write_onnx(trained, folder / ONNX, images)
+    logits, probabilities = run(images)
+    comparison.check(f"{ONNX} by onnxruntime {version}", logits)
+    comparison.check(f"{ONNX} (one image at a time)", run(images[-1:])[0], len(images) - 1)
+    if not torch.allclose(probabilities, comparison.expected.softmax(1), atol=1e-3):
+        raise ExportError(f"{ONNX}: its probabilities are not the softmax of its logits")
 
 
 def _to_timm(trained: Trained, comparison: Comparison) -> tuple[dict[str, Any], dict[str, Tensor], str] | None:
@@ -180,49 +252,27 @@ def _to_timm(trained: Trained, comparison: Comparison) -> tuple[dict[str, Any], 
         "model_args": {"img_size": info.img_size},
         "pretrained_cfg": pretrained,
     }
+    names = {"backbone": "", "classifier": f"{classifier}."}  # a second head stays behind
+    parts = ((*name.partition("."), tensor) for name, tensor in trained.net.state_dict().items())
+    weights = {names[part] + rest: tensor for part, _, rest, tensor in parts if part in names}
     try:
-        model = _timm_model(config)
-    except TypeError:  # a convolutional net, which takes any size
-        del config["model_args"]
-        model = _timm_model(config)
-    weights = {}
-    for name, tensor in trained.net.state_dict().items():
-        part, _, rest = name.partition(".")
-        if part in ("backbone", "classifier"):
-            weights[rest if part == "backbone" else f"{classifier}.{rest}"] = tensor
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError:
+        try:
+            logits = _logits_by_timm(config, weights, trained, comparison.images)
+        except TypeError:  # a convolutional net, which takes any size
+            del config["model_args"]
+            logits = _logits_by_timm(config, weights, trained, comparison.images)
+    except RuntimeError:  # it has other layers
         return None
-    return (config, weights, classifier) if comparison.same(_logits_of(model, trained, comparison.images)) else None
-
-
-def _from_timm(weights: dict[str, Tensor], classifier: str) -> dict[str, Tensor]:
-    """Weights by this package's names."""
-    head = f"{classifier}."
-    return {
-        f"classifier.{n.removeprefix(head)}" if n.startswith(head) else f"backbone.{n}": t for n, t in weights.items()
-    }
-
-
-def _timm_model(config: dict[str, Any]) -> nn.Module:
-    """The model that a ``config.json`` describes, with random weights."""
-    import timm
-
-    arguments = config.get("model_args", {})
-    return timm.create_model(config["architecture"], num_classes=config["num_classes"], **arguments).eval()
+    same = float((logits - comparison.expected).abs().max()) <= comparison.limit
+    return (config, weights, classifier) if same else None
 
 
 @torch.no_grad()
-def _logits_of(model: nn.Module, trained: Trained, images: Tensor) -> Tensor:
-    """(N, C) logits of timm's model for images prepared as for the net of the checkpoint."""
+def _logits_by_timm(config: dict[str, Any], weights: dict[str, Tensor], trained: Trained, images: Tensor) -> Tensor:
+    """(N, C) logits of the timm model that a ``config.json`` describes, for images prepared as for the checkpoint's net."""
+    import timm
+
+    arguments = config.get("model_args", {})
+    model = timm.create_model(config["architecture"], num_classes=config["num_classes"], **arguments).eval()
+    model.load_state_dict(weights)
     return Classifier(trained, torch.device("cpu"), model)(images)
-
-
-def _refuse_missing(format: str) -> None:
-    if format not in _NEEDS:
-        raise InputError(f"--format: {format!r} is none of {', '.join(_NEEDS)}, both")
-    if missing := [p for p in _NEEDS[format] if find_spec(p) is None]:
-        raise InputError(
-            f"--format {format} needs {', '.join(missing)}, not installed here: pip install 'muscle-plugin[export]'"
-        )

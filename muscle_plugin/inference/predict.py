@@ -23,8 +23,6 @@ from muscle_plugin.text import one_line
 
 __all__ = ["Predictor", "write_predictions"]
 
-_DECODED_AT_ONCE = 2048  # images held in memory
-
 
 class Predictor:
     """The averaged net of a checkpoint, with the image size, statistics and class names that it was trained with.
@@ -69,24 +67,17 @@ class Predictor:
         return self.classifier(images.to(self.device)).cpu()
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """(N, C) float32 class probabilities, on the CPU, of (N, 3, img_size, img_size) uint8 RGB images.
-
-        Raises:
-            InputError: as :meth:`logits`.
-        """
+        """(N, C) float32 class probabilities, on the CPU, of images as :meth:`logits` takes them."""
         return self.logits(images).softmax(1)
 
 
 def label_images(
-    predictor: Predictor, files: Sequence[Path], skip_bad_images: bool, batch: int = 256
+    predictor: Predictor, files: Sequence[Path], skip_bad_images: bool, batch: int
 ) -> Iterator[tuple[Path, str, float]]:
-    """Yield (file, class, its probability) of every readable image.
-
-    Raises:
-        DataError: an image cannot be read, and ``skip_bad_images`` is not set.
-    """
-    for first in range(0, len(files), _DECODED_AT_ONCE):
-        part = files[first : first + _DECODED_AT_ONCE]
+    """Yield (file, class, its probability) of every readable image; DataError for another, unless ``skip_bad_images``."""
+    at_once = 2048  # images held in memory
+    for first in range(0, len(files), at_once):
+        part = files[first : first + at_once]
         images: np.ndarray = np.empty((len(part), 3, predictor.img_size, predictor.img_size), np.uint8)
         bad = decode_all(part, predictor.img_size, images)
         for reason in bad.values():
@@ -126,14 +117,13 @@ def write_predictions(
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(("file", "class", "probability"))
-    rows = 0
-    for path, label, probability in label_images(predictor, files, skip_bad_images, batch):
+    rows = list(label_images(predictor, files, skip_bad_images, batch))
+    for path, label, probability in rows:
         file = _no_formula(path.relative_to(root).as_posix(), "./")
         table.writerow((file, _no_formula(label, "'"), f"{probability:.6f}"))
-        rows += 1
     write_text(out, text.getvalue())
     ignored = "".join(f"; {line}" for line in unknown_files([images])) if images.is_dir() else ""
-    return f"{rows} images labelled by {used} ({predictor.info.weights} weights, step {predictor.step}): {out}{ignored}"
+    return f"{len(rows)} images labelled by {used} ({predictor.info.weights} weights, step {predictor.step}): {out}{ignored}"
 
 
 def _no_formula(text: str, before: str) -> str:

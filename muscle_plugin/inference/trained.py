@@ -25,15 +25,10 @@ class NetInfo(BaseModel):
     """What must be known of a trained net to use it.
 
     Attributes:
-        net, net_from_name: settings of these names.
-        net_options: see :class:`muscle_plugin.nets.NetOptions`.
         classes: class names, in the order of the logits.
-        img_size: side of the images, in pixels.
-        channels: of the images that the net is given.
-        mean, std: of the training images, per channel, as fractions.
+        channels: of the images that the net is given; ``mean`` and ``std`` are of the images as they are, as fractions.
         step: training steps that the weights have seen.
         weights: the EMA teacher's, or the net's own.
-        algorithm, dataset: that the net was trained by and on, where known.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -90,12 +85,8 @@ def read_trained(checkpoint: Path) -> Trained:
 
 
 def rebuild(about: Mapping[str, Any], weights: object, source: Path) -> Trained:
-    """Build a trained net.
-
-    Args:
-        about: content of a :class:`NetInfo`, not yet checked.
-        weights: state dict of the net.
-        source: file or folder that they are from, for messages.
+    """Build a trained net from the content of a :class:`NetInfo` and a state dict, neither checked yet; messages name
+    their ``source``.
 
     Raises:
         InputError: something is missing, the net cannot be built here, or the weights do not fit it.
@@ -113,30 +104,23 @@ def rebuild(about: Mapping[str, Any], weights: object, source: Path) -> Trained:
         raise InputError(f"{source}: its net cannot be built: {e}") from None
     except (MemoryError, RuntimeError) as e:  # of a size that no net has
         raise InputError(f"{source}: its net {shown(info.net)} cannot be built ({first_line(e)})") from None
-    _load(net, weights if isinstance(weights, dict) else {}, f"{source}: its weights do not fit net {shown(info.net)}")
-    return Trained(net.eval(), info)
-
-
-def _load(net: nn.Module, weights: Mapping[object, object], what: str) -> None:
-    tensors = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    found = weights if isinstance(weights, dict) else {}
+    tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     # some algorithms wrap the net with heads of their own and keep it as `backbone`
     inner = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
     wanted = net.state_dict()
     state = tensors if not misfit(tensors, wanted) else inner
     if misfit(state, wanted):
-        raise InputError(f"{what}: {misfit(tensors, wanted)}")
+        raise InputError(f"{source}: its weights do not fit net {shown(info.net)}: {misfit(tensors, wanted)}")
     net.load_state_dict(state, strict=False)
+    return Trained(net.eval(), info)
 
 
 class Classifier(nn.Module):
     """A trained net that takes images as they are: (N, 3, img_size, img_size) uint8 RGB to (N, C) logits.
 
-    The net's normalisation is inside, and for nets of grey images the conversion (ITU-R 601 luma, as Pillow's).
-
-    Args:
-        trained: the net and how its images are prepared.
-        device: where it computes.
-        net: in the place of ``trained.net``; one that returns logits alone will do.
+    The net's normalisation is inside, and for nets of grey images the conversion (ITU-R 601 luma, as Pillow's). ``net``
+    takes the place of ``trained.net``; one that returns logits alone will do.
 
     Raises:
         DataError: the net takes another number of channels than the images have.

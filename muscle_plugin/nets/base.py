@@ -19,12 +19,12 @@ Groups = dict[str, str] | Callable[[str], int]
 class USBNet(nn.Module):
     """Features, then a linear head; the calling convention of USB's nets.
 
-    A subclass defines ``extract`` (images to a (N, F, h, w) map) or ``features`` (images to (N, F)), and ends its own
+    A subclass sets ``blocks`` (images to a (N, F, h, w) map) or defines ``features`` (images to (N, F)), and ends its own
     construction with :meth:`set_heads`.
 
     Args:
         in_channels: channels of the images.
-        input_noise, double_head, l2_feature: see :class:`muscle_plugin.nets.options.NetOptions`.
+        input_noise, double_head, l2_feature: see :class:`muscle_plugin.nets.NetOptions`.
         head_dropout: probability of dropout between feature and heads; the returned feature is without it.
     """
 
@@ -34,6 +34,7 @@ class USBNet(nn.Module):
     MIN_SIZE: ClassVar[int] = 1
 
     num_features: int
+    blocks: nn.Module
     classifier: nn.Module
 
     def __init__(
@@ -54,24 +55,17 @@ class USBNet(nn.Module):
         self.head_dropout = head_dropout
 
     def set_heads(self, num_features: int, num_classes: int, weight_normed: bool = False) -> None:
-        """Set ``num_features``, ``classifier`` and, with ``double_head``, the weight-normed ``classifier2``.
-
-        Args:
-            weight_normed: whether the first head is weight-normed too.
-        """
+        """Set ``num_features``, ``classifier`` (``weight_normed`` or not) and, with ``double_head``, the weight-normed
+        ``classifier2``."""
         self.num_features = num_features
         head = nn.Linear(num_features, num_classes)
         self.classifier = weight_norm(head) if weight_normed else head
         if self.double_head:
             self.classifier2 = weight_norm(nn.Linear(num_features, num_classes))
 
-    def extract(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) images to (N, num_features, h, w) feature maps."""
-        raise NotImplementedError
-
     def features(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) images to (N, num_features) features, before any L2 normalisation."""
-        return self.extract(x).mean((2, 3))
+        return self.blocks(x).mean((2, 3))
 
     def forward(
         self, x: Tensor, only_fc: bool = False, only_feat: bool = False, **_: object
@@ -115,12 +109,8 @@ class USBNet(nn.Module):
         return [n for n, p in self.named_parameters() if p.ndim == 1]
 
     def group_matcher(self, coarse: bool = False, prefix: str = "") -> Groups:
-        """Layer groups for USB's layer-wise learning-rate decay.
-
-        Args:
-            coarse: larger groups, where the net distinguishes.
-            prefix: of the parameter names, where another module holds this net.
-        """
+        """Layer groups for USB's layer-wise learning-rate decay, larger ones if ``coarse``; ``prefix`` is that of the
+        parameter names where another module holds this net."""
         return {"stem": rf"^{prefix}blocks\.0", "blocks": rf"^{prefix}blocks\.(\d+)"}
 
 
@@ -134,28 +124,25 @@ class BackboneNet(USBNet):
         return self.backbone(x)
 
     def backbone_groups(self, coarse: bool) -> dict[str, int]:
-        """Layer groups by parameter name within the backbone: those that share their first two module names, in order."""
+        """Layer groups by parameter name within the backbone: parameters that share their first two module names."""
         numbers: dict[tuple[str, ...], int] = {}
-        names = [n for n, _ in self.backbone.named_parameters()]
+        names = dict(self.backbone.named_parameters())
         return {n: numbers.setdefault(tuple(n.split(".")[:-1][:2]), len(numbers)) for n in names}
 
     def group_matcher(self, coarse: bool = False, prefix: str = "") -> Groups:
-        """The backbone's groups, then the heads as the last; see :meth:`USBNet.group_matcher`."""
         groups = self.backbone_groups(coarse)
-        last = max(groups.values()) + 1
+        last = max(groups.values()) + 1  # the heads
         return lambda name: groups.get(name.removeprefix(f"{prefix}backbone."), last)
 
 
-def last_linear(net: nn.Module, outputs: int | None = None) -> str:
-    """The name of a net's last linear layer, of this many outputs if given; empty if there is none."""
-    linear = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and outputs in (None, m.out_features)]
-    return linear[-1] if linear else ""
-
-
-def cut_out(net: nn.Module, path: str) -> nn.Linear:
-    """Replace the linear layer of this name by the identity, and return it."""
+def cut_last_linear(net: nn.Module, outputs: int | None = None) -> tuple[str, nn.Linear] | None:
+    """Replace a net's last linear layer, with this many outputs if given, by the identity; return its name and the layer."""
+    linear = {
+        n: m for n, m in net.named_modules() if n and isinstance(m, nn.Linear) and outputs in (None, m.out_features)
+    }
+    if not linear:
+        return None
+    path, head = linear.popitem()
     parent, _, last = path.rpartition(".")
-    head = net.get_submodule(path)
-    assert isinstance(head, nn.Linear)
     setattr(net.get_submodule(parent), last, nn.Identity())
-    return head
+    return path, head

@@ -5,50 +5,75 @@ What a net needs is imported when it is asked for: neither USB nor timm nor torc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from argparse import Namespace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from torch import nn
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import USBNet
-from muscle_plugin.nets.cnn13 import CNN13
-from muscle_plugin.nets.options import NetOptions, refuse_pretrained
+from muscle_plugin.nets.own import CLASSES
 from muscle_plugin.nets.plugged import plugged_net
-from muscle_plugin.nets.resnet18_84 import ResNet18
-from muscle_plugin.nets.small_cnn import SmallCNN
 from muscle_plugin.registry.extension import PLUGIN_NETS
 from muscle_plugin.registry.names import DATASETS, NETS, TIMM
+from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.text import did_you_mean, shown
 
-_CLASSES: dict[str, type[USBNet]] = {"small_cnn": SmallCNN, "cnn13": CNN13, "resnet18_84": ResNet18}
-assert tuple(_CLASSES) == NETS
+#: Builds a net; called as USB does, with ``num_classes`` and, if wanted, ``pretrained`` and ``pretrained_path``.
+NetBuilder = Callable[..., nn.Module]
+#: Values of options that ask for nothing, and which any net therefore takes.
+_OFF: dict[str, object] = {"dropout": 0.0, "input_noise": 0.0, "width": 1.0, "double_head": False, "l2_feature": False}
 
 
-class NetBuilder(Protocol):
-    """What builds a net, called as USB calls it."""
+@dataclass(frozen=True)
+class NetOptions:
+    """Choices about a net; None leaves one to the net's own default.
 
-    def __call__(
-        self, num_classes: int, *, pretrained: bool = False, pretrained_path: str | Path | None = None
-    ) -> nn.Module:
-        """Build the net with ``num_classes`` outputs, from pretrained weights if asked for."""
+    Attributes:
+        dropout: probability in [0, 1); 0 leaves dropout out (MUSCLE, Figure 2 b). In cnn13 after its two max-pools (0.5
+            by default), in other nets before the head (0 by default).
+        input_noise: standard deviation of Gaussian noise on the images while training, in units of the normalised
+            images that the net is given (Mean Teacher's 13-layer net: 0.15). Default 0.
+        width: factor on the channels, which are rounded to a multiple of 8. Default 1.
+        double_head: a second, weight-normed linear head, whose output is ``logits2`` (Mean Teacher's "double output").
+        l2_feature: divide the feature by its L2 norm before the head (label propagation without Mean Teacher).
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    dropout: float | None = None
+    input_noise: float | None = None
+    width: float | None = None
+    double_head: bool | None = None
+    l2_feature: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise InputError(f"net: dropout must be at least 0 and less than 1, got {self.dropout}")
+        if self.input_noise is not None and not 0 <= self.input_noise < math.inf:
+            raise InputError(f"net: input_noise must be 0 or more, got {self.input_noise}")
+        if self.width is not None and not 0 < self.width < math.inf:
+            raise InputError(f"net: width must be more than 0, got {self.width}")
 
 
-class NetSettings(Protocol):
-    """The settings that choose a net."""
-
-    dataset: str
-    net: str
-    net_from_name: bool
-    img_size: int
-    net_dropout: float | None
-    net_noise: float | None
-    net_width: float | None
-    net_double_head: bool
-    net_l2: bool
+def _arguments(net: str, options: NetOptions | Mapping[str, Any] | None, has: Collection[str]) -> dict[str, Any]:
+    """The options that are set, as keyword arguments of a net that has the options ``has``."""
+    given = asdict(options) if isinstance(options, NetOptions) else dict(options or {})
+    for name, value in given.items():
+        if not isinstance(value, (int, float, type(None))):
+            raise InputError(f"net: {name} must be a number or a truth value, got {shown(repr(value))}")
+        asks_nothing = name in _OFF and value in (None, _OFF[name])
+        if name not in has and not asks_nothing:
+            raise InputError(f"net: {net} has no option {name!r}{did_you_mean(name, has)}; it has {', '.join(has)}")
+    checked = asdict(NetOptions(**given))
+    return {n: v for n, v in checked.items() if n in has and v is not None}
 
 
 def build_net(
@@ -56,7 +81,7 @@ def build_net(
     num_classes: int,
     in_channels: int = 3,
     img_size: int | None = None,
-    options: NetOptions | Mapping[str, object] | None = None,
+    options: NetOptions | Mapping[str, Any] | None = None,
     *,
     pretrained: bool = False,
     pretrained_path: str | Path | None = None,
@@ -76,14 +101,15 @@ def build_net(
         InputError: no such net, an option that it does not have or a value out of range, images that it does not take,
             or weights that cannot be had or do not fit.
     """
-    chosen = NetOptions.of(name, options).arguments(name, net_options(name))
+    chosen = _arguments(name, options, net_options(name))
     if name.startswith(TIMM):
         from muscle_plugin.nets.timm_backbone import TimmBackbone
 
         model = name.removeprefix(TIMM)
         return TimmBackbone(model, num_classes, in_channels, img_size, pretrained, pretrained_path, **chosen)
-    refuse_pretrained(name, pretrained)
-    net = _CLASSES[name]
+    if pretrained:
+        raise InputError(f"net: {name} has no pretrained weights")
+    net = CLASSES[name]
     if img_size is not None and img_size < net.MIN_SIZE:
         raise InputError(
             f"net: {name} cannot take images of {img_size} x {img_size}: it takes {net.MIN_SIZE} x {net.MIN_SIZE} or more"
@@ -107,27 +133,25 @@ def net_options(name: str) -> tuple[str, ...]:
     """
     if name.startswith(TIMM):
         return USBNet.OPTIONS
-    if name not in _CLASSES:
-        known = [*_CLASSES, f"{TIMM}<name>"]
+    if name not in CLASSES:
+        known = [*CLASSES, f"{TIMM}<name>"]
         raise InputError(f"net: unknown {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
-    return _CLASSES[name].OPTIONS
+    return CLASSES[name].OPTIONS
 
 
 def net_builder(
     net: str, from_torchvision: bool, channels: int, img_size: int, options: Mapping[str, object]
 ) -> NetBuilder:
-    """Find what builds a net.
+    """Find what builds a net of this package, timm, a plugin or USB, or of torchvision with ``from_torchvision``.
 
     Args:
-        net: name of a net of this package, timm, a plugin or USB; of torchvision with ``from_torchvision``.
         channels: of the images; USB's, timm's and torchvision's nets take three in any case.
-        img_size: side of the images, in pixels.
-        options: names and values of :class:`muscle_plugin.nets.NetOptions`; for nets of this package and of timm.
+        options: names and values of :class:`NetOptions`; for nets of this package and of timm.
 
     Raises:
         InputError: no such net, it has no such option, or USB is needed for it and not installed.
     """
-    if (net in _CLASSES or net.startswith(TIMM)) and not from_torchvision:
+    if (net in CLASSES or net.startswith(TIMM)) and not from_torchvision:
         in_channels = 3 if net.startswith(TIMM) else channels
         return partial(build_net, net, in_channels=in_channels, img_size=img_size, options=options)
     if options:
@@ -145,21 +169,18 @@ def net_builder(
         )
     from muscle_plugin.usb import nets as usb
 
-    if net not in usb.names():
-        known = (*NETS, *PLUGIN_NETS, *(n for n in usb.names() if n not in NETS))
+    of_usb = usb.names()
+    if net not in of_usb:
+        known = list(dict.fromkeys((*NETS, *PLUGIN_NETS, *of_usb)))
         near = did_you_mean(net, known)
         raise InputError(
             f"net: unknown {shown(repr(net))}{near} (one of your own: --plugins FILE); known: {', '.join(known)}, {TIMM}<name>"
         )
-    return usb.builder(net)
+    return partial(usb.build, net)
 
 
-def builder_of(settings: NetSettings) -> NetBuilder:
-    """Find what builds the net that settings ask for.
-
-    Raises:
-        InputError: as :func:`net_builder`.
-    """
+def builder_of(settings: RunSettings | Namespace) -> NetBuilder:
+    """Find what builds the net that settings ask for; see :func:`net_builder`."""
     asked = {
         "dropout": settings.net_dropout,
         "input_noise": settings.net_noise,
@@ -172,13 +193,12 @@ def builder_of(settings: NetSettings) -> NetBuilder:
     return net_builder(settings.net, settings.net_from_name, channels, settings.img_size, options)
 
 
-def builder_instead_of(given: NetBuilder | None, settings: NetSettings) -> NetBuilder | None:
+def builder_instead_of(given: NetBuilder | None, settings: Namespace) -> NetBuilder | None:
     """Replace what USB's ``get_net_builder`` returns for the net of ``settings``, which knows a net by its name alone, by
-    :func:`builder_of`, which also minds channels, options and pretrained weights. Any other builder stays.
-
-    Raises:
-        InputError: as :func:`net_builder`.
-    """
-    from muscle_plugin.usb.nets import is_usbs
-
-    return builder_of(settings) if is_usbs(given, settings.net, settings.net_from_name) else given
+    :func:`builder_of`, which also minds channels, options and pretrained weights. Any other builder stays."""
+    if settings.net_from_name:
+        from torchvision import models as usbs
+    else:
+        from muscle_plugin.usb.names import nets as usbs
+    replace = given is not None and given is getattr(usbs, settings.net, None)
+    return builder_of(settings) if replace else given

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.nets.base import BackboneNet, cut_out, last_linear
-from muscle_plugin.nets.options import refuse_pretrained
+from muscle_plugin.nets.base import BackboneNet, cut_last_linear
 from muscle_plugin.registry.extension import PLUGIN_NETS
 from muscle_plugin.text import fault_in, first_line, shown
 
 
 class WrappedNet(BackboneNet):
-    """A classifier whose linear layer ``path``, its last step, becomes the head: that layer's input is the feature."""
+    """A classifier whose last step, a linear layer, has been cut off and becomes the head: its input is the feature."""
 
-    def __init__(self, net: nn.Module, path: str, in_channels: int) -> None:
+    def __init__(self, net: nn.Module, head: nn.Linear, in_channels: int) -> None:
         super().__init__(in_channels)
-        self.classifier = head = cut_out(net, path)
-        self.backbone, self.num_features = net, head.in_features
+        self.classifier, self.backbone, self.num_features = head, net, head.in_features
 
 
 def plugged_net(
@@ -34,19 +32,14 @@ def plugged_net(
     pretrained: bool = False,
     pretrained_path: str | Path | None = None,
 ) -> nn.Module:
-    """Build the net that a plugin registered.
-
-    Args:
-        name: under which it is registered.
-        num_classes: outputs.
-        in_channels: channels of the images.
-        img_size: side of the images, in pixels.
-        pretrained: refused: the plugin's function loads what it wants.
+    """Build the net that a plugin registered under ``name``.
 
     Raises:
-        InputError: the function fails, or returns no net that can be used; one line that names the plugin.
+        InputError: the function fails, or returns no net that can be used; one line that names the plugin. Or pretrained
+            weights are asked for: the function itself loads what it wants.
     """
-    refuse_pretrained(name, pretrained)
+    if pretrained:
+        raise InputError(f"net: {name} has no pretrained weights")
     return _Trial(name, num_classes, in_channels, img_size).net()
 
 
@@ -58,16 +51,15 @@ class _Trial:
         self.what = f"{self.entry.place}: net {name!r}"
         self.classes = num_classes
         self.given = {"num_classes": num_classes, "channels": channels, "img_size": img_size}
-        shape, generator = (2, channels, img_size, img_size), torch.Generator().manual_seed(0)
-        self.images = torch.rand(*shape, generator=generator)
+        self.images = torch.rand(2, channels, img_size, img_size, generator=torch.Generator().manual_seed(0))
 
     def fault(self, text: str) -> NoReturn:
         raise InputError(f"{self.what}: {text}")
 
     def net(self) -> nn.Module:
-        takes = inspect.signature(self.entry.build).parameters.values()
-        everything = any(p.kind is p.VAR_KEYWORD for p in takes)
-        arguments = {n: v for n, v in self.given.items() if everything or n in {p.name for p in takes}}
+        takes = inspect.signature(self.entry.build).parameters
+        everything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        arguments = {n: v for n, v in self.given.items() if everything or n in takes}
         try:
             net = self.entry.build(**arguments)
         except Exception as e:
@@ -77,19 +69,16 @@ class _Trial:
         was_training = net.training
         net.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            out = self.output(net)
+            try:
+                out = net(self.images)
+            except Exception as e:
+                what = f"{self.what} cannot take images of shape {tuple(self.images.shape)}"
+                raise InputError(fault_in(e, self.entry.place, what)) from e
             if isinstance(out, Tensor):
                 net = self.wrapped(net, out)
-                out = self.output(net)
-            self.check(net, out)
+            else:
+                self.check(net, out)
         return net.train(was_training)
-
-    def output(self, net: nn.Module) -> object:
-        try:
-            return net(self.images)
-        except Exception as e:
-            what = f"{self.what} cannot take images of shape {tuple(self.images.shape)}"
-            raise InputError(fault_in(e, self.entry.place, what)) from e
 
     def wrapped(self, net: nn.Module, logits: Tensor) -> nn.Module:
         """The classifier with its last linear layer as the head."""
@@ -97,13 +86,11 @@ class _Trial:
             self.fault(
                 f"gives {tuple(logits.shape)} for 2 images; expected (2, {self.classes}), a number for each class"
             )
-        path = last_linear(net, self.classes)
-        if not path:
-            self.fault(
-                f"has no nn.Linear of {self.classes} outputs at its end, before which the features would be; return"
-                " {'logits': ..., 'feat': ...}"
-            )
-        whole = WrappedNet(net, path, self.images.shape[1])
+        cut = cut_last_linear(net, self.classes)
+        if cut is None:
+            self.fault(f"has no nn.Linear of {self.classes} outputs at its end; return {{'logits': ..., 'feat': ...}}")
+        path, head = cut
+        whole = WrappedNet(net, head, self.images.shape[1])
         try:
             out = whole(self.images)["logits"]
             same = out.shape == logits.shape and torch.allclose(out, logits, rtol=1e-3, atol=1e-4)
@@ -117,6 +104,7 @@ class _Trial:
         return whole
 
     def check(self, net: nn.Module, out: object) -> None:
+        """Refuse a net that has not USB's calling convention; set ``num_features`` if it lacks that alone."""
         wanted = f"expected {{'logits': (N, {self.classes}), 'feat': (N, F)}}"
         if not isinstance(out, Mapping):
             self.fault(f"its forward gives {type(out).__name__}; {wanted}, or the logits alone")

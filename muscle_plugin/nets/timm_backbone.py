@@ -24,13 +24,9 @@ class TimmBackbone(BackboneNet):
 
     Args:
         name: a name of ``timm.list_models``, with or without a tag of pretrained weights (``resnet18.a1_in1k``).
-        num_classes: outputs.
-        in_channels: channels of the images.
         img_size: side of the images; None: the one that the model was made for.
-        pretrained: start from pretrained weights.
-        pretrained_path: their file: a state dict of the model, with or without its classifier, in .safetensors or in
-            torch's format (read with ``weights_only=True``). Empty or None: from timm's hub.
-        dropout, input_noise, double_head, l2_feature: see :class:`muscle_plugin.nets.options.NetOptions`.
+        pretrained_path: file of pretrained weights: a state dict of the model, with or without its classifier, in
+            .safetensors or in torch's format (read with ``weights_only=True``). Empty or None: from timm's hub.
 
     Raises:
         InputError: no such model, it does not take these images, or the weights cannot be had or do not fit.
@@ -58,7 +54,13 @@ class TimmBackbone(BackboneNet):
         self.backbone = _create(name, in_channels, img_size)
         num_features = _num_features(self.backbone, name, in_channels, img_size)
         if from_hub:
-            self.backbone = _from_hub(name, in_channels, img_size)
+            try:
+                self.backbone = _create(name, in_channels, img_size, pretrained=True)
+            except Exception as e:  # offline, each client library raises something of its own
+                raise InputError(
+                    f"net: the pretrained weights of timm:{name} cannot be fetched from timm's hub ({type(e).__name__}); "
+                    "offline, --pretrain_path names a file of them (.safetensors or .pth)"
+                ) from e
         elif pretrained:
             _load_weights(self.backbone, name, Path(str(pretrained_path)))
         self.set_heads(num_features, num_classes)
@@ -66,8 +68,7 @@ class TimmBackbone(BackboneNet):
     def no_weight_decay(self) -> list[str]:
         """Names of the parameters without weight decay: one-dimensional ones, and those that the model names."""
         named = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else ()
-        skipped = {f"backbone.{n}" for n in named}
-        return [n for n, p in self.named_parameters() if p.ndim == 1 or n in skipped]
+        return [n for n, p in self.named_parameters() if p.ndim == 1 or n.removeprefix("backbone.") in named]
 
     def backbone_groups(self, coarse: bool) -> dict[str, int]:
         """The model's own layer groups by parameter name, where it has any."""
@@ -95,11 +96,7 @@ def _misfit(name: str, in_channels: int, img_size: int | None, reason: str) -> I
 
 
 def _num_features(net: nn.Module, name: str, in_channels: int, img_size: int | None) -> int:
-    """Size of the pooled output for images of this size, found by a blank image.
-
-    Raises:
-        InputError: the model does not take them.
-    """
+    """Size of the pooled output for images of this size, found by a blank image."""
     side = img_size or net.pretrained_cfg["input_size"][-1]  # type: ignore[index,union-attr]
     patches = getattr(net, "patch_embed", None)
     # timm would leave out the pixels that fill no patch
@@ -119,24 +116,11 @@ def _num_features(net: nn.Module, name: str, in_channels: int, img_size: int | N
     return out.shape[1]
 
 
-def _from_hub(name: str, in_channels: int, img_size: int | None) -> nn.Module:
-    try:
-        return _create(name, in_channels, img_size, pretrained=True)
-    except Exception as e:  # offline, each client library raises something of its own
-        raise InputError(
-            f"net: the pretrained weights of timm:{name} cannot be fetched from timm's hub ({type(e).__name__}); "
-            "offline, --pretrain_path names a file of them (.safetensors or .pth)"
-        ) from e
-
-
 def _load_weights(net: nn.Module, name: str, path: Path) -> None:
     """Load a state dict of a timm model, with or without its classifier, into the model without one.
 
     Where weights do not fit as they are, they go through the model's own ``checkpoint_filter_fn``, which for instance
     interpolates position embeddings to another image size.
-
-    Raises:
-        InputError: the file cannot be read, or its weights do not fit; the message says which.
     """
     weights, wanted = read_weights(path), net.state_dict()
     heads = net.pretrained_cfg.get("classifier") or ()  # type: ignore[operator,union-attr]

@@ -8,7 +8,7 @@ import torchvision
 from torchvision import models
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.nets.base import BackboneNet, cut_out, last_linear
+from muscle_plugin.nets.base import BackboneNet, cut_last_linear
 from muscle_plugin.nets.weights import misfit, read_weights
 
 
@@ -17,9 +17,7 @@ class TorchvisionNet(BackboneNet):
 
     Args:
         name: a name of ``torchvision.models.list_models``.
-        num_classes: outputs.
-        pretrained: start from pretrained weights.
-        pretrained_path: file of their state dict, with torchvision's classifier.
+        pretrained_path: file of a state dict, with torchvision's classifier.
 
     Raises:
         InputError: no such net, it does not end in a linear layer, or the weights cannot be read or do not fit.
@@ -38,7 +36,7 @@ class TorchvisionNet(BackboneNet):
             if fault := misfit(state, self.backbone.state_dict()):
                 raise InputError(f"net: {pretrained_path}: not weights of torchvision's {name}: {fault}")
             self.backbone.load_state_dict(state, strict=False)
-        path = last_linear(self.backbone)
-        if not path:
+        cut = cut_last_linear(self.backbone)
+        if cut is None:
             raise InputError(f"net: torchvision's {name} does not end in a linear layer")
-        self.set_heads(cut_out(self.backbone, path).in_features, num_classes)
+        self.set_heads(cut[1].in_features, num_classes)

@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from muscle_plugin.errors import InputError
 from muscle_plugin.files import load_safetensors, load_tensors
 
-#: Last parts of a net's parameter names that make up its classifier.
-HEADS = ("classifier", "classifier2", "fc", "head")
-
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, without the prefix of a parallel model; of a checkpoint the averaged weights.
@@ -41,30 +38,28 @@ def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
         if n in state and state[n].shape != v.shape
     ]
     faults = {"missing": missing, "not in the model": superfluous, "of another shape": shapes}
-    return "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return "; ".join(
+        f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for what, names in faults.items()
+        if names
+    )
 
 
 def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
-    """Load every weight whose name and shape fit, and return how many did.
-
-    Args:
-        with_head: the classifier too.
+    """Load every weight whose name and shape fit, of the classifier ``with_head`` only, and return how many did.
 
     Raises:
         InputError: unreadable, or less than half of the net's weights (without its classifier) are in the file.
     """
     found, own = read_weights(path), net.state_dict()
     wanted = {n: t for n, t in own.items() if with_head or not _of_head(n)}
-    best: dict[str, Tensor] = {}
-    wrapper = "backbone."  # of the net in the file, or of ours
-    without = {n.removeprefix(wrapper): t for n, t in found.items()}
-    for candidate in (found, {wrapper + n: t for n, t in found.items()}, without):
-        fit = {n: t for n, t in candidate.items() if n in wanted and t.shape == wanted[n].shape}
-        best = max(best, fit, key=len)
+    wrapped = {f"backbone.{n}": t for n, t in found.items()}
+    unwrapped = {n.removeprefix("backbone."): t for n, t in found.items()}
+    fits = [
+        {n: t for n, t in state.items() if n in wanted and t.shape == wanted[n].shape}
+        for state in (found, wrapped, unwrapped)
+    ]
+    best = max(fits, key=len)
     if 2 * len(best) < len([n for n in own if not _of_head(n)]):
         raise InputError(
             f"init_from: {path}: only {len(best)} of the net's {len(own)} weights are there, by name and shape; is it of"
@@ -75,4 +70,4 @@ def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
 
 
 def _of_head(name: str) -> bool:
-    return any(part in HEADS for part in name.split("."))
+    return not {"classifier", "classifier2", "fc", "head"}.isdisjoint(name.split("."))

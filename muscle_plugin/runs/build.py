@@ -12,8 +12,8 @@ import muscle_plugin.register  # noqa: F401  USB's classes look each other up by
 from muscle_plugin.algorithms.compose import algorithm_class
 from muscle_plugin.data.load import load_data
 from muscle_plugin.data.source import Source
+from muscle_plugin.device import memory_for
 from muscle_plugin.errors import InputError, UserError
-from muscle_plugin.memory import memory_for
 from muscle_plugin.nets.build import builder_of
 from muscle_plugin.runs.logs import output_to
 from muscle_plugin.settings.namespace import namespace_of

@@ -23,10 +23,9 @@ from muscle_plugin import distributed
 from muscle_plugin.data.load import split_seed
 from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.data.views import check_shared_equally
-from muscle_plugin.device import choose_device
+from muscle_plugin.device import choose_device, keep_freed_memory
 from muscle_plugin.errors import DamagedError, DataError, RunError
 from muscle_plugin.files import read_whole
-from muscle_plugin.memory import keep_freed_memory
 from muscle_plugin.run_files import BEST, LATEST, SPLIT_FILE
 from muscle_plugin.runs.build import build, pack_images, room_for_images_and_nets
 from muscle_plugin.runs.directory import failure_file, newest_whole, prepared, run_directory, set_aside

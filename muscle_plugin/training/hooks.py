@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin import distributed
-from muscle_plugin.memory import memory_for
+from muscle_plugin.device import memory_for
 from muscle_plugin.schedules import ema_momentum, schedule
 from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.training.state import outside_state

@@ -34,10 +34,11 @@ from muscle_plugin.device import (
     choose_precision,
     deterministic_kernels,
     fix_workspaces,
+    memory_for,
 )
 from muscle_plugin.errors import DeviceError, Interrupted
 from muscle_plugin.files import save_tensors
-from muscle_plugin.memory import memory_for
+from muscle_plugin.device import memory_for
 from muscle_plugin.nets.build import NetBuilder, builder_instead_of
 from muscle_plugin.run_files import BEST, LATEST, earlier_checkpoints
 from muscle_plugin.seeding import derive, seed_everything
@@ -58,9 +59,8 @@ from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor, advice
 from muscle_plugin.training.nets import check_compiler, prepare, synchronise_batch_norm
 from muscle_plugin.training.protocols import Recorder, TensorBoardLog
 from muscle_plugin.training.state import outside_state
-from muscle_plugin.usb.calls import usb_calls_on
+from muscle_plugin.usb.calls import no_waiting, usb_calls_on
 from muscle_plugin.usb.names import Hook
-from muscle_plugin.usb.no_waiting import no_waiting
 from muscle_plugin.usb.thresholds import take_over
 
 if TYPE_CHECKING:

@@ -2,18 +2,84 @@
 """The names of USB (``semilearn``) that this package uses, imported in one place; for 0.3.2 and for git main at 1ef4cbe.
 
 Importing USB takes seconds and prints deprecation warnings of libraries that it uses; they are silenced here, and here
-only, and packages that training on images does not need are imported when they are used (:mod:`muscle_plugin.usb.late`).
-Modules that must stay light do not import this one.
+only. Modules that must stay light do not import this one.
+
+USB imports its loggers, audio and language parts as soon as it is imported, which takes a quarter of its start-up time, and
+fails where one of them is not installed or cannot be loaded (a torchaudio made for another torch, an aim for another
+protobuf). Training on images never calls them, so they are imported when they are used, if ever. Only import statements in
+USB's modules get a stand-in, and nothing enters ``sys.modules``: other libraries look there, or call ``find_spec``, to learn
+what is installed.
 """
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import pkgutil
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
-from muscle_plugin.usb.late import imported_when_used
+from muscle_plugin.usb.calls import replaced
+
+#: What USB imports at once and training on images does not need.
+NOT_NEEDED = ("aim", "progress", "skimage", "torchaudio", "transformers", "wandb")
+
+
+class _Late:
+    """A module, or a name in one, that is imported once it is called or looked into."""
+
+    def __init__(self, module: str, name: str = "") -> None:
+        self._module, self._name = module, name
+        self._importing = not name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # what the machinery of imports and types looks for
+            raise AttributeError(attribute)
+        return _Late(self._module, attribute) if self._importing else getattr(self._real(), attribute)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._real()(*args, **kwargs)
+
+    def _real(self) -> Any:
+        package = self._module.partition(".")[0]
+        try:
+            module = importlib.import_module(self._module)
+        except Exception as e:  # whatever stops it
+            absent = isinstance(e, ModuleNotFoundError) and e.name == package
+            reason = f"is not installed: pip install {package}" if absent else f"cannot be loaded: {e}"
+            raise ImportError(f"{package} is needed for this, and {reason}") from e
+        return getattr(module, self._name) if self._name else module
+
+
+@contextmanager
+def imported_when_used(importer: str, packages: tuple[str, ...] = NOT_NEEDED) -> Iterator[None]:
+    """Within it, modules of the package ``importer`` get stand-ins for what they import of ``packages``, unless it is imported
+    already."""
+    real, made = builtins.__import__, list[_Late]()
+
+    def import_(
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Any = (),
+        level: int = 0,
+    ) -> Any:
+        package, asking = name.partition(".")[0], str((globals or {}).get("__name__")).partition(".")[0]
+        if level or asking != importer or package not in packages or sys.modules.get(name):
+            return real(name, globals, locals, fromlist, level)
+        made.append(_Late(name if fromlist else package))
+        return made[-1]
+
+    try:
+        with replaced((builtins, "__import__", import_)):
+            yield
+    finally:
+        for module in made:
+            module._importing = False
+
 
 with warnings.catch_warnings(), imported_when_used("semilearn"):
     warnings.simplefilter("ignore")
@@ -53,29 +119,3 @@ with warnings.catch_warnings(), imported_when_used("semilearn"):
     # (asking the registry would load plugins, this package among them, in the middle of its own import)
     if hasattr(semilearn.algorithms, "sequencematch"):
         vars(semilearn.algorithms.sequencematch.sequencematch).setdefault("feat_dict", None)
-
-
-def register_algorithm(name: str, cls: type) -> None:
-    """Put a class into USB's registry of algorithms.
-
-    Raises:
-        RuntimeError: another class has this name.
-    """
-    if name not in ALGORITHMS:
-        ALGORITHMS[name] = cls
-    elif ALGORITHMS[name] is not cls:
-        raise RuntimeError(
-            f"USB already has an algorithm {name!r}: {ALGORITHMS[name]}; muscle_plugin cannot add its own"
-        )
-
-
-def register_net(name: str, builder: object) -> None:
-    """Put a builder where USB's ``get_net_builder`` looks for it: into the module ``semilearn.nets``.
-
-    Raises:
-        RuntimeError: another net has this name.
-    """
-    present = getattr(nets, name, builder)
-    if present is not builder:
-        raise RuntimeError(f"USB already has a net {name!r}: {present}; muscle_plugin cannot add its own")
-    setattr(nets, name, builder)

@@ -6,8 +6,7 @@ import contextlib
 import http.client
 import os
 import pickle
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -23,36 +22,17 @@ def names() -> list[str]:
     return sorted(n for n, x in vars(nets).items() if n[-1].isdigit() and not n.startswith("_") and callable(x))
 
 
-def builder(name: str) -> Callable[..., nn.Module]:
-    """The builder of a net of :func:`names`, in USB's form."""
-    return partial(_build, getattr(nets, name), name)
-
-
-def is_usbs(builder: object, name: str, from_torchvision: bool) -> bool:
-    """Whether ``builder`` is what USB's ``get_net_builder(name, from_torchvision)`` returns."""
-    if builder is None:
-        return False
-    if not from_torchvision:
-        return builder is getattr(nets, name, None)
-    import torchvision
-
-    return builder is getattr(torchvision.models, name, None)
-
-
-def _build(
-    build: Callable[..., nn.Module],
-    name: str,
-    num_classes: int,
-    pretrained: bool = False,
-    pretrained_path: str | Path | None = None,
+def build(
+    name: str, num_classes: int, pretrained: bool = False, pretrained_path: str | Path | None = None
 ) -> nn.Module:
-    """Build a net; its pretrained weights come from a file or a URL.
+    """Build a net of :func:`names`; its pretrained weights come from a file or a URL.
 
     Raises:
         InputError: the weights cannot be had, or do not fit.
     """
+    builder = getattr(nets, name)
     if not pretrained:
-        return build(num_classes=num_classes)
+        return builder(num_classes=num_classes)
     where = str(pretrained_path or "")
     from_url = "://" in where
     if not from_url and not Path(where).is_file():
@@ -63,7 +43,7 @@ def _build(
         if not from_url:
             load_tensors(Path(where))
         with _weights_only():
-            return build(num_classes=num_classes, pretrained=True, pretrained_path=where)
+            return builder(num_classes=num_classes, pretrained=True, pretrained_path=where)
     except (OSError, http.client.HTTPException) as e:
         instead = "without a network give a copy of it as --pretrain_path FILE, or --use_pretrain false"
         raise InputError(f"net: {where}: cannot be downloaded ({e}); {instead}") from e

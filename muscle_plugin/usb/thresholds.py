@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
+from muscle_plugin.usb.calls import speed_patches
 from muscle_plugin.usb.names import (
     DistAlignQueueHook,
     FlexMatchThresholdingHook,
@@ -22,7 +23,6 @@ from muscle_plugin.usb.names import (
     SoftMatchWeightingHook,
     concat_all_gather,
 )
-from muscle_plugin.usb.patches import speed_patches
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
@@ -55,16 +55,13 @@ class FlexMatchThresholds(FlexMatchThresholdingHook):
         confidence, predicted = probabilities.max(dim=-1)
         status = self.classwise_acc[predicted]
         mask = confidence.ge(algorithm.p_cutoff * (status / (2.0 - status))).to(confidence.dtype)
-        self.remember(algorithm, idx_ulb, confidence.ge(algorithm.p_cutoff), predicted)
+        # the labels of confident images, of all processes, are kept
+        n = len(self.selected_label)
+        place = torch.where(confidence.ge(algorithm.p_cutoff), idx_ulb, n)  # one place more, for the others
+        place, labels = distributed.gather(place), distributed.gather(predicted)
+        self.selected_label = torch.cat([self.selected_label, labels[:1]]).index_put_((place,), labels)[:n]
         self.update()
         return mask
-
-    def remember(self, algorithm: Any, idx_ulb: Tensor, select: Tensor, labels: Tensor) -> None:
-        """Keep the labels of the images ``idx_ulb`` that ``select`` marks, of all processes; all are (I,)."""
-        n = len(self.selected_label)
-        place = torch.where(select, idx_ulb, n)  # one place more, for those that are not kept
-        place, labels = distributed.gather(place), distributed.gather(labels)
-        self.selected_label = torch.cat([self.selected_label, labels[:1]]).index_put_((place,), labels)[:n]
 
     @torch.no_grad()
     def update(self, *_: Any, **__: Any) -> None:
