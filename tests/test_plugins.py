@@ -369,8 +369,7 @@ def test_a_data_set_is_what_its_function_returned():
         assert torch.equal(source.images, torch.from_numpy(IMAGES))
         assert (source.labels.tolist(), source.train.tolist(), source.test.tolist()) == (LABELS, [0, 1, 2, 3, 4], [5])
         assert source.classes == ("a", "b", "c")
-        from muscle_plugin.registry.extension import PLUGIN_DATASETS
-        from muscle_plugin.registry.names import DATASETS
+        from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS
 
         del DATASETS["mine"], PLUGIN_DATASETS["mine"]
 
@@ -460,7 +459,7 @@ class Pair(nn.Module):
 
 
 def built(module, **settings):
-    from muscle_plugin.registry.extension import PLUGIN_NETS
+    from muscle_plugin.registry.names import PLUGIN_NETS
 
     PLUGIN_NETS.pop("mine", None)
     net("mine")(lambda num_classes: module)
@@ -561,7 +560,7 @@ def flat(num_classes, channels, img_size):
 
 def test_predict_wants_the_net_and_nothing_else(short_run, tmp_path, monkeypatch, capsys):
     from muscle_plugin.registry import plugins
-    from muscle_plugin.registry.extension import PLUGIN_NETS
+    from muscle_plugin.registry.names import PLUGIN_NETS
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flat.py").write_text(FLAT)

@@ -9,8 +9,7 @@ from muscle_plugin.algorithms.label_propagation import LabelPropagation, MeanTea
 from muscle_plugin.algorithms.mean_teacher import MeanTeacher
 from muscle_plugin.algorithms.muscle import Muscle
 from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
-from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
-from muscle_plugin.registry.own import OWN_ALGORITHMS
+from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX, OWN_ALGORITHMS
 from muscle_plugin.training import Host
 from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase, SSL_Argument
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
-from muscle_plugin.registry.own import usb_arguments
+from muscle_plugin.registry.catalogue import usb_arguments
 from muscle_plugin.training.protocols import StepOutput
 from muscle_plugin.usb.names import AlgorithmBase, SSL_Argument
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from muscle_plugin import distributed
 from muscle_plugin.algorithms.original_mean_teacher import OriginalMeanTeacher
-from muscle_plugin.registry.own import stage_1_epochs, usb_arguments
+from muscle_plugin.registry.catalogue import stage_1_epochs, usb_arguments
 from muscle_plugin.training.protocols import StepOutput
 from muscle_plugin.usb.names import AlgorithmBase, Hook, SSL_Argument
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muscle_plugin.registry.own import usb_arguments
+from muscle_plugin.registry.catalogue import usb_arguments
 from muscle_plugin.schedules import sigmoid_rampup
 from muscle_plugin.training.protocols import StepOutput
 from muscle_plugin.usb.names import AlgorithmBase, SSL_Argument

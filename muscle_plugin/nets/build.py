@@ -20,8 +20,7 @@ from muscle_plugin.nets.options import NetOptions, refuse_pretrained
 from muscle_plugin.nets.plugged import plugged_net
 from muscle_plugin.nets.resnet18_84 import ResNet18
 from muscle_plugin.nets.small_cnn import SmallCNN
-from muscle_plugin.registry.extension import PLUGIN_NETS
-from muscle_plugin.registry.names import DATASETS, NETS, TIMM
+from muscle_plugin.registry.names import DATASETS, NETS, PLUGIN_NETS, TIMM
 from muscle_plugin.text import did_you_mean, shown
 
 _CLASSES: dict[str, type[USBNet]] = {"small_cnn": SmallCNN, "cnn13": CNN13, "resnet18_84": ResNet18}

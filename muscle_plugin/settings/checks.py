@@ -6,9 +6,8 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
-from muscle_plugin.registry.catalogue import MUSCLE
+from muscle_plugin.registry.catalogue import MUSCLE, stage_1_epochs
 from muscle_plugin.registry.names import DATASETS, DatasetInfo
-from muscle_plugin.registry.own import stage_1_epochs
 from muscle_plugin.settings.schema import MOST_CHARACTERS, MOST_WHOLE, OF_ONES_OWN, WITHOUT_LABELS, RunSettings
 from muscle_plugin.text import did_you_mean, shown
 

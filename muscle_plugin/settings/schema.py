@@ -14,12 +14,12 @@ from muscle_plugin.errors import ConfigError
 from muscle_plugin.registry.catalogue import (
     MUSCLE_PREFIX,
     NOT_HOSTED,
+    Algorithm,
     all_algorithms,
     base_algorithms,
     muscle_algorithms,
 )
 from muscle_plugin.registry.names import DATASETS, NETS
-from muscle_plugin.registry.own import Algorithm
 from muscle_plugin.text import did_you_mean, shown
 
 #: Bounds of any setting: characters of a text (a path has 4,096 bytes at most), whole numbers, images of a step.

@@ -12,8 +12,7 @@ from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.loader import FixedImages
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
-from muscle_plugin.registry.extension import PLUGIN_NETS
-from muscle_plugin.registry.names import NETS
+from muscle_plugin.registry.names import NETS, PLUGIN_NETS
 
 
 class ImageSet:
