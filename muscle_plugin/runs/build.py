@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from argparse import Namespace
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +17,6 @@ from muscle_plugin.errors import InputError, UserError
 from muscle_plugin.memory import memory_for
 from muscle_plugin.nets.build import builder_of
 from muscle_plugin.runs.logs import output_to
-from muscle_plugin.settings.namespace import namespace_of
 from muscle_plugin.settings.resolve import Resolved
 from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.text import first_line, out_of_memory
@@ -37,7 +37,7 @@ def build(resolved: Resolved, logger: logging.Logger | None = None, source: Sour
         UserError: the data, the device or the net cannot be had (DataError, DeviceError, InputError).
     """
     settings = resolved.settings
-    args = namespace_of(resolved, source=source)
+    args = Namespace(resolved=resolved, source=source)
     with room_for_images_and_nets(), _faults_of_usb(settings):
         with output_to(logger):
             algorithm: Host = algorithm_class(settings.algorithm)(args, builder_of(settings), None, logger)

@@ -26,9 +26,6 @@ def load_named_plugins(argv: Sequence[str], files_of: Callable[[argparse.Namespa
 
     Args:
         files_of: the configurations that it names, given ``c`` and the words that are no such flag.
-
-    Raises:
-        ConfigError: one cannot be had, or a configuration cannot be read.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--c", "--config", dest="c", nargs="?")
@@ -42,7 +39,7 @@ def load_named_plugins(argv: Sequence[str], files_of: Callable[[argparse.Namespa
 
 
 def named_in(words: Sequence[str]) -> list[str]:
-    """Those of the words of a command line that are a configuration's name or file."""
+    """The words of a command line that are a configuration's name or file."""
     known = config_names()
     return [w for w in words if w.endswith((".yaml", ".yml")) or w in known]
 
@@ -55,36 +52,24 @@ def add_plugins_of_net(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add every setting as a flag, by USB's names and short names; :func:`resolve` checks the values later.
-
-    Raises:
-        CatalogueError: USB is not installed.
-    """
+    """Add every setting as a flag, by USB's names and short names; :func:`resolve` checks the values later."""
     parser.add_argument(
-        "--c",
-        "--config",
-        dest="c",
-        metavar="FILE",
+        "--c", "--config", dest="c", metavar="FILE",
         help="YAML file of settings, or the name of one of benchmark_configs; the word alone, without --c, will do",
-    )
+    )  # fmt: skip
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
-    group = parser.add_argument_group("settings of every run")
-    for name, info in RunSettings.model_fields.items():
-        kind = bool if "bool" in str(info.annotation) else info.annotation
-        _add(group, name, info.description or "", info.default, kind)
-    group = parser.add_argument_group("settings of muscle and muscle_<base>")
-    for name, info in MuscleSettings.model_fields.items():
-        _add(group, name, info.description or "", info.default, info.annotation)
+    for models, model in (("every run", RunSettings), ("muscle and muscle_<base>", MuscleSettings)):
+        group = parser.add_argument_group(f"settings of {models}")
+        for name, info in model.model_fields.items():
+            kind = bool if "bool" in str(info.annotation) else info.annotation
+            _add(group, name, info.description or "", info.default, kind)
     group = parser.add_argument_group("settings of USB's algorithms (defaults differ; --print-config shows them)")
-    arguments: dict[str, dict[str, Any]] = {}
-    for algorithm in base_algorithms().values():
-        for a in algorithm.arguments:
-            arguments.setdefault(a.name, {})[algorithm.name] = a
-    for name in sorted(arguments.keys() - RunSettings.model_fields):
-        *_, last = having = arguments[name]
-        argument, names = having[last], ", ".join(having)
-        text = f"{argument.help} ({names})" if argument.help else names
-        _add(group, name, text, argument.default if len(having) == 1 else None, argument.type)
+    algorithms = base_algorithms().values()
+    for name in sorted(known_keys() - RunSettings.model_fields.keys() - MuscleSettings.model_fields.keys()):
+        having = {a.name: x for a in algorithms for x in a.arguments if x.name == name}
+        last, names = list(having.values())[-1], ", ".join(having)
+        text = f"{last.help} ({names})" if last.help else names
+        _add(group, name, text, last.default if len(having) == 1 else None, last.type)
 
 
 def _add(group: argparse._ArgumentGroup, name: str, text: str, default: object, kind: object) -> None:
