@@ -255,11 +255,10 @@ def test_a_plugin_that_changed_is_said_on_resuming(short_run, tmp_path, capsys):
     (tmp_path / "p.py").write_text(own_dataset("changing"))
     settings = {"save_name": "r", "plugins": str(tmp_path / "p.py"), "num_train_iter": 4, "algorithm": "supervised"}
     short_run(**settings)
-    path = tmp_path / "r" / "environment.json"
-    now = json.loads(path.read_text())
+    now = json.loads((tmp_path / "r" / "environment.json").read_text())
     (name,) = now["plugins"]
-    assert changes(path, now) == []
-    assert changes(path, now | {"plugins": {name: "0"}}) == [f"plugin {name} has changed since the run began"]
+    assert changes([now], now) == []
+    assert changes([now], now | {"plugins": {name: "0"}}) == [f"plugin {name} has changed since the run began"]
 
 
 # -------------------------------------------------------------------------------------------------------------- security
