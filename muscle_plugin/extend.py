@@ -56,15 +56,7 @@ class Images:
 
 
 def _place(kind: str, name: str, thing: object, plugins: Mapping[str, Any], owner: str | None) -> str:
-    """The file that defines what is to have a name.
-
-    Args:
-        plugins: what others have registered.
-        owner: who else has something of this name.
-
-    Raises:
-        PluginError: it is no function, the name is none, or it is taken.
-    """
+    """The file that defines what is to have a name, unless ``plugins`` or an ``owner`` has something of this name."""
     if not callable(thing):
         raise PluginError(f"{kind} {name!r}: a function is expected, got {type(thing).__name__}")
     place = place_of(thing)

@@ -100,9 +100,6 @@ def usb_arguments(name: str) -> list[Any]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------- reading USB's source
-
-
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
@@ -143,11 +140,7 @@ def _registered_names(tree: ast.Module) -> dict[str, str]:
 
 @cache
 def usb_algorithms() -> dict[str, Algorithm]:
-    """Every algorithm that the installed USB registers, by name; without those of ``NOT_HOSTED``.
-
-    Raises:
-        CatalogueError: USB is not installed.
-    """
+    """Every algorithm that the installed USB registers, by name; without those of ``NOT_HOSTED``."""
     spec = find_spec("semilearn")
     if spec is None or not spec.submodule_search_locations:
         raise CatalogueError("semilearn (USB) is not installed: pip install semilearn")
@@ -172,9 +165,6 @@ def usb_algorithms() -> dict[str, Algorithm]:
         views = tuple(a.arg for a in step.args.args if a.arg != "self") if step else ()
         catalogue[name] = Algorithm(name, names[name], views, _arguments(arguments) if arguments else ())
     return catalogue
-
-
-# ------------------------------------------------------------------------------------------------------------ catalogue
 
 
 def base_algorithms() -> dict[str, Algorithm]:

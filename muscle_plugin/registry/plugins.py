@@ -24,7 +24,7 @@ from muscle_plugin.registry.catalogue import MUSCLE, NOT_HOSTED, PLUGIN_ALGORITH
 from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, PLUGIN_NETS, STEP_PARAMETERS
 from muscle_plugin.text import fault_in, shown
 
-MOST_PLUGINS = 64
+_MOST_PLUGINS = 64
 _MOST_CHARACTERS = 4096  # of a path
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 #: What a name may be: it becomes a flag's value and part of folder names.
@@ -37,25 +37,16 @@ _loaded: set[str] = set()
 after_loading: list[Callable[[], None]] = []
 
 
-# ---------------------------------------------------------------------------------------------------------------- names
-
-
 def located(value: object, folder: str | Path) -> tuple[str, ...]:
-    """The plugins of a setting, a list or a text with commas: files as absolute paths, modules as they are.
-
-    Args:
-        folder: base of relative paths.
-
-    Raises:
-        PluginError: not such a value, or one names neither a file nor a module.
-    """
+    """The plugins of a setting, a list or a text with commas: files, relative to ``folder``, as absolute paths; modules as
+    they are. A PluginError if one names neither."""
     if value is None:
         return ()
     words = value.split(",") if isinstance(value, str) else value
     if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
         raise PluginError(f"names of files or modules are expected, got {shown(value)}")
-    if len(words) > MOST_PLUGINS:
-        raise PluginError(f"{len(words)} plugins are too many; {MOST_PLUGINS} at most")
+    if len(words) > _MOST_PLUGINS:
+        raise PluginError(f"{len(words)} plugins are too many; {_MOST_PLUGINS} at most")
     found: list[str] = []
     for word in filter(None, map(str.strip, words)):
         if len(word) > _MOST_CHARACTERS or not word.isprintable():
@@ -91,18 +82,11 @@ def fingerprints(plugins: Iterable[str]) -> dict[str, str | None]:
     return out
 
 
-# --------------------------------------------------------------------------------------------------------------- loading
-
-
 def load_all(plugins: Iterable[str], reserved: Collection[str]) -> None:
     """Import plugins that :func:`located` returned, in this order, and make known what they register.
 
     Args:
         reserved: names of settings that no algorithm may declare.
-
-    Raises:
-        PluginError: there is no such plugin, importing it fails, or what it registers cannot be used.
-        CatalogueError: USB is not installed.
     """
     for word in plugins:
         if word not in _loaded:
@@ -169,21 +153,11 @@ def _import_file(path: str) -> None:
         raise
 
 
-# ------------------------------------------------------------------------------------------------------------ algorithms
-
-
 def _registered_by(
     word: str, registry: MutableMapping[str, Any], before: Mapping[str, Any], known: Collection[str]
 ) -> list[str]:
     """The names of algorithms that a plugin added to USB's registry; also those of a module that was imported earlier.
-
-    Args:
-        before: the registry before the import.
-        known: names that are taken.
-
-    Raises:
-        PluginError: it took a name that is taken, which is undone.
-    """
+    One that took a name of ``known`` is refused, and the name given back to what had it ``before`` the import."""
     found = []
     for name in list(registry.keys()):
         cls = registry[name]

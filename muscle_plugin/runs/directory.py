@@ -38,11 +38,6 @@ def _release_all() -> None:
 os.register_at_fork(after_in_child=_release_all)
 
 
-def run_directory(resolved: Resolved) -> Path:
-    """The directory of a run, whether or not it exists."""
-    return Path(resolved.settings.save_dir) / resolved.settings.save_name
-
-
 @contextlib.contextmanager
 def _creating(run_dir: Path) -> Iterator[None]:
     try:
@@ -71,9 +66,6 @@ def run_lock(run_dir: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(lock)
-
-
-# ------------------------------------------------------------------------------------------- whether a run may go there
 
 
 def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
@@ -114,17 +106,13 @@ def is_worth_keeping(run_dir: Path) -> bool:
         return False
     without_checkpoint = {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE, "log.txt", "environment.json", "metrics.jsonl"}
     names = {p.name for p in run_dir.iterdir()} - {"result.json", "tensorboard"}
-    return not (names <= without_checkpoint and CONFIG_FILE in names and not _steps_of(run_dir))
-
-
-def _steps_of(run_dir: Path) -> int:
-    """Steps that the result counts, also of a run whose checkpoints were deleted."""
     try:
-        return int(read_json(run_dir / "result.json")["steps"])
+        steps = read_json(run_dir / "result.json")["steps"]  # also of a run whose checkpoints were deleted
     except FileNotFoundError:
-        return 0
-    except (OSError, ValueError, KeyError, TypeError):
-        return 1  # unreadable: better kept
+        steps = 0
+    except (OSError, ValueError, KeyError):
+        return True  # unreadable: better kept
+    return bool(steps or names - without_checkpoint or CONFIG_FILE not in names)
 
 
 def _describe(run_dir: Path, checkpoints: Sequence[Path]) -> str:
@@ -147,9 +135,6 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
         raise RunError(f"{saved_file}: the settings of the run to resume cannot be read: {e}") from None
     if differing:
         raise RunError(f"{saved_file.parent}: {began_otherwise(differing)}. Choose another --save_name or --save_dir")
-
-
-# ------------------------------------------------------------------------------------------------------------- its files
 
 
 @contextlib.contextmanager

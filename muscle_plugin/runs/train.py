@@ -31,7 +31,7 @@ from muscle_plugin.errors import DataError, DeviceError, Interrupted, RunError, 
 from muscle_plugin.memory import keep_freed_memory
 from muscle_plugin.run_files import LATEST, SPLIT_FILE, saved_checkpoints
 from muscle_plugin.runs.build import build, pack_images, room_for_images_and_nets
-from muscle_plugin.runs.directory import failure_file, newest_whole, prepared, run_directory, set_aside
+from muscle_plugin.runs.directory import failure_file, newest_whole, prepared, set_aside
 from muscle_plugin.runs.environment import record_environment
 from muscle_plugin.runs.logs import log_file, output_to
 from muscle_plugin.runs.progress import Progress
@@ -55,7 +55,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
         OSError: a file of the run cannot be read.
     """
-    settings, run_dir = resolved.settings, run_directory(resolved)
+    settings, run_dir = resolved.settings, resolved.run_dir
     device = choose_device(settings.device)  # before the run directory is touched
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.joined(device, settings.dist_timeout))
@@ -65,7 +65,9 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         progress = Progress(settings, quiet or not first)
         failure = stack.enter_context(failure_file(run_dir, resolved.name)) if first else {}
         logger = stack.enter_context(log_file(run_dir)) if first else None
-        stack.enter_context(_threads(settings.num_threads))
+        if settings.num_threads:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(settings.num_threads)
         keep_freed_memory()
         algorithm = _built(run_dir, resolved, checkpoints, logger)
         stack.enter_context(saying_how_to_resume(run_dir, resolved, command))
@@ -99,17 +101,6 @@ def _check_processes_and_packages(resolved: Resolved) -> None:
         raise RunError("\n".join(f"--use_{p}: {p} is not installed: pip install {p}" for p in absent))
     labelled: int = settings.batch_size
     check_shared_equally(labelled, settings.total_batch - labelled, distributed.world_size())
-
-
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if number:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _built(run_dir: Path, resolved: Resolved, checkpoints: Sequence[Path], logger: logging.Logger | None) -> Host:
@@ -152,9 +143,6 @@ def _resume(
         algorithm.notes.append(set_aside(damaged, run_dir, used, algorithm.it))
         if logger is not None:
             logger.warning(algorithm.notes[-1])
-
-
-# ------------------------------------------------------------------------------------------------------------ resuming
 
 
 def resume_command(command: Sequence[str], resolved: Resolved, from_own: bool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from muscle_plugin.registry.catalogue import base_algorithms
@@ -21,27 +21,19 @@ SHORT_FLAGS = {
 _ALONE = {"resume": "yes", "plugins": True}
 
 
-def load_named_plugins(argv: Sequence[str], files_of: Callable[[argparse.Namespace, list[str]], Sequence[str]]) -> None:
-    """Import the plugins that a command line names, before it is parsed: their settings are flags of it.
-
-    Args:
-        files_of: the configurations that it names, given ``c`` and the words that are no such flag.
-    """
+def _load_named_plugins(argv: Sequence[str]) -> None:
+    """Import the plugins that a command line names, before it is parsed: their settings are flags of it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--c", "--config", dest="c", nargs="?")
     parser.add_argument("--plugins", nargs="?", const=True)
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = parser.parse_known_args(argv)
     if options.plugins is True:
-        for word in files_of(options, rest):
-            load_plugins(read_yaml(find_config(word)), True)
+        known = config_names()
+        for word in [options.c] if options.c else rest:
+            if options.c or word.endswith((".yaml", ".yml")) or word in known:
+                load_plugins(read_yaml(find_config(word)), True)
     elif options.plugins is not None:
         load_plugins([], options.plugins)
-
-
-def named_in(words: Sequence[str]) -> list[str]:
-    """The words of a command line that are a configuration's name or file."""
-    known = config_names()
-    return [w for w in words if w.endswith((".yaml", ".yml")) or w in known]
 
 
 def add_plugins_of_net(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +43,7 @@ def add_plugins_of_net(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     """Add every setting as a flag, by USB's names and short names; :func:`resolve` checks the values later."""
     parser.add_argument(
         "--c", "--config", dest="c", metavar="FILE",
@@ -86,7 +78,13 @@ def _add(group: argparse._ArgumentGroup, name: str, text: str, default: object, 
 def parse_command_line(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, Layer, list[str]]:
-    """Parsed arguments, the layer of settings among them, and a fault per unknown flag."""
+    """Parse a command line, to which every setting is added; plugins that it names are imported.
+
+    Returns:
+        The parsed arguments, the layer of settings among them, and a fault per unknown flag.
+    """
+    _load_named_plugins(argv)
+    _add_settings(parser)
     known = known_keys()
     namespace, rest = parser.parse_known_args([_underscored(word, known) for word in argv])
     layer = Layer("command line", {k: v for k, v in vars(namespace).items() if k in known})

@@ -40,14 +40,18 @@ class Resolved:
         settings: of every run, and those of the algorithm; cannot be changed.
         sources: the place that gave each setting which is not at its default.
         notices: for the user, one line each.
-        name: of the configuration, if it is one of ``benchmark_configs`` (``muscle_digits_10``,
-            ``classic_cv/fixmatch_svhn_40``).
+        name: of the configuration, if it is one of ``benchmark_configs`` (``classic_cv/fixmatch_svhn_40``).
     """
 
     settings: RunSettings
     sources: Mapping[str, str]
     notices: tuple[str, ...]
     name: str | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of the run, which may not exist yet."""
+        return Path(self.settings.save_dir) / str(self.settings.save_name)
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, plain values; :func:`resolve` makes the same run of them."""
@@ -309,11 +313,8 @@ def load_plugins(layers: Sequence[Layer], given: object) -> None:
     """Import the plugins of a run.
 
     Args:
-        layers: of its files.
+        layers: of its files, whose plugins are refused where none is ``given``.
         given: the setting on the command line: names; True: those of the files; None: not given.
-
-    Raises:
-        ConfigError: a plugin cannot be had, or the files name some and none was given.
     """
     named = next((x for x in reversed(layers) if x.values.get("plugins") is not None), None)
     of_files = named.values["plugins"] if named else ()

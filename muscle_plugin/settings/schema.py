@@ -72,7 +72,7 @@ def device_fault(name: str) -> str | None:
     """Why a device cannot be used, whether or not this machine has it; None if it can."""
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name):
         return None
-    return "only CPUs and CUDA GPUs can be used (USB's algorithms call CUDA by name): give auto, cpu, cuda, cuda:0, ..."
+    return "only CPUs and CUDA GPUs can be used (USB's algorithms call CUDA by name): give auto, cpu, cuda or cuda:N"
 
 
 def _known_device(name: str) -> str:
@@ -237,11 +237,7 @@ WITHOUT_LABELS = ("muscle", "contrastive", "muscle_contrastive")
 
 def settings_model(algorithm: object) -> type[RunSettings]:
     """The pydantic model of all settings of one algorithm: every run's, MUSCLE's where it is composed in, and those
-    that USB's class declares in ``get_argument``.
-
-    Raises:
-        ConfigError: there is no such algorithm; names the nearest one.
-    """
+    that USB's class declares in ``get_argument``. A ConfigError if there is no such algorithm."""
     known = all_algorithms()
     if isinstance(algorithm, str) and algorithm in known:
         return _model(known[algorithm], algorithm in muscle_algorithms())

@@ -33,9 +33,6 @@ class Layer:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-# ------------------------------------------------------------------------------------------------------ configurations
-
-
 def config_directory() -> Path:
     """The folder of configurations that come with this package: in it when it is installed from a wheel, beside it in
     the repository."""
@@ -89,9 +86,6 @@ def find_config(word: str | Path, studies: Sequence[str] = ()) -> Path:
     of_studies = f"studies: {', '.join(studies)}; " if studies else ""
     there = f"; {of_studies}{config_directory()} has {len(names)} configurations, such as {EXAMPLE}"
     raise ConfigError([f"{shown(word)}: no such {what}{near or there}"])
-
-
-# --------------------------------------------------------------------------------------------------------------- files
 
 
 class _BoundedComposer(Composer):

@@ -36,7 +36,7 @@ class Job:
     @property
     def run_dir(self) -> Path:
         """Its directory, which may not exist yet."""
-        return Path(self.resolved.settings.save_dir) / self.resolved.settings.save_name
+        return self.resolved.run_dir
 
     @property
     def result(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, ConfigError
-from muscle_plugin.settings.command_line import add_arguments, load_named_plugins, named_in, parse_command_line
+from muscle_plugin.settings.command_line import parse_command_line
 from muscle_plugin.settings.resolve import began_otherwise
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.studies.capacity import Capacity, capacity
@@ -196,8 +196,6 @@ def _parsed(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, list[Jo
         ConfigError: with every fault found.
     """
     parser = _parser(prog)
-    load_named_plugins(argv, lambda _, rest: named_in(rest))
-    add_arguments(parser)
     options, layer, faults = parse_command_line(parser, argv)
     counts = {"seeds": options.seeds, "jobs": options.jobs}
     faults += [f"--{k}: must be at least 1, got {v}" for k, v in counts.items() if v is not None and v < 1]
