@@ -12,8 +12,7 @@ from __future__ import annotations
 from muscle_plugin.algorithms.compose import algorithm_class
 from muscle_plugin.nets import OWN_NETS
 from muscle_plugin.registry import plugins
-from muscle_plugin.registry.catalogue import muscle_algorithms
-from muscle_plugin.registry.own import OWN_ALGORITHMS
+from muscle_plugin.registry.catalogue import OWN_ALGORITHMS, muscle_algorithms
 from muscle_plugin.usb.names import ALGORITHMS, nets
 
 

@@ -11,16 +11,9 @@ from muscle_plugin.errors import InputError
 CHECKPOINT_FORMAT = 1
 
 LATEST, BEST = "latest_model.pth", "model_best.pth"
-
-
+SPLIT_FILE, FAILURE_FILE = "split.json", "failure.json"
 #: A directory with this file is a run of ours, and may be deleted by ``overwrite``.
 CONFIG_FILE = "config.yaml"
-
-
-SPLIT_FILE = "split.json"
-
-
-FAILURE_FILE = "failure.json"
 
 
 def earlier_checkpoints(run_dir: Path, count: int) -> list[Path]:
@@ -29,7 +22,7 @@ def earlier_checkpoints(run_dir: Path, count: int) -> list[Path]:
 
 
 def saved_checkpoints(run_dir: Path) -> list[Path]:
-    """Those of a run that are there, the newest first."""
+    """The checkpoints of a run, the newest first."""
     earlier = earlier_checkpoints(run_dir, len(list(run_dir.glob("previous_model_*.pth"))) + 1)
     return [p for p in (run_dir / LATEST, *earlier) if p.is_file()]
 
@@ -40,11 +33,7 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def refuse_newer(checkpoint: Mapping[str, object], path: str | Path) -> None:
-    """Refuse a checkpoint that a newer version of this package wrote.
-
-    Raises:
-        InputError: it is one.
-    """
+    """Raise InputError for a checkpoint that a newer version of this package wrote."""
     found = checkpoint.get("format")
     if isinstance(found, int) and found > CHECKPOINT_FORMAT:
         raise InputError(

@@ -11,8 +11,7 @@ def plugins_forgotten():
     from muscle_plugin.algorithms.compose import _made, algorithm_class
     from muscle_plugin.registry import plugins
     from muscle_plugin.registry.catalogue import PLUGIN_ALGORITHMS
-    from muscle_plugin.registry.extension import PLUGIN_DATASETS, PLUGIN_NETS
-    from muscle_plugin.registry.names import DATASETS
+    from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, PLUGIN_NETS
     from muscle_plugin.usb.names import ALGORITHMS
 
     tables = (ALGORITHMS._dict, PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)

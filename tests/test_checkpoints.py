@@ -182,19 +182,6 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(short_r
     assert not list(run_dir.glob(".*"))
 
 
-def test_a_lost_checkpoint_of_the_best_evaluation_is_told_of(short_run, tmp_path, capsys):
-    from muscle_plugin.runs.train import train
-    from muscle_plugin.settings.resolve import load_settings
-
-    short_run(**SAVING)
-    best = tmp_path / "r" / "model_best.pth"
-    for damage, word in ((flip, "damaged"), (os.unlink, "No such file")):
-        damage(best)
-        train(load_settings(None, **SHORT, **SAVING, save_dir=str(tmp_path), resume="yes"))
-        (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"note: {best}: {word}")]
-        assert "the best evaluation so far was of step" in note
-
-
 def test_a_run_is_one_whatever_links_name_it(short_run, tmp_path):
     from muscle_plugin.runs.directory import run_lock
 
@@ -524,13 +511,13 @@ LINES = [f'{{"step": {i}, "x": 1}}' for i in (2, 4, 6)]
      ([LINES[0], *LINES, ""], [2, 4, 6], "line 2: damaged"), (["[" * 100_000, *LINES], [2, 4, 6], "line 1: damaged"),
      ([LINES[0], '{"step": 1' + "0" * 400 + "}", *LINES[1:]], [2, 4, 6], "line 2: damaged"),
      (["\udcff", '{"step": NaN}', *LINES], [2, 4, 6], "line 1 and 1 more: damaged"),
-     (LINES[:2], [2, 4], "has no lines of steps 5 to 6"), ([], [], "has no lines of steps 1 to 6")],
+     (LINES[:2], [2, 4], None)],
 )  # fmt: skip
-def test_lines_of_the_log_that_are_damaged_or_absent_are_told_of(tmp_path, lines, kept, note):
+def test_lines_of_the_log_that_are_damaged_are_told_of(tmp_path, lines, kept, note):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
     with Recorder(tmp_path, 6, False, None) as recorder:
-        recorder.note_missing(6)
+        pass
     assert steps(tmp_path) == kept
     assert [n.startswith(f"{path}: {note}") for n in recorder.notes] == ([] if note is None else [True])
 

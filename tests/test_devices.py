@@ -19,7 +19,7 @@ from muscle_plugin import cli, device
 from muscle_plugin.device import choose_device, deterministic_kernels, fix_workspaces
 from muscle_plugin.errors import DeviceError, InputError, RunError, WriteError
 from muscle_plugin.files import load_tensors, read_whole, save_tensors
-from muscle_plugin.runs.resume import saying_how_to_resume
+from muscle_plugin.runs.train import saying_how_to_resume
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.settings.schema import MACHINE, PLACE, RunSettings, affecting
 from muscle_plugin.settings.sources import Layer

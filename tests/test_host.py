@@ -18,7 +18,7 @@ from sklearn import metrics as sklearn_metrics
 from muscle_plugin.errors import DataError, DeviceError, InputError, Interrupted, RunError
 from muscle_plugin.files import atomic_write, load_tensors, save_tensors
 from muscle_plugin.runs.environment import environment
-from muscle_plugin.runs.resume import resume_command
+from muscle_plugin.runs.train import resume_command
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.training.evaluation import classification_metrics, confusion_matrix
 from muscle_plugin.training.hooks import EMA

@@ -13,8 +13,7 @@ from muscle_plugin.algorithms.compose import OWN, algorithm_class
 from muscle_plugin.data.splits import Split
 from muscle_plugin.errors import ConfigError, Interrupted
 from muscle_plugin.files import load_tensors
-from muscle_plugin.registry.catalogue import all_algorithms
-from muscle_plugin.registry.own import OWN_ALGORITHMS
+from muscle_plugin.registry.catalogue import OWN_ALGORITHMS, all_algorithms
 from muscle_plugin.runs import train as runs
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.training import host

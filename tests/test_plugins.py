@@ -255,11 +255,10 @@ def test_a_plugin_that_changed_is_said_on_resuming(short_run, tmp_path, capsys):
     (tmp_path / "p.py").write_text(own_dataset("changing"))
     settings = {"save_name": "r", "plugins": str(tmp_path / "p.py"), "num_train_iter": 4, "algorithm": "supervised"}
     short_run(**settings)
-    path = tmp_path / "r" / "environment.json"
-    now = json.loads(path.read_text())
+    now = json.loads((tmp_path / "r" / "environment.json").read_text())
     (name,) = now["plugins"]
-    assert changes(path, now) == []
-    assert changes(path, now | {"plugins": {name: "0"}}) == [f"plugin {name} has changed since the run began"]
+    assert changes([now], now) == []
+    assert changes([now], now | {"plugins": {name: "0"}}) == [f"plugin {name} has changed since the run began"]
 
 
 # -------------------------------------------------------------------------------------------------------------- security
@@ -369,8 +368,7 @@ def test_a_data_set_is_what_its_function_returned():
         assert torch.equal(source.images, torch.from_numpy(IMAGES))
         assert (source.labels.tolist(), source.train.tolist(), source.test.tolist()) == (LABELS, [0, 1, 2, 3, 4], [5])
         assert source.classes == ("a", "b", "c")
-        from muscle_plugin.registry.extension import PLUGIN_DATASETS
-        from muscle_plugin.registry.names import DATASETS
+        from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS
 
         del DATASETS["mine"], PLUGIN_DATASETS["mine"]
 
@@ -460,7 +458,7 @@ class Pair(nn.Module):
 
 
 def built(module, **settings):
-    from muscle_plugin.registry.extension import PLUGIN_NETS
+    from muscle_plugin.registry.names import PLUGIN_NETS
 
     PLUGIN_NETS.pop("mine", None)
     net("mine")(lambda num_classes: module)
@@ -561,7 +559,7 @@ def flat(num_classes, channels, img_size):
 
 def test_predict_wants_the_net_and_nothing_else(short_run, tmp_path, monkeypatch, capsys):
     from muscle_plugin.registry import plugins
-    from muscle_plugin.registry.extension import PLUGIN_NETS
+    from muscle_plugin.registry.names import PLUGIN_NETS
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flat.py").write_text(FLAT)

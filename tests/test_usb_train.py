@@ -22,7 +22,7 @@ from conftest import ROOT, SHORT
 from muscle_plugin.errors import ConfigError, DeviceError
 from muscle_plugin.files import load_tensors
 from muscle_plugin.losses import mutual_information
-from muscle_plugin.settings.namespace import from_namespace, namespace_of, write_for_usb
+from muscle_plugin.settings.namespace import from_namespace, write_for_usb
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.settings.schema import MACHINE, PLACE, MuscleSettings, affecting
 from muscle_plugin.settings.sources import config_names, find_config, read_yaml
@@ -212,7 +212,7 @@ def test_batches_that_contradict_each_other_are_refused():
 
 def test_settings_that_this_package_resolved_are_not_resolved_again():
     resolved = load_settings("muscle_fixmatch_digits_10", seed=3)
-    assert from_namespace(namespace_of(resolved, source=None)) is resolved
+    assert from_namespace(Namespace(resolved=resolved, source=None)) is resolved
 
 
 def test_written_settings_are_read_back_as_they_were():

@@ -9,8 +9,7 @@ from muscle_plugin.algorithms.contrastive import Contrastive
 from muscle_plugin.algorithms.label_propagation import LabelPropagation, MeanTeacherLabelPropagation
 from muscle_plugin.algorithms.mean_teacher import MeanTeacher, OriginalMeanTeacher
 from muscle_plugin.algorithms.muscle import Muscle
-from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX
-from muscle_plugin.registry.own import OWN_ALGORITHMS, Argument
+from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX, OWN_ALGORITHMS, Argument
 from muscle_plugin.training import Host
 from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase, SSL_Argument, str2bool
 

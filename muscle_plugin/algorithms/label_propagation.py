@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from muscle_plugin import distributed
 from muscle_plugin.algorithms.mean_teacher import OriginalMeanTeacher
 from muscle_plugin.propagation import propagate
-from muscle_plugin.registry.own import stage_1_epochs
+from muscle_plugin.registry.catalogue import stage_1_epochs
 from muscle_plugin.training.protocols import StepOutput
 from muscle_plugin.usb.names import AlgorithmBase, Hook
 

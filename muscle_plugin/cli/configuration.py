@@ -9,7 +9,7 @@ from pathlib import Path
 
 from muscle_plugin.cli import in_first_process
 from muscle_plugin.errors import ConfigError
-from muscle_plugin.settings.command_line import add_arguments, load_named_plugins, named_in, parse_command_line
+from muscle_plugin.settings.command_line import parse_command_line
 from muscle_plugin.settings.resolve import Resolved, load_settings
 from muscle_plugin.settings.sources import EXAMPLE
 from muscle_plugin.studies.definitions import study_configs
@@ -20,8 +20,6 @@ def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple
     """The options and resolved settings of a command line, or None if it only asks to print them."""
     if not argv:
         raise ConfigError([f"give a configuration ({parser.prog} {EXAMPLE}) or settings; --help lists them"])
-    load_named_plugins(argv, lambda options, rest: [options.c] if options.c else named_in(rest))
-    add_arguments(parser)
     options, layer, faults = parse_command_line(parser, argv)
     try:
         _refuse_study(options.c)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 from muscle_plugin.cli.configuration import configuration, parser_of
 from muscle_plugin.errors import Interrupted
-from muscle_plugin.runs.directory import checkpoints_or_refusal, run_directory, run_lock
+from muscle_plugin.runs.directory import checkpoints_or_refusal, run_lock
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     if found is None:
         return 0
     _, resolved = found
-    run_dir = run_directory(resolved)
+    run_dir = resolved.run_dir
     if "RANK" not in os.environ:  # before torch is loaded; `train` looks again: another process may have begun the run
         with run_lock(run_dir) if run_dir.exists() else nullcontext():
             checkpoints_or_refusal(run_dir, resolved)

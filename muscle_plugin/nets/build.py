@@ -20,8 +20,7 @@ from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import USBNet
 from muscle_plugin.nets.own import CLASSES
 from muscle_plugin.nets.plugged import plugged_net
-from muscle_plugin.registry.extension import PLUGIN_NETS
-from muscle_plugin.registry.names import DATASETS, NETS, TIMM
+from muscle_plugin.registry.names import DATASETS, NETS, PLUGIN_NETS, TIMM
 from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.text import did_you_mean, shown
 
@@ -193,7 +192,7 @@ def builder_of(settings: RunSettings | Namespace) -> NetBuilder:
     return net_builder(settings.net, settings.net_from_name, channels, settings.img_size, options)
 
 
-def builder_instead_of(given: NetBuilder | None, settings: Namespace) -> NetBuilder | None:
+def builder_instead_of(given: NetBuilder | None, settings: RunSettings) -> NetBuilder | None:
     """Replace what USB's ``get_net_builder`` returns for the net of ``settings``, which knows a net by its name alone, by
     :func:`builder_of`, which also minds channels, options and pretrained weights. Any other builder stays."""
     if settings.net_from_name:

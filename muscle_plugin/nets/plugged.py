@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import BackboneNet, cut_last_linear
-from muscle_plugin.registry.extension import PLUGIN_NETS
+from muscle_plugin.registry.names import PLUGIN_NETS
 from muscle_plugin.text import fault_in, first_line, shown
 
 

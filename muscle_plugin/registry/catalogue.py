@@ -1,21 +1,21 @@
-"""The algorithms that can be trained. USB's are read from its source without importing it.
+"""The algorithms that can be trained, by name, with their settings and views. USB's are read without importing it.
 
 Importing ``semilearn`` takes over six seconds, too long for a command line that prints help or refuses a setting. Names,
 views and settings of USB's algorithms are therefore taken from the syntax tree of the installed package: the decorator
 ``@ALGORITHMS.register("name")`` (or ``ALGORITHMS["name"] = Class``), the parameters of ``train_step`` and the literals of
-``get_argument``. A test compares the result with the live registry.
+``get_argument``. A test compares the result with the live registry. The classes of this package's own are in ``algorithms/``.
 """
 
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from muscle_plugin.errors import CatalogueError
-from muscle_plugin.registry.own import OWN_ALGORITHMS, Algorithm, Argument
 
 MUSCLE = "muscle"
 MUSCLE_PREFIX = "muscle_"
@@ -28,46 +28,88 @@ HAVE_MUSCLE = ("musclefixmatch",)
 #: Algorithms of USB (git main) that are not hosted, with the reason.
 NOT_HOSTED = {"multimatch": "multimatch trains nets of several heads, which USB has for text alone"}
 
-#: What plugins have registered (see :mod:`muscle_plugin.registry.extension`), by name.
+
+@dataclass(frozen=True)
+class Argument:
+    """One setting that an algorithm adds, as in USB's ``SSL_Argument``."""
+
+    name: str
+    type: type
+    default: Any
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One entry of a registry: its class, the parameters of its ``train_step`` and its settings."""
+
+    name: str
+    class_name: str
+    views: tuple[str, ...]
+    arguments: tuple[Argument, ...]
+
+
+_MEAN_TEACHER = (
+    Argument("consistency", float, 100.0, "weight of the consistency loss; its authors take 100"),
+    Argument("consistency_rampup", int, 5, "epochs over which that weight rises"),
+    Argument("logit_distance", float, 0.01, "weight that ties the two heads of a net that has two"),
+)
+_LABEL_PROPAGATION = (
+    Argument("lp_start", float, 0.5, "share of the epochs that is stage 1, without pseudo-labels"),
+    Argument("lp_k", int, 50, "nearest neighbours in the graph"),
+    Argument("lp_gamma", float, 3.0, "power of the affinity"),
+    Argument("lp_alpha", float, 0.99, "strength of the diffusion, below 1"),
+    Argument("lp_max_iter", int, 20, "iterations of conjugate gradients"),
+    Argument("lp_tol", float, 1e-6, "relative residual at which they end"),
+)
+_CONTRASTIVE = (
+    Argument("contrastive_weight", float, 1.0, "weight of the contrastive loss"),
+    Argument("temperature", float, 0.5, "temperature of NT-Xent"),
+)
+_TWO_WEAK_VIEWS = ("x_lb", "y_lb", "x_lb_w2", "x_ulb_w", "x_ulb_w2")
+
+OWN_ALGORITHMS: dict[str, Algorithm] = {
+    a.name: a
+    for a in (
+        Algorithm("meanteacher_original", "OriginalMeanTeacher", _TWO_WEAK_VIEWS, _MEAN_TEACHER),
+        Algorithm("labelprop", "LabelPropagation", ("x_lb", "y_lb", "x_ulb_w", "idx_ulb"), _LABEL_PROPAGATION),
+        Algorithm(
+            "meanteacher_labelprop", "MeanTeacherLabelPropagation", (*_TWO_WEAK_VIEWS, "idx_ulb"),
+            (*_LABEL_PROPAGATION, *_MEAN_TEACHER),
+        ),
+        Algorithm("contrastive", "Contrastive", ("x_lb", "y_lb", "x_ulb_w", "x_ulb_s"), _CONTRASTIVE),
+    )
+}  # fmt: skip
+
+#: What plugins have registered (see :mod:`muscle_plugin.registry.plugins`), by name.
 PLUGIN_ALGORITHMS: dict[str, Algorithm] = {}
 
 
-_TYPES = {"int": int, "float": float, "str": str, "str2bool": bool}
-
-
-def _usb_root() -> Path:
-    spec = find_spec("semilearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise CatalogueError("semilearn (USB) is not installed: pip install semilearn")
-    return Path(next(iter(spec.submodule_search_locations)))
+def stage_1_epochs(lp_start: float, epochs: int) -> int:
+    """Whole epochs of label propagation's first stage."""
+    return round(lp_start * epochs)
 
 
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:  # an expression such as 1 / 64
-        return eval(compile(ast.Expression(_only_arithmetic(node)), "<default>", "eval"), {"__builtins__": {}})
-
-
-def _only_arithmetic(node: ast.expr) -> ast.expr:
-    allowed = (ast.BinOp, ast.UnaryOp, ast.Constant, ast.operator, ast.unaryop)
-    if not all(isinstance(n, allowed) for n in ast.walk(node)):
-        raise CatalogueError(f"a default in USB's source is not arithmetic: {ast.dump(node)}")
-    return node
+        allowed = (ast.BinOp, ast.UnaryOp, ast.Constant, ast.operator, ast.unaryop)
+        if not all(isinstance(n, allowed) for n in ast.walk(node)):
+            raise CatalogueError(f"a default in USB's source is not arithmetic: {ast.dump(node)}") from None
+        return eval(compile(ast.Expression(node), "<default>", "eval"), {"__builtins__": {}})
 
 
 def _arguments(function: ast.FunctionDef) -> tuple[Argument, ...]:
+    types = {"int": int, "float": float, "str": str, "str2bool": bool}
     found = []
     for call in ast.walk(function):
-        if not (isinstance(call, ast.Call) and getattr(call.func, "id", "") == "SSL_Argument"):
-            continue
-        name, kind, default = call.args[:3]
-        texts = [_literal(a) for a in call.args[3:4]] + [_literal(k.value) for k in call.keywords if k.arg == "help"]
-        found.append(
-            Argument(
-                _literal(name).lstrip("-"), _TYPES[getattr(kind, "id", "str")], _literal(default), "".join(texts[:1])
-            )
-        )
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "SSL_Argument":
+            name, kind, default = call.args[:3]
+            texts = [*call.args[3:4], *(k.value for k in call.keywords if k.arg == "help")]
+            text = _literal(texts[0]) if texts else ""
+            wanted = types[getattr(kind, "id", "str")]
+            found.append(Argument(_literal(name).lstrip("-"), wanted, _literal(default), text))
     return tuple(found)
 
 
@@ -86,16 +128,15 @@ def _registered_names(tree: ast.Module) -> dict[str, str]:
     return names
 
 
-@lru_cache(maxsize=1)
+@cache
 def usb_algorithms() -> dict[str, Algorithm]:
-    """Every algorithm that the installed USB registers, by name; without those of ``NOT_HOSTED``.
-
-    Raises:
-        CatalogueError: USB is not installed.
-    """
+    """Every algorithm that the installed USB registers, by name; without those of ``NOT_HOSTED``."""
+    spec = find_spec("semilearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise CatalogueError("semilearn (USB) is not installed: pip install semilearn")
     classes: dict[str, ast.ClassDef] = {}
     names: dict[str, str] = {}
-    for path in sorted((_usb_root() / "algorithms").glob("*/*.py")):
+    for path in sorted(Path(spec.submodule_search_locations[0], "algorithms").glob("*/*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         classes |= {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
         names |= _registered_names(tree)
@@ -109,21 +150,15 @@ def usb_algorithms() -> dict[str, Algorithm]:
         return own[0] if own else next((m for m in inherited if m), None)
 
     catalogue = {}
-    for name, class_name in names.items():
-        if name in NOT_HOSTED:
-            continue
-        step, arguments = method(class_name, "train_step"), method(class_name, "get_argument")
+    for name in sorted(names.keys() - NOT_HOSTED):
+        step, arguments = method(names[name], "train_step"), method(names[name], "get_argument")
         views = tuple(a.arg for a in step.args.args if a.arg != "self") if step else ()
-        catalogue[name] = Algorithm(name, class_name, views, _arguments(arguments) if arguments else ())
-    return dict(sorted(catalogue.items()))
+        catalogue[name] = Algorithm(name, names[name], views, _arguments(arguments) if arguments else ())
+    return catalogue
 
 
 def base_algorithms() -> dict[str, Algorithm]:
-    """USB's algorithms, this package's own and those of plugins, by name, before MUSCLE is added to them.
-
-    Raises:
-        CatalogueError: USB is not installed.
-    """
+    """USB's algorithms, this package's own and those of plugins, by name, before MUSCLE is added to them."""
     return usb_algorithms() | OWN_ALGORITHMS | PLUGIN_ALGORITHMS
 
 

@@ -1,8 +1,10 @@
-"""Names and facts of data sets, nets and views, without importing what loads them."""
+"""Names and facts of data sets, nets and views, of this package and of plugins, without importing what loads them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,28 @@ DATASETS: dict[str, DatasetInfo] = {
     "eurosat": DatasetInfo(10, 64, num_labels=20),
     "folder": DatasetInfo(None, 64),
 }
+
+
+@dataclass(frozen=True)
+class PluginDataset:
+    """A registered data set: the function that reads it, the channels of its images, and the file that defines it."""
+
+    read: Callable[[Any], Any]
+    channels: int
+    place: str
+
+
+@dataclass(frozen=True)
+class PluginNet:
+    """A registered net: the function that builds it, and the file that defines it."""
+
+    build: Callable[..., Any]
+    place: str
+
+
+#: What plugins have registered with :mod:`muscle_plugin.extend`, by name; facts of the data sets are in ``DATASETS`` too.
+PLUGIN_DATASETS: dict[str, PluginDataset] = {}
+PLUGIN_NETS: dict[str, PluginNet] = {}
 
 #: This package's own nets, and how the name of a net of timm begins.
 NETS = ("small_cnn", "cnn13", "resnet18_84")

@@ -1,4 +1,4 @@
-"""Finds and imports the plugins that a user names; see :mod:`muscle_plugin.registry.extension`.
+"""Finds and imports the plugins that a user names; see :mod:`muscle_plugin.extend`.
 
 Importing runs code, so only the command line, or the caller of a function, can name what is imported: a file of settings
 may say which plugins it wants, but cannot have them run (SECURITY.md). Torch and USB are loaded with the first plugin.
@@ -15,20 +15,20 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from muscle_plugin.errors import PluginError
-from muscle_plugin.registry.catalogue import MUSCLE, NOT_HOSTED, PLUGIN_ALGORITHMS, base_algorithms
-from muscle_plugin.registry.extension import NAME, PLUGIN_DATASETS, PLUGIN_NETS, place_of
-from muscle_plugin.registry.names import DATASETS, STEP_PARAMETERS
-from muscle_plugin.registry.own import Algorithm, Argument
-from muscle_plugin.text import fault_in, first_line, shown
+from muscle_plugin.registry.catalogue import MUSCLE, NOT_HOSTED, PLUGIN_ALGORITHMS, Algorithm, Argument, base_algorithms
+from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, PLUGIN_NETS, STEP_PARAMETERS
+from muscle_plugin.text import fault_in, shown
 
-MOST_PLUGINS = 64
+_MOST_PLUGINS = 64
 _MOST_CHARACTERS = 4096  # of a path
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+#: What a name may be: it becomes a flag's value and part of folder names.
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 #: Types of an algorithm's arguments, by name: USB's for a truth value is a function.
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "str2bool": bool}
 #: Plugins that were loaded, as :func:`located` returns them.
@@ -37,45 +37,37 @@ _loaded: set[str] = set()
 after_loading: list[Callable[[], None]] = []
 
 
-# ---------------------------------------------------------------------------------------------------------------- names
-
-
 def located(value: object, folder: str | Path) -> tuple[str, ...]:
-    """The plugins of a setting, a list or a text with commas: files as absolute paths, modules as they are.
-
-    Args:
-        folder: base of relative paths.
-
-    Raises:
-        PluginError: not such a value, or one names neither a file nor a module.
-    """
+    """The plugins of a setting, a list or a text with commas: files, relative to ``folder``, as absolute paths; modules as
+    they are. A PluginError if one names neither."""
     if value is None:
         return ()
     words = value.split(",") if isinstance(value, str) else value
     if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
         raise PluginError(f"names of files or modules are expected, got {shown(value)}")
-    if len(words) > MOST_PLUGINS:
-        raise PluginError(f"{len(words)} plugins are too many; {MOST_PLUGINS} at most")
-    found: dict[str, None] = {}
-    for word in (w.strip() for w in words):
-        if not word:
-            continue
+    if len(words) > _MOST_PLUGINS:
+        raise PluginError(f"{len(words)} plugins are too many; {_MOST_PLUGINS} at most")
+    found: list[str] = []
+    for word in filter(None, map(str.strip, words)):
         if len(word) > _MOST_CHARACTERS or not word.isprintable():
             raise PluginError(f"no file or module has such a name: {shown(repr(word))}")
         if _is_file(word):
-            try:
-                found[os.path.abspath(os.path.join(folder, os.path.expanduser(word)))] = None
-            except (OSError, ValueError) as e:
-                raise PluginError(f"{shown(word)}: {first_line(e)}") from None
+            found.append(os.path.abspath(os.path.join(folder, os.path.expanduser(word))))
         elif _MODULE.fullmatch(word):
-            found[word] = None
+            found.append(word)
         else:
             raise PluginError(f"{shown(word)} is neither a Python file (its name ends in .py) nor a module's name")
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def _is_file(word: str) -> bool:
     return word.endswith(".py") or "/" in word or os.sep in word
+
+
+def place_of(thing: object) -> str:
+    """The file that defines a function or class, or the name of its module."""
+    module = getattr(thing, "__module__", None) or "?"
+    return str(getattr(sys.modules.get(module), "__file__", None) or module)
 
 
 def fingerprints(plugins: Iterable[str]) -> dict[str, str | None]:
@@ -90,18 +82,11 @@ def fingerprints(plugins: Iterable[str]) -> dict[str, str | None]:
     return out
 
 
-# --------------------------------------------------------------------------------------------------------------- loading
-
-
-def load_all(plugins: Iterable[str], reserved: Collection[str] = ()) -> None:
+def load_all(plugins: Iterable[str], reserved: Collection[str]) -> None:
     """Import plugins that :func:`located` returned, in this order, and make known what they register.
 
     Args:
         reserved: names of settings that no algorithm may declare.
-
-    Raises:
-        PluginError: there is no such plugin, importing it fails, or what it registers cannot be used.
-        CatalogueError: USB is not installed.
     """
     for word in plugins:
         if word not in _loaded:
@@ -119,7 +104,15 @@ def _load(word: str, reserved: Collection[str]) -> None:
     tables: tuple[dict[str, Any], ...] = (PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
     kept = [dict(t) for t in tables]
     try:
-        _import(word)
+        try:
+            if _is_file(word):
+                _import_file(word)
+            else:
+                importlib.import_module(word)
+        except PluginError:
+            raise
+        except (Exception, SystemExit) as e:
+            raise PluginError(fault_in(e, word if _is_file(word) else None, word)) from e
         for name in _registered_by(word, ALGORITHMS, before, known):
             PLUGIN_ALGORITHMS[name] = _entry(name, ALGORITHMS[name], AlgorithmBase, reserved)
     except BaseException:
@@ -145,32 +138,6 @@ def _refuse_absent(word: str) -> None:
         raise PluginError(f"{word}: no module of this name can be imported{here}")
 
 
-def _import(word: str) -> None:
-    try:
-        with _without_remarks():
-            if _is_file(word):
-                _import_file(word)
-            else:
-                importlib.import_module(word)
-    except PluginError:
-        raise
-    except (Exception, SystemExit) as e:
-        raise PluginError(fault_in(e, word if _is_file(word) else None, word)) from e
-
-
-@contextlib.contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Print all but USB's remark that its registry has a name already, which is refused here by an error."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        for line in printed.getvalue().splitlines():
-            if " already in registry " not in line:
-                print(line)
-
-
 def _import_file(path: str) -> None:
     """Import a file under a name that no other module has."""
     name = f"_muscle_plugin_of_{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:16]}"
@@ -186,31 +153,21 @@ def _import_file(path: str) -> None:
         raise
 
 
-# ------------------------------------------------------------------------------------------------------------ algorithms
-
-
 def _registered_by(
     word: str, registry: MutableMapping[str, Any], before: Mapping[str, Any], known: Collection[str]
 ) -> list[str]:
-    """The names under which a plugin registered algorithms; also those of a module that was imported earlier.
-
-    Args:
-        registry: USB's, as it is now.
-        before: the registry before the import.
-        known: names that are taken.
-
-    Raises:
-        PluginError: it took a name that is taken, which is undone.
-    """
+    """The names of algorithms that a plugin added to USB's registry; also those of a module that was imported earlier.
+    One that took a name of ``known`` is refused, and the name given back to what had it ``before`` the import."""
     found = []
     for name in list(registry.keys()):
         cls = registry[name]
-        module = str(getattr(cls, "__module__", ""))
-        if cls is before.get(name) and (name in known or not f"{module}.".startswith(f"{word}.")):
+        if cls is before.get(name) and (
+            name in known or not f"{getattr(cls, '__module__', '')}.".startswith(f"{word}.")
+        ):
             continue
         if name in known:
             if name in before:
-                with _without_remarks():
+                with contextlib.redirect_stdout(io.StringIO()):  # USB remarks that the name is taken
                     registry[name] = before[name]
             owner = PLUGIN_ALGORITHMS[name].class_name if name in PLUGIN_ALGORITHMS else "USB or this package"
             raise PluginError(f"{place_of(cls)}: algorithm {name!r}: {owner} has one of this name; take another")
@@ -219,10 +176,10 @@ def _registered_by(
 
 
 def _entry(name: object, cls: object, base: Any, reserved: Collection[str]) -> Algorithm:
-    """The registry entry of a plugin's class, which must inherit from ``base``.
+    """The registry entry of a plugin's class, or a PluginError if it cannot be hosted.
 
-    Raises:
-        PluginError: it cannot be hosted.
+    Args:
+        base: USB's ``AlgorithmBase``.
     """
     what = f"{place_of(cls)}: algorithm {name!r}"
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -232,9 +189,7 @@ def _entry(name: object, cls: object, base: Any, reserved: Collection[str]) -> A
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise PluginError(f"{what}: a class that inherits from semilearn's AlgorithmBase is expected, got {shown(cls)}")
     if hasattr(cls, "usb_name"):  # of Host alone
-        raise PluginError(
-            f"{what}: {cls.__name__} inherits from Host, which is put in front of it by itself; leave it out"
-        )
+        raise PluginError(f"{what}: {cls.__name__} inherits from Host, which is added automatically; leave it out")
     train_step: Any = getattr(cls, "train_step", None)
     if train_step is base.train_step:
         raise PluginError(f"{what}: {cls.__name__} has no train_step")
@@ -243,40 +198,34 @@ def _entry(name: object, cls: object, base: Any, reserved: Collection[str]) -> A
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
             raise PluginError(f"{what}: train_step must name the views that it takes one by one, but has {p}")
         if p.name not in STEP_PARAMETERS:
-            known = ", ".join(STEP_PARAMETERS)
-            raise PluginError(
-                f"{what}: its train_step asks for {p.name!r}, a view this package does not make; known: {known}"
-            )
+            asks = f"its train_step asks for {p.name!r}, a view this package does not make"
+            raise PluginError(f"{what}: {asks}; known: {', '.join(STEP_PARAMETERS)}")
     views = tuple(p.name for p in parameters)
     return Algorithm(name, f"{cls.__name__} of {place_of(cls)}", views, _arguments(what, cls, reserved))
 
 
 def _arguments(what: str, cls: Any, reserved: Collection[str]) -> tuple[Argument, ...]:
-    """What the class's ``get_argument`` declares."""
+    what = f"{what}: get_argument"
     try:
         declared = list(cls.get_argument())
     except Exception as e:
-        raise PluginError(fault_in(e, place_of(cls), f"{what}: get_argument")) from e
+        raise PluginError(fault_in(e, place_of(cls), what)) from e
     found = []
     for a in declared:
         try:
             name, kind, default = str(a.name).lstrip("-"), getattr(a.type, "__name__", ""), a.default
         except AttributeError:
-            raise PluginError(
-                f"{what}: get_argument returns a list of SSL_Argument, got {shown(repr(a))} in it"
-            ) from None
+            raise PluginError(f"{what} returns a list of SSL_Argument, got {shown(repr(a))} in it") from None
         if not NAME.fullmatch(name):
-            raise PluginError(f"{what}: get_argument: --{shown(name)}: a setting has letters, digits and _")
+            raise PluginError(f"{what}: --{shown(name)}: a setting has letters, digits and _")
         if name in reserved:
-            raise PluginError(f"{what}: get_argument: --{name} is a setting of MUSCLE; take another name")
+            raise PluginError(f"{what}: --{name} is a setting of MUSCLE; take another name")
         if kind not in _TYPES:
-            raise PluginError(
-                f"{what}: get_argument: --{name}: the type must be int, float, str or str2bool, got {a.type}"
-            )
+            raise PluginError(f"{what}: --{name}: the type must be int, float, str or str2bool, got {a.type}")
         wanted = _TYPES[kind]
         if type(default) is int and wanted is float:
             default = float(default)
         if type(default) is not wanted:
-            raise PluginError(f"{what}: get_argument: --{name}: the default must be {wanted.__name__}, got {default!r}")
+            raise PluginError(f"{what}: --{name}: the default must be {wanted.__name__}, got {default!r}")
         found.append(Argument(name, wanted, default, str(getattr(a, "help", "") or "")))
     return tuple(found)

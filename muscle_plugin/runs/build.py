@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -16,14 +18,13 @@ from muscle_plugin.device import memory_for
 from muscle_plugin.errors import InputError, UserError
 from muscle_plugin.nets.build import builder_of
 from muscle_plugin.runs.logs import output_to
-from muscle_plugin.settings.namespace import namespace_of
 from muscle_plugin.settings.resolve import Resolved
 from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.text import first_line, out_of_memory
 from muscle_plugin.training import Host
 
-#: What keeps images and nets out of a GPU's memory, or makes them smaller.
-_LESS = "--data_on host, a smaller --net or --img_size"
+#: Within it, memory that runs out is a :class:`DeviceError` that says what needs less.
+room_for_images_and_nets = partial(memory_for, "the images and nets", "--data_on host, a smaller --net or --img_size")
 
 
 def build(resolved: Resolved, logger: logging.Logger | None = None, source: Source | None = None) -> Host:
@@ -34,10 +35,9 @@ def build(resolved: Resolved, logger: logging.Logger | None = None, source: Sour
         source: images to take in place of the data set's files.
 
     Raises:
-        UserError: the data, the device or the net cannot be had (DataError, DeviceError, InputError).
+        DataError, DeviceError, InputError: the data, the device or the net cannot be had.
     """
-    settings = resolved.settings
-    args = namespace_of(resolved, source=source)
+    settings, args = resolved.settings, Namespace(resolved=resolved, source=source)
     with room_for_images_and_nets(), _faults_of_usb(settings):
         with output_to(logger):
             algorithm: Host = algorithm_class(settings.algorithm)(args, builder_of(settings), None, logger)
@@ -49,11 +49,6 @@ def pack_images(resolved: Resolved, logger: logging.Logger | None) -> None:
     """Write the array files of a data set, which the processes of a machine share."""
     with room_for_images_and_nets(), output_to(logger):
         load_data(resolved.settings)
-
-
-def room_for_images_and_nets() -> contextlib.AbstractContextManager[None]:
-    """Within it, memory that runs out is a :class:`DeviceError` that says what needs less."""
-    return memory_for("the images and nets", _LESS)
 
 
 @contextlib.contextmanager

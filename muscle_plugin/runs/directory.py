@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import traceback
@@ -34,13 +35,7 @@ def _release_all() -> None:
     _held.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release_all)
-
-
-def run_directory(resolved: Resolved) -> Path:
-    """The directory of a run, whether or not it exists."""
-    return Path(resolved.settings.save_dir) / resolved.settings.save_name
+os.register_at_fork(after_in_child=_release_all)
 
 
 @contextlib.contextmanager
@@ -53,16 +48,7 @@ def _creating(run_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run for this process, whatever links name it; the lock ends with the process, even a killed one.
-
-    Raises:
-        RunError: another process holds it, or it cannot be created.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        yield
-        return
+    """Hold the run for this process, whatever links name it; the lock ends with the process, even a killed one."""
     with _creating(run_dir):
         place = run_dir.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -73,17 +59,13 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(
-                f"{run_dir} is being written by another process; wait for it, or choose another --save_name"
-            ) from None
+            other = "is being written by another process; wait for it, or choose another --save_name"
+            raise RunError(f"{run_dir} {other}") from None
         _held.add(lock)
         try:
             yield
         finally:
             _held.discard(lock)
-
-
-# ------------------------------------------------------------------------------------------- whether a run may go there
 
 
 def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
@@ -124,17 +106,13 @@ def is_worth_keeping(run_dir: Path) -> bool:
         return False
     without_checkpoint = {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE, "log.txt", "environment.json", "metrics.jsonl"}
     names = {p.name for p in run_dir.iterdir()} - {"result.json", "tensorboard"}
-    return not (names <= without_checkpoint and CONFIG_FILE in names and not _steps_of(run_dir))
-
-
-def _steps_of(run_dir: Path) -> int:
-    """Steps that the result counts, also of a run whose checkpoints were deleted."""
     try:
-        return int(read_json(run_dir / "result.json")["steps"])
+        steps = read_json(run_dir / "result.json")["steps"]  # also of a run whose checkpoints were deleted
     except FileNotFoundError:
-        return 0
-    except (OSError, ValueError, KeyError, TypeError):
-        return 1  # unreadable: better kept
+        steps = 0
+    except (OSError, ValueError, KeyError):
+        return True  # unreadable: better kept
+    return bool(steps or names - without_checkpoint or CONFIG_FILE not in names)
 
 
 def _describe(run_dir: Path, checkpoints: Sequence[Path]) -> str:
@@ -159,18 +137,12 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
         raise RunError(f"{saved_file.parent}: {began_otherwise(differing)}. Choose another --save_name or --save_dir")
 
 
-# ------------------------------------------------------------------------------------------------------------- its files
-
-
 @contextlib.contextmanager
 def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
     """Lock a run directory and make it ready: partial files are removed, settings written. Deletes only with ``overwrite``.
 
     Yields:
         The checkpoints to resume from, newest first; none for a new run.
-
-    Raises:
-        RunError, WriteError, OSError: the run may not start or resume there.
     """
     settings = resolved.settings
     with run_lock(run_dir):
@@ -191,21 +163,14 @@ def _refuse_links(run_dir: Path) -> None:
     """Refuse to append to files elsewhere: whoever made the folder may have chosen them."""
     for name in ("log.txt", "metrics.jsonl", "tensorboard"):
         path = run_dir / name
-        right = path.is_dir if name == "tensorboard" else path.is_file
+        kind, right = ("folder", path.is_dir) if name == "tensorboard" else ("file", path.is_file)
         if path.is_symlink() or (path.exists() and not right()):
-            kind = "a link" if path.is_symlink() else "no folder" if name == "tensorboard" else "no file"
-            raise RunError(f"{path}: is {kind}, and is not written to; delete it")
+            found = "a link" if path.is_symlink() else f"no {kind}"
+            raise RunError(f"{path}: is {found}, and is not written to; delete it")
 
 
 def newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, str]]:
-    """Read the newest undamaged checkpoint.
-
-    Returns:
-        Its path, its content, and the faults of the newer ones.
-
-    Raises:
-        RunError: there is none.
-    """
+    """The path and the content of the newest undamaged checkpoint, and the faults of the newer ones."""
     damaged: dict[Path, str] = {}
     for path in checkpoints:
         try:
@@ -222,11 +187,7 @@ def newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, s
 
 
 def set_aside(damaged: Mapping[Path, str], run_dir: Path, used: Path, step: int) -> str:
-    """Rename damaged checkpoints, so that they do not displace whole ones when the next is written.
-
-    Returns:
-        A note on why the run resumes from ``used``.
-    """
+    """Rename damaged checkpoints, so that they do not displace whole ones; returns a note on why ``used`` serves."""
     for path in damaged:
         path.replace(path.with_suffix(".damaged"))
     why = "; ".join(damaged.values()) or f"{run_dir / LATEST}: absent"
@@ -235,11 +196,7 @@ def set_aside(damaged: Mapping[Path, str], run_dir: Path, used: Path, step: int)
 
 @contextlib.contextmanager
 def failure_file(run_dir: Path, config: str | None) -> Iterator[dict[str, object]]:
-    """Write ``failure.json`` if the block fails.
-
-    Yields:
-        A mapping for what else the file is to hold.
-    """
+    """Write ``failure.json`` if the block fails, with what else is in the mapping that it is given."""
     more: dict[str, object] = {}
     try:
         yield more

@@ -36,19 +36,20 @@ def record_environment(
         Notes on what has changed since the run began.
     """
     now = environment(algorithm, resolved, command)
-    notes = changes(path, now) if resumed else []
-    first = now
+    before: dict[str, Any] = {}
     if resumed:
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError):
             before = read_json(path)
-            first = {**before, "continuations": [*(before.get("continuations") or []), now]}
-    write_json(path, first)
-    return notes
+    earlier = before.get("continuations")
+    earlier = [x for x in earlier if isinstance(x, dict)] if isinstance(earlier, list) else []
+    write_json(path, {**before, "continuations": [*earlier, now]} if before else now)
+    return changes([before, *earlier], now)
 
 
 def environment(algorithm: Host, resolved: Resolved, command: Sequence[str]) -> dict[str, Any]:
     """Collect what a run is computed with."""
     settings, device = resolved.settings, algorithm.device
+    here = re.escape(os.path.join(os.getcwd(), ""))
     return {
         "config": resolved.name,
         "muscle_plugin": __version__,
@@ -62,7 +63,8 @@ def environment(algorithm: Host, resolved: Resolved, command: Sequence[str]) -> 
         "precision": algorithm.precision,
         "processes": algorithm.args.world_size,
         "parameters": sum(p.numel() for p in algorithm.model.parameters()),
-        "command": [_from_here(word) for word in command],
+        # others read records too: paths are relative to the working directory, if they lie there
+        "command": [re.sub(rf"^(--[\w-]+=)?{here}(?=.)", r"\1", word) for word in command],
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "plugins": fingerprints(settings.plugins),
         "compile": settings.compile,
@@ -70,15 +72,13 @@ def environment(algorithm: Host, resolved: Resolved, command: Sequence[str]) -> 
     }
 
 
-def changes(path: Path, now: Mapping[str, Any]) -> list[str]:
-    """Compare the environment ``now`` with that of the last start: files of plugins, and what changes rounding."""
+def changes(starts: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
+    """Compare the environment ``now`` with those of earlier starts: files of plugins, and what changes rounding."""
     before: dict[str, Any] = {}
     plugins: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        saved = read_json(path)
-        for part in (saved, *(saved.get("continuations") or [])):
-            plugins |= part.get("plugins") or {}
-            before |= part
+    for start in starts:
+        before |= start
+        plugins |= start["plugins"] if isinstance(start.get("plugins"), dict) else {}
     notes = [f"plugin {p} has changed since the run began" for p, x in now["plugins"].items() if plugins.get(p, x) != x]
     other = [f"{k} {now[k]} (was {shown(before[k])})" for k in _ROUNDING if before.get(k, now[k]) != now[k]]
     if other:
@@ -104,9 +104,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _from_here(word: str) -> str:
-    """Make the path in a word of a command relative to the working directory, if it lies there: others read records too."""
-    here = re.escape(os.path.join(os.getcwd(), ""))
-    return re.sub(rf"^(--[\w-]+=)?{here}(?=.)", r"\1", word)

@@ -20,9 +20,7 @@ LOGGED_WARNINGS = 200
 def log_file(run_dir: Path) -> Iterator[logging.Logger]:
     """A logger that writes to ``log.txt`` only; older lines move to ``log.txt.1``, then ``.2``, then are deleted."""
     logger = logging.Logger(str(run_dir))  # outside logging's tree: no handler of another library prints it
-    handler = logging.handlers.RotatingFileHandler(
-        run_dir / "log.txt", maxBytes=LOG_BYTES, backupCount=2, encoding="utf-8"
-    )
+    handler = logging.handlers.RotatingFileHandler(run_dir / "log.txt", "a", LOG_BYTES, backupCount=2, encoding="utf-8")
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # other files report a full disk
     handler.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s"))
     logger.addHandler(handler)

@@ -20,12 +20,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Progress of one run.
-
-    Args:
-        settings: the run's settings.
-        quiet: show nothing.
-    """
+    """Progress of one run; ``quiet`` shows nothing."""
 
     def __init__(self, settings: RunSettings, quiet: bool = False) -> None:
         # bound to today's stdout: while training, sys.stdout leads to the log file
@@ -62,10 +57,10 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal and not self._console.quiet:
-            columns = (BarColumn(24), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[text]}"))
             self._bar = Bar(
-                *columns, TimeRemainingColumn(), console=self._console, redirect_stdout=False, redirect_stderr=False
-            )
+                BarColumn(24), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(), console=self._console, redirect_stdout=False, redirect_stderr=False,
+            )  # fmt: skip
             self._bar.start()
         return self
 

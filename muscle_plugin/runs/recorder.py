@@ -30,24 +30,17 @@ _EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.(.*)", re.DOTALL)
 class Recorder:
     """The logs of one run directory, continued from ``step``: later lines of an earlier attempt are dropped.
 
-    Args:
-        run_dir: the run directory.
-        step: completed steps; 0 for a new run.
-        tensorboard: whether to write TensorBoard events.
-        progress: shows every record.
-
     Attributes:
         notes: what a user should know of the lines that were there.
 
     Raises:
-        WriteError: a log cannot be written.
+        WriteError: a log cannot be written; so do all methods.
     """
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool, progress: Progress) -> None:
         self.run_dir, self._progress = run_dir, progress
         self._path, self._folder = run_dir / "metrics.jsonl", run_dir / "tensorboard"
         self.notes: list[str] = []
-        self._last = 0.0
         if self._path.exists():
             self._drop_lines_after(step)
         self._events: SummaryWriter | None = None
@@ -64,14 +57,14 @@ class Recorder:
         self._resources.close()
 
     def _drop_lines_after(self, step: int) -> None:
-        kept, wrong = [], []
+        kept, wrong, last = [], [], 0.0
         rows = self._path.read_bytes().split(b"\n")
         for number, row in enumerate(rows, 1):
             at = _step_of(row)
-            if self._last < at <= step:
+            if last < at <= step:
                 kept.append(row + b"\n")
-                self._last = at
-            elif not at > self._last or (at == math.inf and number < len(rows)):  # a kill may have cut off the last one
+                last = at
+            elif not at > last or (at == math.inf and number < len(rows)):  # a kill may have cut off the last one
                 wrong.append(number)
         with atomic_write(self._path) as f:
             f.writelines(kept)
@@ -79,18 +72,8 @@ class Recorder:
             which = f"line {wrong[0]}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
             self.notes.append(f"{self._path}: {which}: damaged or out of order; left out")
 
-    def note_missing(self, step: int) -> None:
-        """Add a note if the log, whose last line should be of ``step``, ends before it."""
-        if self._last < step:
-            first = math.floor(self._last) + 1
-            self.notes.append(f"{self._path}: has no lines of steps {first} to {step}, which had been logged")
-
     def record(self, algorithm: Host, values: Mapping[str, float]) -> None:
-        """Append a line of metrics; the step is counted from 1, seconds are training time.
-
-        Raises:
-            WriteError: it cannot be written.
-        """
+        """Append a line of metrics; the step is counted from 1, seconds are training time."""
         step = algorithm.it + 1
         line = {"step": step, "epoch": algorithm.epoch, **values, "seconds": round(algorithm.clock.seconds(), 3)}
         data = json.dumps(line).encode() + b"\n"
@@ -104,11 +87,7 @@ class Recorder:
         self._progress.update(algorithm, step, values)
 
     def flush(self) -> None:
-        """Bring all records to the disk, before a checkpoint of a later step.
-
-        Raises:
-            WriteError: they cannot be written.
-        """
+        """Bring all records to the disk, before a checkpoint of a later step."""
         with writing(self._path):
             os.fsync(self._metrics.fileno())
         if self._events is not None:
@@ -185,8 +164,8 @@ def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
 
 
 def _name_before_now(folder: Path) -> None:
-    """Rename event files whose names say a second that has not passed. Readers order files by it, and purge from earlier files
-    what a later one logs again; clocks are set back, and differ between machines."""
+    """Rename event files whose names say a second that has not passed: clocks are set back. Readers order files by it, and
+    purge from earlier files what a later one logs again."""
     found = sorted(p for p in folder.glob("events.out.tfevents.*") if _EVENTS.match(p.name))
     for i, path in enumerate(found):
         latest = max(0, int(time.time()) - len(found) + i)

@@ -9,8 +9,11 @@ resumed again.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
+import os
+import shlex
 import threading
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -24,16 +27,14 @@ from muscle_plugin.data.load import split_seed
 from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.data.views import check_shared_equally
 from muscle_plugin.device import choose_device, keep_freed_memory
-from muscle_plugin.errors import DamagedError, DataError, RunError
-from muscle_plugin.files import read_whole
-from muscle_plugin.run_files import BEST, LATEST, SPLIT_FILE
+from muscle_plugin.errors import DataError, DeviceError, Interrupted, RunError, WriteError
+from muscle_plugin.run_files import LATEST, SPLIT_FILE, saved_checkpoints
 from muscle_plugin.runs.build import build, pack_images, room_for_images_and_nets
-from muscle_plugin.runs.directory import failure_file, newest_whole, prepared, run_directory, set_aside
+from muscle_plugin.runs.directory import failure_file, newest_whole, prepared, set_aside
 from muscle_plugin.runs.environment import record_environment
 from muscle_plugin.runs.logs import log_file, output_to
 from muscle_plugin.runs.progress import Progress
 from muscle_plugin.runs.recorder import Recorder
-from muscle_plugin.runs.resume import saying_how_to_resume
 from muscle_plugin.settings.resolve import Resolved
 from muscle_plugin.training import Host
 
@@ -47,13 +48,13 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         quiet: print nothing.
 
     Raises:
-        UserError: the directory, the data, the device, the net or the checkpoint forbid it (RunError, DataError,
-            DeviceError, InputError). In one of several processes, without a message if the first one says why.
+        RunError, DataError, DeviceError, InputError: the directory or the checkpoint, the data, the device or the net forbid
+            it. In one of several processes, without a message if the first one says why.
         NotFinite: loss, gradient or weights became NaN or infinite; the last checkpoint is from before.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
         OSError: a file of the run cannot be read.
     """
-    settings, run_dir = resolved.settings, run_directory(resolved)
+    settings, run_dir = resolved.settings, resolved.run_dir
     device = choose_device(settings.device)  # before the run directory is touched
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.joined(device, settings.dist_timeout))
@@ -63,7 +64,9 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         progress = Progress(settings, quiet or not first)
         failure = stack.enter_context(failure_file(run_dir, resolved.name)) if first else {}
         logger = stack.enter_context(log_file(run_dir)) if first else None
-        stack.enter_context(_threads(settings.num_threads))
+        if settings.num_threads:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(settings.num_threads)
         keep_freed_memory()
         algorithm = _built(run_dir, resolved, checkpoints, logger)
         stack.enter_context(saying_how_to_resume(run_dir, resolved, command))
@@ -72,11 +75,16 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
                 algorithm.notes += record_environment(
                     run_dir / "environment.json", algorithm, resolved, command, bool(checkpoints)
                 )
-                recorder = stack.enter_context(_recorder(run_dir, algorithm, progress))
+                recorder = stack.enter_context(Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress))
                 algorithm.recorder = recorder
+                algorithm.notes += recorder.notes
+                stack.enter_context(progress)
+                progress.start(algorithm)
+                recorder.write_result(algorithm)
+            in_main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
             with output_to(logger):
                 algorithm.warmup()  # nothing of it would be kept
-                with _stopping_on_signals(algorithm):
+                with algorithm.stop_on_signals() if in_main else contextlib.nullcontext():
                     algorithm.train()
         finally:
             failure["after_step"] = algorithm.it
@@ -95,35 +103,6 @@ def _check_processes_and_packages(resolved: Resolved) -> None:
     check_shared_equally(labelled, settings.total_batch - labelled, distributed.world_size())
 
 
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if number:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _recorder(run_dir: Path, algorithm: Host, progress: Progress) -> Iterator[Recorder]:
-    """Record the run from its present step, and show it."""
-    with Recorder(run_dir, algorithm.it, algorithm.args.use_tensorboard, progress) as recorder, progress:
-        recorder.note_missing(int(algorithm.monitor.last_line.get("step", 0)))
-        algorithm.notes += [*recorder.notes, *_about_best(run_dir, algorithm)]
-        progress.start(algorithm)
-        recorder.write_result(algorithm)
-        yield recorder
-
-
-def _stopping_on_signals(algorithm: Host) -> contextlib.AbstractContextManager[None]:
-    """Save and stop on a signal, which only the main thread may handle."""
-    if threading.current_thread() is not threading.main_thread():
-        return contextlib.nullcontext()
-    return algorithm.stop_on_signals()
-
-
 def _built(run_dir: Path, resolved: Resolved, checkpoints: Sequence[Path], logger: logging.Logger | None) -> Host:
     """Build the algorithm, at the step from which it trains."""
     if distributed.world_size() > 1:  # one process of a machine writes the array files that the others map
@@ -138,11 +117,7 @@ def _built(run_dir: Path, resolved: Resolved, checkpoints: Sequence[Path], logge
 
 
 def _save_split(path: Path, algorithm: Host, resumed: bool) -> None:
-    """Write which images are labelled; a run that resumes must find the same ones.
-
-    Raises:
-        DataError: the images or their labels have changed since the run began.
-    """
+    """Write which images are labelled; a DataError if a run that resumes finds other ones."""
     args, source, split = algorithm.args, algorithm.source, algorithm.split
     if resumed and path.is_file():
         before = read_split(path, source, args.include_lb_to_ulb)
@@ -155,11 +130,7 @@ def _save_split(path: Path, algorithm: Host, resumed: bool) -> None:
 def _resume(
     algorithm: Host, run_dir: Path, checkpoints: Sequence[Path], named: bool, logger: logging.Logger | None
 ) -> None:
-    """Go to the step of the newest whole checkpoint.
-
-    Args:
-        named: by the user.
-    """
+    """Go to the step of the newest whole checkpoint; ``named``: by the user."""
     # the first process reads for all: the other machines need not see the file
     used, content, damaged = distributed.from_first(lambda: newest_whole(checkpoints))
 
@@ -174,15 +145,54 @@ def _resume(
             logger.warning(algorithm.notes[-1])
 
 
-def _about_best(run_dir: Path, algorithm: Host) -> list[str]:
-    """A note if a resumed run has no whole checkpoint of its best evaluation."""
-    if not algorithm.evaluations:
-        return []
+def resume_command(command: Sequence[str], resolved: Resolved, from_own: bool) -> str:
+    """The command line that resumes a run: the same, with ``--resume`` in place of how it was begun.
+
+    Args:
+        from_own: from a checkpoint that the run itself has written, no longer from the one that ``load_path`` names.
+    """
+    words = list(command)
+    if distributed.world_size() > 1:
+        here, machines = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get("GROUP_WORLD_SIZE", "1")
+        if words and words[0] != "train.py":
+            words[:1] = ["-m", "muscle_plugin.cli"]
+        words[:0] = ["torchrun", "--standalone", f"--nproc_per_node={here}"] if machines == "1" else ["torchrun", "..."]
+    elif words and words[0] == "train.py":
+        words.insert(0, "python")
+    begun = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    begun.add_argument("--overwrite", "-o", nargs="?")
+    begun.add_argument("--resume", nargs="?")
+    if from_own:
+        begun.add_argument("--load_path", "--load-path")
+    _, words = begun.parse_known_args(words)
+    if from_own and resolved.settings.load_path and resolved.sources.get("load_path") != "command line":
+        words += ["--load_path", "None"]  # a configuration names it
+    return shlex.join([*words, "--resume"])
+
+
+@contextlib.contextmanager
+def saying_how_to_resume(run_dir: Path, resolved: Resolved, command: Sequence[str]) -> Iterator[None]:
+    """Add the command that resumes the run to the errors after which it can be resumed."""
+    before = _newest(run_dir)
     try:
-        read_whole(run_dir / BEST)
-    except (DamagedError, OSError) as e:
-        fault = str(e) if isinstance(e, DamagedError) else f"{e.filename}: {e.strerror}"
-        return [
-            f"{fault}; the best evaluation so far was of step {algorithm.best_it + 1}; only a better one replaces it"
-        ]
-    return []
+        yield
+    except (Interrupted, WriteError, DeviceError) as e:
+        from_own = bool(saved_checkpoints(run_dir)) and (not resolved.settings.load_path or _newest(run_dir) != before)
+        again = resume_command(command, resolved, from_own)
+        if isinstance(e, Interrupted):
+            raise Interrupted(f"{e}\nto resume: {again}") if from_own else e from None
+        none = "there is no checkpoint yet"
+        if isinstance(e, WriteError):
+            saved = "the checkpoints before it are whole" if from_own else none
+            raise RunError(f"{e}; {saved}. To resume: {again}") from e
+        less = "also with another --device, --data_on or --eval_batch_size"
+        saved = f"the last checkpoint is whole: {again} resumes from it, {less}" if from_own else none
+        raise DeviceError(f"{e}; {saved}") from e
+
+
+def _newest(run_dir: Path) -> tuple[int, int] | None:
+    """What tells the newest checkpoint from one before it."""
+    with contextlib.suppress(OSError):
+        found = (run_dir / LATEST).stat()
+        return found.st_ino, found.st_mtime_ns
+    return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from fractions import Fraction
 from pathlib import Path
 
-from muscle_plugin.registry.catalogue import MUSCLE
+from muscle_plugin.registry.catalogue import MUSCLE, stage_1_epochs
 from muscle_plugin.registry.names import DATASETS, DatasetInfo
-from muscle_plugin.registry.own import stage_1_epochs
 from muscle_plugin.settings.schema import MOST_CHARACTERS, MOST_WHOLE, OF_ONES_OWN, WITHOUT_LABELS, RunSettings
 from muscle_plugin.text import did_you_mean, shown
 
@@ -26,21 +26,14 @@ def refusal(value: object) -> str | None:
     """Why no setting can have this value: a list or mapping, a text that is no path or name, a number beyond all bounds."""
     if not isinstance(value, (str, int, float, bool, type(None))):
         return f"a single value is expected, got a {type(value).__name__}"
-    if isinstance(value, str) and len(value) > MOST_CHARACTERS:
-        return f"a text of {len(value):,} characters is too long"
-    if isinstance(value, str) and not _can_be_name(value):
+    if isinstance(value, str):
+        if len(value) > MOST_CHARACTERS:
+            return f"a text of {len(value):,} characters is too long"
+        with contextlib.suppress(UnicodeEncodeError):
+            if all(byte >= 32 and byte != 127 for byte in os.fsencode(value)):
+                return None
         return f"holds characters that no name can have, got {shown(repr(value))}"
-    if type(value) is int and abs(value) > MOST_WHOLE:
-        return "a number out of all bounds"
-    return None
-
-
-def _can_be_name(text: str) -> bool:
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return not any(c < " " or c == "\x7f" for c in text)
+    return "a number out of all bounds" if type(value) is int and abs(value) > MOST_WHOLE else None
 
 
 def cross_checks(settings: RunSettings) -> list[str]:
@@ -48,10 +41,8 @@ def cross_checks(settings: RunSettings) -> list[str]:
     s = settings
     faults = [f"{k}: a number out of all bounds" for k, v in s if type(v) is int and abs(v) > MOST_WHOLE]
     if s.dataset not in DATASETS:
-        faults.append(
-            f"dataset: unknown {shown(repr(s.dataset))}{did_you_mean(s.dataset, DATASETS)}{OF_ONES_OWN};"
-            f" known: {', '.join(DATASETS)}"
-        )
+        near = did_you_mean(s.dataset, DATASETS)
+        faults.append(f"dataset: unknown {shown(repr(s.dataset))}{near}{OF_ONES_OWN}; known: {', '.join(DATASETS)}")
     else:
         faults += _split_faults(s, DATASETS[s.dataset])
     if s.stage == "pretrain" and s.algorithm not in WITHOUT_LABELS:
@@ -110,8 +101,7 @@ def _split_faults(s: RunSettings, info: DatasetInfo) -> list[str]:
     if s.split_file and s.lb_imb_ratio != 1:
         faults.append("lb_imb_ratio: split_file says which images are labelled; give one of the two")
     files = ("folder", "miniimagenet", "eurosat")
-    of_files = {"labels_csv": ("folder",), "skip_bad_images": files, "allow_outside": files}
-    for name, allowed in of_files.items():
+    for name, allowed in (("labels_csv", files[:1]), ("skip_bad_images", files), ("allow_outside", files)):
         if getattr(s, name) and s.dataset not in allowed:
             faults.append(f"{name}: only for image files (dataset {', '.join(allowed)}), not for {s.dataset}")
     return faults

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from muscle_plugin.registry.catalogue import base_algorithms
@@ -21,30 +21,19 @@ SHORT_FLAGS = {
 _ALONE = {"resume": "yes", "plugins": True}
 
 
-def load_named_plugins(argv: Sequence[str], files_of: Callable[[argparse.Namespace, list[str]], Sequence[str]]) -> None:
-    """Import the plugins that a command line names, before it is parsed: their settings are flags of it.
-
-    Args:
-        files_of: the configurations that it names, given ``c`` and the words that are no such flag.
-
-    Raises:
-        ConfigError: one cannot be had, or a configuration cannot be read.
-    """
+def _load_named_plugins(argv: Sequence[str]) -> None:
+    """Import the plugins that a command line names, before it is parsed: their settings are flags of it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--c", "--config", dest="c", nargs="?")
     parser.add_argument("--plugins", nargs="?", const=True)
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = parser.parse_known_args(argv)
     if options.plugins is True:
-        for word in files_of(options, rest):
-            load_plugins(read_yaml(find_config(word)), True)
+        known = config_names()
+        for word in [options.c] if options.c else rest:
+            if options.c or word.endswith((".yaml", ".yml")) or word in known:
+                load_plugins(read_yaml(find_config(word)), True)
     elif options.plugins is not None:
         load_plugins([], options.plugins)
-
-
-def named_in(words: Sequence[str]) -> list[str]:
-    """Those of the words of a command line that are a configuration's name or file."""
-    known = config_names()
-    return [w for w in words if w.endswith((".yaml", ".yml")) or w in known]
 
 
 def add_plugins_of_net(parser: argparse.ArgumentParser) -> None:
@@ -54,37 +43,25 @@ def add_plugins_of_net(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add every setting as a flag, by USB's names and short names; :func:`resolve` checks the values later.
-
-    Raises:
-        CatalogueError: USB is not installed.
-    """
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add every setting as a flag, by USB's names and short names; :func:`resolve` checks the values later."""
     parser.add_argument(
-        "--c",
-        "--config",
-        dest="c",
-        metavar="FILE",
+        "--c", "--config", dest="c", metavar="FILE",
         help="YAML file of settings, or the name of one of benchmark_configs; the word alone, without --c, will do",
-    )
+    )  # fmt: skip
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
-    group = parser.add_argument_group("settings of every run")
-    for name, info in RunSettings.model_fields.items():
-        kind = bool if "bool" in str(info.annotation) else info.annotation
-        _add(group, name, info.description or "", info.default, kind)
-    group = parser.add_argument_group("settings of muscle and muscle_<base>")
-    for name, info in MuscleSettings.model_fields.items():
-        _add(group, name, info.description or "", info.default, info.annotation)
+    for models, model in (("every run", RunSettings), ("muscle and muscle_<base>", MuscleSettings)):
+        group = parser.add_argument_group(f"settings of {models}")
+        for name, info in model.model_fields.items():
+            kind = bool if "bool" in str(info.annotation) else info.annotation
+            _add(group, name, info.description or "", info.default, kind)
     group = parser.add_argument_group("settings of USB's algorithms (defaults differ; --print-config shows them)")
-    arguments: dict[str, dict[str, Any]] = {}
-    for algorithm in base_algorithms().values():
-        for a in algorithm.arguments:
-            arguments.setdefault(a.name, {})[algorithm.name] = a
-    for name in sorted(arguments.keys() - RunSettings.model_fields):
-        *_, last = having = arguments[name]
-        argument, names = having[last], ", ".join(having)
-        text = f"{argument.help} ({names})" if argument.help else names
-        _add(group, name, text, argument.default if len(having) == 1 else None, argument.type)
+    algorithms = base_algorithms().values()
+    for name in sorted(known_keys() - RunSettings.model_fields.keys() - MuscleSettings.model_fields.keys()):
+        having = {a.name: x for a in algorithms for x in a.arguments if x.name == name}
+        last, names = list(having.values())[-1], ", ".join(having)
+        text = f"{last.help} ({names})" if last.help else names
+        _add(group, name, text, last.default if len(having) == 1 else None, last.type)
 
 
 def _add(group: argparse._ArgumentGroup, name: str, text: str, default: object, kind: object) -> None:
@@ -101,7 +78,13 @@ def _add(group: argparse._ArgumentGroup, name: str, text: str, default: object, 
 def parse_command_line(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, Layer, list[str]]:
-    """Parsed arguments, the layer of settings among them, and a fault per unknown flag."""
+    """Parse a command line, to which every setting is added; plugins that it names are imported.
+
+    Returns:
+        The parsed arguments, the layer of settings among them, and a fault per unknown flag.
+    """
+    _load_named_plugins(argv)
+    _add_settings(parser)
     known = known_keys()
     namespace, rest = parser.parse_known_args([_underscored(word, known) for word in argv])
     layer = Layer("command line", {k: v for k, v in vars(namespace).items() if k in known})

@@ -31,25 +31,27 @@ _MISSPELT = 0.8
 
 
 def from_namespace(args: Namespace, own: Collection[str] = ()) -> Resolved:
-    """Resolve the settings that USB gathered, or return those that :func:`namespace_of` put in.
+    """Resolve the settings that USB gathered, or return the attribute ``resolved``.
 
-    USB gives every one of its settings a value and takes any other key: a key that resembles no setting is the user's own
-    affair, and brings a notice. A configuration file that USB read (``args.c``) counts as in a run of this package; a value
-    that is not the file's was given over it.
+    USB gives every one of its settings a value and takes any other key: a key that resembles no setting brings a notice. A
+    configuration file that USB read (``args.c``) counts as in a run of this package; a value that is not the file's was given
+    over it.
 
     Args:
         own: names of settings that the algorithm's class declares.
 
     Raises:
         ConfigError: with every fault found.
-        CatalogueError: USB is not installed.
     """
     if isinstance(resolved := getattr(args, "resolved", None), Resolved):
         return resolved
     given = {k: plain(v) for k, v in vars(args).items()}
     asked = given.get("algorithm", RunSettings.model_fields["algorithm"].default)
     hosted = str(asked) in all_algorithms()  # a class that only USB's registry knows is not
-    files, name = _files_of(given.get("c"))
+    path = Path(str(given.get("c") or "."))
+    files = read_yaml(path) if path.is_file() else []
+    for layer in files:
+        layer.values.pop("plugins", None)  # USB cannot have imported them
     places = {key: layer for layer in files for key in layer.values}
     in_files = {key: layer.values[key] for key, layer in places.items()}
     settings = settings_model(str(asked) if hosted else MUSCLE).model_fields
@@ -67,23 +69,13 @@ def from_namespace(args: Namespace, own: Collection[str] = ()) -> Resolved:
     if not hosted:
         values["algorithm"] = MUSCLE
     try:
-        resolved = resolve([*layers, Layer("", values)], name)
+        resolved = resolve([*layers, Layer("", values)], config_name(path) if files else None)
     except ConfigError as e:
         raise ConfigError([*faults, *e.faults]) from None
     if faults:
         raise ConfigError(faults)
     found = resolved.settings if hosted else resolved.settings.model_copy(update={"algorithm": str(asked)})
     return replace(resolved, settings=found, notices=(*notices, *resolved.notices))
-
-
-def _files_of(path: object) -> tuple[list[Layer], str | None]:
-    """The layers of the configuration that USB read, without plugins, which it cannot have imported; its name."""
-    if not isinstance(path, str) or not path or not Path(path).is_file():
-        return [], None
-    layers = read_yaml(Path(path))
-    for layer in layers:
-        layer.values.pop("plugins", None)
-    return layers, config_name(Path(path))
 
 
 def _other_keys(
@@ -112,24 +104,16 @@ def _other_keys(
         else:
             unread.append(key)
     if unread:
-        notices.append(
-            f"{', '.join(map(shown, unread))}: not a setting of USB or this package, which read no such thing"
-        )
+        notices.append(f"{', '.join(map(shown, unread))}: not a setting of USB or this package; nothing reads it")
     return faults, notices
 
 
-def namespace_of(resolved: Resolved, **more: object) -> Namespace:
-    """A namespace of which :func:`from_namespace` makes these resolved settings again, with further attributes."""
-    return Namespace(resolved=resolved, **more)
-
-
 def write_for_usb(args: Namespace, settings: RunSettings, rank: int = 0, world_size: int = 1, **facts: object) -> None:
-    """Write into USB's namespace what its classes and its train.py read: the settings, in USB's types and under its names,
-    this process and their number, and facts that only the data and the device tell.
+    """Write into USB's namespace what its classes and its train.py read: the settings, in USB's types and under its names.
 
     Args:
-        facts: what takes the place of a setting: ``gpu``, ``amp``, ``num_classes``, ``num_labels``, ``num_train_iter``; and
-            ``lb_dest_len``, ``ulb_dest_len``.
+        facts: what only the data and the device tell: ``gpu``, ``amp``, ``num_classes``, ``num_labels``, ``num_train_iter``
+            in place of the settings; ``lb_dest_len``, ``ulb_dest_len``.
     """
     labelled, unlabelled = settings.batch_size, settings.total_batch - settings.batch_size
     vars(args).update(

@@ -40,14 +40,18 @@ class Resolved:
         settings: of every run, and those of the algorithm; cannot be changed.
         sources: the place that gave each setting which is not at its default.
         notices: for the user, one line each.
-        name: of the configuration, if it is one of ``benchmark_configs`` (``muscle_digits_10``,
-            ``classic_cv/fixmatch_svhn_40``).
+        name: of the configuration, if it is one of ``benchmark_configs`` (``classic_cv/fixmatch_svhn_40``).
     """
 
     settings: RunSettings
     sources: Mapping[str, str]
     notices: tuple[str, ...]
     name: str | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of the run, which may not exist yet."""
+        return Path(self.settings.save_dir) / str(self.settings.save_name)
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, plain values; :func:`resolve` makes the same run of them."""
@@ -77,34 +81,31 @@ def batch_composition(layers: Sequence[Layer]) -> tuple[int, int]:
     Raises:
         ConfigError: two names in one layer that contradict each other, or no room for an image of either kind.
     """
-    total: int | None = 128
-    labelled = 0
-    ratio = Fraction(1)
+    total, labelled, ratio = 128, 0, Fraction(1)
     for layer in layers:
         place = f"{layer.source}: " if layer.source else ""
         v = {k: x for k, x in layer.values.items() if x is not None}
-        if "ratio" in v or "uratio" in v:
-            ratios = {Fraction(v[k]).limit_denominator(10**6) for k in ("ratio", "uratio") if k in v}
+        if ratios := {Fraction(v[k]).limit_denominator(10**6) for k in ("ratio", "uratio") if k in v}:
             if len(ratios) > 1:
                 raise ConfigError([f"{place}ratio {v['ratio']:g} and uratio {v['uratio']:g} are the same setting"])
             ratio = ratios.pop()
-        if "total_batch" in v and "batch_size" in v and v["batch_size"] != round(v["total_batch"] / (1 + ratio)):
-            raise ConfigError(
-                [
-                    f"{place}batch_size {v['batch_size']} contradicts total_batch {v['total_batch']} with ratio"
-                    f" {float(ratio):g} (which gives {round(v['total_batch'] / (1 + ratio))} labelled images);"
-                    " give one of the two"
-                ]
-            )
         if "total_batch" in v:
-            total = v["total_batch"]
+            total, labelled = v["total_batch"], 0
+            j = round(total / (1 + ratio))
+            if v.get("batch_size", j) != j:
+                raise ConfigError(
+                    [
+                        f"{place}batch_size {v['batch_size']} contradicts total_batch {total} with ratio {float(ratio):g}"
+                        f" (which gives {j} labelled images); give one of the two"
+                    ]
+                )
         elif "batch_size" in v:
-            total, labelled = None, v["batch_size"]
-    if total is not None:
+            labelled = v["batch_size"]
+    if labelled:
+        unlabelled = round(labelled * ratio)
+    else:
         labelled = round(total / (1 + ratio))
         unlabelled = total - labelled
-    else:
-        unlabelled = round(labelled * ratio)
     if labelled + unlabelled > MOST_IMAGES:
         raise ConfigError([f"a step would hold more than {MOST_IMAGES:,} images; lower total_batch or ratio"])
     if labelled < 1 or unlabelled < 1:
@@ -115,11 +116,7 @@ def batch_composition(layers: Sequence[Layer]) -> tuple[int, int]:
 
 
 def _with_batch(settings: RunSettings, layers: Sequence[Layer]) -> RunSettings:
-    """The settings with the sizes of a batch by all their names.
-
-    Raises:
-        ConfigError: as :func:`batch_composition`.
-    """
+    """The settings with the sizes of a batch by all their names."""
     typed = []
     for layer in layers:  # a value that is none is a later layer's to override, or was refused before
         valid, _ = _validated(RunSettings, {k: layer.values[k] for k in BATCH_SETTINGS if k in layer.values})
@@ -148,19 +145,20 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
 
     Raises:
         ConfigError: with every fault found, one line each.
-        CatalogueError: USB is not installed.
     """
     faults: list[str] = []
     notices: list[str] = []
     layers = [_cleaned(layer, faults) for layer in layers]
     merged, where = _merged(layers)
-    algorithm, no_such = merged.get("algorithm", RunSettings.model_fields["algorithm"].default), False
+    algorithm = merged.get("algorithm", RunSettings.model_fields["algorithm"].default)
+    no_such = []
     try:
         model = settings_model(algorithm)
     except ConfigError as e:
-        faults += _placed(e.faults, where)
-        merged["algorithm"], no_such = "muscle", True  # go on, to report the other faults too
+        no_such = _placed(e.faults, where)
+        merged["algorithm"] = "muscle"  # go on, to report the other faults too
         model = settings_model("muscle")
+    faults += no_such
     for key in [k for k in merged if k not in model.model_fields]:
         place = spelled(key, where[key])
         del merged[key]
@@ -189,8 +187,8 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
 
 
 def _cleaned(layer: Layer, faults: list[str]) -> Layer:
-    """A layer without what no setting can be, which is added to ``faults``, and with values that USB spells otherwise (the
-    word None; a truth value for ``resume``; 0 steps for any number of whole epochs) in this package's spelling."""
+    """A layer without what no setting can be, which is added to ``faults``, and in this package's spelling: USB has the
+    word None, a truth value for ``resume``, and 0 steps for any number of whole epochs."""
     values: dict[str, Any] = {}
     for key, given in layer.values.items():
         value = plain(given)
@@ -225,13 +223,12 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, Layer]]:
 
 
 def _validated(model: type[RunSettings], values: Mapping[str, Any]) -> tuple[RunSettings, dict[str, str]]:
-    """The settings of those values that are valid (there may be faults between them), and what is wrong with the others."""
+    """The settings of the valid values, and what is wrong with the others."""
     try:
         return model(**values), {}
     except ValidationError as e:
         wrong = {
-            str(error["loc"][0]): f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(repr(error['input']))}"
-            for error in e.errors()
+            str(x["loc"][0]): f"{x['msg'][0].lower()}{x['msg'][1:]}, got {shown(repr(x['input']))}" for x in e.errors()
         }
     return model(**{k: v for k, v in values.items() if k not in wrong}), wrong
 
@@ -253,7 +250,7 @@ def _about_ratio(settings: RunSettings, layers: Sequence[Layer]) -> list[str]:
 
 
 def _finished(settings: RunSettings, name: str | None, own: Mapping[str, Any]) -> RunSettings:
-    """Fill in what follows from other settings and from the data set, and is left open.
+    """Fill in what is left open and follows from other settings, from the data set, or from the configuration.
 
     Args:
         name: of the configuration.
@@ -269,32 +266,26 @@ def _finished(settings: RunSettings, name: str | None, own: Mapping[str, Any]) -
     if settings.gpu is not None and settings.device != "cpu":
         update["device"] = f"cuda:{settings.gpu}"
     if settings.init_from is not None:
-        update["init_from"] = settings.init_from.replace("{save_dir}", settings.save_dir).replace(
-            "{seed}", str(settings.seed)
-        )
+        in_place = settings.init_from.replace("{save_dir}", settings.save_dir)
+        update["init_from"] = in_place.replace("{seed}", str(settings.seed))
     if settings.resume != "no":
         update["overwrite"] = False  # as in USB, whose files set both
     if settings.save_name is None:
-        update["save_name"] = f"{_run_name(settings, name, own)}_{settings.seed}"
+        stem = _stem(settings)
+        # the configuration's name may say more (another setting, USB's protocol)
+        if name and Path(name).name.startswith(stem) and _stem(_validated(RunSettings, own)[0]) == stem:
+            stem = name.replace("/", "-")
+        update["save_name"] = f"{stem}_{settings.seed}"
     return settings.model_copy(update={**update, "amp": None, "gpu": None})
 
 
-def _run_name(settings: RunSettings, name: str | None, own: Mapping[str, Any]) -> str:
-    """What a run is called, but for its seed: as its configuration, whose name may say more (another setting, USB's
-    protocol), where algorithm, data set and labels are still that configuration's own."""
-    stem = _stem(settings)
-    if name is None or not Path(name).name.startswith(stem):
-        return stem
-    naming = {k: own[k] for k in ("algorithm", "dataset", "num_labels", "split_file") if k in own}
-    configured, _ = _validated(RunSettings, naming)
-    return name.replace("/", "-") if configured.dataset in DATASETS and _stem(configured) == stem else stem
-
-
 def _stem(settings: RunSettings) -> str:
+    """Algorithm, data set and labels, as in the name of a run."""
     if settings.split_file:
         labels: object = Path(settings.split_file).stem
     else:
-        labels = settings.num_labels or DATASETS[settings.dataset].num_labels or "all"
+        known = DATASETS.get(settings.dataset)
+        labels = settings.num_labels or (known and known.num_labels) or "all"
     return f"{settings.algorithm}_{settings.dataset}_{labels}"
 
 
@@ -322,22 +313,15 @@ def load_plugins(layers: Sequence[Layer], given: object) -> None:
     """Import the plugins of a run.
 
     Args:
-        layers: of its files.
+        layers: of its files, whose plugins are refused where none is ``given``.
         given: the setting on the command line: names; True: those of the files; None: not given.
-
-    Raises:
-        ConfigError: a plugin cannot be had, or the files name some and none was given.
-        CatalogueError: USB is not installed.
     """
     named = next((x for x in reversed(layers) if x.values.get("plugins") is not None), None)
     of_files = named.values["plugins"] if named else ()
     if given is None and named and of_files:
-        raise ConfigError(
-            [
-                f"{named.source}: plugins: {', '.join(map(shown, of_files))}: is code, which a configuration cannot have run:"
-                " add --plugins if you trust it"
-            ]
-        )
+        listed = ", ".join(map(shown, of_files))
+        why = "is code, which a configuration cannot have run: add --plugins if you trust it"
+        raise ConfigError([f"{named.source}: plugins: {listed}: {why}"])
     try:
         load_all(of_files if given is True else located(given, ""), MuscleSettings.model_fields)
     except PluginError as e:
@@ -350,17 +334,15 @@ def load_plugins(layers: Sequence[Layer], given: object) -> None:
 
 def differing_settings(saved: str | Path, resolved: Resolved) -> dict[str, tuple[Any, Any]]:
     """The settings that may not change on resume and in which a run's ``config.yaml`` and a configuration differ: name ->
-    (there, here).
-
-    Raises:
-        ConfigError: the file cannot be read, or holds what is no setting.
-    """
+    (there, here)."""
     there, here = resolve(read_saved(Path(saved))).as_dict(), resolved.as_dict()
-    names = {**there, **here}.keys() - affecting(MACHINE, PLACE)
-    return {k: (there.get(k), here.get(k)) for k in {**there, **here} if k in names and there.get(k) != here.get(k)}
+    may_change = affecting(MACHINE, PLACE)
+    return {
+        k: (there.get(k), here.get(k)) for k in {**there, **here} if k not in may_change and there.get(k) != here.get(k)
+    }
 
 
 def began_otherwise(differing: Mapping[str, tuple[Any, Any]]) -> str:
-    """What :func:`differing_settings` found of a run and the settings it is to resume with, for people."""
+    """What :func:`differing_settings` found, for people."""
     listed = "; ".join(f"{k} was {there!r}, now {here!r}" for k, (there, here) in differing.items())
     return f"this run began with other settings: {listed}"

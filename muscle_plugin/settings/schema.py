@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
@@ -14,12 +14,12 @@ from muscle_plugin.errors import ConfigError
 from muscle_plugin.registry.catalogue import (
     MUSCLE_PREFIX,
     NOT_HOSTED,
+    Algorithm,
     all_algorithms,
     base_algorithms,
     muscle_algorithms,
 )
 from muscle_plugin.registry.names import DATASETS, NETS
-from muscle_plugin.registry.own import Algorithm
 from muscle_plugin.text import did_you_mean, shown
 
 #: Bounds of any setting: characters of a text (a path has 4,096 bytes at most), whole numbers, images of a step.
@@ -53,34 +53,26 @@ STEP, RESULT, SEED, MACHINE, PLACE = Affects
 
 def setting(default: object, affects: Affects, description: str, **bounds: float) -> Any:
     """A field of a model of settings."""
-    constraints: dict[str, Any] = dict(bounds)
+    constraints = cast("dict[str, Any]", bounds)
     return Field(default, description=description, json_schema_extra={"affects": affects.value}, **constraints)
 
 
 def affecting(*what: Affects) -> frozenset[str]:
-    """Names of the settings of every run and of MUSCLE that affect this. Settings of single algorithms are in no such set:
-    they affect what a step computes.
+    """Names of the settings of every run and of MUSCLE that affect this; those of single algorithms all affect a step.
 
     What may change on resume is ``affecting(MACHINE, PLACE)``. Runs that differ in ``affecting(SEED, MACHINE, PLACE)`` alone
     are repetitions of one another; steps of runs that differ in ``affecting(RESULT, SEED, PLACE)`` alone take the same time.
     """
     values = {a.value for a in what}
-    return frozenset(
-        name
-        for model in (RunSettings, MuscleSettings)
-        for name, info in model.model_fields.items()
-        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra["affects"] in values
-    )
+    fields = RunSettings.model_fields | MuscleSettings.model_fields
+    return frozenset(n for n, info in fields.items() if cast("Any", info.json_schema_extra)["affects"] in values)
 
 
 def device_fault(name: str) -> str | None:
     """Why a device cannot be used, whether or not this machine has it; None if it can."""
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name):
         return None
-    return (
-        "only CPUs and CUDA GPUs can be used (USB's algorithms call CUDA by name): give auto, cpu, cuda or cuda:N with"
-        " N = 0, 1, ..."
-    )
+    return "only CPUs and CUDA GPUs can be used (USB's algorithms call CUDA by name): give auto, cpu, cuda or cuda:N"
 
 
 def _known_device(name: str) -> str:
@@ -243,35 +235,21 @@ WITHOUT_EFFECT = {
 WITHOUT_LABELS = ("muscle", "contrastive", "muscle_contrastive")
 
 
-def algorithm_entry(name: object) -> Algorithm:
-    """The registry entry of an algorithm.
-
-    Raises:
-        ConfigError: there is none; names the nearest one.
-        CatalogueError: USB is not installed.
-    """
+def settings_model(algorithm: object) -> type[RunSettings]:
+    """The pydantic model of all settings of one algorithm: every run's, MUSCLE's where it is composed in, and those
+    that USB's class declares in ``get_argument``. A ConfigError if there is no such algorithm."""
     known = all_algorithms()
-    if isinstance(name, str) and name in known:
-        return known[name]
-    base = str(name).removeprefix(MUSCLE_PREFIX)
+    if isinstance(algorithm, str) and algorithm in known:
+        return _model(known[algorithm], algorithm in muscle_algorithms())
+    name = str(algorithm)
+    base = name.removeprefix(MUSCLE_PREFIX)
     if name != base and base in base_algorithms():
         fault = f"{name!r} does not exist, since a step of {base!r} sees no unlabelled image; use 'muscle'"
     elif reason := NOT_HOSTED.get(base):
         fault = reason
     else:
-        near = did_you_mean(str(name), known)
-        fault = f"unknown {shown(repr(name))}{near}{OF_ONES_OWN}; known: {', '.join(known)}"
+        fault = f"unknown {shown(repr(algorithm))}{did_you_mean(name, known)}{OF_ONES_OWN}; known: {', '.join(known)}"
     raise ConfigError([f"algorithm: {fault}"])
-
-
-def settings_model(algorithm: str) -> type[RunSettings]:
-    """The pydantic model of all settings of one algorithm: every run's, MUSCLE's where it is composed in, and those
-    that USB's class declares in ``get_argument``.
-
-    Raises:
-        ConfigError, CatalogueError: as :func:`algorithm_entry`.
-    """
-    return _model(algorithm_entry(algorithm), algorithm in muscle_algorithms())
 
 
 @cache

@@ -33,9 +33,6 @@ class Layer:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-# ------------------------------------------------------------------------------------------------------ configurations
-
-
 def config_directory() -> Path:
     """The folder of configurations that come with this package: in it when it is installed from a wheel, beside it in
     the repository."""
@@ -69,9 +66,6 @@ def find_config(word: str | Path, studies: Sequence[str] = ()) -> Path:
 
     Args:
         studies: further names that would be right, for the message.
-
-    Raises:
-        ConfigError: neither; names the nearest configurations, or how many there are.
     """
     path, named = Path(word), _file_named(str(word))
     try:
@@ -92,9 +86,6 @@ def find_config(word: str | Path, studies: Sequence[str] = ()) -> Path:
     of_studies = f"studies: {', '.join(studies)}; " if studies else ""
     there = f"; {of_studies}{config_directory()} has {len(names)} configurations, such as {EXAMPLE}"
     raise ConfigError([f"{shown(word)}: no such {what}{near or there}"])
-
-
-# --------------------------------------------------------------------------------------------------------------- files
 
 
 class _BoundedComposer(Composer):
@@ -118,12 +109,7 @@ class _BoundedComposer(Composer):
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds, as plain values.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ConfigError: it cannot be read, or is not YAML, or holds something else.
-    """
+    """The mapping that a YAML file holds, as plain values; a ConfigError but for a file that is absent."""
     try:
         with path.open("rb") as f:  # of a device or a pipe no more than this is read
             raw = f.read(MOST_BYTES + 1)
@@ -149,22 +135,15 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_yaml(path: Path) -> list[Layer]:
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     """The layers of a YAML file, lowest precedence first; ``extends`` names one file or a list, relative to the file, or
     configurations of this package.
 
-    Raises:
-        ConfigError: no such file, not YAML, not a mapping, a circle of ``extends``, or too many files.
-    """
-    return _read(path, (), [])
-
-
-def _read(path: Path, seen: tuple[Path, ...], read: list[Path]) -> list[Layer]:
-    """Read a file and those that it extends.
-
     Args:
         seen: the files that led to this one.
-        read: all files read so far.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping, a circle of ``extends``, or too many files.
     """
     try:
         path = path.resolve()
@@ -174,9 +153,6 @@ def _read(path: Path, seen: tuple[Path, ...], read: list[Path]) -> list[Layer]:
         raise ConfigError([f"{path}: extends itself, by way of {' -> '.join(p.name for p in (*seen, path))}"])
     if seen and path.exists() and not path.is_file():  # a pipe would not end; one that the user names does
         raise ConfigError([f"{path}: not a file; {seen[-1]} extends it"])
-    read.append(path)
-    if len(read) > MOST_FILES:
-        raise ConfigError([f"{path}: extends brings in more than {MOST_FILES} files"])
     try:
         content = _content(path)
     except FileNotFoundError:
@@ -193,7 +169,11 @@ def _read(path: Path, seen: tuple[Path, ...], read: list[Path]) -> list[Layer]:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
         raise ConfigError([f"{path}: extends must name a file or a list of files, got {shown(bases)}"])
-    layers = [layer for base in bases for layer in _read(_base_file(path, base), (*seen, path), read)]
+    layers: list[Layer] = []
+    for base in bases:
+        if len(seen) + len(layers) >= MOST_FILES:
+            raise ConfigError([f"{path}: extends brings in more than {MOST_FILES} files"])
+        layers += read_yaml(_base_file(path, base), (*seen, path))
     return [*layers, Layer(path.name, content)]
 
 

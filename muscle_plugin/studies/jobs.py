@@ -32,7 +32,7 @@ class Job:
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.resolved.settings.save_dir) / self.resolved.settings.save_name
+        return self.resolved.run_dir
 
     @property
     def result(self) -> dict[str, Any]:

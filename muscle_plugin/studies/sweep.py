@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, ConfigError
-from muscle_plugin.settings.command_line import add_arguments, load_named_plugins, named_in, parse_command_line
+from muscle_plugin.settings.command_line import parse_command_line
 from muscle_plugin.settings.resolve import began_otherwise
 from muscle_plugin.studies.definitions import study_names
 from muscle_plugin.studies.dry_run import dry_run
@@ -163,8 +163,6 @@ def _parsed(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, list[Jo
         "--gpus_per_run", type=float, metavar="X",
         help="share of a GPU for each run, at most 1: 0.5 lets two share one; default: what --jobs asks for, else 1",
     )  # fmt: skip
-    load_named_plugins(argv, lambda _, rest: named_in(rest))
-    add_arguments(parser)
     options, layer, faults = parse_command_line(parser, argv)
     counts = {"seeds": options.seeds, "jobs": options.jobs}
     faults += [f"--{k}: must be at least 1, got {v}" for k, v in counts.items() if v is not None and v < 1]

@@ -15,8 +15,7 @@ from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
 from muscle_plugin.data.views import LABELLED
 from muscle_plugin.errors import RunError
-from muscle_plugin.registry.extension import PLUGIN_NETS
-from muscle_plugin.registry.names import NETS
+from muscle_plugin.registry.names import NETS, PLUGIN_NETS
 
 if TYPE_CHECKING:
     from muscle_plugin.training.host import Host

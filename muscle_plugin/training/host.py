@@ -38,7 +38,6 @@ from muscle_plugin.device import (
 )
 from muscle_plugin.errors import DeviceError, Interrupted
 from muscle_plugin.files import save_tensors
-from muscle_plugin.device import memory_for
 from muscle_plugin.nets.build import NetBuilder, builder_instead_of
 from muscle_plugin.run_files import BEST, LATEST, earlier_checkpoints
 from muscle_plugin.seeding import derive, seed_everything

@@ -15,8 +15,7 @@ from muscle_plugin.data.images import name_below
 from muscle_plugin.data.packed import pack
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
-from muscle_plugin.registry.extension import PLUGIN_DATASETS
-from muscle_plugin.registry.names import DATASETS
+from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS
 from muscle_plugin.text import fault_in, shown
 
 
