@@ -103,8 +103,8 @@ class Solution(NamedTuple):
 def conjugate_gradients(multiply: Callable[[Tensor], Tensor], rhs: Tensor, tol: float, max_iter: int) -> Solution:
     """Solve A x = b from x = 0 for all columns of ``rhs`` at once, each with its own scalars.
 
-    A column is left once ``|b - A x| <= tol |b|`` by the recurrence. Since the recurrence drifts from the true residual in
-    float32, the true residual of such columns is checked, and they are resumed from it if it is still too large and falling.
+    A column is left once ``|b - A x| <= tol |b|`` by the recurrence, which drifts from the true residual in float32: a column
+    whose true residual is still too large, and falling, is resumed from it.
 
     Args:
         multiply: x -> A x of a new (n, c) tensor, with A symmetric positive definite.
@@ -290,7 +290,14 @@ def propagate(
     _check(features, labels, num_classes, alpha, tol, max_iter)
     labels = labels.long()
     chosen = choose_backend(backend, features.device)
-    times = [_seconds(features.device)]
+    times = []
+
+    def part_ends() -> None:
+        if features.is_cuda:
+            torch.cuda.synchronize(features.device)
+        times.append(time.perf_counter())
+
+    part_ends()
     with torch.autocast(features.device.type, enabled=False):
         unit = normalise_rows(features)
         order = locality_order(unit, seed)
@@ -298,15 +305,15 @@ def propagate(
         found = nearest_neighbours(
             unit, k, method=neighbours, approximate_above=approximate_above, probes=probes, backend=chosen, seed=seed
         )
-        times.append(_seconds(features.device))
+        part_ends()
         graph = affinity_graph(found, gamma, backend=chosen)
         method = found.method
         del found, unit
-        times.append(_seconds(features.device))
+        part_ends()
         z, residuals, iterations = _diffuse(graph, labels, num_classes, alpha, tol, max_iter, order)
         given, weights, distributions, reached = pseudo_labels(z, labels)
         balance = class_weights(given[reached | (labels >= 0)], num_classes)
-        times.append(_seconds(features.device))
+        part_ends()
     counts = torch.bincount(labels[labels >= 0], minlength=num_classes)
     stats = PropagationStats(
         neighbours=method,
@@ -320,9 +327,3 @@ def propagate(
         seconds={name: b - a for name, (a, b) in zip(("knn", "graph", "diffusion"), pairwise(times), strict=True)},
     )
     return Propagation(given, weights, balance, distributions, reached, stats)
-
-
-def _seconds(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

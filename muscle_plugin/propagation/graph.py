@@ -18,8 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -29,36 +27,25 @@ from torch import Tensor
 
 from muscle_plugin.errors import InputError
 
+try:
+    import faiss
+except ImportError:
+    faiss = None  # type: ignore[assignment]
+
 BACKENDS = ("auto", "faiss", "torch")
 NEIGHBOURS = ("auto", "exact", "approximate")
 BLOCK = 1 << 16  # rows handled at a time where a temporary of all rows would cost memory
-# neighbours from which faiss is to keep them in a reservoir
-RESERVOIR = 20
-
-
-@cache
-def _faiss() -> ModuleType | None:
-    try:
-        import faiss
-    except ImportError:
-        return None
-    return faiss
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
-    """Return "faiss" or "torch"; "auto" is "faiss" for CPU tensors where faiss can be imported.
-
-    Raises:
-        InputError: an unknown backend, or "faiss" for tensors that are not on the CPU.
-        ImportError: "faiss" where it is not installed.
-    """
+    """Return "faiss" or "torch"; "auto" is "faiss" for CPU tensors where faiss can be imported."""
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, received {backend!r}")
     if backend == "auto":
-        return "faiss" if device.type == "cpu" and _faiss() is not None else "torch"
+        return "faiss" if device.type == "cpu" and faiss is not None else "torch"
     if backend == "faiss" and device.type != "cpu":
         raise InputError(f"backend: 'faiss' expects CPU tensors, received features on {device}")
-    if backend == "faiss" and _faiss() is None:
+    if backend == "faiss" and faiss is None:
         raise ImportError("backend 'faiss' needs faiss: pip install faiss-cpu")
     return backend
 
@@ -91,23 +78,15 @@ def normalise_rows(features: Tensor) -> Tensor:
 
 
 def search(base: Tensor, queries: Tensor, k: int, backend: str) -> tuple[Tensor, Tensor]:
-    """Find the ``k`` rows of ``base`` with the largest inner product with each query, best first.
-
-    Args:
-        base: (n, d) float32.
-        queries: (m, d) float32.
-        k: between 1 and n.
-        backend: "faiss" or "torch".
+    """Find the ``k`` rows of ``base``, (n, d), with the largest inner product with each query, (m, d), best first.
 
     Returns:
         (m, k) inner products, float32, and (m, k) row numbers, int64.
     """
     if backend == "faiss":
-        faiss = _faiss()
-        assert faiss is not None
         # the same neighbours, kept in a reservoir instead of a heap from a smaller k on: a tenth faster for k = 51
         usual = faiss.cvar.distance_compute_min_k_reservoir
-        faiss.cvar.distance_compute_min_k_reservoir = min(usual, RESERVOIR)
+        faiss.cvar.distance_compute_min_k_reservoir = min(usual, 20)
         try:
             similarity, index = faiss.knn(queries.numpy(), base.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
         finally:
@@ -168,8 +147,10 @@ def nearest_neighbours(
         method = "approximate" if n > approximate_above else "exact"
     index = torch.arange(n, dtype=torch.int32, device=unit.device)[:, None].repeat(1, k)
     similarity = torch.zeros(n, k, dtype=torch.float32, device=unit.device)
+    found: Found
     if method == "exact":
-        found = _exact(unit, k + 1, backend)
+        blocks = torch.arange(n, device=unit.device).split(BLOCK)
+        found = ((rows, *search(unit, unit[rows], k + 1, backend)) for rows in blocks)
     elif backend == "faiss":
         found = _inverted_file(unit, k + 1, probes, seed)
     else:
@@ -191,14 +172,7 @@ def _without_self(similarity: Tensor, index: Tensor, rows: Tensor) -> tuple[Tens
     return tuple(torch.where(before, x[:, :-1], x[:, 1:]) for x in (similarity, index))
 
 
-def _exact(unit: Tensor, k: int, backend: str) -> Found:
-    for rows in torch.arange(len(unit), device=unit.device).split(BLOCK):
-        yield rows, *search(unit, unit[rows], k, backend)
-
-
 def _inverted_file(unit: Tensor, k: int, probes: int, seed: int) -> Found:
-    faiss = _faiss()
-    assert faiss is not None
     lists = _lists(len(unit))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(unit.shape[1]), unit.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.min_points_per_centroid, index.nprobe = seed, 1, min(probes, lists)
@@ -236,15 +210,10 @@ def _nearest_centre(unit: Tensor, centres: Tensor) -> Tensor:
     return torch.cat([(block @ centres.T).argmax(1) for block in unit.split(1 << 14)])
 
 
-def locality_order(unit: Tensor, seed: int = 0) -> Tensor:
+def locality_order(unit: Tensor, seed: int) -> Tensor:
     """Return a permutation, (n,) int64, that puts similar rows side by side: sorted by the nearest of about sqrt(n) / 2 rows.
 
-    Neighbours then lie close in memory, and a product with the graph of clustered rows takes a third to a half of the
-    time that it takes with rows in random order (two cores, n = 50,000).
-
-    Args:
-        unit: (n, d) float32 rows of unit length or zero.
-        seed: of the choice of rows to sort by.
+    Neighbours then lie close in memory: a product with the graph takes a third to a half of the time (n = 50,000, clusters).
     """
     centres = unit[_some(unit, round(len(unit) ** 0.5 / 2) + 1, seed)]
     coarse = centres[: round(len(centres) ** 0.5)]  # similar centres side by side, too
@@ -252,11 +221,11 @@ def locality_order(unit: Tensor, seed: int = 0) -> Tensor:
     return _nearest_centre(unit, centres).argsort(stable=True)
 
 
-def _spherical_k_means(unit: Tensor, lists: int, seed: int, iterations: int = 8, per_list: int = 32) -> Tensor:
-    """(lists, d) centres of unit length, from Lloyd's iterations on a sample of ``per_list`` rows a list."""
-    sample = unit[_some(unit, lists * per_list, seed)]
+def _spherical_k_means(unit: Tensor, lists: int, seed: int) -> Tensor:
+    """(lists, d) centres of unit length, from eight of Lloyd's iterations on a sample of 32 rows per list."""
+    sample = unit[_some(unit, lists * 32, seed)]
     centres = sample[:lists].clone()
-    for _ in range(iterations):
+    for _ in range(8):
         total = torch.zeros_like(centres).index_add_(0, _nearest_centre(sample, centres), sample)
         length = torch.linalg.vector_norm(total, dim=1, keepdim=True)
         centres = torch.where(length > 0, total / torch.where(length > 0, length, 1), centres)
