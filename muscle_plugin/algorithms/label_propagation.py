@@ -93,7 +93,7 @@ class PseudoLabels(Host):
         known = torch.full((len(points),), -1)
         known[: len(split.labelled)] = source.train_labels[split.labelled]
         features = self.batches.features(self.model, source.train[points], self.it, args.eval_batch_size, self.amp_cm)
-        features = distributed.gather_parts(features, to_first=True)
+        features = distributed.gather_parts(features)
 
         def pseudo_label() -> tuple[Tensor, Tensor, Tensor]:
             found = propagate(
