@@ -46,7 +46,7 @@ def local_rank() -> int:
 
 @contextlib.contextmanager
 def joined(device: torch.device, seconds: float) -> Iterator[None]:
-    """Connect the processes that ``torchrun`` started; an exchange takes at most ``seconds``, lest a dead one block the others."""
+    """Connect the processes that ``torchrun`` started; ``seconds`` limits an exchange, lest a dead one block them."""
     if launched() == 1 or dist.is_initialized():
         yield
         return

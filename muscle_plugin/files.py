@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,18 +56,15 @@ def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
-            with os.fdopen(handle, "wb") as f:
+            with part.open("xb") as f:
                 yield f
                 f.flush()
                 os.fsync(f.fileno())
-            as_shared_as_any(name)
-            _replace(Path(name), path, earlier)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+            _replace(part, path, earlier)
+        finally:
+            part.unlink(missing_ok=True)
         if os.name == "posix":  # the rename itself must reach the disk
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -78,24 +75,16 @@ def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]
 
 def _replace(new: Path, path: Path, earlier: Sequence[Path]) -> None:
     """Rename ``new`` to ``path``. Whenever the process dies, the names lead to whole and different files."""
-    if not earlier or not path.exists():
-        os.replace(new, path)
-        return
     second_name = new.with_suffix(".old.part")
     try:
-        os.link(path, second_name)
-    except OSError:  # a file system without hard links: for a moment there is no `path`, but there is earlier[0]
-        _shift(earlier)
-        os.replace(path, earlier[0])
-        os.replace(new, path)
-        return
-    try:
-        os.replace(new, path)
+        if earlier:
+            os.link(path, second_name)
+    except OSError:  # no file yet, or no hard links here: then there is no `path` for a moment, but earlier[0]
+        _shift([path, *earlier])
+    os.replace(new, path)
+    if second_name.exists():
         _shift(earlier)
         os.replace(second_name, earlier[0])
-    except BaseException:
-        second_name.unlink(missing_ok=True)
-        raise
 
 
 def _shift(files: Sequence[Path]) -> None:
@@ -119,11 +108,11 @@ def remove_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def as_shared_as_any(name: str | Path) -> None:
-    """Give a temporary file, which only its owner may read, the permissions of any new file."""
+def as_shared_as_any(path: Path) -> None:
+    """Give a file that only its owner may read the permissions of any new file."""
     mask = os.umask(0)
     os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
+    path.chmod(0o666 & ~mask)
 
 
 def write_text(path: Path, text: str) -> None:

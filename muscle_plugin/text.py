@@ -92,5 +92,5 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.5, most: int = 1)
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """``"; did you mean '...'?"``, with at most ``most`` names, or nothing if no known name is near."""
     near = [repr(k) for k in closest(name, known, most=most)]
-    listed = ", ".join(near[:-2] + [" or ".join(near[-2:])])
+    listed = ", ".join([*near[:-2], " or ".join(near[-2:])])
     return f"; did you mean {listed}?" if near else ""
