@@ -108,13 +108,6 @@ def remove_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def as_shared_as_any(path: Path) -> None:
-    """Give a file that only its owner may read the permissions of any new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a text file."""
     with atomic_write(path) as f:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin.errors import ExportError, InputError
-from muscle_plugin.files import as_shared_as_any, load_safetensors, read_json, refuse_existing, write_json, writing
+from muscle_plugin.files import load_safetensors, read_json, refuse_existing, write_json, writing
 from muscle_plugin.inference.compare import Comparison, images_of_the_run, read_images
 from muscle_plugin.inference.onnx_file import write_onnx
 from muscle_plugin.inference.predict import Predictor
@@ -121,7 +121,7 @@ def load_exported(folder: str | Path, device: str = "auto") -> Predictor:
 
 
 def _write_safetensors(trained: Trained, folder: Path, comparison: Comparison) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     info = trained.info
     own = {
@@ -139,8 +139,7 @@ def _write_safetensors(trained: Trained, folder: Path, comparison: Comparison) -
         own |= {"layout": "timm", "timm_classifier": classifier}
     # no two tensors may share memory in such a file
     whole = {n: t.detach().clone().contiguous() for n, t in weights.items()}
-    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
-    as_shared_as_any(folder / WEIGHTS)  # the library makes it readable by its owner alone
+    (folder / WEIGHTS).write_bytes(save(whole, metadata={"format": "pt"}))
     write_json(folder / CONFIG, {**config, OURS: own})
     comparison.check(f"{WEIGHTS} by load_exported", load_exported(folder, "cpu").logits(comparison.images))
     if as_timm is not None:
