@@ -1,16 +1,4 @@
-"""Label propagation by diffusion (Iscen et al. 2019, arXiv 1904.04717, section 4.1).
-
-======  ================================================================================================
-symbol  meaning
-======  ================================================================================================
-S       (n, n) normalised affinities of :mod:`muscle_plugin.propagation.graph`
-Y       (n, C) column c is ``1 / |L_c|`` on the labelled points of class c, 0 elsewhere
-Z       (n, C) solution of ``(I - alpha S) Z = Y`` (equation 10), negative entries set to 0
-p       (n, C) rows of Z divided by their sum
-y       (n,) pseudo-labels ``argmax_c p_ic`` (equation 7); labelled points keep their label
-w       (n,) ``1 - H(p_i) / ln C`` (equation 11), divided by the largest of them; 1 on labelled points
-c       (C,) class weights ``(N / C) / count_c``, the count including labelled points
-======  ================================================================================================
+"""Label propagation by diffusion: the equations of ``docs/propagation.md`` (Iscen et al. 2019, arXiv 1904.04717, section 4.1).
 
 A point that the diffusion does not reach (in the iterations allowed) gets a uniform p, the commonest label, weight 0,
 and does not count in N and the class counts. A class without points gets class weight 0.
@@ -170,25 +158,18 @@ def _diffuse(
 
     device = labels.device.type
     threads = torch.get_num_threads() if device == "cpu" else 1
-    parts = _parts(num_classes, COLUMNS.get(device, 64), threads)
+    count = -(-num_classes // COLUMNS.get(device, 64))
+    if count > 1:  # as many parts for each thread
+        count = min(num_classes, -(-count // threads) * threads)
+    parts = list(pairwise(num_classes * i // count for i in range(count + 1)))
     if threads > 1 and len(parts) > 1:
-        # a thread per part, rather than all threads on one part after another: they do not wait for one another in every
-        # operation, which costs most where the cores have other work
+        # a thread per part: all threads on one part would wait for one another in every operation
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             solutions = list(pool.map(solve, parts))
         torch.set_num_threads(threads)
     else:
         solutions = [solve(part) for part in parts]
     return Solution(z, torch.cat([s.residuals for s in solutions]), torch.cat([s.iterations for s in solutions]))
-
-
-def _parts(num_classes: int, width: int, threads: int) -> list[tuple[int, int]]:
-    """(first, last) classes of parts of about equal size, at most ``width``, as many for each thread."""
-    count = -(-num_classes // width)
-    if count > 1:
-        count = min(num_classes, -(-count // threads) * threads)
-    bounds = [num_classes * i // count for i in range(count + 1)]
-    return list(pairwise(bounds))
 
 
 class PseudoLabels(NamedTuple):

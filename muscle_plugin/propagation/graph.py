@@ -1,14 +1,4 @@
-"""The normalised nearest-neighbour graph of label propagation (Iscen et al. 2019, arXiv 1904.04717, section 4.1).
-
-======  =================================================================================================
-symbol  meaning
-======  =================================================================================================
-``v``   (n, d) features, one row per image, of unit length (a row of zeros stays so)
-A       (n, n) ``max(v_i . v_j, 0) ** gamma`` if j is among the k nearest neighbours of i, i != j; else 0
-W       (n, n) ``A + A^T``, with a diagonal of zeros
-D       (n,) ``sum_j W_ij``; 1 in place of 0 for a point without an affinity to any other
-S       (n, n) ``D^-1/2 W D^-1/2``; symmetric, its eigenvalues between -1 and 1
-======  =================================================================================================
+"""The normalised nearest-neighbour graph of label propagation: A, W and S of ``docs/propagation.md``, (n, n) each.
 
 Values are float32 and indices int32. CPU tensors go through faiss and SciPy (backend "faiss"), CUDA tensors and CPUs
 without faiss through torch alone (backend "torch").
@@ -250,8 +240,7 @@ class AffinityGraph:
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """S x of a dense (n, c) matrix of the dtype of ``values``."""
-        # A weighted sum of rows per bag is this product, by kernels that every build of torch has on every device;
-        # sparse CSR tensors need MKL on the CPU, and were no faster with it.
+        # a weighted sum of rows per bag: every build of torch has it; sparse CSR tensors need MKL, and were no faster
         return torch.nn.functional.embedding_bag(
             self.columns, x, self.offsets, mode="sum", per_sample_weights=self.values, include_last_offset=True
         )
@@ -278,19 +267,14 @@ def affinity_graph(neighbours: NearestNeighbours, gamma: float = 3.0, *, backend
     # D^-1/2 A D^-1/2: adding its transpose gives S
     values.mul_(scale[:, None]).mul_(scale.index_select(0, index.view(-1)).view_as(values))
     isolated = int((degree == 0).sum())
-    if choose_backend(backend, values.device) == "faiss":
-        offsets, columns, merged = _add_transpose_scipy(values.numpy(), index.numpy())
-    else:
-        offsets, columns, merged = _add_transpose_torch(values, index)
-    return AffinityGraph(offsets, columns, merged, isolated)
+    add_transpose = _add_transpose_scipy if choose_backend(backend, values.device) == "faiss" else _add_transpose_torch
+    return AffinityGraph(*add_transpose(values, index), isolated)
 
 
-def _add_transpose_scipy(values: np.ndarray, index: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def _add_transpose_scipy(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, k = values.shape
-    offsets = np.arange(0, n * k + 1, max(k, 1), dtype=np.int32 if n * k < 2**30 else np.int64)[: n + 1]
-    if k == 0:
-        offsets = np.zeros(n + 1, dtype=np.int32)
-    matrix = sparse.csr_array((values.reshape(-1), index.reshape(-1), offsets), shape=(n, n))
+    offsets = np.arange(n + 1, dtype=np.int32 if n * k < 2**30 else np.int64) * k
+    matrix = sparse.csr_array((values.numpy().reshape(-1), index.numpy().reshape(-1), offsets), shape=(n, n))
     total = matrix + matrix.T.tocsr()  # not sorting the rows first is quicker
     return torch.from_numpy(total.indptr), torch.from_numpy(total.indices), torch.from_numpy(total.data)
 
