@@ -58,7 +58,7 @@ def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
-            with part.open("xb") as f:
+            with part.open("x+b") as f:  # to be read too: the caller may map it
                 yield f
                 f.flush()
                 os.fsync(f.fileno())
