@@ -2,7 +2,7 @@
 
     python benchmarks/mutation.py                                  # loss, order of images, label propagation
     python benchmarks/mutation.py propagation/graph --share 0.2    # a fifth of that file's mutants, drawn with --seed
-    python benchmarks/mutation.py losses/mutual_information --only 12 40 --verbose
+    python benchmarks/mutation.py losses --only 12 40 --verbose
 
 First the file's own tests run once, and coverage.py notes which of them execute which lines. A mutant then runs those that
 execute its statement, the quickest first, up to the first failure, in a process forked once the tests are collected; with
@@ -37,7 +37,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: File of muscle_plugin -> the tests that are its own.
 TESTS = {
-    "losses/mutual_information": ["tests/test_mutual_information.py"],
+    "losses": ["tests/test_mutual_information.py"],
     "data/sampler": [
         "tests/test_data.py",
         "-k",

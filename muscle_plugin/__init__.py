@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # the same as _LAZY, for type checkers
     from muscle_plugin.algorithms.muscle import Muscle
     from muscle_plugin.inference.export import export_model, load_exported
     from muscle_plugin.inference.predict import Predictor
-    from muscle_plugin.losses.mutual_information import MutualInformationLoss, mutual_information
+    from muscle_plugin.losses import MutualInformationLoss, mutual_information
     from muscle_plugin.propagation import DiffusionLabelPropagation
     from muscle_plugin.runs.train import train
     from muscle_plugin.settings.resolve import load_settings

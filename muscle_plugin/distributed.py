@@ -46,15 +46,7 @@ def local_rank() -> int:
 
 @contextlib.contextmanager
 def joined(device: torch.device, seconds: float) -> Iterator[None]:
-    """Connect the processes that ``torchrun`` started.
-
-    Args:
-        device: of this process; GPUs communicate by NCCL, CPUs by gloo.
-        seconds: longest duration of an exchange, so that a dead process does not block the others.
-
-    Raises:
-        RunError: they cannot be connected.
-    """
+    """Connect the processes that ``torchrun`` started; ``seconds`` limits an exchange, lest a dead one block them."""
     if launched() == 1 or dist.is_initialized():
         yield
         return
@@ -77,6 +69,7 @@ def joined(device: torch.device, seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exchange() -> Iterator[None]:
+    """Raise ExchangeError where the others do not answer."""
     try:
         yield
     except RuntimeError as e:
@@ -96,15 +89,11 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(_: FunctionCtx, x: Tensor) -> Tensor:
-        return _mean(x)
+        return _sum(x) / world_size()
 
     @staticmethod
     def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
-        return _mean(gradient)
-
-
-def _mean(x: Tensor) -> Tensor:
-    return _sum(x) / world_size()
+        return _sum(gradient) / world_size()
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -115,14 +104,7 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """Average ``x`` over processes, with gradient: once gradients are averaged, that of the global value.
-
-    Args:
-        x: any shape, the same in every process.
-
-    Returns:
-        The same shape.
-    """
+    """Average ``x`` over processes, with gradient: once gradients are averaged, that of the global value."""
     return _Mean.apply(x) if world_size() > 1 else x
 
 
@@ -141,49 +123,26 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """Concatenate the rows of all processes by rank, with gradient.
-
-    Args:
-        x: (n, ...), n the same in every process.
-
-    Returns:
-        (n * world_size(), ...).
-    """
+    """Concatenate the rows of all processes, equally many in each, by rank, with gradient."""
     return _Gather.apply(x) if world_size() > 1 else x
 
 
-def gather_parts(x: Tensor, to_first: bool = False) -> Tensor:
-    """Concatenate the rows of all processes by rank, without gradient; their numbers may differ.
-
-    Args:
-        x: (n, ...).
-        to_first: only the first process needs them; the others get ``x``.
-
-    Returns:
-        (sum of n, ...).
-    """
+def gather_parts(x: Tensor) -> Tensor:
+    """Concatenate the rows of all processes by rank, without gradient; their numbers may differ."""
     if world_size() == 1:
         return x
     rows = gather_objects(len(x))
     padded = x.new_zeros(max(rows), *x.shape[1:])
     padded[: len(x)] = x
-    receives = not to_first or rank() == 0
-    parts = [torch.empty_like(padded) for _ in rows] if receives else None
+    parts = [torch.empty_like(padded) for _ in rows]
     with _exchange():
-        if to_first:
-            dist.gather(padded, parts)
-        else:
-            dist.all_gather(parts, padded)
-    return x if parts is None else torch.cat([p[:n] for p, n in zip(parts, rows, strict=True)])
+        dist.all_gather(parts, padded)
+    return torch.cat([p[:n] for p, n in zip(parts, rows, strict=True)])
 
 
 @torch.no_grad()
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Replace floating-point tensors by their means over processes, in one exchange per type.
-
-    Args:
-        tensors: any shapes, the same ones in every process; integers are left alone.
-    """
+    """Replace floating-point tensors, of the same shapes in every process, by their means, in one exchange per type."""
     chosen = [t for t in tensors if t.is_floating_point()]
     if world_size() == 1 or not chosen:
         return
@@ -233,11 +192,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def in_every_process(work: Callable[[], T]) -> T:
-    """Call ``work`` in every process. If it fails in one it fails in all, and the first process says why.
-
-    Raises:
-        UserError, OSError: ``work`` has failed; without a message in processes other than the first.
-    """
+    """Call ``work`` in every process. If it raises UserError or OSError in one it fails in all, and the first one says why."""
     if world_size() == 1:
         return work()
     fault: Exception | None = None
@@ -255,11 +210,7 @@ def in_every_process(work: Callable[[], T]) -> T:
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """Call ``work`` in the first process, and return its result in all; it must pickle.
-
-    Raises:
-        UserError, OSError: as :func:`in_every_process`.
-    """
+    """Call ``work`` in the first process, and return its result, which must pickle, in all; fail as in_every_process does."""
     box = in_every_process(lambda: [work() if rank() == 0 else None])
     if world_size() > 1:
         with _exchange():

@@ -5,20 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = [
-    "ConfigError",
-    "DataError",
-    "DeviceError",
-    "ExportError",
-    "InputError",
-    "Interrupted",
-    "NotFinite",
-    "PluginError",
-    "RunError",
-    "UserError",
-    "WriteError",
-]
-
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -43,20 +29,16 @@ class InputError(UserError, ValueError):
 
 
 class ConfigError(InputError):
-    """One or more settings are wrong.
-
-    Attributes:
-        faults: one line each.
-    """
+    """One or more settings are wrong. ``faults`` has one line for each."""
 
     same_everywhere = True
 
     def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
+        super().__init__(faults)
         self.faults = list(faults)
 
-    def __reduce__(self) -> tuple[type, tuple[list[str]]]:
-        return type(self), (self.faults,)
+    def __str__(self) -> str:
+        return "\n".join(self.faults)
 
 
 class PluginError(InputError):
@@ -111,11 +93,7 @@ class ExchangeError(UserError, RuntimeError):
 
 
 class NotFinite(UserError, RuntimeError):
-    """Loss, gradient or weights became NaN or infinite. ``str()`` says when, which, and what to do.
-
-    Attributes:
-        details: the same as plain data.
-    """
+    """Loss, gradient or weights became NaN or infinite. ``str()`` says when, which, what to do; ``details`` is plain data."""
 
     status = EXIT_FAILED
     same_everywhere = True

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +20,8 @@ from muscle_plugin.text import first_line, out_of_memory
 if TYPE_CHECKING:
     import torch
 
-#: A checkpoint's file ends with these bytes and the SHA-256 of all before them. PyTorch ignores both.
-_CHECKED = b"\nsha256 "
-_DIGEST = hashlib.sha256().digest_size
-#: The key by which a checkpoint says that its file ends so.
-_SAYS_CHECKED = "sha256_follows"
+#: A checkpoint's file ends with this and the SHA-256 of all before it; its content says so under the key. PyTorch ignores both.
+_CHECKED, _CHECKED_KEY = b"\nsha256 ", "sha256_follows"
 
 
 def refuse_existing(path: Path, instead: str) -> None:
@@ -52,25 +49,22 @@ def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]
     """Open a binary file that replaces ``path`` when the block ends without an exception.
 
     Args:
-        earlier: where the present file moves, where the one there moves, and so on; the last one is deleted.
+        earlier: where the present file moves, and where those there move in turn; the last one is deleted.
 
     Raises:
         WriteError: it cannot be written; ``path`` and ``earlier`` are unchanged.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
-            with os.fdopen(handle, "wb") as f:
+            with part.open("x+b") as f:  # to be read too: the caller may map it
                 yield f
                 f.flush()
                 os.fsync(f.fileno())
-            as_shared_as_any(name)
-            _replace(Path(name), path, earlier)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+            _replace(part, path, earlier)
+        finally:
+            part.unlink(missing_ok=True)
         if os.name == "posix":  # the rename itself must reach the disk
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -81,24 +75,16 @@ def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]
 
 def _replace(new: Path, path: Path, earlier: Sequence[Path]) -> None:
     """Rename ``new`` to ``path``. Whenever the process dies, the names lead to whole and different files."""
-    if not earlier or not path.exists():
-        os.replace(new, path)
-        return
     second_name = new.with_suffix(".old.part")
     try:
-        os.link(path, second_name)
-    except OSError:  # a file system without hard links: for a moment there is no `path`, but there is earlier[0]
-        _shift(earlier)
-        os.replace(path, earlier[0])
-        os.replace(new, path)
-        return
-    try:
-        os.replace(new, path)
+        if earlier:
+            os.link(path, second_name)
+    except OSError:  # no file yet, or no hard links here: then there is no `path` for a moment, but earlier[0]
+        _shift([path, *earlier])
+    os.replace(new, path)
+    if second_name.exists():
         _shift(earlier)
         os.replace(second_name, earlier[0])
-    except BaseException:
-        second_name.unlink(missing_ok=True)
-        raise
 
 
 def _shift(files: Sequence[Path]) -> None:
@@ -122,13 +108,6 @@ def remove_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def as_shared_as_any(name: str | Path) -> None:
-    """Give a temporary file, which only its owner may read, the permissions of any new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a text file."""
     with atomic_write(path) as f:
@@ -141,11 +120,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds a mapping.
-
-    Raises:
-        OSError, InputError: it cannot be read, or holds none.
-    """
+    """Read a JSON file that holds a mapping; raise OSError or InputError if there is none."""
     if path.exists() and not path.is_file():  # a pipe would not end
         raise InputError(f"{path.name}: not a file")
     try:
@@ -162,66 +137,30 @@ def read_json(path: Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 
-class _Hashing:
-    """A file that passes bytes on and takes their SHA-256."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.hash = file, hashlib.sha256()
-        self.fault: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        try:
-            return self._file.write(data)
-        except OSError as e:
-            self.fault = self.fault or e
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
 def save_tensors(path: Path, content: Mapping[str, object], earlier: Sequence[Path] = ()) -> None:
-    """Replace a checkpoint; the file ends with a checksum of what is before it.
-
-    Args:
-        earlier: see :func:`atomic_write`.
-
-    Raises:
-        WriteError: it cannot be written; the files are unchanged.
-    """
+    """Replace a checkpoint, as :func:`atomic_write` does; the file ends with a checksum."""
     import torch
 
+    file = io.BytesIO()
+    torch.save({**content, _CHECKED_KEY: True}, file)
     with atomic_write(path, earlier) as f:
-        out = _Hashing(f)
-        try:
-            torch.save({**content, _SAYS_CHECKED: True}, out)
-        except RuntimeError as e:  # how PyTorch reports a failed write
-            raise out.fault or e from e
-        f.write(_CHECKED + out.hash.digest())
+        f.write(file.getbuffer())
+        f.write(_CHECKED + hashlib.sha256(file.getbuffer()).digest())
 
 
 def _is_checked(path: Path, content: bytes) -> bool:
-    """Whether the file ends with a checksum.
-
-    Raises:
-        DamagedError: with a wrong one.
-    """
-    end = len(content) - len(_CHECKED) - _DIGEST
+    """Whether the file ends with a checksum; raise DamagedError if that is wrong."""
+    size = hashlib.sha256().digest_size
+    end = len(content) - size - len(_CHECKED)
     if end < 0 or not content.startswith(_CHECKED, end):
         return False
-    if hashlib.sha256(memoryview(content)[:end]).digest() != content[-_DIGEST:]:
+    if hashlib.sha256(memoryview(content)[:end]).digest() != content[-size:]:
         raise DamagedError(f"{path}: damaged: its content does not match its checksum")
     return True
 
 
 def read_whole(path: Path) -> bytes:
-    """Read the file of a checkpoint of this package, and verify its checksum.
-
-    Raises:
-        DamagedError: it is not what was written.
-        OSError: it is absent, or may not be read.
-    """
+    """Read the file of a checkpoint of this package; raise DamagedError if it is not what was written."""
     try:
         content = path.read_bytes()
     except OSError as e:
@@ -234,26 +173,14 @@ def read_whole(path: Path) -> bytes:
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> dict[str, Any]:
-    """Read a checkpoint, a mapping, as :func:`load_plain` does.
-
-    Raises:
-        InputError: it is none, or cannot be read.
-    """
-    found = load_plain(path, device, content)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: not a checkpoint, but a {type(found).__name__}")
-    return found
-
-
-def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> Any:
-    """Read a file that ``torch.save`` wrote, without running any code in it.
+    """Read a checkpoint, a mapping that ``torch.save`` wrote, without running any code in it.
 
     Args:
         device: for the tensors that were on a GPU.
         content: of the file, if it has been read already.
 
     Raises:
-        InputError: the file is absent, or may not be read.
+        InputError: the file cannot be read, or holds something else.
         DamagedError: it is damaged, holds more than plain data, or is compressed.
     """
     import torch
@@ -286,7 +213,9 @@ def load_plain(path: Path, device: torch.device | str = "cpu", content: bytes | 
         else:
             what = "cut off or damaged"
         raise DamagedError(f"{path}: not a readable checkpoint ({what})") from None
-    if isinstance(found, dict) and found.pop(_SAYS_CHECKED, False) and not checked:
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: not a checkpoint, but a {type(found).__name__}")
+    if found.pop(_CHECKED_KEY, False) and not checked:
         raise DamagedError(f"{path}: damaged: its checksum is missing")
     return found
 
@@ -303,8 +232,7 @@ def _refuse_compressed(content: bytes) -> None:
 
 
 def _refuse_inflated(found: object, size: int) -> None:
-    """Raise ValueError for content that a copy would make far larger than its file: one number viewed as a large tensor,
-    lists of references to one list."""
+    """Raise ValueError for content that grows when it is copied: large views of one number, many references to one list."""
     try:
         objects, numbers = _size_of(found, {})
     except RecursionError:
@@ -316,8 +244,7 @@ def _refuse_inflated(found: object, size: int) -> None:
 def _size_of(value: object, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
     """Count (objects, bytes of tensors) in nested values; what occurs twice counts twice.
 
-    Args:
-        known: counts of containers, by identity; None while one is being counted.
+    ``known`` holds the counts of containers by identity; None while one is being counted.
     """
     import torch
 
@@ -337,12 +264,7 @@ def _size_of(value: object, known: dict[int, tuple[int, int] | None]) -> tuple[i
 
 
 def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a .safetensors file, by name, on the CPU.
-
-    Raises:
-        InputError: the file, or the package safetensors, is absent.
-        DamagedError: it is no such file.
-    """
+    """Read the tensors of a .safetensors file, by name, on the CPU; raise InputError if that fails."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:

@@ -81,12 +81,8 @@ def _cosine(total_steps: float, reaches_zero_at: float = 1.0) -> Schedule:
     return partial(cosine, end=total_steps * reaches_zero_at)
 
 
-def _constant(total_steps: float) -> Schedule:
-    return constant
-
-
 #: Learning-rate schedules by name: functions of the run's length and of the schedule's options, as keywords.
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"usb": _usb, "cosine": _cosine, "constant": _constant}
+SCHEDULES: dict[str, Callable[..., Schedule]] = {"usb": _usb, "cosine": _cosine, "constant": lambda _: constant}
 
 
 def schedule(name: str, total_steps: float, **options: float) -> Schedule:

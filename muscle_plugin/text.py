@@ -7,10 +7,8 @@ import traceback
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
-#: Messages of PyTorch, of cuBLAS and its siblings, of NCCL and of the CPU allocator when memory runs out.
-_RAN_OUT = re.compile(
-    r"out of memory|_STATUS_ALLOC_FAILED|can(?:no|')t allocate memory|not enough memory", re.IGNORECASE
-)
+#: In messages of PyTorch, of cuBLAS and its siblings, of NCCL and of the CPU allocator.
+_RAN_OUT = re.compile(r"out of memory|_STATUS_ALLOC_FAILED|can(?:no|')t allocate memory|not enough memory", re.I)
 
 
 def one_line(text: object) -> str:
@@ -34,8 +32,7 @@ def first_line(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a GPU, or the machine, ran out of memory. PyTorch has a class of its own for some of
-    the ways in which that shows, and raises RuntimeError for the others."""
+    """Whether an exception says that a GPU, or the machine, ran out of memory, which PyTorch may raise as RuntimeError."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_RAN_OUT.search(str(error))))
 
 
@@ -65,29 +62,27 @@ def fault_in(error: BaseException, file: str | None, what: str) -> str:
     return what + (f" line {number}: " if number else ": ") + message
 
 
-def _parts(name: str) -> str:
-    return "_".join(sorted(re.findall(r"[^\W_]+", name.lower())))
-
-
 def closest(name: str, known: Iterable[str], cutoff: float = 0.5, most: int = 1) -> list[str]:
-    """The known name most like ``name``, and others nearly as like.
+    """At most ``most`` known names that are nearly as like ``name`` as the one most like it, which has a ratio of ``cutoff``.
 
     Two comparisons count, the better first: of the lower-case names, and of their parts in alphabetical order
     (``cifar10-fixmatch``). Folders do not count where ``name`` has none.
-
-    Args:
-        cutoff: least similarity, :meth:`difflib.SequenceMatcher.ratio`.
-        most: how many names to return at most.
     """
     if len(name) > 100:  # no name is; difflib takes quadratic time
         return []
-    whole, parts = SequenceMatcher(b=name.lower()), SequenceMatcher(b=_parts(name))  # difflib caches what it finds in b
+
+    def spellings(text: str) -> tuple[str, str]:
+        return text.lower(), "_".join(sorted(re.findall(r"[^\W_]+", text.lower())))
+
+    matchers = [SequenceMatcher(b=spelling) for spelling in spellings(name)]  # difflib caches what it finds in b
     found = []
     for other in dict.fromkeys(known):
-        text = other if "/" in name else other.rpartition("/")[2]
-        whole.set_seq1(text.lower())
-        parts.set_seq1(_parts(text))
-        ratios = [m.ratio() if m.quick_ratio() >= cutoff else 0.0 for m in (whole, parts)]
+        ratios = []
+        for matcher, spelling in zip(
+            matchers, spellings(other if "/" in name else other.rpartition("/")[2]), strict=True
+        ):
+            matcher.set_seq1(spelling)
+            ratios.append(matcher.ratio() if matcher.quick_ratio() >= cutoff else 0.0)
         if max(ratios) >= cutoff:
             found.append((1 - max(ratios), "/" in other, -sum(ratios), other))
     found.sort()
@@ -97,5 +92,5 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.5, most: int = 1)
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """``"; did you mean '...'?"``, with at most ``most`` names, or nothing if no known name is near."""
     near = [repr(k) for k in closest(name, known, most=most)]
-    listed = " or ".join(filter(None, [", ".join(near[:-1]), *near[-1:]]))
+    listed = ", ".join([*near[:-2], " or ".join(near[-2:])])
     return f"; did you mean {listed}?" if near else ""

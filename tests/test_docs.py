@@ -128,7 +128,7 @@ def test_docstrings_are_shown_as_they_are_meant(pages):
     assert not re.search(r":(func|class|meth|mod):|====|\\\||^:::|Args:", text, re.MULTILINE)
     anchors = pages["api.html"].anchors
     assert {
-        "muscle_plugin.losses.mutual_information.mutual_information", "muscle_plugin.training.host.Host",
+        "muscle_plugin.losses.mutual_information", "muscle_plugin.training.host.Host",
         "muscle_plugin.propagation.estimator.DiffusionLabelPropagation.fit", "muscle_plugin.schedules.schedule",
         "muscle_plugin.data.source.Source", "muscle_plugin.data.batches.Batches",
         "muscle_plugin.settings.resolve.load_settings",

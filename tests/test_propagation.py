@@ -192,7 +192,7 @@ def test_each_backend_uses_its_own_search(monkeypatch):
         inner = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(name) or inner(*args, **kwargs))
 
-    note(graph_module._faiss(), "knn")
+    note(graph_module.faiss, "knn")
     for name in ("_inverted_file", "_list_by_list", "_add_transpose_scipy", "_add_transpose_torch"):
         note(graph_module, name)
 
@@ -411,20 +411,6 @@ def test_several_threads_solve_classes_at_a_time(monkeypatch):
     torch.testing.assert_close(one.stats.residuals, two.stats.residuals, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("classes", "width", "threads", "bounds"),
-    [
-        (10, 64, 4, [(0, 10)]),
-        (64, 64, 4, [(0, 64)]),
-        (65, 64, 1, [(0, 32), (32, 65)]),
-        (100, 64, 4, [(0, 25), (25, 50), (50, 75), (75, 100)]),
-        (3, 1, 2, [(0, 1), (1, 2), (2, 3)]),
-    ],
-)
-def test_parts_of_the_classes(classes, width, threads, bounds):
-    assert diffusion._parts(classes, width, threads) == bounds
-
-
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="faiss is not installed")
 def test_backends_agree():
     x, y, _ = clusters(400, c=5)
@@ -437,7 +423,7 @@ def test_backends_agree():
 
 def test_without_faiss_torch_does_the_work(monkeypatch):
     x, y, _ = clusters(60)
-    monkeypatch.setattr(graph_module, "_faiss", lambda: None)
+    monkeypatch.setattr(graph_module, "faiss", None)
     assert propagate(x, y, 3, k=5).stats.backend == "torch"
     with pytest.raises(ImportError, match="faiss-cpu"):
         propagate(x, y, 3, k=5, backend="faiss")

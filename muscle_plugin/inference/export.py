@@ -21,7 +21,7 @@ from torch import Tensor
 from muscle_plugin.data.images import decode, images_at
 from muscle_plugin.data.load import load_data
 from muscle_plugin.errors import DataError, ExportError, InputError
-from muscle_plugin.files import as_shared_as_any, load_safetensors, read_json, refuse_existing, write_json, writing
+from muscle_plugin.files import load_safetensors, read_json, refuse_existing, write_json, writing
 from muscle_plugin.inference.onnx_file import write_onnx
 from muscle_plugin.inference.predict import Predictor
 from muscle_plugin.inference.trained import Classifier, Trained, read_trained, rebuild
@@ -182,7 +182,7 @@ def _evenly(count: int) -> Sequence[int]:
 
 
 def _write_safetensors(trained: Trained, folder: Path, comparison: Comparison) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     info = trained.info
     own = {
@@ -200,8 +200,7 @@ def _write_safetensors(trained: Trained, folder: Path, comparison: Comparison) -
         own |= {"layout": "timm", "timm_classifier": classifier}
     # no two tensors may share memory in such a file
     whole = {n: t.detach().clone().contiguous() for n, t in weights.items()}
-    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
-    as_shared_as_any(folder / WEIGHTS)  # the library makes it readable by its owner alone
+    (folder / WEIGHTS).write_bytes(save(whole, metadata={"format": "pt"}))
     write_json(folder / CONFIG, {**config, OURS: own})
     comparison.check(f"{WEIGHTS} by load_exported", load_exported(folder, "cpu").logits(comparison.images))
     if as_timm is not None:

@@ -1,16 +1,4 @@
-"""Label propagation by diffusion (Iscen et al. 2019, arXiv 1904.04717, section 4.1).
-
-======  ================================================================================================
-symbol  meaning
-======  ================================================================================================
-S       (n, n) normalised affinities of :mod:`muscle_plugin.propagation.graph`
-Y       (n, C) column c is ``1 / |L_c|`` on the labelled points of class c, 0 elsewhere
-Z       (n, C) solution of ``(I - alpha S) Z = Y`` (equation 10), negative entries set to 0
-p       (n, C) rows of Z divided by their sum
-y       (n,) pseudo-labels ``argmax_c p_ic`` (equation 7); labelled points keep their label
-w       (n,) ``1 - H(p_i) / ln C`` (equation 11), divided by the largest of them; 1 on labelled points
-c       (C,) class weights ``(N / C) / count_c``, the count including labelled points
-======  ================================================================================================
+"""Label propagation by diffusion: the equations of ``docs/propagation.md`` (Iscen et al. 2019, arXiv 1904.04717, section 4.1).
 
 A point that the diffusion does not reach (in the iterations allowed) gets a uniform p, the commonest label, weight 0,
 and does not count in N and the class counts. A class without points gets class weight 0.
@@ -103,8 +91,8 @@ class Solution(NamedTuple):
 def conjugate_gradients(multiply: Callable[[Tensor], Tensor], rhs: Tensor, tol: float, max_iter: int) -> Solution:
     """Solve A x = b from x = 0 for all columns of ``rhs`` at once, each with its own scalars.
 
-    A column is left once ``|b - A x| <= tol |b|`` by the recurrence. Since the recurrence drifts from the true residual in
-    float32, the true residual of such columns is checked, and they are resumed from it if it is still too large and falling.
+    A column is left once ``|b - A x| <= tol |b|`` by the recurrence, which drifts from the true residual in float32: a column
+    whose true residual is still too large, and falling, is resumed from it.
 
     Args:
         multiply: x -> A x of a new (n, c) tensor, with A symmetric positive definite.
@@ -170,25 +158,18 @@ def _diffuse(
 
     device = labels.device.type
     threads = torch.get_num_threads() if device == "cpu" else 1
-    parts = _parts(num_classes, COLUMNS.get(device, 64), threads)
+    count = -(-num_classes // COLUMNS.get(device, 64))
+    if count > 1:  # as many parts for each thread
+        count = min(num_classes, -(-count // threads) * threads)
+    parts = list(pairwise(num_classes * i // count for i in range(count + 1)))
     if threads > 1 and len(parts) > 1:
-        # a thread per part, rather than all threads on one part after another: they do not wait for one another in every
-        # operation, which costs most where the cores have other work
+        # a thread per part: all threads on one part would wait for one another in every operation
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             solutions = list(pool.map(solve, parts))
         torch.set_num_threads(threads)
     else:
         solutions = [solve(part) for part in parts]
     return Solution(z, torch.cat([s.residuals for s in solutions]), torch.cat([s.iterations for s in solutions]))
-
-
-def _parts(num_classes: int, width: int, threads: int) -> list[tuple[int, int]]:
-    """(first, last) classes of parts of about equal size, at most ``width``, as many for each thread."""
-    count = -(-num_classes // width)
-    if count > 1:
-        count = min(num_classes, -(-count // threads) * threads)
-    bounds = [num_classes * i // count for i in range(count + 1)]
-    return list(pairwise(bounds))
 
 
 class PseudoLabels(NamedTuple):
@@ -290,7 +271,14 @@ def propagate(
     _check(features, labels, num_classes, alpha, tol, max_iter)
     labels = labels.long()
     chosen = choose_backend(backend, features.device)
-    times = [_seconds(features.device)]
+    times = []
+
+    def part_ends() -> None:
+        if features.is_cuda:
+            torch.cuda.synchronize(features.device)
+        times.append(time.perf_counter())
+
+    part_ends()
     with torch.autocast(features.device.type, enabled=False):
         unit = normalise_rows(features)
         order = locality_order(unit, seed)
@@ -298,15 +286,15 @@ def propagate(
         found = nearest_neighbours(
             unit, k, method=neighbours, approximate_above=approximate_above, probes=probes, backend=chosen, seed=seed
         )
-        times.append(_seconds(features.device))
+        part_ends()
         graph = affinity_graph(found, gamma, backend=chosen)
         method = found.method
         del found, unit
-        times.append(_seconds(features.device))
+        part_ends()
         z, residuals, iterations = _diffuse(graph, labels, num_classes, alpha, tol, max_iter, order)
         given, weights, distributions, reached = pseudo_labels(z, labels)
         balance = class_weights(given[reached | (labels >= 0)], num_classes)
-        times.append(_seconds(features.device))
+        part_ends()
     counts = torch.bincount(labels[labels >= 0], minlength=num_classes)
     stats = PropagationStats(
         neighbours=method,
@@ -320,9 +308,3 @@ def propagate(
         seconds={name: b - a for name, (a, b) in zip(("knn", "graph", "diffusion"), pairwise(times), strict=True)},
     )
     return Propagation(given, weights, balance, distributions, reached, stats)
-
-
-def _seconds(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

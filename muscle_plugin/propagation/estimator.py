@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,25 +16,15 @@ from muscle_plugin.propagation.diffusion import propagate
 from muscle_plugin.propagation.graph import choose_backend, normalise_rows, search
 
 
+@dataclass(eq=False, repr=False)
 class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
     """Transductive label propagation (Iscen et al. 2019, arXiv 1904.04717, section 4.1).
 
     Unlike scikit-learn's ``LabelSpreading(kernel="knn")`` affinities are powers of the cosine, the linear system is
     solved by conjugate gradients instead of fixed-point iterations, and every point gets a certainty weight.
 
-    Args:
-        k: neighbours per point.
-        gamma: exponent of the affinity ``max(cosine, 0) ** gamma``, above 0.
-        alpha: share of its neighbours in a point's value, between 0 and 1.
-        max_iter: iterations of conjugate gradients; the paper's 20 are a budget that seldom reaches ``tol``.
-        tol: relative residual at which a class is solved.
-        num_classes: C, for classes 0 to C - 1, some of which may have no label; by default the classes are the labels
-            that occur.
-        neighbours: "exact", "approximate" or "auto" (approximate above ``approximate_above`` points).
-        approximate_above: see ``neighbours``.
-        probes: lists that an approximate search compares with; more are slower and more exact.
-        backend: "faiss" (CPU: faiss and SciPy), "torch" (any device) or "auto".
-        seed: of the approximate search.
+    Parameters are those of :func:`propagate`, and ``num_classes``: C, for classes 0 to C - 1, some of which may have no label;
+    by default the classes are the labels that occur.
 
     Attributes:
         classes_: (C,) labels.
@@ -51,31 +42,17 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         n_features_in_: d.
     """
 
-    def __init__(
-        self,
-        k: int = 50,
-        gamma: float = 3.0,
-        alpha: float = 0.99,
-        max_iter: int = 20,
-        tol: float = 1e-6,
-        num_classes: int | None = None,
-        neighbours: str = "auto",
-        approximate_above: int = 300_000,
-        probes: int = 16,
-        backend: str = "auto",
-        seed: int = 0,
-    ) -> None:
-        self.k = k
-        self.gamma = gamma
-        self.alpha = alpha
-        self.max_iter = max_iter
-        self.tol = tol
-        self.num_classes = num_classes
-        self.neighbours = neighbours
-        self.approximate_above = approximate_above
-        self.probes = probes
-        self.backend = backend
-        self.seed = seed
+    k: int = 50
+    gamma: float = 3.0
+    alpha: float = 0.99
+    max_iter: int = 20
+    tol: float = 1e-6
+    num_classes: int | None = None
+    neighbours: str = "auto"
+    approximate_above: int = 300_000
+    probes: int = 16
+    backend: str = "auto"
+    seed: int = 0
 
     def fit(self, X: np.ndarray | Tensor, y: np.ndarray | Tensor) -> DiffusionLabelPropagation:
         """Propagate the labels.
@@ -121,10 +98,8 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: np.ndarray | Tensor) -> np.ndarray:
-        """Return for new points, (m, d), the affinity-weighted mean distribution, (m, C), of their k nearest training points.
-
-        It is uniform for a point without a positive affinity to any of them.
-        """
+        """Return for new points, (m, d), the affinity-weighted mean distribution, (m, C), of their k nearest training points;
+        uniform for a point without a positive affinity to any of them."""
         check_is_fitted(self)
         queries = _tensor(X)
         if queries.dim() != 2 or queries.shape[1] != self.n_features_in_:

@@ -1,14 +1,4 @@
-"""The normalised nearest-neighbour graph of label propagation (Iscen et al. 2019, arXiv 1904.04717, section 4.1).
-
-======  =================================================================================================
-symbol  meaning
-======  =================================================================================================
-``v``   (n, d) features, one row per image, of unit length (a row of zeros stays so)
-A       (n, n) ``max(v_i . v_j, 0) ** gamma`` if j is among the k nearest neighbours of i, i != j; else 0
-W       (n, n) ``A + A^T``, with a diagonal of zeros
-D       (n,) ``sum_j W_ij``; 1 in place of 0 for a point without an affinity to any other
-S       (n, n) ``D^-1/2 W D^-1/2``; symmetric, its eigenvalues between -1 and 1
-======  =================================================================================================
+"""The normalised nearest-neighbour graph of label propagation: A, W and S of ``docs/propagation.md``, (n, n) each.
 
 Values are float32 and indices int32. CPU tensors go through faiss and SciPy (backend "faiss"), CUDA tensors and CPUs
 without faiss through torch alone (backend "torch").
@@ -18,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -29,36 +17,25 @@ from torch import Tensor
 
 from muscle_plugin.errors import InputError
 
+try:
+    import faiss
+except ImportError:
+    faiss = None  # type: ignore[assignment]
+
 BACKENDS = ("auto", "faiss", "torch")
 NEIGHBOURS = ("auto", "exact", "approximate")
 BLOCK = 1 << 16  # rows handled at a time where a temporary of all rows would cost memory
-# neighbours from which faiss is to keep them in a reservoir
-RESERVOIR = 20
-
-
-@cache
-def _faiss() -> ModuleType | None:
-    try:
-        import faiss
-    except ImportError:
-        return None
-    return faiss
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
-    """Return "faiss" or "torch"; "auto" is "faiss" for CPU tensors where faiss can be imported.
-
-    Raises:
-        InputError: an unknown backend, or "faiss" for tensors that are not on the CPU.
-        ImportError: "faiss" where it is not installed.
-    """
+    """Return "faiss" or "torch"; "auto" is "faiss" for CPU tensors where faiss can be imported."""
     if backend not in BACKENDS:
         raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, received {backend!r}")
     if backend == "auto":
-        return "faiss" if device.type == "cpu" and _faiss() is not None else "torch"
+        return "faiss" if device.type == "cpu" and faiss is not None else "torch"
     if backend == "faiss" and device.type != "cpu":
         raise InputError(f"backend: 'faiss' expects CPU tensors, received features on {device}")
-    if backend == "faiss" and _faiss() is None:
+    if backend == "faiss" and faiss is None:
         raise ImportError("backend 'faiss' needs faiss: pip install faiss-cpu")
     return backend
 
@@ -91,23 +68,15 @@ def normalise_rows(features: Tensor) -> Tensor:
 
 
 def search(base: Tensor, queries: Tensor, k: int, backend: str) -> tuple[Tensor, Tensor]:
-    """Find the ``k`` rows of ``base`` with the largest inner product with each query, best first.
-
-    Args:
-        base: (n, d) float32.
-        queries: (m, d) float32.
-        k: between 1 and n.
-        backend: "faiss" or "torch".
+    """Find the ``k`` rows of ``base``, (n, d), with the largest inner product with each query, (m, d), best first.
 
     Returns:
         (m, k) inner products, float32, and (m, k) row numbers, int64.
     """
     if backend == "faiss":
-        faiss = _faiss()
-        assert faiss is not None
         # the same neighbours, kept in a reservoir instead of a heap from a smaller k on: a tenth faster for k = 51
         usual = faiss.cvar.distance_compute_min_k_reservoir
-        faiss.cvar.distance_compute_min_k_reservoir = min(usual, RESERVOIR)
+        faiss.cvar.distance_compute_min_k_reservoir = min(usual, 20)
         try:
             similarity, index = faiss.knn(queries.numpy(), base.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
         finally:
@@ -168,8 +137,10 @@ def nearest_neighbours(
         method = "approximate" if n > approximate_above else "exact"
     index = torch.arange(n, dtype=torch.int32, device=unit.device)[:, None].repeat(1, k)
     similarity = torch.zeros(n, k, dtype=torch.float32, device=unit.device)
+    found: Found
     if method == "exact":
-        found = _exact(unit, k + 1, backend)
+        blocks = torch.arange(n, device=unit.device).split(BLOCK)
+        found = ((rows, *search(unit, unit[rows], k + 1, backend)) for rows in blocks)
     elif backend == "faiss":
         found = _inverted_file(unit, k + 1, probes, seed)
     else:
@@ -191,14 +162,7 @@ def _without_self(similarity: Tensor, index: Tensor, rows: Tensor) -> tuple[Tens
     return tuple(torch.where(before, x[:, :-1], x[:, 1:]) for x in (similarity, index))
 
 
-def _exact(unit: Tensor, k: int, backend: str) -> Found:
-    for rows in torch.arange(len(unit), device=unit.device).split(BLOCK):
-        yield rows, *search(unit, unit[rows], k, backend)
-
-
 def _inverted_file(unit: Tensor, k: int, probes: int, seed: int) -> Found:
-    faiss = _faiss()
-    assert faiss is not None
     lists = _lists(len(unit))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(unit.shape[1]), unit.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.min_points_per_centroid, index.nprobe = seed, 1, min(probes, lists)
@@ -236,15 +200,10 @@ def _nearest_centre(unit: Tensor, centres: Tensor) -> Tensor:
     return torch.cat([(block @ centres.T).argmax(1) for block in unit.split(1 << 14)])
 
 
-def locality_order(unit: Tensor, seed: int = 0) -> Tensor:
+def locality_order(unit: Tensor, seed: int) -> Tensor:
     """Return a permutation, (n,) int64, that puts similar rows side by side: sorted by the nearest of about sqrt(n) / 2 rows.
 
-    Neighbours then lie close in memory, and a product with the graph of clustered rows takes a third to a half of the
-    time that it takes with rows in random order (two cores, n = 50,000).
-
-    Args:
-        unit: (n, d) float32 rows of unit length or zero.
-        seed: of the choice of rows to sort by.
+    Neighbours then lie close in memory: a product with the graph takes a third to a half of the time (n = 50,000, clusters).
     """
     centres = unit[_some(unit, round(len(unit) ** 0.5 / 2) + 1, seed)]
     coarse = centres[: round(len(centres) ** 0.5)]  # similar centres side by side, too
@@ -252,11 +211,11 @@ def locality_order(unit: Tensor, seed: int = 0) -> Tensor:
     return _nearest_centre(unit, centres).argsort(stable=True)
 
 
-def _spherical_k_means(unit: Tensor, lists: int, seed: int, iterations: int = 8, per_list: int = 32) -> Tensor:
-    """(lists, d) centres of unit length, from Lloyd's iterations on a sample of ``per_list`` rows a list."""
-    sample = unit[_some(unit, lists * per_list, seed)]
+def _spherical_k_means(unit: Tensor, lists: int, seed: int) -> Tensor:
+    """(lists, d) centres of unit length, from eight of Lloyd's iterations on a sample of 32 rows per list."""
+    sample = unit[_some(unit, lists * 32, seed)]
     centres = sample[:lists].clone()
-    for _ in range(iterations):
+    for _ in range(8):
         total = torch.zeros_like(centres).index_add_(0, _nearest_centre(sample, centres), sample)
         length = torch.linalg.vector_norm(total, dim=1, keepdim=True)
         centres = torch.where(length > 0, total / torch.where(length > 0, length, 1), centres)
@@ -281,8 +240,7 @@ class AffinityGraph:
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """S x of a dense (n, c) matrix of the dtype of ``values``."""
-        # A weighted sum of rows per bag is this product, by kernels that every build of torch has on every device;
-        # sparse CSR tensors need MKL on the CPU, and were no faster with it.
+        # a weighted sum of rows per bag: every build of torch has it; sparse CSR tensors need MKL, and were no faster
         return torch.nn.functional.embedding_bag(
             self.columns, x, self.offsets, mode="sum", per_sample_weights=self.values, include_last_offset=True
         )
@@ -309,19 +267,14 @@ def affinity_graph(neighbours: NearestNeighbours, gamma: float = 3.0, *, backend
     # D^-1/2 A D^-1/2: adding its transpose gives S
     values.mul_(scale[:, None]).mul_(scale.index_select(0, index.view(-1)).view_as(values))
     isolated = int((degree == 0).sum())
-    if choose_backend(backend, values.device) == "faiss":
-        offsets, columns, merged = _add_transpose_scipy(values.numpy(), index.numpy())
-    else:
-        offsets, columns, merged = _add_transpose_torch(values, index)
-    return AffinityGraph(offsets, columns, merged, isolated)
+    add_transpose = _add_transpose_scipy if choose_backend(backend, values.device) == "faiss" else _add_transpose_torch
+    return AffinityGraph(*add_transpose(values, index), isolated)
 
 
-def _add_transpose_scipy(values: np.ndarray, index: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def _add_transpose_scipy(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, k = values.shape
-    offsets = np.arange(0, n * k + 1, max(k, 1), dtype=np.int32 if n * k < 2**30 else np.int64)[: n + 1]
-    if k == 0:
-        offsets = np.zeros(n + 1, dtype=np.int32)
-    matrix = sparse.csr_array((values.reshape(-1), index.reshape(-1), offsets), shape=(n, n))
+    offsets = np.arange(n + 1, dtype=np.int32 if n * k < 2**30 else np.int64) * k
+    matrix = sparse.csr_array((values.numpy().reshape(-1), index.numpy().reshape(-1), offsets), shape=(n, n))
     total = matrix + matrix.T.tocsr()  # not sorting the rows first is quicker
     return torch.from_numpy(total.indptr), torch.from_numpy(total.indices), torch.from_numpy(total.data)
 

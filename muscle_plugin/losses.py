@@ -15,8 +15,8 @@ H(z|z')        ``H(z) - I(z, z')`` in nats; near 0 when the views agree with cer
 Everything is computed in float32 (float64 stays float64), under autocast too: half precision would lose the small entries of
 P in the sum over a batch.
 
-With ``global_batch`` N counts the images of all processes: Q is their mean, with its gradient. The mean of the processes' own
-values would be another quantity, since I is not linear in Q.
+With ``global_batch`` N counts the images of all processes, which have equally many: Q is their mean, with its gradient. The
+mean of the processes' own values would be another quantity, since I is not linear in Q.
 """
 
 from __future__ import annotations
@@ -29,6 +29,14 @@ from torch import Tensor, nn
 from muscle_plugin import distributed
 from muscle_plugin.errors import InputError
 
+__all__ = [
+    "MutualInformationLoss",
+    "MutualInformationTerms",
+    "joint_distribution",
+    "mutual_information",
+    "mutual_information_terms",
+]
+
 
 class MutualInformationTerms(NamedTuple):
     """The three quantities of equation 9, each a scalar tensor in nats: ``information = entropy - conditional``."""
@@ -38,21 +46,13 @@ class MutualInformationTerms(NamedTuple):
     conditional: Tensor
 
 
-def _check(p: Tensor, q: Tensor) -> None:
-    if p.dim() != 2 or p.shape[0] < 1 or p.shape[1] < 1:
-        raise InputError(f"p: expected shape (N, C) with N, C >= 1, received {tuple(p.shape)}")
-    if q.dim() not in (2, 3) or q.shape[-2:] != p.shape or q.shape[0] < 1:
-        n, c = p.shape
-        raise InputError(f"q: expected shape ({n}, {c}) or (V, {n}, {c}) to pair with p, received {tuple(q.shape)}")
-
-
 def joint_distribution(p: Tensor, q: Tensor, global_batch: bool = False) -> Tensor:
     """Compute the symmetrised joint distribution of two views' predictions (equation 6).
 
     Args:
         p: (N, C) probabilities.
         q: (N, C) probabilities of the paired views, or (V, N, C) of V views, each paired with ``p``.
-        global_batch: average over the images of all processes, which have equally many.
+        global_batch: average over the images of all processes.
 
     Returns:
         (C, C) symmetric matrix whose entries sum to 1; float32, or float64 for float64 input.
@@ -60,7 +60,11 @@ def joint_distribution(p: Tensor, q: Tensor, global_batch: bool = False) -> Tens
     Raises:
         InputError: the shapes do not pair.
     """
-    _check(p, q)
+    if p.dim() != 2 or 0 in p.shape:
+        raise InputError(f"p: expected shape (N, C) with N, C >= 1, received {tuple(p.shape)}")
+    if q.dim() not in (2, 3) or q.shape[-2:] != p.shape or q.shape[0] < 1:
+        n, c = p.shape
+        raise InputError(f"q: expected shape ({n}, {c}) or (V, {n}, {c}) to pair with p, received {tuple(q.shape)}")
     with torch.autocast(p.device.type, enabled=False):
         dtype = torch.float64 if p.dtype == q.dtype == torch.float64 else torch.float32
         p, q = p.to(dtype), q.to(dtype)
@@ -80,16 +84,7 @@ def _x_log_x(x: Tensor) -> Tensor:
 def mutual_information_terms(p: Tensor, q: Tensor, global_batch: bool = False) -> MutualInformationTerms:
     """Compute I(z, z'), H(z) and H(z|z') of paired predictions (equations 5, 6 and 9).
 
-    Args:
-        p: (N, C) probabilities.
-        q: (N, C) or (V, N, C) probabilities of the paired view or views.
-        global_batch: see :func:`joint_distribution`.
-
-    Returns:
-        Three scalars in nats, differentiable in both arguments.
-
-    Raises:
-        InputError: the shapes do not pair.
+    Arguments and errors are those of :func:`joint_distribution`; the terms are differentiable in ``p`` and ``q``.
     """
     joint = joint_distribution(p, q, global_batch)
     entropy = -_x_log_x(joint.sum(0)).sum()  # P is symmetric: both marginals are the same
@@ -100,16 +95,10 @@ def mutual_information_terms(p: Tensor, q: Tensor, global_batch: bool = False) -
 def mutual_information(p: Tensor, q: Tensor, global_batch: bool = False) -> Tensor:
     """Compute the mutual information I(z, z') of paired predictions (equation 5), in nats.
 
-    Args:
-        p: (N, C) probabilities.
-        q: (N, C) or (V, N, C) probabilities of the paired view or views.
-        global_batch: see :func:`joint_distribution`.
+    Arguments and errors are those of :func:`joint_distribution`.
 
     Returns:
         Scalar between 0 (independent) and ln C (certain, agreeing and balanced), up to rounding.
-
-    Raises:
-        InputError: the shapes do not pair.
     """
     return mutual_information_terms(p, q, global_batch).information
 
@@ -119,8 +108,8 @@ class MutualInformationLoss(nn.Module):
 
     Args:
         weight: alpha of equation 7, at least 0.
-        global_batch: take the mutual information over the images of all processes, which have equally many; after the
-            usual averaging of gradients over processes, they are those of one process with all images.
+        global_batch: take the mutual information over the images of all processes; after the usual averaging of
+            gradients over processes, they are those of one process with all images.
 
     Raises:
         InputError: negative weight.
@@ -140,10 +129,8 @@ class MutualInformationLoss(nn.Module):
             strong_logits: (V, N, C), V strong views per image, or (N, C) for one.
         """
         with torch.autocast(weak_logits.device.type, enabled=False):
-            weak, strong = _probabilities(weak_logits), _probabilities(strong_logits)
+            weak, strong = (
+                x.to(torch.promote_types(x.dtype, torch.float32)).softmax(-1) for x in (weak_logits, strong_logits)
+            )
             terms = mutual_information_terms(weak, strong, self.global_batch)
         return -self.weight * terms.information, terms
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
