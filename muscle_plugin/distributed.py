@@ -69,7 +69,6 @@ def joined(device: torch.device, seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exchange() -> Iterator[None]:
-    """Raise ExchangeError where the others do not answer."""
     try:
         yield
     except RuntimeError as e:
@@ -89,11 +88,15 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(_: FunctionCtx, x: Tensor) -> Tensor:
-        return _sum(x) / world_size()
+        return _mean(x)
 
     @staticmethod
     def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
-        return _sum(gradient) / world_size()
+        return _mean(gradient)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return _sum(x) / world_size()
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -104,7 +107,14 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """Average ``x`` over processes, with gradient: once gradients are averaged, that of the global value."""
+    """Average ``x`` over processes, with gradient: once gradients are averaged, that of the global value.
+
+    Args:
+        x: any shape, the same in every process.
+
+    Returns:
+        The same shape.
+    """
     return _Mean.apply(x) if world_size() > 1 else x
 
 
@@ -123,26 +133,49 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """Concatenate the rows of all processes, equally many in each, by rank, with gradient."""
+    """Concatenate the rows of all processes by rank, with gradient.
+
+    Args:
+        x: (n, ...), n the same in every process.
+
+    Returns:
+        (n * world_size(), ...).
+    """
     return _Gather.apply(x) if world_size() > 1 else x
 
 
-def gather_parts(x: Tensor) -> Tensor:
-    """Concatenate the rows of all processes by rank, without gradient; their numbers may differ."""
+def gather_parts(x: Tensor, to_first: bool = False) -> Tensor:
+    """Concatenate the rows of all processes by rank, without gradient; their numbers may differ.
+
+    Args:
+        x: (n, ...).
+        to_first: only the first process needs them; the others get ``x``.
+
+    Returns:
+        (sum of n, ...).
+    """
     if world_size() == 1:
         return x
     rows = gather_objects(len(x))
     padded = x.new_zeros(max(rows), *x.shape[1:])
     padded[: len(x)] = x
-    parts = [torch.empty_like(padded) for _ in rows]
+    receives = not to_first or rank() == 0
+    parts = [torch.empty_like(padded) for _ in rows] if receives else None
     with _exchange():
-        dist.all_gather(parts, padded)
-    return torch.cat([p[:n] for p, n in zip(parts, rows, strict=True)])
+        if to_first:
+            dist.gather(padded, parts)
+        else:
+            dist.all_gather(parts, padded)
+    return x if parts is None else torch.cat([p[:n] for p, n in zip(parts, rows, strict=True)])
 
 
 @torch.no_grad()
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Replace floating-point tensors, of the same shapes in every process, by their means, in one exchange per type."""
+    """Replace floating-point tensors by their means over processes, in one exchange per type.
+
+    Args:
+        tensors: any shapes, the same ones in every process; integers are left alone.
+    """
     chosen = [t for t in tensors if t.is_floating_point()]
     if world_size() == 1 or not chosen:
         return
@@ -192,7 +225,11 @@ def gather_objects(value: T) -> list[T]:
 
 
 def in_every_process(work: Callable[[], T]) -> T:
-    """Call ``work`` in every process. If it raises UserError or OSError in one it fails in all, and the first one says why."""
+    """Call ``work`` in every process. If it fails in one it fails in all, and the first process says why.
+
+    Raises:
+        UserError, OSError: ``work`` has failed; without a message in processes other than the first.
+    """
     if world_size() == 1:
         return work()
     fault: Exception | None = None
@@ -210,7 +247,11 @@ def in_every_process(work: Callable[[], T]) -> T:
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """Call ``work`` in the first process, and return its result, which must pickle, in all; fail as in_every_process does."""
+    """Call ``work`` in the first process, and return its result in all; it must pickle.
+
+    Raises:
+        UserError, OSError: as :func:`in_every_process`.
+    """
     box = in_every_process(lambda: [work() if rank() == 0 else None])
     if world_size() > 1:
         with _exchange():

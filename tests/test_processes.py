@@ -61,6 +61,8 @@ def _exchange(rank, world):
     uneven = torch.arange(rank + 1) + 10 * rank
     expected = [10 * r + i for r in range(world) for i in range(r + 1)]
     assert distributed.gather_parts(uneven).tolist() == expected
+    first = distributed.gather_parts(uneven, to_first=True)
+    assert first.tolist() == (expected if rank == 0 else uneven.tolist())
     tensors = [
         torch.full((3,), float(rank)),
         torch.tensor(5 * rank),
