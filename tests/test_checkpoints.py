@@ -60,7 +60,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path):
     for place in places:
         path.write_bytes(whole)
         flip(path, place)
-        with pytest.raises(DamagedError, match="damaged|not a readable"):
+        with pytest.raises(DamagedError, match=path.name):
             load_tensors(path)
         with pytest.raises(DamagedError):
             read_whole(path)
@@ -174,7 +174,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(short_r
     train(load_settings(None, **SHORT, **SAVING, save_dir=str(tmp_path), resume="auto"))
     (note,) = [line for line in capsys.readouterr().out.splitlines() if "latest_model.pth" in line]
     assert note.startswith("note: ")
-    assert note.endswith("resuming from step 4, of previous_model.pth")
+    assert re.search(r"step 4\b.*previous_model\.pth", note)
     assert "WARNING" in (run_dir / "log.txt").read_text()
     assert same_weights(whole, load_tensors(run_dir / "latest_model.pth"))
     assert steps(run_dir) == [json.loads(line)["step"] for line in logged.splitlines()]
@@ -186,10 +186,10 @@ def test_a_run_is_one_whatever_links_name_it(short_run, tmp_path):
     from muscle_plugin.runs.directory import run_lock
 
     (tmp_path / "link").symlink_to(tmp_path / "r")
-    with run_lock(tmp_path / "r"), pytest.raises(RunError, match="link is being written by another process"):
+    with run_lock(tmp_path / "r"), pytest.raises(RunError, match="link .*another process"):
         short_run(**SAVING | {"save_name": "link"})
     short_run(**SAVING)
-    with pytest.raises(RunError, match="is a link, so --overwrite leaves it alone"):
+    with pytest.raises(RunError, match="is a link.*--overwrite"):
         short_run(**SAVING | {"save_name": "link"}, overwrite=True)
     assert len(saved_checkpoints(tmp_path / "r")) == 2
 
@@ -216,7 +216,7 @@ def test_a_run_that_died_before_its_first_checkpoint_says_that_it_starts_anew(sh
         path.unlink()
     whole = steps(tmp_path / "r")
     train(load_settings(None, **SHORT, **SAVING, save_dir=str(tmp_path), resume="auto"))
-    assert "note: " + str(tmp_path / "r") + ": was begun, but has no checkpoint yet" in capsys.readouterr().out
+    assert re.search(f"note: {tmp_path / 'r'}: .*no checkpoint", capsys.readouterr().out)
     assert steps(tmp_path / "r") == whole
 
 
@@ -238,10 +238,9 @@ def test_predict_and_export_name_the_other_checkpoints_where_one_is_damaged(shor
     torch.save({}, tmp_path / "x" / "y.png")
     newest, before = saved_checkpoints(tmp_path / "r")
     best = tmp_path / "r" / "model_best.pth"
-    fault = f"error: {newest}: damaged: its content does not match its checksum"
     for program in (f"predict --images {tmp_path / 'x'}", "export"):
         assert main(f"{program} --checkpoint {tmp_path / 'r'} --out {tmp_path / 'out'}".split()) == 2
-        assert capsys.readouterr().err == f"{fault}; the run has also {before}, {best}\n"
+        assert re.fullmatch(f"error: {newest}: damaged.* {before}, {best}\n", capsys.readouterr().err)
 
 
 # ------------------------------------------------------------------------------------------- of other runs and versions
@@ -250,18 +249,18 @@ def test_predict_and_export_name_the_other_checkpoints_where_one_is_damaged(shor
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({"algorithm": "fixmatch"}, ["algorithm 'supervised', here 'fixmatch'"]),
-        ({"lr": 0.01, "seed": 4}, ["lr 0.05, here 0.01", "seed 0, here 4"]),
-        ({"img_size": 20}, ["img_size 16, here 20"]),
-        ({"net": "cnn13", "net_width": 0.25}, ["net 'small_cnn', here 'cnn13'", "net_width None, here 0.25"]),
+        ({"algorithm": "fixmatch"}, ["algorithm 'supervised'.* 'fixmatch'"]),
+        ({"lr": 0.01, "seed": 4}, ["lr 0.05.* 0.01", r"seed 0\b.* 4"]),
+        ({"img_size": 20}, ["img_size 16.* 20"]),
+        ({"net": "cnn13", "net_width": 0.25}, ["net 'small_cnn'.* 'cnn13'", "net_width None.* 0.25"]),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_naming_the_differences(short_run, tmp_path, other, named):
     short_run(**SAVING)
     path = str(tmp_path / "r" / "latest_model.pth")
-    with pytest.raises(InputError, match="a checkpoint of another run") as caught:
+    with pytest.raises(InputError, match=f"{path}.*another run") as caught:
         short_run(**SAVING | {"save_name": "other"} | other, resume="yes", load_path=path)
-    assert all(n in str(caught.value) for n in named), caught.value
+    assert all(re.search(n, str(caught.value)) for n in named), caught.value
     assert "\n" not in str(caught.value)
 
 
@@ -272,7 +271,7 @@ def test_other_weights_are_named(short_run, tmp_path):
     name = next(iter(content["model"]))
     content["model"] = {**content["model"], name: torch.zeros(2, 3), "extra": torch.zeros(1)}
     save_tensors(path, content)
-    with pytest.raises(InputError, match=rf"not in the model: extra; of another shape: {name} \(2, 3\) for \("):
+    with pytest.raises(InputError, match=rf"extra.* {name} \(2, 3\) .*\("):
         short_run(**SAVING, resume="yes")
 
 
@@ -282,26 +281,21 @@ def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys)
     short_run(**SAVING)
     path = tmp_path / "r" / "latest_model.pth"
     save_tensors(path, {"format": CHECKPOINT_FORMAT + 1, "anything": 3})
-    with pytest.raises(
-        InputError, match="written by a newer version of this package .checkpoint format 2; this version"
-    ):
+    with pytest.raises(InputError, match=r"latest_model\.pth: .*\bformat 2\b"):
         short_run(**SAVING, resume="yes")
-    with pytest.raises(ValueError, match="written by a newer version"):
+    with pytest.raises(ValueError, match=r"latest_model\.pth: .*\bformat 2\b"):
         Predictor(path, "cpu")
 
 
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        ({"evaluations": ["a"]}, "not a whole checkpoint: evaluations.0: "),
-        ({"it": 10**9}, "does not fit this run .step 1000000000 of 6"),
-        ({"processes": []}, "does not fit this run .IndexError: "),
-        ({"scheduler": {"last_epoch": "x"}}, "does not fit this run .last_epoch is of another kind"),
-        ({"optimizer": {"state": {}, "param_groups": []}}, "does not fit this run .ValueError: "),
-        (
-            {"hooks": {"LoggingHook": {"sums": {"dict": []}}}},
-            "does not fit this run .it would set HostLoggingHook.sums",
-        ),
+        ({"evaluations": ["a"]}, r"\bevaluations\.0: "),
+        ({"it": 10**9}, r"\b1000000000 of 6"),
+        ({"processes": []}, "IndexError: "),
+        ({"scheduler": {"last_epoch": "x"}}, r"\blast_epoch\b"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "ValueError: "),
+        ({"hooks": {"LoggingHook": {"sums": {"dict": []}}}}, r"HostLoggingHook\.sums\b"),
     ],
 )
 def test_a_foreign_state_is_one_line(short_run, tmp_path, capsys, damage, fault):
@@ -312,7 +306,7 @@ def test_a_foreign_state_is_one_line(short_run, tmp_path, capsys, damage, fault)
     save_tensors(path, load_tensors(path) | damage)
     assert main(["train", *words(tmp_path), "--resume"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(f"error: .*latest_model.pth: {fault}", line), line
+    assert re.match(f"error: .*latest_model.pth: .*{fault}", line), line
 
 
 def test_a_scheduler_gets_no_attribute_that_it_does_not_have(short_run, build_short, tmp_path):
@@ -369,7 +363,7 @@ def test_a_trial_step_that_changes_weights_is_refused(build_short):
     algorithm = build_short(algorithm="muscle_fixmatch")
     parameter = next(algorithm.model.parameters())
     with (
-        pytest.raises(InputError, match="train_step of fixmatch changes the net's weights"),
+        pytest.raises(InputError, match="train_step of fixmatch .*weights"),
         state.undone(algorithm),
         torch.no_grad(),
     ):
@@ -454,8 +448,7 @@ def test_a_file_that_cannot_grow_ends_the_run_in_one_line(short_run, tmp_path):
     ended = python("-c", LIMITED, size // 2, *words(tmp_path))
     assert ended.returncode == 2, ended.stderr
     (line,) = [x for x in ended.stderr.splitlines() if x]
-    assert line.startswith(f"error: {tmp_path / 'r' / 'latest_model.pth'}: cannot be written: File too large; ")
-    assert "there is no checkpoint yet" in line
+    assert re.match(f"error: {tmp_path / 'r' / 'latest_model.pth'}: .*File too large.*no checkpoint", line)
     assert not list((tmp_path / "r").glob(".*"))
 
 
@@ -474,7 +467,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(short_run, tm
         ended = python("train.py", *again)
         assert ended.returncode == 2, ended.stderr
         (line,) = [x for x in ended.stderr.splitlines() if x]
-        assert "cannot be written: No space left on device; the checkpoints before it are whole. To resume: " in line
+        assert re.search(r"No space left on device.* train\.py .*--resume", line)
         assert line.endswith("--resume")
         assert not list((disk / "r").glob(".*"))
         assert all(read_whole(p) for p in saved_checkpoints(disk / "r"))
@@ -487,7 +480,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(short_run, tm
         assert ended.returncode == 2, ended.stderr
         assert "Traceback" not in ended.stderr
         (line,) = [x for x in ended.stderr.splitlines() if x]
-        assert "cannot be written: No space left on device" in line
+        assert "No space left on device" in line
         (disk / "fill").unlink()
         subprocess.run(["mount", "-o", f"remount,size={8 * size}", str(disk)], check=True)
         ended = python("train.py", *again, "--resume")
@@ -507,10 +500,10 @@ LINES = [f'{{"step": {i}, "x": 1}}' for i in (2, 4, 6)]
 @pytest.mark.parametrize(
     ("lines", "kept", "note"),
     [(LINES, [2, 4, 6], None), ([*LINES, '{"step": 8, "x"'], [2, 4, 6], None), ([*LINES, '{"step": 8}'], [2, 4, 6], None),
-     ([LINES[0], LINES[1][:9], LINES[2]], [2, 6], "line 2: damaged or out of order"),
-     ([LINES[0], *LINES, ""], [2, 4, 6], "line 2: damaged"), (["[" * 100_000, *LINES], [2, 4, 6], "line 1: damaged"),
-     ([LINES[0], '{"step": 1' + "0" * 400 + "}", *LINES[1:]], [2, 4, 6], "line 2: damaged"),
-     (["\udcff", '{"step": NaN}', *LINES], [2, 4, 6], "line 1 and 1 more: damaged"),
+     ([LINES[0], LINES[1][:9], LINES[2]], [2, 6], "line 2:"),
+     ([LINES[0], *LINES, ""], [2, 4, 6], "line 2:"), (["[" * 100_000, *LINES], [2, 4, 6], "line 1:"),
+     ([LINES[0], '{"step": 1' + "0" * 400 + "}", *LINES[1:]], [2, 4, 6], "line 2:"),
+     (["\udcff", '{"step": NaN}', *LINES], [2, 4, 6], "line 1 and 1 more:"),
      (LINES[:2], [2, 4], None)],
 )  # fmt: skip
 def test_lines_of_the_log_that_are_damaged_are_told_of(tmp_path, lines, kept, note):
@@ -519,7 +512,7 @@ def test_lines_of_the_log_that_are_damaged_are_told_of(tmp_path, lines, kept, no
     with Recorder(tmp_path, 6, False, None) as recorder:
         pass
     assert steps(tmp_path) == kept
-    assert [n.startswith(f"{path}: {note}") for n in recorder.notes] == ([] if note is None else [True])
+    assert [bool(re.match(f"{path}: .*{note}", n)) for n in recorder.notes] == ([] if note is None else [True])
 
 
 def test_tensorboard_shows_each_step_once_whatever_the_clock_says(tmp_path, monkeypatch):

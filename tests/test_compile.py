@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def test_a_net_that_cannot_be_compiled_is_one_line(monkeypatch):
     monkeypatch.setattr(torch, "compile", stand_in)
     net = Net()
     compile_net(net, "default")
-    with pytest.raises(CompileError, match="^compile: Net cannot be compiled .*no.*; use --compile no$") as caught:
+    with pytest.raises(CompileError, match=r"^compile: Net .*\bno\b.*--compile no$") as caught:
         net(torch.zeros(1, 3))
     assert "\n" not in str(caught.value)
 
@@ -109,7 +110,7 @@ def test_without_a_compiler_it_is_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *words], capture_output=True, text=True, cwd=ROOT, env=environment
     )
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert lines == ["error: compile: needs a C++ compiler such as g++, which is not here; use --compile no"]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert re.match(r"error: compile: .*g\+\+.*--compile no", line)
     assert "Traceback" not in done.stderr
     assert done.returncode

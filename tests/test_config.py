@@ -85,7 +85,8 @@ def test_values_of_python_and_its_libraries(tmp_path):
     assert (s.save_dir, s.seed, s.lr, s.ratio) == (str(tmp_path), 3, 0.5, 3.5)
     assert (s.momentum, s.use_cat, s.epoch, s.total_batch) == (0.5, False, 2, 9)
     assert [type(v) for v in (s.seed, s.use_cat, s.epoch)] == [int, bool, int]
-    assert faults(seed=np.array([1, 2])) == ["--seed: a single value is expected, got a ndarray"]
+    (fault,) = faults(seed=np.array([1, 2]))
+    assert re.match("--seed: .*ndarray", fault)
 
 
 def test_what_settings_affect():
@@ -120,7 +121,7 @@ def test_a_file_anywhere_may_extend_one_of_ours_by_name(tmp_path, base):
     (tmp_path / "my.yaml").write_text("extends: _base/digits_muscle.yaml\n")
     assert load_settings(tmp_path / "my.yaml").as_dict()["momentum"] == 0.5
     (tmp_path / "my.yaml").write_text("extends: nowhere.yaml\n")
-    with pytest.raises(ConfigError, match=r"nowhere.yaml: no such file; .*my.yaml extends it"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: .*my\.yaml"):
         load_settings(tmp_path / "my.yaml")
 
 
@@ -135,17 +136,17 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_settings(tmp_path / "c.yaml", p_cutof="0.9", epoch="many", dataset="digit")
     text = "\n".join(caught.value.faults)
-    assert "c.yaml: lrr is not a setting; did you mean 'lr'?" in text
-    assert "--p_cutof is not a setting; did you mean 'p_cutoff'?" in text
-    assert "c.yaml: momentum: input should be less than 1, got 2" in text
-    assert "--epoch: input should be a valid integer" in text
-    assert "unknown 'digit'; did you mean 'digits'?" in text
+    assert re.search(r"c\.yaml: lrr .*'lr'", text)
+    assert re.search("--p_cutof .*'p_cutoff'", text)
+    assert re.search(r"c\.yaml: momentum: .*\b1\b.*\b2\b", text)
+    assert re.search("--epoch: .*integer", text)
+    assert re.search("--dataset: .*'digit'.*'digits'", text)
     assert len(caught.value.faults) == 5
 
 
 def test_a_setting_of_another_algorithm_is_refused_with_its_owners():
     (fault,) = faults(algorithm="supervised", p_cutoff="0.9")
-    assert fault.startswith("--p_cutoff is not a setting of 'supervised', but of adamatch")
+    assert re.match("--p_cutoff .*'supervised'.* adamatch", fault)
     (fault,) = faults(algorithm="fixmatch", mi_weight="1")
     assert "muscle" in fault
 
@@ -160,67 +161,67 @@ def test_an_algorithm_that_is_not_hosted_says_why(name):
 
 def test_unknown_algorithm_names_the_nearest():
     (fault,) = faults(algorithm="muscle_fixmach")
-    assert "did you mean 'muscle_fixmatch'?" in fault
+    assert "'muscle_fixmatch'" in fault
     (fault,) = faults(algorithm="muscle_supervised")
-    assert "use 'muscle'" in fault
+    assert "'muscle'" in fault
 
 
 @pytest.mark.parametrize(
     ("word", "offered"),
     [
-        ("fixmatch_muscle_digits_10", "'muscle_fixmatch_digits_10'?"),
-        ("MUSCLE_digits_10", "'muscle_digits_10'?"),
-        ("digits-10-muscle.yaml", "'muscle_digits_10'?"),
-        ("cifar10-250", "'muscle_cifar10_250', 'fixmatch_cifar10_250' or 'classic_cv/fixmatch_cifar10_250'?"),
-        ("fixmatch_cifar10_40", "'classic_cv/fixmatch_cifar10_40'?"),
+        ("fixmatch_muscle_digits_10", ["muscle_fixmatch_digits_10"]),
+        ("MUSCLE_digits_10", ["muscle_digits_10"]),
+        ("digits-10-muscle.yaml", ["muscle_digits_10"]),
+        ("cifar10-250", ["muscle_cifar10_250", "fixmatch_cifar10_250", "classic_cv/fixmatch_cifar10_250"]),
+        ("fixmatch_cifar10_40", ["classic_cv/fixmatch_cifar10_40"]),
     ],
 )
 def test_configurations_nearest_to_a_name_that_is_none(word, offered, capsys):
     """In all commands that take one; capitals, the order of parts and folders do not count."""
-    for command_line in (["train", word], ["train", "--c", word], ["data", "show", word]):
+    for command_line in (["train", word], ["train", "--c", word], ["data", "show", word], ["sweep", word]):
         assert main(command_line) == 2
-        assert capsys.readouterr().err == f"error: {word}: no such configuration; did you mean {offered}\n"
-    assert main(["sweep", word]) == 2
-    assert capsys.readouterr().err == f"error: {word}: no such study or configuration; did you mean {offered}\n"
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {word}: ")
+        assert re.findall("'(.*?)'", line) == offered
+        assert ("study" in line) == (command_line[0] == "sweep")
 
 
 def test_a_name_unlike_any_is_told_which_there_are(capsys):
-    there = f"{config_directory()} has {len(config_names())} configurations, such as muscle_fixmatch_digits_10"
+    there = rf"{config_directory()} .*\b{len(config_names())} .*\bmuscle_fixmatch_digits_10\b"
     for command_line in (["train", "nonsense"], ["train", "--c", "nonsense"], ["data", "show", "nonsense"]):
         assert main(command_line) == 2
-        assert capsys.readouterr().err == f"error: nonsense: no such configuration; {there}\n"
+        assert re.fullmatch(f"error: nonsense: .*{there}.*\n", capsys.readouterr().err)
     assert main(["sweep", "nonsense"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: nonsense: no such study or configuration; studies: table1, table2, ")
-    assert said.endswith(f"; {there}\n")
+    assert re.fullmatch(f"error: nonsense: .*: table1, table2, .*{there}.*\n", capsys.readouterr().err)
     assert main(["train", "digits"]) == 2  # a name of sweep's
-    assert re.fullmatch(
-        r"error: digits: a study of \d+ configurations; give one of them \(\w+\), or `muscle-plugin sweep digits`\n",
-        capsys.readouterr().err,
-    )
+    assert re.fullmatch(r"error: digits: .*\d+ .*\(\w+\).*`muscle-plugin sweep digits`.*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("program", ["train", "sweep"])
 def test_a_fault_names_its_file_once(program, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([program, "absent.yaml"]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'absent.yaml'}: no such file\n"
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"error: {tmp_path / 'absent.yaml'}: .*\n", said)
+    assert said.count("absent.yaml") == 1
     (tmp_path / "c.yaml").write_text("lrr: 1\n")
     assert main([program, "c.yaml"]) == 2
-    assert capsys.readouterr().err == "error: c.yaml: lrr is not a setting; did you mean 'lr'?\n"
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: c\.yaml: lrr .*'lr'.*\n", said)
+    assert said.count("c.yaml") == 1
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("a: [1", "not valid YAML"),
-        ("- 1\n- 2", "expected lines of `name: value`"),
-        ("# lr: 1\n", "holds no settings"),
-        ("lr: 1\nlr: 2", "not valid YAML: found duplicate key"),
+        ("- 1\n- 2", "`name: value`"),
+        ("# lr: 1\n", "no settings"),
+        ("lr: 1\nlr: 2", "duplicate key"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
-        ("extends: [1]", "extends must name a file"),
-        ("extends: nothing.yaml", "nothing.yaml: no such file"),
-        ("extends: c.yaml", "extends itself"),
+        ("extends: [1]", "extends must"),
+        ("extends: nothing.yaml", "nothing.yaml: "),
+        ("extends: c.yaml", "itself"),
     ],
 )
 def test_bad_files_are_one_line(tmp_path, text, words):
@@ -249,17 +250,17 @@ def test_batch_composition(layers, expected):
 
 
 def test_a_run_is_deleted_or_gone_on_with():
-    with pytest.raises(ConfigError, match="overwrite: deletes the run that --resume goes on with; give one of the two"):
+    with pytest.raises(ConfigError, match="overwrite: .*--resume"):
         load_settings(None, overwrite=True, resume="yes")
     assert not load_settings(None, overwrite=True, resume="auto").settings.overwrite  # as in USB
 
 
 def test_contradicting_batch_settings_are_refused():
-    with pytest.raises(ConfigError, match="batch_size 10 contradicts total_batch 128"):
+    with pytest.raises(ConfigError, match=r"batch_size 10\b.*total_batch 128\b"):
         batch_composition([Layer("f", {"batch_size": 10, "total_batch": 128})])
-    with pytest.raises(ConfigError, match="same setting"):
+    with pytest.raises(ConfigError, match=r"\bratio 1\b.*uratio 2\b"):
         batch_composition([Layer("f", {"ratio": 1, "uratio": 2})])
-    with pytest.raises(ConfigError, match="both must be at least 1"):
+    with pytest.raises(ConfigError, match=r"\b0 labelled.*\b4 unlabelled"):
         batch_composition([Layer("f", {"total_batch": 4, "ratio": 100})])
 
 
@@ -271,7 +272,7 @@ def test_usb_files_keep_working(tmp_path):
     resolved = load_settings(tmp_path / "usb.yaml")
     s = resolved.settings
     assert (s.batch_size, s.total_batch, s.resume, s.overwrite, s.device) == (64, 512, "auto", False, "auto")
-    assert any("clip has no effect" in n for n in resolved.notices)
+    assert any(re.search(r"\bclip\b", n) for n in resolved.notices)
 
 
 def test_the_catalogue_is_what_usb_registers():
@@ -323,15 +324,15 @@ def test_what_is_there_already_is_refused_without_loading_torch(tmp_path):
     train = ["train", "muscle_digits_10", "--epoch", 1, *(w for k, v in settings.items() for w in (f"--{k}", v))]
     of_net = ["--checkpoint", run, "--out", tmp_path / "other"]
     expected = {
-        f"{run} already holds a finished run (step 6 of 6); --overwrite deletes it": train,
-        f"{run}: this run began with other settings: lr was 0.05, now 0.5": [*train, "--lr", 0.5, "--resume"],
-        f"{tmp_path / 'other'} already holds files; --overwrite deletes it": [*train, "--save_dir", tmp_path, "-sn", "other"],
-        f"{tmp_path / 'other'} is not a run directory": [*train, "--save_dir", tmp_path, "-sn", "other", "-o"],
-        f"{tmp_path / 'no' / 'latest_model.pth'}: no checkpoint to resume from": [
+        rf"{run} .*\b6 of 6\b.*--overwrite": train,
+        rf"{run}: .*\blr .*0\.05, .*0\.5\b": [*train, "--lr", 0.5, "--resume"],
+        f"{tmp_path / 'other'} .*files.*--overwrite": [*train, "--save_dir", tmp_path, "-sn", "other"],
+        f"{tmp_path / 'other'} .*run directory": [*train, "--save_dir", tmp_path, "-sn", "other", "-o"],
+        f"{tmp_path / 'no' / 'latest_model.pth'}: .*no checkpoint": [
             *train, "--save_dir", tmp_path, "-sn", "no", "--resume",
         ],
-        f"{tmp_path / 'other'}: already exists; --overwrite replaces it": ["predict", *of_net, "--images", tmp_path],
-        f"{tmp_path / 'other'}: already exists; choose another output folder": ["export", *of_net],
+        f"{tmp_path / 'other'}: .*--overwrite": ["predict", *of_net, "--images", tmp_path],
+        f"{tmp_path / 'other'}: (?!.*--overwrite)": ["export", *of_net],
     }  # fmt: skip
     code = (
         "import json, sys; from muscle_plugin.cli import main\n"
@@ -342,31 +343,30 @@ def test_what_is_there_already_is_refused_without_loading_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, words], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     for said, wanted in zip(done.stderr.splitlines(), expected, strict=True):
-        assert said.startswith(f"error: {wanted}")
+        assert re.match(f"error: {wanted}", said)
 
 
 def test_exit_status_and_stderr():
     done = command("--lrr", 1, "--epoch", -1)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "error: --lrr is not a setting; did you mean 'lr'?",
-        "error: --epoch: input should be greater than or equal to 1, got '-1'",
-    ]
+    first, second = done.stderr.splitlines()
+    assert re.match("error: --lrr .*'lr'", first)
+    assert re.match(r"error: --epoch: .*\b1, .*'-1'", second)
     assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--seed", "5"], "fixmatch on digits with net small_cnn (by default: algorithm, dataset, net)"),
-        (["--net", "cnn13", "-alg", "muscle"], "muscle on digits with net cnn13 (by default: dataset)"),
+        (["--seed", "5"], r"fixmatch .*digits .*small_cnn \(.*: algorithm, dataset, net\)"),
+        (["--net", "cnn13", "-alg", "muscle"], r"muscle .*digits .*cnn13 \([^,]*: dataset\)"),
         (["-alg", "muscle", "-ds", "digits"], None),
         (["muscle_digits_10"], None),
     ],
 )
 def test_what_trains_where_no_configuration_is_named(words, said, capsys):
     assert main(["train", *words, "--print-config"]) == 0
-    assert capsys.readouterr().err == (f"note: no configuration is named: {said}\n" if said else "")
+    assert re.fullmatch(f"note: .*{said}.*\n" if said else "", capsys.readouterr().err)
 
 
 def test_print_config_prints_yaml_that_reads_back(tmp_path):
@@ -376,8 +376,8 @@ def test_print_config_prints_yaml_that_reads_back(tmp_path):
 
 
 def test_notices_for_what_was_not_taken_as_given():
-    assert any("ratio 2.5 becomes 2.556" in n for n in load_settings(None, ratio="2.5", total_batch=96).notices)
-    assert any("load_path has no effect" in n for n in load_settings(None, load_path="x").notices)
+    assert any(re.search(r"ratio 2\.5 .*2\.556", n) for n in load_settings(None, ratio="2.5", total_batch=96).notices)
+    assert any("load_path" in n for n in load_settings(None, load_path="x").notices)
     assert load_settings(None, ratio=3, total_batch=96).notices == ()
 
 
@@ -395,4 +395,4 @@ def test_the_ratio_that_was_given_last_is_the_one_compared(tmp_path):
     (tmp_path / "a.yaml").write_text("total_batch: 96\nratio: 3\n")
     assert not load_settings(tmp_path / "a.yaml", batch_size=4, uratio=1).notices
     (notice,) = load_settings(tmp_path / "a.yaml", total_batch=10, uratio=2).notices
-    assert notice.startswith("ratio 2 becomes 2.333")
+    assert re.match(r"ratio 2 .*2\.333", notice)

@@ -72,9 +72,7 @@ def test_cnn13_has_the_parameters_of_its_paper():
 def test_an_unknown_net_is_one_line(short_run):
     from muscle_plugin.errors import InputError
 
-    with pytest.raises(
-        InputError, match="net: unknown 'wrn_28_3'; did you mean 'wrn_28_.'.*known: small_cnn, cnn13.*wrn_28_2"
-    ):
+    with pytest.raises(InputError, match="^net: .*'wrn_28_3'.* 'wrn_28_.'.*small_cnn, cnn13.*wrn_28_2"):
         short_run(net="wrn_28_3")
 
 
@@ -82,14 +80,14 @@ def test_an_unknown_net_is_one_line(short_run):
 def test_an_image_size_that_the_net_cannot_take_is_one_line(short_run, net, size):
     from muscle_plugin.errors import InputError
 
-    with pytest.raises(InputError, match=f"net: {net} cannot take images of {size} x {size}"):
+    with pytest.raises(InputError, match=rf"^net: {net} .*\b{size} x {size}\b"):
         short_run(net=net, img_size=size)
 
 
 def test_an_algorithm_that_cannot_use_the_net_is_one_line(short_run):
     from muscle_plugin.errors import InputError
 
-    with pytest.raises(InputError, match="crmatch cannot be built over net small_cnn"):
+    with pytest.raises(InputError, match="crmatch .*small_cnn"):
         short_run(algorithm="crmatch")
 
 

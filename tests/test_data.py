@@ -117,15 +117,15 @@ def test_every_count_of_the_paper_and_of_usbs_tables(classes, counts):
 
 
 def test_impossible_splits_say_so():
-    with pytest.raises(DataError, match="15 cannot be shared equally by 10"):
+    with pytest.raises(DataError, match=r"\b15 .*\b10\b"):
         draw_split(DIGITS, 15, 0)
-    with pytest.raises(DataError, match=r"1000 labels of class '\d' asked for, but it has \d+ labelled images"):
+    with pytest.raises(DataError, match=r"\b1000 .*class '\d'.* 1\d\d\b"):
         draw_split(DIGITS, 10_000, 0)
-    with pytest.raises(DataError, match="leaves no unlabelled image"):
+    with pytest.raises(DataError, match="no unlabelled"):
         draw_split(toy([0, 1]), 2, 0)
-    with pytest.raises(DataError, match="leaves class '5' without a label"):
+    with pytest.raises(DataError, match="class '5'"):
         draw_split(DIGITS, 20, 0, imbalance=1000)
-    with pytest.raises(DataError, match="has no subclasses; cifar20 has"):
+    with pytest.raises(DataError, match="subclasses.*cifar20"):
         draw_split(DIGITS, 20, 0, sequestered=1)
 
 
@@ -181,24 +181,24 @@ def test_a_split_file_gives_the_split_back(tmp_path):
 def test_unfit_split_files_say_so(tmp_path):
     path = tmp_path / "s.json"
     write_split(path, draw_split(DIGITS, 20, 0), DIGITS)
-    with pytest.raises(DataError, match="made for other training images"):
+    with pytest.raises(DataError, match=r"s\.json: .*other training images"):
         read_split(path, toy([0, 1, 0, 1]), False)
     good = json.loads(path.read_text())
     for change, message in [
-        ({"labelled": [0, 1]}, r"class '\d' has no labelled image"),
-        ({"labelled": [0, 10**6]}, "must differ and lie between 0 and 1436"),
-        ({"labelled": good["labelled"] * 2}, "must differ"),
-        ({"labelled": ["0"]}, "expected a list of indices"),
-        ({"format": 99}, "no split of this package"),
+        ({"labelled": [0, 1]}, r"class '\d'"),
+        ({"labelled": [0, 10**6]}, r"\b0 .*\b1436\b"),
+        ({"labelled": good["labelled"] * 2}, "differ"),
+        ({"labelled": ["0"]}, "indices"),
+        ({"format": 99}, "this package"),
     ]:
         path.write_text(json.dumps(good | change))
         with pytest.raises(DataError, match=message):
             read_split(path, DIGITS, False)
     for content in ("", "[]", "{", '{"format": 1}'):
         path.write_text(content)
-        with pytest.raises(DataError, match="cannot be read as a split"):
+        with pytest.raises(DataError, match=r"s\.json: .*read"):
             read_split(path, DIGITS, False)
-    with pytest.raises(DataError, match="cannot be read as a split"):
+    with pytest.raises(DataError, match=r"absent\.json: .*read"):
         read_split(tmp_path / "absent.json", DIGITS, False)
 
 
@@ -214,7 +214,7 @@ def test_a_run_leaves_its_split_and_another_takes_it(short_run, tmp_path):
 
 def test_a_split_file_that_contradicts_num_labels_is_refused(build_short, tmp_path):
     write_split(tmp_path / "s.json", draw_split(DIGITS, 20, 0), DIGITS)
-    with pytest.raises(DataError, match="has 20 labelled images, but num_labels is 10"):
+    with pytest.raises(DataError, match=r"s\.json .*\b20 .*num_labels .*\b10\b"):
         build_short(split_file=str(tmp_path / "s.json"), num_labels=10)
 
 
@@ -223,7 +223,7 @@ def test_a_run_whose_data_changed_does_not_go_on(short_run, tmp_path):
     file = tmp_path / "a" / "split.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"fingerprint": "0" * 16}))
-    with pytest.raises(DataError, match="made for other training images"):
+    with pytest.raises(DataError, match=r"split\.json: .*other training images"):
         short_run(algorithm="fixmatch", save_name="a", resume="yes")
 
 
@@ -233,7 +233,7 @@ def test_a_run_whose_data_changed_does_not_go_on(short_run, tmp_path):
 def test_views_are_read_off_the_parameters():
     assert views_of(["x_lb", "y_lb", "x_ulb_w", "x_ulb_s"], "fixmatch")["x_ulb_s"].strength == STRONG
     assert views_of(["x_lb", "y_lb", "x_ulb_w", "x_ulb_s"], "meanteacher")["x_ulb_s"] == View(UNLABELLED, WEAK)
-    with pytest.raises(DataError, match="asks for 'x_ulb_new'"):
+    with pytest.raises(DataError, match="mine.*'x_ulb_new'"):
         views_of(["x_lb", "x_ulb_new"], "mine")
 
 
@@ -291,9 +291,9 @@ def test_v_draws_of_a_view_differ_and_randaugment_follows_the_weak_view():
 
 
 def test_unknown_augmentations_and_operations_say_so():
-    with pytest.raises(DataError, match="unknown 'blur'; known: .*crop_flip"):
+    with pytest.raises(DataError, match="'blur'.* crop_flip"):
         augmentation("blur")
-    with pytest.raises(DataError, match="iic draws no operations"):
+    with pytest.raises(DataError, match="iic .*operations"):
         augmentation("iic", ops=2)
 
 
@@ -332,7 +332,7 @@ def test_pixels_are_normalised_whether_bytes_or_fractions():
 
 def test_one_channel_serves_nets_of_three_and_not_the_reverse():
     assert batches(channels=3).batch(0)["x_lb"].shape[1] == 3
-    with pytest.raises(DataError, match=r"takes 1 channel\(s\), but the images have 3"):
+    with pytest.raises(DataError, match=r"\b1 channel.*\b3\b"):
         Normaliser(torch.zeros(3), torch.ones(3), 1, CPU)
 
 
@@ -454,10 +454,10 @@ def test_data_are_loaded_from_settings_which_stay_as_they_are():
 
 
 def test_data_that_contradict_the_settings_are_refused(tmp_path):
-    with pytest.raises(DataError, match="num_classes: digits has 10 classes here, got 7"):
+    with pytest.raises(DataError, match=r"^num_classes: digits .*\b10 .*\b7\b"):
         load_data(asked(num_classes=7))
     write_split(tmp_path / "s.json", draw_split(DIGITS, 20, 0), DIGITS)
-    with pytest.raises(DataError, match="split_file: .* has 20 labelled images, but num_labels is 10"):
+    with pytest.raises(DataError, match=r"^split_file: .*s\.json .*\b20 .*num_labels .*\b10\b"):
         choose_split(asked(split_file=str(tmp_path / "s.json"), num_labels=10), DIGITS)
 
 

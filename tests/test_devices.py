@@ -3,6 +3,7 @@ algorithms."""
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -66,17 +67,17 @@ def test_another_device_is_one_line_before_torch_is_loaded(name, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    why = "only CPUs and CUDA GPUs can be used (USB's algorithms call CUDA by name): give auto, cpu, cuda or cuda:N"
+    said = f"error: .*--device: .*auto, cpu, cuda or cuda:N.*{re.escape(repr(name))}"
     lines = done.stderr.splitlines()
     assert len(lines) == 3
-    assert all(line.startswith("error: ") and f"--device: {why}" in line and f"got {name!r}" in line for line in lines)
+    assert all(re.match(said, line) for line in lines)
 
 
 @pytest.mark.parametrize("name", ["mps", "cuda:x", "cuda:-1"])
 def test_a_library_call_refuses_it_too_and_takes_no_gpu_instead(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(DeviceError, match=f"device: only CPUs and CUDA GPUs can be used.*got '{name}'"):
+    with pytest.raises(DeviceError, match=f"^device: .*auto, cpu, cuda or cuda:N.*'{name}'"):
         choose_device(name)
     assert choose_device("cuda:1") == torch.device("cuda", 1)
 
@@ -88,7 +89,7 @@ def test_a_gpu_that_is_not_there_changes_no_run(short_run, tmp_path, monkeypatch
     capsys.readouterr()
     for name, *more in (("r", "--resume"), ("new",)):
         assert train(tmp_path, *more, save_name=name, device="cuda", algorithm="fixmatch", net="small_cnn") == 2
-        assert "device: cuda asked for, but this machine has 0 usable GPU(s)" in one_error(capsys)
+        assert re.search(r"\bdevice: cuda .*\b0\b", one_error(capsys))
     assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
     assert not (tmp_path / "new").exists()
 
@@ -111,9 +112,9 @@ def stopped(short_run, monkeypatch, **settings):
     ("there", "here", "note"),
     [
         ({"device": "cpu"}, {"device": "auto"}, None),
-        ({"num_threads": 2}, {"num_threads": 1}, "threads 1 (was 2)"),
-        ({}, {"deterministic": False}, "deterministic False (was True)"),
-        ({"compile": "default"}, {"compile": "no"}, "compile no (was default)"),
+        ({"num_threads": 2}, {"num_threads": 1}, r"threads 1\b.*\b2\b"),
+        ({}, {"deterministic": False}, "deterministic False.*True"),
+        ({"compile": "default"}, {"compile": "no"}, "compile no .*default"),
     ],
 )
 def test_settings_of_the_machine_may_change_on_resume(short_run, tmp_path, monkeypatch, capsys, there, here, note):
@@ -124,7 +125,7 @@ def test_settings_of_the_machine_may_change_on_resume(short_run, tmp_path, monke
     if note is None:
         assert torch.cuda.is_available() or "bit-identical" not in out
     else:
-        assert f"note: resumed with {note}: no longer bit-identical to an uninterrupted run" in out
+        assert re.search(f"note: .*{note}.*bit-identical", out)
 
 
 def test_a_run_directory_and_its_checkpoint_agree_on_what_may_change(short_run, tmp_path):
@@ -146,7 +147,7 @@ def test_the_precision_that_auto_was_does_not_change_on_resume(short_run, monkey
     with monkeypatch.context() as patch:
         patch.setattr(host, "choose_precision", lambda *_: "bf16")  # as on a GPU that has it
         stopped(short_run, monkeypatch, algorithm="fixmatch", precision="auto", device="cpu")
-    with pytest.raises(InputError, match=r"a checkpoint of another run: precision 'bf16', here 'fp32'$"):
+    with pytest.raises(InputError, match=r"latest_model\.pth: .*: precision 'bf16'.*'fp32'$"):
         short_run(algorithm="fixmatch", save_name="r", precision="auto", device="cpu", resume="yes")
 
 
@@ -266,7 +267,7 @@ def test_the_command_to_resume_names_another_checkpoint_until_the_run_has_writte
     save_tensors(run_dir / "latest_model.pth", {"it": 40})
     resolved = replace(load_settings(None, load_path="x.pth"), sources={"load_path": "command line"})
     with (
-        pytest.raises(RunError, match="cannot be written: No space left") as caught,
+        pytest.raises(RunError, match="^log: .*No space left") as caught,
         saying_how_to_resume(run_dir, resolved, ["train.py", "--load_path", "x.pth"]),
     ):
         if written:
@@ -312,13 +313,9 @@ def test_a_gpu_without_room_for_the_net_is_one_line(hungry, tmp_path, monkeypatc
     monkeypatch.setenv("HUNGRY", "layout")
     assert train(tmp_path, **hungry) == 2
     line = one_error(capsys)
-    assert line.startswith(
-        "error: out of memory for the images and nets (CUDA out of memory. Tried to allocate 2.00 GiB."
-    )
-    assert line.endswith("): --data_on host, a smaller --net or --img_size needs less")
-    assert json.loads((tmp_path / "r" / "failure.json").read_text())["error"].startswith(
-        "DeviceError: out of memory for"
-    )
+    assert re.match(r"error: out of memory .*nets \(CUDA out of memory\. Tried to allocate 2\.00 GiB\.", line)
+    assert re.search(r"\): .*--data_on host.*--net .*--img_size", line)
+    assert json.loads((tmp_path / "r" / "failure.json").read_text())["error"].startswith("DeviceError: out of memory")
 
 
 def test_memory_that_runs_out_in_training_leaves_the_last_checkpoint_to_go_on_from(
@@ -327,10 +324,9 @@ def test_memory_that_runs_out_in_training_leaves_the_last_checkpoint_to_go_on_fr
     monkeypatch.setenv("HUNGRY", "training 5")
     assert train(tmp_path, num_save_iter=2, **hungry) == 2
     line = one_error(capsys)
-    assert line.startswith("error: out of memory for a training step (CUDA out of memory. Tried to allocate 2.00 GiB.")
-    assert "a smaller --total_batch (it is 16) or --net, --precision bf16 or --data_on host needs less; " in line
-    assert "the last checkpoint is whole: python train.py " in line
-    assert line.endswith(" --resume resumes from it, also with another --device, --data_on or --eval_batch_size")
+    assert re.match(r"error: out of memory .*step \(CUDA out of memory\. Tried to allocate 2\.00 GiB\.", line)
+    assert re.search(r"--total_batch .*\b16\b.* --net\b.* --precision bf16 .*--data_on host .*; ", line)
+    assert re.search(r" python train\.py .* --resume .*--device, --data_on .*--eval_batch_size", line)
     failure = json.loads((tmp_path / "r" / "failure.json").read_text())
     assert failure["after_step"] == 5
     assert "OutOfMemoryError" in failure["traceback"]
@@ -345,8 +341,8 @@ def test_memory_that_runs_out_in_an_evaluation_names_its_batch(hungry, tmp_path,
     monkeypatch.setenv("HUNGRY", "evaluation")
     assert train(tmp_path, **hungry) == 2
     line = one_error(capsys)
-    assert line.startswith("error: out of memory for an evaluation (CUDA out of memory.")
-    assert line.endswith(": a smaller --eval_batch_size (it is 256) needs less; there is no checkpoint yet")
+    assert re.match(r"error: out of memory .*evaluation \(CUDA out of memory\.", line)
+    assert re.search(r"--eval_batch_size .*\b256\b.*no checkpoint", line)
 
 
 #: What a plugin can do to leave a process no more memory than it has, and 200 MB.
@@ -376,8 +372,7 @@ def test_a_machine_whose_memory_runs_out_says_so(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: out of memory for a training step (")
-    assert "a smaller --total_batch (it is 262144)" in line
+    assert re.match(r"error: out of memory .*step \(.*--total_batch .*\b262144\b", line)
 
 
 def full(*_, **__):
@@ -389,13 +384,11 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(short_r
     files = {p.name: p.read_bytes() for p in (tmp_path / "r").glob("*.pth")}
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", full)
-        with pytest.raises(
-            InputError, match="latest_model.pth: cannot be read: out of memory .CUDA out of memory. Tried"
-        ):
+        with pytest.raises(InputError, match=r"latest_model\.pth: (?!.*damaged).*CUDA out of memory\. Tried"):
             short_run(save_name="r", resume="yes")
     with monkeypatch.context() as patch:
         patch.setattr(state, "restore", full)
-        with pytest.raises(DeviceError, match="^out of memory for the images and nets .CUDA out of memory. Tried"):
+        with pytest.raises(DeviceError, match=r"^out of memory .*nets .CUDA out of memory\. Tried"):
             short_run(save_name="r", resume="yes")
     assert {p.name: p.read_bytes() for p in (tmp_path / "r").glob("*.pth*")} == files
     assert short_run(save_name="r", resume="yes")["complete"]
@@ -448,7 +441,7 @@ def test_predict_and_dry_run_say_that_memory_ran_out(hungry, short_run, tmp_path
         "1",
     ]
     assert cli.main(["sweep", "fixmatch_digits_10", *more, "--dry-run"]) == 2
-    assert "out of memory for a training step" in capsys.readouterr().out
+    assert re.search("out of memory .*step", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -514,10 +507,7 @@ def test_a_net_that_cannot_compute_channels_last_trains_and_is_told_of(net, tmp_
     algorithm = build(resolved, source=source)
     notes = [n for n in algorithm.notes if "channels last" in n]
     assert bool(notes) == (net != "small_cnn")
-    assert all(
-        n.startswith(f"net {net} cannot compute channels last, which is faster (view size is not compatible")
-        for n in notes
-    )
+    assert all(re.match(rf"net {net} .*\(view size is not compatible", n) for n in notes)
     algorithm.train()
     assert algorithm.it == 6
 
@@ -625,9 +615,9 @@ def test_a_run_tells_its_user_once_of_an_operation_that_is_not_deterministic(
     before = flags()
     settings = {"plugins": tmp_path / "unpooling.py", "net": "unpooling", "save_name": "r", "deterministic": asked}
     assert train(tmp_path, algorithm="fixmatch", device="cpu", **settings) == 0
-    said = "max_unpooling2d_forward_out has no deterministic algorithm here: equal seeds may give other weights"
+    said = "max_unpooling2d_forward_out "
     found = json.loads((tmp_path / "r" / "result.json").read_text())["warnings"]
-    assert [w for w in found if "deterministic" in w] == [said] * asked
+    assert [w.startswith(said) for w in found if "deterministic" in w] == [True] * asked
     assert capsys.readouterr().out.count(f"warning: {said}") == asked
     assert flags() == before
 

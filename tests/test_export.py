@@ -1,6 +1,7 @@
 """From a checkpoint to files that timm, ONNX Runtime and this package read, by the command line; and faults in one line."""
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_exported_files_predict_what_the_checkpoint_predicts(net, trained, photo
     assert main(["export", "--checkpoint", str(run), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "averaged weights" in said
-    assert "over 64 images" in said  # the run's own test images
+    assert "64 images" in said  # the run's own test images
     assert ("by timm" in said) == net.startswith("timm:")
     assert len({p.stat().st_mode for p in out.iterdir()}) == 1  # no file for its owner alone
     predictor = Predictor(run / "latest_model.pth", "cpu")
@@ -118,7 +119,7 @@ def test_by_tracing_where_torch_is_old(trained, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file, "_version", lambda: (2, 4))
     monkeypatch.setattr(torch.onnx, "export", partial(torch.onnx.export, dynamo=False))  # as it is there
     lines = export.export_model(trained("small_cnn"), tmp_path / "out", "onnx", photos)
-    assert any("over 5 images" in line for line in lines)
+    assert any("5 images" in line for line in lines)
 
 
 def test_an_exported_net_starts_a_run(trained, short_run, tmp_path):
@@ -146,8 +147,7 @@ def test_what_predicts_otherwise_is_refused_and_leaves_nothing(trained, photos, 
     line = fault(
         capsys, "--checkpoint", trained("small_cnn"), "--out", out, "--images", photos, "--format", "onnx", status=1
     )
-    assert "model.onnx by onnxruntime" in line
-    assert "more than" in line
+    assert re.search(r"model\.onnx .*onnxruntime.*more than", line)
     assert not list(tmp_path.iterdir())
 
 
@@ -162,13 +162,13 @@ def test_bad_input_is_one_line(trained, tmp_path, capsys, monkeypatch):
     assert "already" in fault(capsys, "--checkpoint", run, "--out", tmp_path)
     alone = tmp_path / "alone.pth"
     alone.write_bytes((run / "latest_model.pth").read_bytes())
-    assert "--images names a folder" in fault(capsys, "--checkpoint", alone, "--out", out)
-    assert "no image in it" in fault(capsys, "--checkpoint", run, "--out", out, "--images", tmp_path)
+    assert "--images" in fault(capsys, "--checkpoint", alone, "--out", out)
+    assert f"{tmp_path}: no image" in fault(capsys, "--checkpoint", run, "--out", out, "--images", tmp_path)
     assert "--tolerance" in fault(capsys, "--checkpoint", run, "--out", out, "--tolerance", "nan")
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
     line = fault(capsys, "--checkpoint", run, "--out", out)
-    assert "needs onnxscript" in line
-    assert "pip install 'muscle-plugin[export]'" in line
+    assert "onnxscript" in line
+    assert "'muscle-plugin[export]'" in line
     assert not out.exists()
 
 
@@ -176,11 +176,11 @@ def test_bad_input_is_one_line(trained, tmp_path, capsys, monkeypatch):
     ("file", "content", "said"),
     [
         ("config.json", b"{", "config.json: damaged"),
-        ("config.json", b"{}", "not written by muscle-plugin export"),
-        ("config.json", b'{"muscle_plugin": {"format": 2}}', "of format 2"),
-        ("config.json", b'{"muscle_plugin": {"format": 1}}', "not a whole checkpoint"),
-        ("model.safetensors", b"no tensors", "cannot be read as safetensors"),
-        ("model.safetensors", None, "no such file"),
+        ("config.json", b"{}", r"config\.json: .*muscle-plugin export"),
+        ("config.json", b'{"muscle_plugin": {"format": 2}}', r"config\.json: .*format 2\b"),
+        ("config.json", b'{"muscle_plugin": {"format": 1}}', r"out: .*\bwhole\b.*\bnet_options\b"),
+        ("model.safetensors", b"no tensors", r"model\.safetensors: .*as safetensors"),
+        ("model.safetensors", None, r"model\.safetensors: no such"),
     ],
 )
 def test_damaged_folder_is_one_line(file, content, said, trained, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -91,22 +92,26 @@ def test_faults_are_one_line_and_leave_the_output_alone(run, folder, tmp_path, c
         return line
 
     arguments = ("--checkpoint", run, "--images", images, "--out", out)
-    assert fault(*arguments).endswith("no image in it")
+    assert f"{images}: no image" in fault(*arguments)
     (images / "a.HEIC").write_text("x")
-    assert fault(*arguments).endswith("no image in it; files that are no images known here were passed over: 1 .heic")
+    assert re.search(rf"{images}: no image.*\b1 \.heic", fault(*arguments))
     (images / "bad.png").write_text("x")
     Image.new("RGB", (9, 9)).save(images / "good.png")
-    assert "bad.png: not an image" in fault(*arguments)
+    assert "bad.png: " in fault(*arguments)
     assert not out.exists()
     assert predict(*arguments, "--skip-bad-images") == 0
-    assert "passed over: 1 .heic" in capsys.readouterr().out
+    assert "1 .heic" in capsys.readouterr().out
     assert [row["file"] for row in table(out)] == ["good.png"]
     capsys.readouterr()
-    assert "already exists; --overwrite replaces it" in fault(*arguments)
-    assert "no such folder" in fault("--checkpoint", run, "--images", tmp_path / "no", "--out", tmp_path / "q.csv")
-    assert "no such file" in fault("--checkpoint", tmp_path / "no.pth", "--images", images, "--out", tmp_path / "q.csv")
+    assert re.search(rf"{out}: .*--overwrite", fault(*arguments))
+    assert f"{tmp_path / 'no'}: no such" in fault(
+        "--checkpoint", run, "--images", tmp_path / "no", "--out", tmp_path / "q.csv"
+    )
+    assert f"{tmp_path / 'no.pth'}: no such" in fault(
+        "--checkpoint", tmp_path / "no.pth", "--images", images, "--out", tmp_path / "q.csv"
+    )
     (tmp_path / "no.pth").write_bytes(b"123")
-    assert "not a readable checkpoint" in fault(
+    assert "readable checkpoint" in fault(
         "--checkpoint", tmp_path / "no.pth", "--images", images, "--out", tmp_path / "q.csv"
     )
     assert "--batch" in fault(*arguments, "--batch", 0, "--overwrite")
@@ -127,7 +132,7 @@ def test_a_folder_without_test_images_trains_and_predicts(folder, tmp_path, caps
         "true",
     ]
     assert main(["train", *SETTINGS, *where, "--num_train_iter", "4", "--num_eval_iter", "2"]) == 0
-    assert "no test images, so no accuracy" in capsys.readouterr().out
+    assert "no test images" in capsys.readouterr().out
     result = json.loads((tmp_path / "r" / "result.json").read_text())
     assert result["complete"]
     assert result["last_top1"] is None
@@ -158,7 +163,7 @@ def test_data_show_counts_classes_and_draws_every_view(folder, tmp_path, capsys)
     assert main(["data", "show", *SETTINGS, *where, "--out", str(picture), "--save_split", str(split)]) == 0
     shown = capsys.readouterr().out
     assert "16 labelled" in shown
-    assert "80 test images of 16 x 16" in shown
+    assert re.search(r"\b80 test .*\b16 x 16\b", shown)
     assert all(name in shown for name in NAMES)
     assert Image.open(picture).size[0] > 300
     assert main(["data", "show", *SETTINGS, *where, "--split_file", str(split)]) == 0
@@ -185,27 +190,24 @@ def test_images_that_the_net_was_not_made_for_are_refused(run):
     assert predictor.probabilities(images).sum(1).tolist() == pytest.approx([1, 1])
     large = images.repeat(1, 1, 2, 2)
     for wrong in (images.float() / 255, images.long(), large, images[0], images.movedim(1, 3), images.numpy()):
-        with pytest.raises(ValueError, match=r"expected a uint8 tensor of RGB images \(N, 3, 16, 16\), received"):
+        with pytest.raises(ValueError, match=r"uint8 .*RGB .*\(N, 3, 16, 16\)"):
             predictor.probabilities(wrong)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data"], "expected: muscle-plugin data show"),
-        (["data", "list"], "expected: muscle-plugin data show"),
-        (
-            ["data", "show", "--dataset", "digits", "--out", "views.xyz"],
-            "--out: views.xyz: expected the name of a picture",
-        ),
-        (["data", "show", "--dataset", "cifar20", "--num_labels", "100"], "give a multiple of 80"),
-        (["data", "show", "--dataset", "digits", "--sequestered", "1"], "digits has no subclasses, got 1"),
-        (["data", "show", "--dataset", "digits", "--skip-bad-images"], "only for image files"),
-        (["data", "show", "--dataset", "digits", "--hard_ops", "3"], "digits_hard draws no operations"),
-        (["data", "show", "--dataset", "folder", "--data_dir", "/none"], "/none: no such folder"),
+        (["data"], "muscle-plugin data show"),
+        (["data", "list"], "muscle-plugin data show"),
+        (["data", "show", "--dataset", "digits", "--out", "views.xyz"], r"--out: views\.xyz: "),
+        (["data", "show", "--dataset", "cifar20", "--num_labels", "100"], r"--num_labels: 100 .*\b80\b"),
+        (["data", "show", "--dataset", "digits", "--sequestered", "1"], r"--sequestered: digits .*\b1\b"),
+        (["data", "show", "--dataset", "digits", "--skip-bad-images"], "--skip_bad_images: "),
+        (["data", "show", "--dataset", "digits", "--hard_ops", "3"], "digits_hard .*operations"),
+        (["data", "show", "--dataset", "folder", "--data_dir", "/none"], "/none: "),
     ],
 )
 def test_faulty_requests_are_one_line(words, message, capsys):
     assert main(words) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
-    assert message in line
+    assert re.search(message, line)

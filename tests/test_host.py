@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def test_a_cut_off_run_goes_on_exactly(short_run, tmp_path, algorithm, cut, monk
         original(self)
 
     monkeypatch.setattr(Host, "_save_if_due", stop)
-    with pytest.raises(Interrupted, match=f"stopped after step {cut} of 6"):
+    with pytest.raises(Interrupted, match=rf"\b{cut} of 6\b"):
         short_run(algorithm=algorithm, save_name="cut")
     half = json.loads((tmp_path / "cut" / "result.json").read_text())
     assert (half["complete"], half["steps"]) == (False, cut)
@@ -186,16 +187,16 @@ def test_from_the_command_line_interrupted_or_killed_then_resumed(tmp_path, numb
 def test_an_existing_run_is_never_deleted_unasked(short_run, tmp_path):
     short_run(algorithm="supervised", save_name="r")
     kept = (tmp_path / "r" / "result.json").read_bytes()
-    with pytest.raises(RunError, match=r"already holds a finished run \(step 6 of 6\); --overwrite deletes it"):
+    with pytest.raises(RunError, match=r"\b6 of 6\b.*--overwrite"):
         short_run(algorithm="supervised", save_name="r")
-    with pytest.raises(RunError, match="began with other settings: lr was 0.05, now 0.01"):
+    with pytest.raises(RunError, match=r"\blr .*0\.05, .*0\.01\b"):
         short_run(algorithm="supervised", save_name="r", resume="yes", lr=0.01)
     assert (tmp_path / "r" / "result.json").read_bytes() == kept
     assert short_run(algorithm="supervised", save_name="r", overwrite=True, seed=3)["seed"] == 3
 
 
 def test_a_run_that_failed_before_its_first_step_can_be_started_again(short_run, tmp_path):
-    with pytest.raises(InputError, match="net: unknown"):
+    with pytest.raises(InputError, match="^net: .*'nonsense'"):
         short_run(save_name="r", net="nonsense")
     assert short_run(save_name="r")["complete"]
 
@@ -204,7 +205,7 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(short_run
     short_run(save_name="r")
     for path in (tmp_path / "r").glob("*.pth"):
         path.unlink()
-    with pytest.raises(RunError, match="already holds a finished run"):  # its figures are worth keeping
+    with pytest.raises(RunError, match="finished run"):  # its figures are worth keeping
         short_run(save_name="r")
     result = json.loads((tmp_path / "r" / "result.json").read_text())
     (tmp_path / "r" / "result.json").write_text(json.dumps(result | {"steps": 0, "complete": False}))
@@ -226,7 +227,7 @@ def test_a_continuation_keeps_the_environment_it_began_in(short_run, tmp_path):
 def test_two_processes_cannot_write_one_run(short_run, tmp_path):
     from muscle_plugin.runs.directory import run_lock
 
-    with run_lock(tmp_path / "r"), pytest.raises(RunError, match="is being written by another process"):
+    with run_lock(tmp_path / "r"), pytest.raises(RunError, match="another process"):
         short_run(save_name="r", overwrite=True)
     assert short_run(save_name="r")["complete"]
 
@@ -246,13 +247,13 @@ def test_ctrl_c_while_starting_is_no_traceback(monkeypatch):
 def test_overwrite_leaves_other_folders_alone(short_run, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("...")
-    with pytest.raises(RunError, match="not a run directory"):
+    with pytest.raises(RunError, match="thesis .*run directory"):
         short_run(save_name="thesis", overwrite=True)
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
 
 
 def test_nothing_to_resume_is_an_error_and_auto_starts(short_run, tmp_path):
-    with pytest.raises(RunError, match="no checkpoint to resume from"):
+    with pytest.raises(RunError, match="no checkpoint"):
         short_run(algorithm="supervised", save_name="r", resume="yes")
     assert short_run(algorithm="supervised", save_name="r", resume="auto")["complete"]
 
@@ -265,7 +266,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(short_run, tmp_path):
         short_run(algorithm="supervised", save_name="r", resume="yes")
     assert "\n" not in str(caught.value)
     short_run(algorithm="fixmatch", save_name="f")
-    with pytest.raises(InputError, match="algorithm_name 'fixmatch', here 'muscle_fixmatch'"):
+    with pytest.raises(InputError, match="algorithm_name 'fixmatch'.* 'muscle_fixmatch'"):
         short_run(
             algorithm="muscle_fixmatch", save_name="n", resume="yes", load_path=str(tmp_path / "f" / "latest_model.pth")
         )
@@ -277,7 +278,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
             return (os.system, (f"touch {tmp_path / 'ran'}",))
 
     torch.save({"format": 1, "x": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
+    with pytest.raises(ValueError, match=r"evil\.pth: "):
         load_tensors(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
@@ -300,9 +301,7 @@ def test_precisions_train(short_run, tmp_path, precision):
 
 @pytest.mark.parametrize("name", ["simmatch", "muscle_simmatch"])
 def test_what_no_cpu_computes_in_half_precision_is_one_line(short_run, name):
-    with pytest.raises(
-        DeviceError, match="^precision: simmatch cannot be computed in bf16 on a CPU; give --precision fp32$"
-    ):
+    with pytest.raises(DeviceError, match="^precision: simmatch .*bf16.*CPU.*--precision fp32"):
         short_run(algorithm=name, precision="bf16")
 
 
@@ -395,16 +394,16 @@ def test_plain_lines_when_not_a_terminal(tmp_path):
     out, _ = process.communicate(timeout=300)
     assert "\x1b" not in out
     assert "\r" not in out
-    assert "muscle on digits: 10 labels" in out
+    assert re.search("muscle .*digits.* 10 labels", out)
     assert "step 60/60" in out
     assert "images/s" in out
-    assert "test accuracy: last" in out
+    assert "test accuracy" in out
 
 
 def test_an_absent_gpu_is_one_line(short_run):
     if torch.cuda.device_count() > 7:
         pytest.skip("this machine has the GPU that the test takes to be absent")
-    with pytest.raises(DeviceError, match=r"cuda:7 asked for, but this machine has \d usable GPU"):
+    with pytest.raises(DeviceError, match=r"device: cuda:7 .*\b\d\b"):
         short_run(device="cuda:7")
 
 
@@ -415,7 +414,7 @@ def test_absent_cifar_says_how_to_provide_it(short_run, tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(datasets.CIFAR10, "download", no_network)
-    with pytest.raises(DataError, match="could not be downloaded.*cifar-10-batches-py.*--data_dir"):
+    with pytest.raises(DataError, match="downloaded.*cifar-10-batches-py.*--data_dir"):
         short_run(
             dataset="cifar10",
             img_size=32,

@@ -55,16 +55,16 @@ def mark(tmp_path):
 
 def test_yaml_builds_no_objects(tmp_path, mark):
     (tmp_path / "c.yaml").write_text(f"lr: !!python/object/apply:os.system ['touch {mark}']\n")
-    with pytest.raises(ConfigError, match=r"c\.yaml line 1: not valid YAML: could not determine a constructor"):
+    with pytest.raises(ConfigError, match=r"c\.yaml line 1: .*constructor"):
         load_settings(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: &a [x]\nb: &b [*a, *a]\nlr: *b\n", "a reference to a list or a mapping"),
-     ("a: &a {lr: 1}\nb: &b {<<: [*a, *a]}\n<<: [*b, *b]\n", "a reference to a list or a mapping"),
-     ("lr: " + "[" * 100_000, "nested more than 20 deep"), ("a: " + "{b: " * 50_000, "nested more than 20 deep"),
-     ("# " + "x" * 300_000, "larger than 256 KB")],
+    [("a: &a [x]\nb: &b [*a, *a]\nlr: *b\n", "reference"),
+     ("a: &a {lr: 1}\nb: &b {<<: [*a, *a]}\n<<: [*b, *b]\n", "reference"),
+     ("lr: " + "[" * 100_000, "nested .*20 "), ("a: " + "{b: " * 50_000, "nested .*20 "),
+     ("# " + "x" * 300_000, "256 KB")],
 )  # fmt: skip
 def test_small_yaml_cannot_become_large(text, message, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
@@ -78,16 +78,16 @@ def test_extends_brings_in_a_bounded_number_of_files(tmp_path):
     for i in range(12):
         (tmp_path / f"{i}.yaml").write_text(f"extends: [{i + 1}.yaml, {i + 1}.yaml]\n")
     (tmp_path / "12.yaml").write_text("lr: 1\n")
-    with pytest.raises(ConfigError, match="more than 64 files"):
+    with pytest.raises(ConfigError, match=r"\b64 files"):
         load_settings(tmp_path / "0.yaml")
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"loop\.yaml: "):
         load_settings(tmp_path / "loop.yaml")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device")
 def test_endless_files_are_refused():
-    with pytest.raises(ConfigError, match="larger than 256 KB"):
+    with pytest.raises(ConfigError, match="/dev/zero: .*256 KB"):
         load_settings("/dev/zero")
 
 
@@ -111,7 +111,7 @@ def test_no_checkpoint_runs_code(where, tmp_path, mark, build_short):
 
 def test_nobody_is_advised_to_load_what_could_run_code(tmp_path, mark):
     torch.save({"x": Runs(mark)}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="more than plain data, which is not loaded") as caught:
+    with pytest.raises(ValueError, match=r"evil\.pth: .*plain data") as caught:
         load_tensors(tmp_path / "evil.pth")
     assert "weights_only" not in str(caught.value)
 
@@ -126,7 +126,7 @@ def test_weights_that_usb_fetches_are_read_without_code_too(monkeypatch, mark, t
     torch.save(Runs(mark), tmp_path / "fetched.pth")
     monkeypatch.setattr(nets, "vit_tiny_patch2_32", fetch)
     build = net_builder("vit_tiny_patch2_32", False, 3, 32, {})
-    with pytest.raises(ValueError, match="not weights of vit_tiny_patch2_32"):
+    with pytest.raises(ValueError, match=r"w\.pth: .*vit_tiny_patch2_32"):
         build(num_classes=3, pretrained=True, pretrained_path="https://example.org/w.pth")
 
 
@@ -135,7 +135,7 @@ def test_a_split_file_runs_no_code(tmp_path, mark):
     with (tmp_path / "j.npy").open("wb") as f:
         pickle.dump(Runs(mark), f)
     for name in ("i.npy", "j.npy"):
-        with pytest.raises(DataError, match=f"{name}: cannot be read as a split"):
+        with pytest.raises(DataError, match=f"{name}: .*split"):
             read_split(tmp_path / name, None, False)
 
 
@@ -148,7 +148,7 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_expanded(tmp_path):
         for name in whole.namelist():
             small.writestr(name, whole.read(name))
     assert (tmp_path / "z.pth").stat().st_size < 100_000
-    with pytest.raises(ValueError, match=r"z\.pth: not a readable checkpoint \(its content is compressed"):
+    with pytest.raises(ValueError, match=r"z\.pth: .*compressed"):
         load_tensors(tmp_path / "z.pth")
 
 
@@ -177,14 +177,14 @@ def itself():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(functools.reduce(lambda content, _: Doubled(content), range(18), "a"), "texts to be encoded"),
-     (torch.zeros(1).expand(10**10), "would become .* 40,000,000,000 bytes of tensors"),
-     (references(60), "would become [0-9,]{20,} objects"), (itself(), "holds itself")],
+    [(functools.reduce(lambda content, _: Doubled(content), range(18), "a"), "encoded"),
+     (torch.zeros(1).expand(10**10), "40,000,000,000 bytes"),
+     (references(60), "[0-9,]{20,} objects"), (itself(), "itself")],
     ids=["codecs", "one number as a tensor", "lists of lists", "a list of itself"],
 )  # fmt: skip
 def test_a_small_checkpoint_cannot_become_large(content, message, tmp_path):
     torch.save({"x": content}, tmp_path / "c.pth")
-    with pytest.raises(ValueError, match=rf"c\.pth: not a readable checkpoint .*{message}"):
+    with pytest.raises(ValueError, match=rf"c\.pth: .*{message}"):
         load_tensors(tmp_path / "c.pth")
     torch.save({"x": [torch.zeros(40).expand(3, 40)] * 4, "y": references(3)}, tmp_path / "c.pth")
     assert load_tensors(tmp_path / "c.pth").keys() == {"x", "y"}
@@ -203,7 +203,7 @@ def test_a_checkpoint_whose_numbers_are_none_is_refused(build_short, tmp_path):
         ("processes", [{**process, "sums": {"x": "y"}}]), ("processes", [{**process, "sums": {"x": torch.zeros(2)}}]),
     ]:  # fmt: skip
         save_tensors(tmp_path / "c.pth", {**whole, name: value})
-        with pytest.raises(InputError, match=r"c\.pth: (does not fit this run|not a whole checkpoint)"):
+        with pytest.raises(InputError, match=r"c\.pth: .*(this run|whole)"):
             algorithm.load_model(tmp_path / "c.pth")
     save_tensors(tmp_path / "c.pth", whole)
     algorithm.load_model(tmp_path / "c.pth")
@@ -217,7 +217,7 @@ def test_links_in_a_run_lead_to_nothing_that_is_written(short_run, tmp_path):
         link = tmp_path / "r" / name
         link.unlink(missing_ok=True)
         link.symlink_to(tmp_path / ("folder" if name == "tensorboard" else "file"))
-        with pytest.raises(RunError, match=r"is a link, and is not written to|cannot be created"):
+        with pytest.raises(RunError, match="is a link|cannot be created"):
             short_run(algorithm="supervised", save_name="r", resume="yes")
         link.unlink()
         assert (tmp_path / "file").read_text() == "kept"
@@ -231,9 +231,9 @@ def test_pipes_among_files_hold_nothing_up(make_run, tmp_path, capsys):
         pipe.unlink()
         os.mkfifo(pipe)
     assert cli.main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    assert "environment.json: not a file" in capsys.readouterr().err
+    assert "environment.json: " in capsys.readouterr().err
     (tmp_path / "c.yaml").write_text(f"extends: '{pipe}'\n")
-    with pytest.raises(ConfigError, match="not a file"):
+    with pytest.raises(ConfigError, match=r"environment\.json: "):
         load_settings(tmp_path / "c.yaml")
 
 
@@ -251,7 +251,7 @@ def test_a_checkpoint_cannot_put_other_paths_or_methods_in_place(short_run, tmp_
         "args": {"dict": []},
     }.items():
         save_tensors(path, {**content, "algorithm": {**content["algorithm"], name: value}})
-        with pytest.raises(InputError, match=rf"latest_model\.pth: does not fit this run .*would set \w+\.{name}"):
+        with pytest.raises(InputError, match=rf"latest_model\.pth: .*\b\w+\.{name}\b"):
             short_run(algorithm="supervised", save_name="r", resume="yes")
 
 
@@ -263,7 +263,7 @@ def test_a_checkpoint_names_no_net_that_would_be_fetched(net, short_run, tmp_pat
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     words = ["--checkpoint", path, "--images", tmp_path / "a.png", "--out", tmp_path / "o.csv", "--device", "cpu"]
     assert cli.main(["predict", *map(str, words)]) == 2
-    assert "cannot be built" in capsys.readouterr().err
+    assert f"{path}: its net" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------------------------------- images
@@ -296,7 +296,7 @@ def folder_of(root, files):
 def test_decompression_bombs_are_named_and_left_out_when_asked(side, tmp_path):
     root = folder_of(tmp_path, {"bomb.png": huge_png(side)})
     options = SourceOptions(root, 8, cache_dirs=[tmp_path / "cache"])
-    with pytest.raises(DataError, match=r"bomb\.png: more than 89,478,485 pixels; shrink it\. --skip-bad-images"):
+    with pytest.raises(DataError, match=r"bomb\.png: .*89,478,485 pixels.*--skip-bad-images"):
         image_folder(options)
     kept = image_folder(SourceOptions(root, 8, cache_dirs=[tmp_path / "cache"], skip_bad_images=True))
     assert len(kept.train) == 6
@@ -335,7 +335,7 @@ def test_links_out_of_the_folder_are_followed_only_when_allowed(kind, tmp_path):
     }
     name, target = places[kind]
     (root / name).symlink_to(target)
-    with pytest.raises(DataError, match=r"s\.png: a link out of .*--allow_outside true follows"):
+    with pytest.raises(DataError, match=r"s\.png: a link .*--allow_outside true"):
         image_folder(SourceOptions(root, 8, cache_dirs=[tmp_path / "cache"]))
     source = image_folder(SourceOptions(root, 8, cache_dirs=[tmp_path / "cache"], allow_outside=True))
     assert len(source.train) == 7
@@ -348,7 +348,7 @@ def test_a_table_names_files_outside_only_when_allowed(how, tmp_path):
     root = folder_of(tmp_path / "data", {})
     name = str(tmp_path / "home" / "s.png") if how == "absolute" else how
     (tmp_path / "t.csv").write_text(f"labelled/cat/0.png,cat\n{name},dog\n")
-    with pytest.raises(DataError, match=r"line 2: .* is not the path of a file in .*--allow_outside true"):
+    with pytest.raises(DataError, match=r"line 2: .*s\.png.*--allow_outside true"):
         image_folder(SourceOptions(root, 8, labels_csv=tmp_path / "t.csv", cache_dirs=[tmp_path / "cache"]))
     source = image_folder(
         SourceOptions(root, 8, labels_csv=tmp_path / "t.csv", cache_dirs=[tmp_path / "cache"], allow_outside=True)

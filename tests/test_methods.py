@@ -242,9 +242,9 @@ def test_pretraining_reads_no_label(name, short_run, tmp_path, monkeypatch):
 
 
 def test_pretraining_is_refused_where_labels_are_all_there_is():
-    with pytest.raises(ConfigError, match="pretrain is for muscle, contrastive"):
+    with pytest.raises(ConfigError, match="pretrain .*muscle, contrastive"):
         load_settings(None, algorithm="fixmatch", stage="pretrain")
-    with pytest.raises(ConfigError, match="mi_weight: 0 leaves stage pretrain nothing to train on"):
+    with pytest.raises(ConfigError, match="mi_weight: 0 .*pretrain"):
         load_settings(None, algorithm="muscle", stage="pretrain", mi_weight=0.0)
 
 
@@ -263,9 +263,9 @@ def test_training_starts_from_given_weights_without_the_classifier(short_run, bu
 
 def test_weights_of_another_net_are_refused(build_short, tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(3)}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other.pth: only 0 of the net's \d+ weights"):
+    with pytest.raises(ValueError, match=r"other\.pth: .*\b0 of .*\d+ weights"):
         build_short(algorithm="muscle", init_from=str(tmp_path / "other.pth"))
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match=r"none\.pth: no such"):
         build_short(algorithm="muscle", init_from=str(tmp_path / "none.pth"))
 
 
@@ -284,9 +284,9 @@ def test_cosine_reaches_zero_where_it_is_told_to(short_run, tmp_path):
 
 
 def test_settings_that_do_not_go_together_are_refused():
-    with pytest.raises(ConfigError, match="lr_zero_at: only with --lr_schedule cosine"):
+    with pytest.raises(ConfigError, match="lr_zero_at: .*--lr_schedule cosine"):
         load_settings(None, lr_zero_at=1.2)
-    with pytest.raises(ConfigError, match="leaves no whole one for the first stage; give more --epoch"):
+    with pytest.raises(ConfigError, match="first stage.*--epoch"):
         load_settings(None, algorithm="muscle_labelprop", num_train_iter=20, epoch=1)
     assert load_settings(None, algorithm="labelprop", epoch=1, lp_start=0).settings.lp_start == 0
 

@@ -142,17 +142,17 @@ def test_float32_under_mixed_precision(dtype):
 
 def test_wrong_shapes_are_named():
     p = torch.rand(4, 3)
-    with pytest.raises(InputError, match=r"q: expected shape \(4, 3\).*received \(5, 3\)"):
+    with pytest.raises(InputError, match=r"^q: .*\(4, 3\).*\(5, 3\)"):
         mutual_information(p, torch.rand(5, 3))
-    with pytest.raises(InputError, match=r"p: expected shape \(N, C\).*received \(4,\)"):
+    with pytest.raises(InputError, match=r"^p: .*\(N, C\).*\(4,\)"):
         mutual_information(torch.rand(4), torch.rand(4))
-    with pytest.raises(InputError, match=r"p: .*received \(0, 3\)"):
+    with pytest.raises(InputError, match=r"^p: .*\(0, 3\)"):
         mutual_information(torch.rand(0, 3), torch.rand(0, 3))
-    with pytest.raises(InputError, match=r"p: .*received \(4, 0\)"):
+    with pytest.raises(InputError, match=r"^p: .*\(4, 0\)"):
         mutual_information(torch.rand(4, 0), torch.rand(4, 0))
-    with pytest.raises(InputError, match=r"q: .*received \(0, 4, 3\)"):
+    with pytest.raises(InputError, match=r"^q: .*\(0, 4, 3\)"):
         mutual_information(p, torch.rand(0, 4, 3))
-    with pytest.raises(InputError, match="weight: expected a number >= 0, received -1"):
+    with pytest.raises(InputError, match=r"^weight: .*-1\b"):
         MutualInformationLoss(-1)
 
 

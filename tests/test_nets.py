@@ -224,30 +224,26 @@ def test_an_option_that_asks_for_nothing_suits_any_net():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        (
-            "cnn31",
-            {},
-            r"net: unknown 'cnn31'; did you mean 'cnn13'\?; known: small_cnn, cnn13, resnet18_84, timm:<name>",
-        ),
-        ("cnn13", {"options": {"drop_out": 0}}, r"cnn13 has no option 'drop_out'; did you mean 'dropout'\?; it has "),
-        ("resnet18_84", {"options": {"width": 2}}, "resnet18_84 has no option 'width'; it has dropout, input_noise"),
-        ("timm:resnet18", {"options": NetOptions(width=0.5)}, "timm:resnet18 has no option 'width'"),
-        ("cnn13", {"options": {"dropout": 1.0}}, "dropout must be at least 0 and less than 1, got 1.0"),
-        ("cnn13", {"options": {"input_noise": -0.1}}, "input_noise must be 0 or more"),
-        ("cnn13", {"options": {"width": 0}}, "width must be more than 0"),
-        ("cnn13", {"in_channels": 0}, "1 channel or more, got 0"),
-        ("cnn13", {"img_size": 11}, "cnn13 cannot take images of 11 x 11: it takes 12 x 12 or more"),
-        ("small_cnn", {"img_size": 8}, "small_cnn cannot take images of 8 x 8"),
-        ("cnn13", {"pretrained": True}, "cnn13 has no pretrained weights"),
-        ("resnet18_84", {"pretrained": True}, "resnet18_84 has no pretrained weights"),
-        ("timm:resnet81", {}, r"timm has no model 'resnet81'; did you mean 'resnet\d+"),
-        ("timm:", {}, "timm has no model ''"),
-        ("timm:hf-hub:some/model", {}, "timm has no model 'hf-hub:some/model'"),
-        ("timm:resnet18.nosuchtag", {}, "timm:resnet18.nosuchtag cannot"),
-        (VIT, {"img_size": 30}, f"{VIT} cannot take images of 30 x 30 .* multiple of its patches' 16"),
-        (VIT, {"img_size": 8}, f"{VIT} cannot take images of 8 x 8"),
-        ("timm:vgg11", {"img_size": 16}, "timm:vgg11 cannot take images of 16 x 16"),
-        ("timm:test_vit", {"in_channels": 0}, "1 channel or more, got 0"),
+        ("cnn31", {}, "^net: .*'cnn31'.* 'cnn13'.* small_cnn, cnn13, resnet18_84, timm:<name>"),
+        ("cnn13", {"options": {"drop_out": 0}}, "cnn13 .*'drop_out'.* 'dropout'"),
+        ("resnet18_84", {"options": {"width": 2}}, "resnet18_84 .*'width'.* dropout, input_noise"),
+        ("timm:resnet18", {"options": NetOptions(width=0.5)}, "timm:resnet18 .*'width'"),
+        ("cnn13", {"options": {"dropout": 1.0}}, r"dropout .*\b0 .*\b1, .*\b1\.0"),
+        ("cnn13", {"options": {"input_noise": -0.1}}, r"input_noise .*\b0\b"),
+        ("cnn13", {"options": {"width": 0}}, r"width .*\b0\b"),
+        ("cnn13", {"in_channels": 0}, r"\b1 channel.*\b0\b"),
+        ("cnn13", {"img_size": 11}, "cnn13 .* 11 x 11.* 12 x 12"),
+        ("small_cnn", {"img_size": 8}, "small_cnn .* 8 x 8"),
+        ("cnn13", {"pretrained": True}, "cnn13 .*pretrained"),
+        ("resnet18_84", {"pretrained": True}, "resnet18_84 .*pretrained"),
+        ("timm:resnet81", {}, r"timm .*'resnet81'.* 'resnet\d+"),
+        ("timm:", {}, "timm .*''"),
+        ("timm:hf-hub:some/model", {}, "timm .*'hf-hub:some/model'"),
+        ("timm:resnet18.nosuchtag", {}, r"timm:resnet18\.nosuchtag "),
+        (VIT, {"img_size": 30}, rf"{VIT} .* 30 x 30 .*\b16\b"),
+        (VIT, {"img_size": 8}, f"{VIT} .* 8 x 8"),
+        ("timm:vgg11", {"img_size": 16}, "timm:vgg11 .* 16 x 16"),
+        ("timm:test_vit", {"in_channels": 0}, r"\b1 channel.*\b0\b"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(name, arguments, message):
@@ -257,8 +253,8 @@ def test_what_cannot_be_built_is_one_line(name, arguments, message):
 @pytest.mark.parametrize("name", ["cnn13", "timm:resnet18"])
 def test_images_of_other_channels_are_one_line(name):
     net = build_net(name, 2, 3, 32)
-    with_one_line(lambda: net(images(channels=1)), r"takes images of 3 channels, .* got \(2, 1, 32, 32\)")
-    with_one_line(lambda: net(images()[0]), "takes images of 3 channels")
+    with_one_line(lambda: net(images(channels=1)), r"\b3 channels.*\(2, 1, 32, 32\)")
+    with_one_line(lambda: net(images()[0]), r"\b3 channels")
 
 
 # -------------------------------------------------------------------------------------------------------------- timm
@@ -361,11 +357,11 @@ def test_weights_that_cannot_be_used_are_one_line(tmp_path, capsys):
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
     (tmp_path / "code.pth").write_bytes(pickle.dumps(Payload()))
-    with_one_line(load("none.pth"), "none.pth: no such file")
-    with_one_line(load("less.pth"), "less.pth: these weights do not fit timm:resnet18: missing: conv1.weight$")
-    with_one_line(load("more.pth"), "do not fit timm:resnet18: not in the model: neck.weight$")
-    with_one_line(load("rgb.pth", 1), r"of another shape: conv1.weight \(64, 3, 7, 7\) for \(64, 1, 7, 7\)$")
-    with_one_line(load("vit.safetensors"), r"missing: conv1.weight, .* and \d+ more; not in the model: ")
+    with_one_line(load("none.pth"), r"none\.pth: no such")
+    with_one_line(load("less.pth"), r"less\.pth: .* timm:resnet18.*missing.* conv1\.weight$")
+    with_one_line(load("more.pth"), r"more\.pth: .* timm:resnet18.*not in the model.* neck\.weight$")
+    with_one_line(load("rgb.pth", 1), r"rgb\.pth: .*shape.* conv1\.weight \(64, 3, 7, 7\).*\(64, 1, 7, 7\)$")
+    with_one_line(load("vit.safetensors"), r"missing.* conv1\.weight, .* \d+ more.*not in the model")
     with_one_line(load("list.pth"), "list.pth: .* list")
     with_one_line(load("text.pth"), "text.pth: ")
     with_one_line(load("text.safetensors"), "text.safetensors: ")
@@ -378,7 +374,7 @@ def test_a_vit_does_not_take_a_resnets_weights(tmp_path):
 
     path = save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "w.pth")
     call = partial(build_net, VIT, 3, 3, 32, pretrained=True, pretrained_path=path)
-    with_one_line(call, f"do not fit {VIT}: missing: cls_token, pos_embed, .* not in the model: conv1.weight")
+    with_one_line(call, rf" {VIT}.*missing.* cls_token, pos_embed, .*not in the model.* conv1\.weight")
 
 
 def test_offline_the_hub_is_one_line_that_names_the_way_out(monkeypatch, tmp_path):
@@ -386,7 +382,7 @@ def test_offline_the_hub_is_one_line_that_names_the_way_out(monkeypatch, tmp_pat
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     call = partial(build_net, "timm:resnet18", 3, 3, 32, pretrained=True)
-    with_one_line(call, "timm:resnet18 cannot be fetched from timm's hub .*offline, --pretrain_path names a file")
+    with_one_line(call, "timm:resnet18 .*offline.*--pretrain_path")
 
 
 def test_a_model_without_weights_in_the_hub_is_one_line():
@@ -394,7 +390,7 @@ def test_a_model_without_weights_in_the_hub_is_one_line():
 
     name = next(n for n in timm.list_models() if not timm.is_model_pretrained(n))
     call = partial(build_net, f"timm:{name}", 3, pretrained=True)
-    with_one_line(call, f"timm has no pretrained weights for {name}")
+    with_one_line(call, f"timm .*pretrained .*{name}")
 
 
 @pytest.mark.parametrize("model", ["test_vit", "test_convnext", "test_efficientnet", "test_resnet"])
@@ -416,11 +412,11 @@ def test_usbs_nets_take_weights_from_a_file_and_say_what_is_wrong_with_it(tmp_pa
     torch.save({"something": 1}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("text")
     for path, message in (
-        ("none.pth", "no such file of weights for vit_tiny_patch2_32"),
-        ("other.pth", "not weights of vit_tiny_patch2_32 as USB publishes them"),
-        ("text.pth", "not weights of vit_tiny_patch2_32 as USB publishes them"),
+        ("none.pth", "no such"),
+        ("other.pth", "not weights"),
+        ("text.pth", "not weights"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=rf"{path}: {message} .*vit_tiny_patch2_32"):
             build_short(**small, use_pretrain=True, pretrain_path=str(tmp_path / path))
-    with pytest.raises(ValueError, match=r"cannot be downloaded .*give a copy of it as --pretrain_path FILE"):
+    with pytest.raises(ValueError, match=r"/weights\.pth: .*downloaded .*--pretrain_path FILE"):
         build_short(**small, use_pretrain=True, pretrain_path="http://127.0.0.1:9/weights.pth")

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import pickle
+import re
 import warnings
 from dataclasses import replace
 
@@ -61,10 +62,8 @@ def test_a_learning_rate_far_too_high_is_one_line_with_status_1(tmp_path, capsys
     words += f" --dataset digits --lr 1e6 --use_tensorboard false --save_name r --save_dir {tmp_path}"
     assert run_command("train", words.split(), "train.py") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: step ")
-    for part in ("the loss is not finite; noticed at step", "first non-finite logged values: train/", "no checkpoint",
-                 "a smaller --lr (it is 1e+06), --clip_grad 1"):  # fmt: skip
-        assert part in line
+    assert re.match(r"error: step \d+: .*\bloss .* step \d+; .*\btrain/.*no checkpoint", line)
+    assert re.search(r"--lr .*\b1e\+06\b.* --clip_grad 1", line)
     found = failure(tmp_path / "r")
     assert found["error"] == f"NotFinite: {line.removeprefix('error: ')}"
     assert found["noticed_at_step"] % 10 == 0
@@ -84,11 +83,9 @@ def test_the_checkpoint_before_stays_and_says_where(short_run, tmp_path, monkeyp
     with pytest.raises(NotFinite) as caught:
         short_run(**plan)
     text, found = str(caught.value), failure(tmp_path / "r")
-    assert text.startswith(
-        "step 5: the loss is not finite; noticed at step 6; first non-finite logged values: train/mi;"
-    )
-    assert "last log line, step 4: train/sup_loss" in text
-    assert f"{tmp_path}/r/latest_model.pth of step 3, is from before and whole" in text
+    assert re.match(r"step 5: .*\bloss .*\bstep 6; .*: train/mi;", text)
+    assert "step 4: train/sup_loss" in text
+    assert f"{tmp_path}/r/latest_model.pth of step 3" in text
     assert "\n" not in text
     assert found["not_finite_since_step"]["train/mi"] == 5
     assert found["not_finite_since_step"]["train/sup_loss"] == 6
@@ -126,7 +123,7 @@ def test_a_failure_of_any_kind_says_at_which_step(short_run, tmp_path, monkeypat
     with pytest.raises(RuntimeError):
         short_run(algorithm="muscle_fixmatch", save_name="r")
     assert failure(tmp_path / "r")["after_step"] == after
-    with pytest.raises(InputError, match="net: unknown"):
+    with pytest.raises(InputError, match="^net: .*'nonsense'"):
         short_run(save_name="n", net="nonsense")
     assert "after_step" not in failure(tmp_path / "n")  # none was begun
 
@@ -145,7 +142,7 @@ def test_weights_lost_in_the_last_step_reach_no_checkpoint(short_run, tmp_path, 
 
     step.count = 0
     monkeypatch.setattr(torch.optim.SGD, "step", step)
-    with pytest.raises(NotFinite, match="step 6: .*weight of the net is not finite; noticed at step 6;"):
+    with pytest.raises(NotFinite, match=r"^step 6: .*weight of the net .*\bstep 6;"):
         short_run(algorithm="fixmatch", save_name="r", num_save_iter=2)
     assert load_tensors(tmp_path / "r" / "latest_model.pth")["it"] == 4
 
@@ -176,7 +173,7 @@ def test_a_gradient_that_is_not_finite_is_named_where_it_is_clipped(short_run, m
         return out, log
 
     monkeypatch.setattr(Muscle, "train_step", train_step)
-    with pytest.raises(NotFinite, match="step 2: the gradient is not finite; noticed at step 2"):
+    with pytest.raises(NotFinite, match=r"^step 2: the gradient .*\bstep 2\b"):
         short_run(algorithm="muscle", save_name="r", clip_grad=1.0)
 
 
@@ -190,9 +187,10 @@ def test_a_value_that_does_not_enter_the_loss_is_a_warning(short_run, tmp_path, 
     monkeypatch.setattr(Muscle, "train_step", train_step)
     result = short_run(algorithm="muscle", save_name="r")
     assert result["complete"]
-    found = [w for w in result["warnings"] if "finite" in w]
-    assert found == ["train/of_interest is not finite, but the loss is: training goes on"]
-    assert found[0] in (tmp_path / "r" / "log.txt").read_text()
+    (found,) = [w for w in result["warnings"] if "train/" in w]
+    assert found.startswith("train/of_interest ")
+    assert "known_to_be_absent" not in found
+    assert found in (tmp_path / "r" / "log.txt").read_text()
 
 
 # --------------------------------------------------------------------------------------------------------------- fp16
@@ -235,12 +233,10 @@ def test_fp16_ends_where_it_goes_on(short_run, tmp_path, monkeypatch):
         "num_eval_iter": 6,
     }
     spoil(monkeypatch, range(7, 100))
-    with pytest.raises(
-        NotFinite, match=r"step 7: the loss and the gradient are not finite in more than 3 steps in a row"
-    ):
+    with pytest.raises(NotFinite, match=r"^step 7: .*\bloss .*\bgradient .*\b3 "):
         short_run(**plan, save_name="r", nonfinite_steps=3)
     assert failure(tmp_path / "r")["noticed_at_step"] == 10
-    assert "--precision bf16 or fp32" in failure(tmp_path / "r")["error"]
+    assert "--precision bf16" in failure(tmp_path / "r")["error"]
     assert load_tensors(tmp_path / "r" / "latest_model.pth")["it"] == 6
     assert short_run(**plan, save_name="r", nonfinite_steps=10, resume="yes")["complete"]
 
@@ -267,7 +263,7 @@ def test_the_count_of_skipped_steps_goes_on_after_a_stop(short_run, tmp_path, mo
 
 
 def test_steps_can_be_left_out_under_fp16_only():
-    with pytest.raises(ConfigError, match="nonfinite_steps: only with --precision fp16"):
+    with pytest.raises(ConfigError, match="nonfinite_steps: .*--precision fp16"):
         load_settings(None, nonfinite_steps=3)
     load_settings(None, nonfinite_steps=3, precision="fp16")
     load_settings(None, nonfinite_steps=0)
@@ -316,9 +312,9 @@ def _lost_in_one(rank, _):
     watch = monitor(0)
     fine = torch.tensor(1.0)
     watch.observe(7, fine if rank == 0 else fine * NAN, None, None, {"train/x": fine})
-    with pytest.raises(NotFinite, match="step 7: the loss is not finite; noticed at step 9"):
+    with pytest.raises(NotFinite, match=r"^step 7: the loss .*\bstep 9\b"):
         watch.check_now(9, {"the net": torch.nn.Linear(1, 1)})
-    with pytest.raises(NotFinite, match="step 7: the loss is not finite; noticed at step 9"):
+    with pytest.raises(NotFinite, match=r"^step 7: the loss .*\bstep 9\b"):
         watch.check(9, {"longest": 0.5, "losses": 0.5}, {})
 
 
@@ -337,7 +333,7 @@ def test_mutual_informations_collapse_is_said_once():
     for step, h in enumerate([low] * (LOW_ENTROPY_LINES - 1) + [high] + [low] * 30):
         watch.see_entropy(step, h, 10)
     assert len(said) == 1
-    assert f"H(z) has collapsed: {low:.3f} nats at step {2 * LOW_ENTROPY_LINES - 1}, of at most 2.30" in said[0]
+    assert re.match(rf"H\(z\) .* {low:.3f} .* step {2 * LOW_ENTROPY_LINES - 1}\b.* 2\.30\b", said[0])
     assert [*watch.told.values()] == said
 
 
@@ -349,7 +345,7 @@ def test_one_class_for_all_test_images():
     assert not said
     watch.see_evaluation(800, 0.99, 0.1, False)
     assert said == [*watch.told.values()]
-    assert said[0].startswith("99.0 % of the test images are given one and the same class at step 800")
+    assert re.match(r"99\.0 % .*\bclass .*\bstep 800\b", said[0])
     last = monitor(0)
     last.see_evaluation(9, 1.0, 0.1, True)
     assert len(last.told) == 1
@@ -379,8 +375,8 @@ def test_a_collapsed_run_says_so(short_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Muscle, "train_step", train_step)
     result = short_run(algorithm="muscle", save_name="r", num_log_iter=1)
-    assert any(w.startswith("H(z) has collapsed") for w in result["warnings"])
-    assert "warning: H(z) has collapsed" in (tmp_path / "r" / "log.txt").read_text()
+    assert any(w.startswith("H(z) ") for w in result["warnings"])
+    assert "warning: H(z) " in (tmp_path / "r" / "log.txt").read_text()
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -399,9 +395,9 @@ def source(labels, train, test, classes=3, images=None):
     ("labels", "text"),
     [
         ([0, 1, 2, -1, 2], None),
-        ([0, 1, 3, 4, 2], r"x: 2 training image\(s\) have labels out of range, first training image 2: 3; there are 3"),
-        ([0, -2, 2, 1, 2], r"1 training image\(s\) .* first training image 1: -2"),
-        ([0, 1, 2, 1, -1], r"1 test image\(s\) .* first test image 0: -1"),
+        ([0, 1, 3, 4, 2], r"^x: 2 training .* 2: 3\b.*\b3\b"),
+        ([0, -2, 2, 1, 2], r"^x: 1 training .* 1: -2\b"),
+        ([0, 1, 2, 1, -1], r"^x: 1 test .* 0: -1\b"),
     ],
 )
 def test_labels_out_of_range(labels, text):
@@ -424,9 +420,7 @@ def test_a_run_refuses_them(short_run, monkeypatch):
         return replace(made, labels=labels)
 
     monkeypatch.setitem(READERS, "digits", wrong)
-    with pytest.raises(
-        DataError, match=r"digits: 1 training image\(s\) have labels out of range, first training image 5: 10"
-    ):
+    with pytest.raises(DataError, match=r"^digits: 1 training .* 5: 10\b"):
         short_run(save_name="r")
 
 
@@ -440,23 +434,20 @@ def test_oddities_are_noted():
         source([0, 1, 0, 1, 1, 1, 0, 0, 0], range(7), [7, 8], 3, images), names=[f"{i}.png" for i in range(9)]
     )
     notes = find_oddities(made, Split(torch.tensor([0, 1, 5]), torch.tensor([0, 1, 2, 3, 4, 5, 6])))
-    assert notes == [
-        "no labelled image of class 'c'",
-        "no test image of class 'b', 'c'",
-        "2 test image(s) of 2 are, pixel by pixel, training images too (first: 7.png and 2.png); accuracy on these says"
-        " nothing of new images",
-        "1 unlabelled image(s) of 4 are, pixel by pixel, labelled images too (first: 4.png and 1.png)",
-        "1 pair(s) of labelled images are the same pixel by pixel, but have different labels (first: 0.png and 5.png, 'a'"
-        " and 'b')",
+    expected = [
+        "no labelled .*class 'c'$",
+        "no test .*class 'b', 'c'$",
+        r"2 test .*\b2 .*training .*: 7\.png .*2\.png",
+        r"1 unlabelled .*\b4 .*labelled .*: 4\.png .*1\.png",
+        r"1 pair.* labels .*: 0\.png .*5\.png.*'a' .*'b'",
     ]
+    assert all(re.match(e, n) for e, n in zip(expected, notes, strict=True)), notes
 
 
 def test_a_large_set_is_not_compared(monkeypatch):
     monkeypatch.setattr("muscle_plugin.data.checks.COMPARED_BYTES", 10)
     made = source([0, 1, 2], [0, 1], [2])
-    assert (
-        "duplicate images were not looked for" in find_oddities(made, Split(torch.tensor([0]), torch.tensor([1])))[-1]
-    )
+    assert "duplicate" in find_oddities(made, Split(torch.tensor([0]), torch.tensor([1])))[-1]
 
 
 @settings(max_examples=50, deadline=None)

@@ -65,13 +65,9 @@ def test_a_patch_with_its_case_is_proven_and_the_tree_is_left_alone(small):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("cases/0001_two.py", "import semilearn\n", "0001_two.py passes without the patch, so it proves nothing"),
-        ("cases/0001_two.py", CASE.format(3), "0001_two.py fails with the patch: AssertionError: VALUE is 2"),
-        (
-            "main/0001-two.patch",
-            diff(5, 2),
-            "0001-two.patch does not apply: error: patch failed: semilearn/__init__.py:1",
-        ),
+        ("cases/0001_two.py", "import semilearn\n", r"0001_two\.py .*without the patch"),
+        ("cases/0001_two.py", CASE.format(3), r"0001_two\.py .*with the patch.*VALUE is 2"),
+        ("main/0001-two.patch", diff(5, 2), r"0001-two\.patch .*apply.* semilearn/__init__\.py:1"),
     ],
     ids=["passes without", "fails with", "does not apply"],
 )
@@ -80,7 +76,7 @@ def test_a_patch_that_is_not_proven_is_named(small, file, text, message):
     (patches / file).write_text(text)
     done = run(tree, patches)
     assert done.returncode == 1
-    assert f"check.py: {message}" in done.stderr
+    assert re.search(rf"check\.py: {message}", done.stderr)
 
 
 def test_a_later_patch_that_breaks_an_earlier_one_is_found(small):
@@ -91,8 +87,8 @@ def test_a_later_patch_that_breaks_an_earlier_one_is_found(small):
         series.write("main/0002-three.patch\n")
     done = run(tree, patches)
     assert done.returncode == 1
-    assert "check.py: 0001_two.py fails on the complete tree: AssertionError: VALUE is 3" in done.stderr
-    assert "1 of 2 patches proven" in done.stdout
+    assert re.search(r"check\.py: 0001_two\.py .*complete tree.*VALUE is 3", done.stderr)
+    assert "1 of 2 patches" in done.stdout
 
 
 def test_a_case_that_wants_what_is_absent_is_skipped(small):
@@ -100,23 +96,23 @@ def test_a_case_that_wants_what_is_absent_is_skipped(small):
     (patches / "cases" / "0001_two.py").write_text("# needs: train.py\n" + CASE.format(2))
     done = run(tree, patches)
     assert done.returncode == 0
-    assert "skipped: needs train.py" in done.stdout
-    assert "0 of 1 patches proven, 1 skipped" in done.stdout
+    assert "needs train.py" in done.stdout
+    assert re.search(r"\b0 of 1 .*\b1 skipped", done.stdout)
 
 
 def test_a_tree_of_another_version_is_refused_unless_the_series_is_given(small):
     tree, patches = small
     (tree / "semilearn" / "more.py").write_text("")
-    assert_refused(run(tree, patches), "neither git main at 1ef4cbe nor the release 0.3.2, unchanged; .*--series main")
+    assert_refused(run(tree, patches), r"1ef4cbe .*\b0\.3\.2\b.*--series main")
     assert run(tree, patches, "--series", "main").returncode == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--series", "master"], "there is no series.master; there are: main"),
-        (["--only", "0007"], "--only 0007: no such patch in series.main"),
-        (["--installed"], "either a TREE or --installed"),
+        (["--series", "master"], r"series\.master\b.*: main"),
+        (["--only", "0007"], r"--only 0007: .*series\.main"),
+        (["--installed"], "TREE .*--installed"),
     ],
 )
 def test_wrong_arguments_are_one_line(small, arguments, message):
@@ -124,13 +120,13 @@ def test_wrong_arguments_are_one_line(small, arguments, message):
 
 
 def test_a_folder_that_is_not_usb_is_one_line(small, tmp_path):
-    assert_refused(run(tmp_path / "patches", small[1]), "not a tree of USB")
+    assert_refused(run(tmp_path / "patches", small[1]), "tree of USB")
 
 
 def test_a_series_that_names_no_file_is_one_line(small):
     tree, patches = small
     (patches / "cases" / "0001_two.py").unlink()
-    assert_refused(run(tree, patches), "series.main: cases/0001_two.py does not exist")
+    assert_refused(run(tree, patches), r"series\.main: cases/0001_two\.py ")
 
 
 @pytest.mark.parametrize("name", ["main", "0.3.2"])

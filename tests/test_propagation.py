@@ -213,7 +213,7 @@ def test_backends_of_devices():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert graph_module.choose_backend("auto", cpu) == BACKENDS[0]
     assert graph_module.choose_backend("auto", cuda) == graph_module.choose_backend("torch", cuda) == "torch"
-    with pytest.raises(InputError, match="backend: 'faiss' expects CPU tensors, received features on cuda"):
+    with pytest.raises(InputError, match="^backend: 'faiss' .*features .*cuda"):
         graph_module.choose_backend("faiss", cuda)
 
 
@@ -601,26 +601,23 @@ def test_iterations_and_convergence_are_reported_as_they_were():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"alpha": 1.0}, "alpha: expected a number between 0 and 1.*received 1.0"),
+        ({"alpha": 1.0}, r"^alpha: .*\b1\.0"),
         ({"alpha": 0.0}, "alpha"),
         ({"alpha": math.nan}, "alpha.*nan"),
-        ({"gamma": 0}, "gamma: expected a number above 0, received 0"),
-        ({"k": 0}, "k, probes: expected at least 1, received 0"),
-        ({"max_iter": 0}, "max_iter.*received 1e-06, 0"),
+        ({"gamma": 0}, r"^gamma: .*\b0$"),
+        ({"k": 0}, r"^k\b.*\b1, .*\b0\b"),
+        ({"max_iter": 0}, "max_iter.* 1e-06, 0"),
         ({"tol": -1}, "tol"),
-        ({"neighbours": "some"}, "neighbours: expected one of auto, exact, approximate, received 'some'"),
-        ({"backend": "gpu"}, "backend: expected one of auto, faiss, torch, received 'gpu'"),
-        ({"labels": torch.full((120,), -1)}, "labels: expected at least one labelled point, received none"),
-        ({"labels": torch.full((120,), 3)}, "labels: expected -1 .unlabelled. to 2, received 3 to 3"),
-        ({"labels": torch.full((120,), -2)}, "received -2 to -2"),
-        ({"labels": torch.zeros(7).long()}, r"expected 120 integers.*\(7,\)"),
-        ({"labels": torch.zeros(120)}, "expected 120 integers.*float32"),
-        ({"features": torch.zeros(120)}, r"features: expected shape \(n, d\).*\(120,\)"),
-        ({"num_classes": 0}, "num_classes: expected at least 1, received 0"),
-        (
-            {"features": torch.zeros(0, 3), "labels": torch.zeros(0).long()},
-            "at least one labelled point, received none",
-        ),
+        ({"neighbours": "some"}, "^neighbours: .*auto, exact, approximate, .*'some'"),
+        ({"backend": "gpu"}, "^backend: .*auto, faiss, torch, .*'gpu'"),
+        ({"labels": torch.full((120,), -1)}, "^labels: .*labelled"),
+        ({"labels": torch.full((120,), 3)}, r"^labels: .*-1 .*\b2, .*\b3 to 3"),
+        ({"labels": torch.full((120,), -2)}, "^labels: .*-2 to -2"),
+        ({"labels": torch.zeros(7).long()}, r"^labels: .*\b120 .*\(7,\)"),
+        ({"labels": torch.zeros(120)}, r"^labels: .*\b120 integers.*float32"),
+        ({"features": torch.zeros(120)}, r"^features: .*\(n, d\).*\(120,\)"),
+        ({"num_classes": 0}, r"^num_classes: .*\b1, .*\b0\b"),
+        ({"features": torch.zeros(0, 3), "labels": torch.zeros(0).long()}, "^labels: .*labelled"),
     ],
 )
 def test_wrong_input_is_named(change, message):
@@ -634,7 +631,7 @@ def test_wrong_input_is_named(change, message):
 def test_nan_and_infinity_are_refused_in_one_line(value):
     x, y, _ = clusters()
     x[3, 1] = x[5, 2] = value
-    with pytest.raises(InputError, match="features: expected finite numbers.* in 2 of 120 rows") as caught:
+    with pytest.raises(InputError, match=r"^features: .*\b2 of 120 rows") as caught:
         propagate(x, y, 3)
     assert "\n" not in str(caught.value)
 
@@ -738,7 +735,7 @@ def test_estimator_predicts_new_points_by_their_neighbours():
     model = DiffusionLabelPropagation(k=10).fit(x[:300], y[:300])
     assert (model.predict(x[300:]) == truth[300:].numpy()).mean() > 0.95
     np.testing.assert_allclose(model.predict_proba(torch.zeros(2, 8)), 0.25)
-    with pytest.raises(InputError, match=r"X: expected shape \(m, 8\), received \(5, 3\)"):
+    with pytest.raises(InputError, match=r"^X: .*\(m, 8\).*\(5, 3\)"):
         model.predict(np.zeros((5, 3)))
 
 
@@ -761,14 +758,14 @@ def test_estimator_warns_of_points_and_classes_left_out():
     x, y, _ = clusters()
     x[5] = 0
     y[5] = -1
-    with pytest.warns(UserWarning, match="1 of 120 points not reached .weight 0; 1 isolated., 1 of 4 classes"):
+    with pytest.warns(UserWarning, match=r"\b1 of 120 points .*\b1 isolated.*\b1 of 4 classes"):
         model = DiffusionLabelPropagation(k=8, num_classes=4).fit(x, y)
     assert model.classes_.tolist() == [0, 1, 2, 3]
     assert (model.n_isolated_, model.n_unreached_) == (1, 1)
     assert model.class_weights_[3] == 0
 
 
-@pytest.mark.parametrize(("classes", "text"), [(None, "1 of 120 points not reached"), (4, "1 of 4 classes without")])
+@pytest.mark.parametrize(("classes", "text"), [(None, r"\b1 of 120 points"), (4, r"\b1 of 4 classes")])
 def test_estimator_warns_of_either_where_it_is_called(classes, text):
     x, y, _ = clusters()
     if classes is None:
@@ -814,9 +811,9 @@ def test_estimator_that_is_not_fitted_says_so():
 
 def test_estimator_refuses_what_it_cannot_read():
     x, y, _ = clusters()
-    with pytest.raises(InputError, match="y: expected integers"):
+    with pytest.raises(InputError, match="^y: .*integers"):
         DiffusionLabelPropagation().fit(x, y.double())
-    with pytest.raises(InputError, match="X: expected numbers of shape"):
+    with pytest.raises(InputError, match="^X: .*numbers"):
         DiffusionLabelPropagation().fit(np.array([["a"], ["b"]]), np.array([0, -1]))
-    with pytest.raises(InputError, match="at least one labelled point"):
+    with pytest.raises(InputError, match="one labelled point"):
         DiffusionLabelPropagation().fit(x, np.full(120, -1))

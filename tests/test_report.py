@@ -400,7 +400,7 @@ def test_rows_are_added_to_usbs_file_and_replace_their_like(make_run, tmp_path, 
     (results / "classic_cv.csv").write_bytes(f"\ufeff{head}\r\n{old}\r\n{fixmatch}\r\n".encode())
     (results / "usb_cv.csv").write_bytes(f"{','.join(['', *columns('usb_cv')])}\n".encode())
     assert exported(tmp_path, "--usb", str(tmp_path / "checkout"), "--algorithms", "muscle_fixmatch") == 0
-    assert capsys.readouterr().err == "note: replaces the row muscle_fixmatch of USB's classic_cv.csv\n"
+    assert re.fullmatch(r"note: .*\bmuscle_fixmatch\b.*\bclassic_cv\.csv.*\n", capsys.readouterr().err)
     lines = (tmp_path / "usb" / "results" / "classic_cv.csv").read_text(encoding="utf-8-sig").splitlines()
     assert lines[0] == head
     assert lines[1].startswith("muscle_fixmatch,8.0±0.82,")
@@ -449,10 +449,10 @@ def test_changed_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_pa
     shutil.rmtree(tmp_path / "runs" / "classic_cv-muscle_fixmatch_svhn_40_2")
     assert exported(tmp_path) == 2
     said = capsys.readouterr().err
-    assert "classic_cv, muscle_fixmatch: not exported: svhn_40 lacks seed(s) 2" in said
-    assert "classic_cv, fixmatch: not exported: cifar10_40 lacks seed(s) 0, 1, 2" in said
-    assert "not as configured (epoch 1 instead of 1024, num_train_iter 1000 instead of 1048576)" in said
-    assert "no row is complete" in said
+    assert re.search(r"classic_cv, muscle_fixmatch: .*\bsvhn_40 .* 2\b", said)
+    assert re.search(r"classic_cv, fixmatch: .*\bcifar10_40 .* 0, 1, 2\b", said)
+    assert re.search(r"\bepoch 1 .*\b1024, num_train_iter 1000 .*\b1048576\b", said)
+    assert "no row" in said
     assert not (tmp_path / "usb").exists()
 
 

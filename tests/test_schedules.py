@@ -113,15 +113,15 @@ def test_schedules_drive_torchs_scheduler():
 @pytest.mark.parametrize(
     ("name", "total", "options", "message"),
     [
-        ("cosin", 10, {}, r"unknown 'cosin'; did you mean 'cosine'\?; known: usb, cosine, constant"),
-        ("usb", 0, {}, "total_steps must be more than 0, got 0"),
-        ("usb", 10, {"warmup": -1}, "warmup must be between 0 and the run's 10 steps, got -1"),
-        ("usb", 10, {"warmup": 11}, "warmup must be between"),
-        ("usb", 10, {"num_cycles": -1}, "num_cycles must be 0 or more"),
-        ("usb", 10, {"warm_up": 1}, r"usb has no option 'warm_up'; did you mean 'warmup'\?; it has warmup, num_cycles"),
-        ("cosine", 10, {"reaches_zero_at": 0.9}, "a multiple of the run, 1 or more, got 0.9"),
-        ("cosine", 10, {"reaches_zero_at": math.nan}, "1 or more, got nan"),
-        ("constant", 10, {"warmup": 1}, "constant has no option 'warmup'; it has none"),
+        ("cosin", 10, {}, "'cosin'.* 'cosine'.* usb, cosine, constant"),
+        ("usb", 0, {}, r"total_steps .*\b0\b"),
+        ("usb", 10, {"warmup": -1}, r"warmup .*\b0 .*\b10 .*-1\b"),
+        ("usb", 10, {"warmup": 11}, r"warmup .*\b0 .*\b10 .*\b11\b"),
+        ("usb", 10, {"num_cycles": -1}, r"num_cycles .*\b0 .*-1\b"),
+        ("usb", 10, {"warm_up": 1}, "usb .*'warm_up'.* 'warmup'.* warmup, num_cycles"),
+        ("cosine", 10, {"reaches_zero_at": 0.9}, r"reaches_zero_at .*\b1 .*\b0\.9\b"),
+        ("cosine", 10, {"reaches_zero_at": math.nan}, r"reaches_zero_at .*\b1 .*\bnan\b"),
+        ("constant", 10, {"warmup": 1}, "constant .*'warmup'"),
     ],
 )
 def test_bad_schedules_are_one_line(name, total, options, message):

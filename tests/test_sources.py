@@ -3,6 +3,7 @@
 import codecs
 import os
 import pickle
+import re
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -92,17 +93,17 @@ def test_damaged_cifar_files_are_named(tmp_path):
     write_cifar10(folder)
     whole = (folder / "data_batch_3").read_bytes()
     for content, message in [
-        (whole[:2000], "data_batch_3: not a CIFAR file"),
-        (b"", "data_batch_3: not a CIFAR file"),
-        (pickle.dumps({"data": np.zeros((2, 10), np.uint8)}, 2), "expected rows of 3072 pixels"),
-        (pickle.dumps({"labels": [1]}, 2), "lacks data or labels"),
-        (pickle.dumps([1, 2], 2), "not a CIFAR file"),
+        (whole[:2000], "data_batch_3: .*CIFAR file"),
+        (b"", "data_batch_3: .*CIFAR file"),
+        (pickle.dumps({"data": np.zeros((2, 10), np.uint8)}, 2), r"data_batch_3: .*\b3072\b"),
+        (pickle.dumps({"labels": [1]}, 2), "data_batch_3: .*labels"),
+        (pickle.dumps([1, 2], 2), "data_batch_3: .*CIFAR file"),
     ]:
         (folder / "data_batch_3").write_bytes(content)
         with pytest.raises(DataError, match=message):
             load_source("cifar10", options(tmp_path))
     (folder / "data_batch_3").unlink()
-    with pytest.raises(DataError, match="data_batch_3: missing; the other files"):
+    with pytest.raises(DataError, match="data_batch_3: missing"):
         load_source("cifar10", options(tmp_path))
 
 
@@ -114,7 +115,7 @@ def test_a_cifar_file_that_would_run_code_is_refused(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     write_cifar10(folder)
     (folder / "data_batch_1").write_bytes(pickle.dumps({"data": Evil()}))
-    with pytest.raises(DataError, match=r"not a CIFAR file \(refused .*system\)"):
+    with pytest.raises(DataError, match=r"data_batch_1: .*system\b"):
         load_source("cifar10", options(tmp_path))
     assert not (tmp_path / "ran").exists()
 
@@ -123,7 +124,7 @@ def test_a_cifar_file_that_would_run_code_is_refused(tmp_path):
             return (codecs.encode, ("a", "hex_codec"))
 
     (folder / "data_batch_1").write_bytes(pickle.dumps({"data": Doubled()}, 2))
-    with pytest.raises(DataError, match=r"not a CIFAR file \(refused codec hex_codec\)"):
+    with pytest.raises(DataError, match=r"data_batch_1: .*\bhex_codec\b"):
         load_source("cifar10", options(tmp_path))
 
 
@@ -135,7 +136,7 @@ def test_without_files_and_network_one_line_says_what_to_do(name, tmp_path, monk
         raise OSError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
-    with pytest.raises(DataError, match=r"could not be downloaded .*--data_dir") as e:
+    with pytest.raises(DataError, match=r"downloaded .*--data_dir") as e:
         load_source(name, options(tmp_path))
     assert "\n" not in str(e.value)
 
@@ -211,7 +212,7 @@ def test_stl10_is_read_from_torchvisions_files(tmp_path):
     assert labels.tolist() == source.labels[:20].tolist()
 
     (folder / "test_X.bin").write_bytes(b"123")
-    with pytest.raises(DataError, match=r"test_X.bin: 3 bytes are not a whole number"):
+    with pytest.raises(DataError, match=r"test_X\.bin: .*\b3 bytes"):
         load_source("stl10", options(tmp_path, 96))
 
 
@@ -229,7 +230,7 @@ def test_svhn_is_read_from_torchvisions_files(tmp_path):
     assert (len(source.train), len(source.test)) == (9, 3)
     assert len(load_source("svhn_noextra", options(tmp_path)).train) == 5
     (tmp_path / "test_32x32.mat").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"test_32x32.mat: not a file of SVHN"):
+    with pytest.raises(DataError, match=r"test_32x32\.mat: .*SVHN"):
         load_source("svhn", options(tmp_path))
 
 
@@ -290,14 +291,14 @@ def test_sixteen_bits_turned_transparent_and_animated_images(tmp_path):
 
 def test_unreadable_images_say_why(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(DataError, match=r"text.png: not an image"):
+    with pytest.raises(DataError, match=r"text\.png: not"):
         decode(tmp_path / "text.png", 8)
     whole = picture(tmp_path / "cut.jpg", size=(300, 300)).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"cut.jpg: cannot be read: .*truncated"):
+    with pytest.raises(DataError, match=r"cut\.jpg: .*truncated"):
         decode(tmp_path / "cut.jpg", 8)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=r"bomb.png: more than 100 pixels"):
+    with pytest.raises(DataError, match=r"bomb\.png: .*\b100 pixels"):
         decode(picture(tmp_path / "bomb.png", size=(12, 12)), 8)
 
 
@@ -319,10 +320,9 @@ def test_what_an_image_folder_holds_besides_is_told_of(tmp_path):
         (root / name).write_text("x")
     for name in ("labeled", "Train", ".git"):
         (root / name).mkdir()
-    assert image_folder(options(root, 8)).notes == (
-        f"passed over in {root}: 'Train', 'labeled'; used: labelled, unlabelled, test",
-        f"{root}: files that are no images known here were passed over: 2 .heic, 1 without ending",
-    )
+    folders, files = image_folder(options(root, 8)).notes
+    assert re.search(f"{root}: 'Train', 'labeled'; .*: labelled, unlabelled, test", folders)
+    assert re.search(rf"{root}: .*: 2 \.heic, 1 without", files)
 
 
 def test_an_image_folder(tmp_path):
@@ -335,25 +335,23 @@ def test_an_image_folder(tmp_path):
 
 
 def test_image_folders_that_are_not_one_say_what_is_expected(tmp_path):
-    with pytest.raises(DataError, match="no such folder; --data_dir names"):
+    with pytest.raises(DataError, match="absent: .*--data_dir"):
         image_folder(options(tmp_path / "absent"))
-    with pytest.raises(DataError, match=r"expected the folder labelled/ .*--labels_csv"):
+    with pytest.raises(DataError, match=r"labelled/ .*--labels_csv"):
         image_folder(options(tmp_path))
     make_folder(tmp_path / "a", classes=("cat",))
-    with pytest.raises(DataError, match="at least two classes must be labelled, found only 'cat'"):
+    with pytest.raises(DataError, match="two classes .*'cat'"):
         image_folder(options(tmp_path / "a"))
     root = make_folder(tmp_path / "b")
     (root / "labelled" / "eel").mkdir()
-    with pytest.raises(DataError, match=r"labelled/eel: no image in it"):
+    with pytest.raises(DataError, match=r"labelled/eel: no image"):
         image_folder(options(root))
     (root / "labelled" / "eel").rmdir()
     picture(root / "test" / "dogs" / "1.png")
-    with pytest.raises(
-        DataError, match="class 'dogs' is tested, but has no labelled image to train on; did you mean 'dog'"
-    ):
+    with pytest.raises(DataError, match="class 'dogs' .*'dog'"):
         image_folder(options(root))
     picture(root / "labelled" / "stray.png")
-    with pytest.raises(DataError, match=r"stray.png: lies in no class"):
+    with pytest.raises(DataError, match=r"stray\.png: .*no class"):
         image_folder(options(root))
 
 
@@ -361,7 +359,7 @@ def test_a_bad_image_is_named_and_left_out_only_when_asked(tmp_path):
     root = make_folder(tmp_path)
     (root / "unlabelled" / "2.webp").write_bytes(b"")
     for _ in range(2):  # decoded, then from the array file
-        with pytest.raises(DataError, match=r"1 image file\(s\) cannot be used: .*2\.webp.*--skip-bad-images"):
+        with pytest.raises(DataError, match=r"\b1 image .*2\.webp.*--skip-bad-images"):
             image_folder(options(root))
     source = image_folder(options(root, skip_bad_images=True))
     assert len(source.train) == 9
@@ -375,7 +373,7 @@ def test_a_table_of_labels(tmp_path):
     table.write_text(
         "file,label,split\npictures/0.png,dog,\npictures/1.png,cat,train\npictures/2.png,cat,test\n3.png,,\n"
     )
-    with pytest.raises(DataError, match=r"labels.csv line 5: .*3.png: no such image"):
+    with pytest.raises(DataError, match=r"labels\.csv line 5: .*3\.png"):
         image_folder(options(tmp_path, labels_csv=table))
     table.write_text(
         "\ufeffpictures/0.png;dog\npictures/1.png;cat\n\n pictures/2.png ; cat ;test\n./pictures/3.png;;\n"
@@ -403,15 +401,15 @@ def test_a_path_that_leads_to_an_image_of_the_folder_is_that_image(how, allowed,
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("../a.png,cat", "line 2: '../a.png' is not the path of a file in"),
-     ("/etc/passwd,cat", "line 2: '/etc/passwd' is not the path"),
-     ("b/../../a.png,cat", "is not the path"),
-     (",cat", "line 2: '' is not the path"),
-     ("a.png,cat,valid", "line 2: split must be train or test, got 'valid'"),
-     ("a.png,,test", "line 2: a test image needs a label"),
-     ("a.png,cat", "line 2: a.png has another label in an earlier line"),
-     ('a.png,"cat', "line 2: not a table of file and label"),
-     ("none.png,cat", "line 2: .*none.png: no such image")],
+    [("../a.png,cat", r"line 2: '\.\./a\.png'"),
+     ("/etc/passwd,cat", "line 2: '/etc/passwd'"),
+     ("b/../../a.png,cat", r"line 2: 'b/\.\./\.\./a\.png'"),
+     (",cat", "line 2: ''"),
+     ("a.png,cat,valid", "line 2: split .*'valid'"),
+     ("a.png,,test", "line 2: .*test image .*label"),
+     ("a.png,cat", r"line 2: a\.png .*another label"),
+     ('a.png,"cat', "line 2: .*table"),
+     ("none.png,cat", r"line 2: .*none\.png")],
 )  # fmt: skip
 def test_faulty_lines_of_a_table_are_named(line, message, tmp_path):
     picture(tmp_path / "a.png")
@@ -422,12 +420,12 @@ def test_faulty_lines_of_a_table_are_named(line, message, tmp_path):
 
 def test_tables_that_are_none(tmp_path):
     picture(tmp_path / "a.png")
-    for content, message in [(b"", "expected lines of file,label"), (b"a.png\n", "expected lines"),
-                             (b"\xff\xfe\x00", "cannot be read")]:  # fmt: skip
+    for content, message in [(b"", "file,label"), (b"a.png\n", "file,label"),
+                             (b"\xff\xfe\x00", r"t\.csv: .*read")]:  # fmt: skip
         (tmp_path / "t.csv").write_bytes(content)
         with pytest.raises(DataError, match=message):
             image_folder(options(tmp_path, labels_csv=tmp_path / "t.csv"))
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"absent\.csv: "):
         image_folder(options(tmp_path, labels_csv=tmp_path / "absent.csv"))
 
 
@@ -500,7 +498,7 @@ def test_the_array_file_goes_where_it_can(tmp_path):
     assert len(source.train) == 10
     (array,) = places[1].glob("*.npy")
     assert stat.S_IMODE(array.stat().st_mode) & 0o600 == 0o600
-    with pytest.raises(DataError, match="cannot be written .*--cache_dir"):
+    with pytest.raises(DataError, match=r"/\.packed.*--cache_dir"):
         image_folder(SourceOptions(root, 12, cache_dirs=[root / ".packed"]))
 
 
@@ -523,15 +521,15 @@ def test_miniimagenet_is_the_union_of_its_folders_divided_by_seed(parts, tmp_pat
     assert torch.allclose(shade, 40.0 * source.labels, atol=4)
     assert torch.equal(source.test, miniimagenet(options(tmp_path, 8), **sizes).test)
     assert not torch.equal(source.test, miniimagenet(options(tmp_path, 8, seed=1), **sizes).test)
-    with pytest.raises(DataError, match="has 100 classes, found folders of 6"):
+    with pytest.raises(DataError, match=r"\b100 classes.*\b6\b"):
         load_source("miniimagenet", options(tmp_path, 8))
     next((tmp_path / "miniimagenet").rglob("4.jpg")).unlink()
-    with pytest.raises(DataError, match="has 5 images of class n., found 4"):
+    with pytest.raises(DataError, match=r"\b5 images .*\bn\d, .*\b4\b"):
         miniimagenet(options(tmp_path, 8), **sizes)
 
 
 def test_miniimagenet_that_is_not_there_says_how_to_provide_it(tmp_path):
-    with pytest.raises(DataError, match=r"no public download. Put its images there as train/<class>/\*"):
+    with pytest.raises(DataError, match=r"\btrain/<class>/\*"):
         load_source("miniimagenet", options(tmp_path))
 
 
@@ -548,7 +546,7 @@ def test_eurosat_trains_on_the_first_four_fifths_of_each_class(place, tmp_path):
     greens = source.images[source.test][:, 1].float().mean((1, 2))
     expected = torch.tensor([40.0, 80, 90] * 5)
     assert torch.allclose(greens, expected, atol=4)
-    with pytest.raises(DataError, match="eurosat is not in .*expected 10 folders of images"):
+    with pytest.raises(DataError, match=r"eurosat .*elsewhere.*\b10 folders"):
         load_source("eurosat", options(tmp_path / "elsewhere", 8))
 
 

@@ -7,6 +7,7 @@ environment variable USB names a checkout of USB.
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,11 +145,8 @@ def test_a_misspelt_key_is_named_with_its_file(tmp_path):
         vars(args).update(layer.values)
     with pytest.raises(ConfigError) as caught:
         complete(args)
-    assert caught.value.faults == [
-        "nest is not a setting; did you mean 'net'?",
-        "mine.yaml: lrr is not a setting; did you mean 'lr'?",
-        "mine.yaml: momentum: input should be less than 1, got 2",
-    ]
+    expected = ["nest .*'net'", r"mine\.yaml: lrr .*'lr'", r"mine\.yaml: momentum: .*\b1, .*\b2$"]
+    assert all(re.match(e, fault) for e, fault in zip(expected, caught.value.faults, strict=True))
 
 
 def test_extends_means_the_same_to_the_patched_usb(patched):
@@ -204,9 +202,9 @@ def test_a_file_over_ours_means_the_batch_that_it_means_to_us(tmp_path, lines):
 
 
 def test_batches_that_contradict_each_other_are_refused():
-    with pytest.raises(ConfigError, match=r"batch_size 16 contradicts total_batch 96 "):
+    with pytest.raises(ConfigError, match=r"\bbatch_size 16 .*\btotal_batch 96\b"):
         complete(Namespace(dataset="digits", batch_size=16, uratio=1, total_batch=96, ratio=3))
-    with pytest.raises(ConfigError, match=r"ratio 3 and uratio 7 are the same setting"):
+    with pytest.raises(ConfigError, match=r"\bratio 3 .*\buratio 7\b"):
         complete(Namespace(dataset="digits", batch_size=8, uratio=7, total_batch=96, ratio=3))
 
 
@@ -229,7 +227,7 @@ def test_written_settings_are_read_back_as_they_were():
 def test_a_value_over_the_files_wins_and_is_named_without_it(tmp_path):
     (tmp_path / "mine.yaml").write_text("lr: 0.25\nmomentum: 0.5\n")
     args = Namespace(dataset="digits", c=str(tmp_path / "mine.yaml"), lr=0.25, momentum=2)
-    with pytest.raises(ConfigError, match="^momentum: input should be less than 1, got 2$"):
+    with pytest.raises(ConfigError, match=r"^momentum: .*\b1, .*\b2$"):
         from_namespace(args)
     args.momentum = 0.75
     resolved = from_namespace(args)
@@ -297,15 +295,15 @@ def test_a_builder_of_ones_own_stays(usb_config, tmp_path):
 
 
 def test_processes_that_others_start_are_refused(usb_config, tmp_path, monkeypatch):
-    with pytest.raises(DeviceError, match="not connected: .*torchrun --standalone"):
+    with pytest.raises(DeviceError, match="torchrun --standalone"):
         as_usb_calls(usb_config, tmp_path, multiprocessing_distributed=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(DeviceError, match="torchrun started 2.* -m muscle_plugin.cli train"):
+    with pytest.raises(DeviceError, match=r"torchrun .*\b2\b.* -m muscle_plugin\.cli train"):
         as_usb_calls(usb_config, tmp_path)
 
 
 def test_an_imbalanced_algorithm_is_refused(usb_config, tmp_path):
-    with pytest.raises(ConfigError, match="imb_algorithm: abc is not hosted"):
+    with pytest.raises(ConfigError, match="imb_algorithm: abc "):
         as_usb_calls(usb_config, tmp_path, imb_algorithm="abc")
 
 

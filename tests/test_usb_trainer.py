@@ -1,6 +1,7 @@
 """The plugin seen from a script or notebook of USB: ``get_config``, ``get_algorithm``, ``Trainer``."""
 
 import logging
+import re
 import warnings
 from pathlib import Path
 
@@ -54,39 +55,27 @@ needs_hooks = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"lrr": 0.1}, "lrr is not a setting; did you mean 'lr'?"),
-        ({"mi_weigth": 0.1}, "mi_weigth is not a setting; did you mean 'mi_weight'?"),
-        ({"hard_view": 2}, "hard_view is not a setting; did you mean 'hard_views'?"),
-        ({"p_cutof": 0.5}, "p_cutof is not a setting; did you mean 'p_cutoff'?"),
-        (
-            {"mi_weight": "big"},
-            "mi_weight: input should be a valid number, unable to parse string as a number, got 'big'",
-        ),
-        (
-            {"p_cutoff": "high"},
-            "p_cutoff: input should be a valid number, unable to parse string as a number, got 'high'",
-        ),
-        ({"momentum": 2}, "momentum: input should be less than 1, got 2"),
-        ({"lr": [0.1]}, "lr: a single value is expected, got a list"),
-        (
-            {"dataset": "digit"},
-            "dataset: unknown 'digit'; did you mean 'digits'? (one of your own: --plugins FILE); known",
-        ),
-        (
-            {"num_labels": 15},
-            "num_labels: 15 cannot be shared equally by the 10 classes of digits; give a multiple of 10",
-        ),
-        ({"lr_zero_at": 2}, "lr_zero_at: only with --lr_schedule cosine"),
-        ({"ulb_imb_ratio": 10}, "ulb_imb_ratio: 10 is not hosted; use USB's own class of the algorithm"),
-        ({"extends": "base.yaml"}, "extends: has not been followed: this USB knows no `extends` (patch 0011 adds it)"),
-        ({"lrr": 0.1, "momentum": 2, "hard_views": 0}, "lrr is not a setting"),
+        ({"lrr": 0.1}, "lrr .*'lr'"),
+        ({"mi_weigth": 0.1}, "mi_weigth .*'mi_weight'"),
+        ({"hard_view": 2}, "hard_view .*'hard_views'"),
+        ({"p_cutof": 0.5}, "p_cutof .*'p_cutoff'"),
+        ({"mi_weight": "big"}, "mi_weight: .*'big'"),
+        ({"p_cutoff": "high"}, "p_cutoff: .*'high'"),
+        ({"momentum": 2}, r"momentum: .*\b1, .*\b2$"),
+        ({"lr": [0.1]}, "lr: .*list"),
+        ({"dataset": "digit"}, "dataset: .*'digit'.* 'digits'.*--plugins FILE"),
+        ({"num_labels": 15}, r"num_labels: 15 .*\bdigits\b.*\b10\b"),
+        ({"lr_zero_at": 2}, "lr_zero_at: .*--lr_schedule cosine"),
+        ({"ulb_imb_ratio": 10}, r"ulb_imb_ratio: 10 .*USB's own"),
+        ({"extends": "base.yaml"}, r"extends: .*\b0011\b"),
+        ({"lrr": 0.1, "momentum": 2, "hard_views": 0}, "lrr "),
     ],
 )
 def test_what_train_would_refuse_is_refused(tmp_path, settings, words):
     with pytest.raises(ConfigError) as caught:
         made(tmp_path, **settings)
     said = caught.value.faults
-    assert said[0].startswith(words)
+    assert re.match(words, said[0])
     assert len(said) == len(settings)  # all faults at once
     if not settings.keys() & {"ulb_imb_ratio", "extends"}:  # no keys of the command line
         with pytest.raises(ConfigError) as there:
@@ -97,19 +86,16 @@ def test_what_train_would_refuse_is_refused(tmp_path, settings, words):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (
-            {"wandb_group": "a", "learning_speed": 1},
-            "wandb_group, learning_speed: not a setting of USB or this package",
-        ),
-        ({"crop_ratio": 0.95}, "crop_ratio has no effect: weak_augment fixes the crop"),
-        ({"rot_loss_ratio": 3}, "rot_loss_ratio has no effect: not a setting of 'muscle_fixmatch', but of"),
+        ({"wandb_group": "a", "learning_speed": 1}, "wandb_group, learning_speed: "),
+        ({"crop_ratio": 0.95}, "crop_ratio .*weak_augment"),
+        ({"rot_loss_ratio": 3}, "rot_loss_ratio .*'muscle_fixmatch'"),
     ],
 )
 def test_what_has_no_effect_is_said(tmp_path, settings, words):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         config, algorithm = made(tmp_path, **settings)
-    (line,) = (w for w in said if str(w.message).startswith(words))
+    (line,) = (w for w in said if re.match(words, str(w.message)))
     assert line.filename == __file__  # where get_algorithm is called
     assert all(getattr(config, k) == v for k, v in settings.items())  # for whoever has a use for it
     assert isinstance(algorithm, Host)
@@ -175,7 +161,7 @@ def test_loaders_without_muscles_views_are_refused(tmp_path):
     _, algorithm = made(tmp_path)
     lb, ulb, _ = algorithm.loaders()
     batch = {k: v for k, v in {**next(iter(lb)), **next(iter(ulb))}.items() if not k.endswith("_h")}
-    with pytest.raises(RuntimeError, match="lacks its strong views"):
+    with pytest.raises(RuntimeError, match="strong views"):
         algorithm.train_step(**algorithm.process_batch(**batch))
 
 
@@ -187,7 +173,7 @@ def test_a_trainer_that_updates_no_weights_is_noticed(tmp_path):
     with usb_calls_on(algorithm.device):
         algorithm.train_step(**algorithm.process_batch(**labelled, **unlabelled))
     algorithm.it += 1
-    with pytest.raises(RuntimeError, match="without updating the weights"):
+    with pytest.raises(RuntimeError, match="weights"):
         next(steps)
 
 
