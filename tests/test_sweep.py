@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_a_failing_run_stops_no_other_and_what_is_finished_is_not_trained_again(
     assert {n: (tmp_path / "runs" / n / "result.json").stat().st_mtime_ns for n in done} == before
     code, out = sweep("supervised_digits_10", "--seeds", 1, *words[5:], "--lr", "0.3")
     assert code == 2
-    assert "this run began with other settings: lr was 0.05, now 0.3. Give another --save_dir" in out
+    assert re.search(r"\blr .*0\.05, .*0\.3\b.*--save_dir", out)
     assert results(tmp_path / "runs") == done
 
 
@@ -139,8 +140,8 @@ def test_ctrl_c_saves_what_runs_and_says_what_is_left(tmp_path):
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 130
     (result,) = results(runs).values()
-    assert f"stopped after step {result['steps']} of 1200" in out
-    assert "0 of 3 runs finished" in out
+    assert f"step {result['steps']} of 1200" in out
+    assert "0 of 3 runs" in out
     assert "Traceback" not in out
 
 
@@ -184,8 +185,8 @@ def test_a_run_whose_predecessor_failed_is_not_begun_and_says_why(tmp_path, caps
     words = [third, second, first, "--seeds", "1", "--jobs", "1", "--save_dir", str(tmp_path / "runs"), *LIGHT]
     assert cli.main(["sweep", *words]) == 1
     out = capsys.readouterr().out
-    assert "second, seed 0: not begun, since first_0 did not finish" in out
-    assert "third, seed 0: not begun, since second_0 did not finish" in out
+    assert re.search("second, seed 0: not begun.* first_0 ", out)
+    assert re.search("third, seed 0: not begun.* second_0 ", out)
     assert not list((tmp_path / "runs").glob("second_*")) + list((tmp_path / "runs").glob("third_*"))
 
 
@@ -337,17 +338,17 @@ def test_a_setting_of_a_plugin_is_a_flag(more, tmp_path, plugins_forgotten, caps
     if not more:
         assert "own_weight: 0.25" in (tmp_path / "runs" / "mine_0" / "config.yaml").read_text()
     assert cli.main(["sweep", *words, "--own_wieght", "0.25", *more]) == 2
-    assert "did you mean 'own_weight'?" in capsys.readouterr().err
+    assert "'own_weight'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("tabel1",), "no such study or configuration; did you mean 'table1'?"),
-        (("muscle_digits_10", "--seed", "3"), "--seed: a sweep decides it for each run itself; give --seeds N"),
-        (("muscle_digits_10", "--seeds", "0"), "--seeds: must be at least 1, got 0"),
-        (("muscle_digits_10", "--lrr", "3"), "--lrr is not a setting; did you mean 'lr'?"),
-        (("muscle_digits_10", "--num_labels", "13"), "--num_labels: 13 cannot be shared equally"),
+        (("tabel1",), "tabel1: .*'table1'"),
+        (("muscle_digits_10", "--seed", "3"), "--seed: .*--seeds N"),
+        (("muscle_digits_10", "--seeds", "0"), r"--seeds: .*\b1, .*\b0\b"),
+        (("muscle_digits_10", "--lrr", "3"), "--lrr .*'lr'"),
+        (("muscle_digits_10", "--num_labels", "13"), "--num_labels: 13 "),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_begun(words, message, tmp_path, capsys):
@@ -356,7 +357,7 @@ def test_bad_input_is_one_line_and_nothing_is_begun(words, message, tmp_path, ca
     except SystemExit as e:  # of argparse
         code = e.code
     assert code == 2
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
     assert not (tmp_path / "runs").exists()
 
 
@@ -448,8 +449,8 @@ def test_gpus_and_how_many_runs_share_them(
     found = capsys.readouterr()
     assert found.err == f"error: {(at_once, names)!r}\n"
     assert ("runs share a GPU" in found.out) == (at_once > len(names) > 0)
-    told = "note: --jobs 8: 2 runs at a time, for which --gpus_per_run 0.5 leaves room"
-    assert (told in found.out) == ("8" in words)
+    told = re.search(r"note: --jobs 8: 2 .*--gpus_per_run 0\.5\b", found.out)
+    assert bool(told) == ("8" in words)
 
 
 def test_more_runs_than_gpus_take_them_in_turn(gpus, tmp_path, plugins_forgotten, capsys):  # noqa: F811
@@ -467,22 +468,22 @@ def test_more_runs_than_gpus_take_them_in_turn(gpus, tmp_path, plugins_forgotten
 @pytest.mark.parametrize(
     ("count", "words", "message"),
     [
-        (2, ("--device", "cuda:1"), "--device: a sweep gives each run its GPU itself, got cuda:1; give --device cuda, and in"),
-        (2, ("--gpu", "0"), "--device: a sweep gives each run its GPU itself, got cuda:0; give --device cuda"),
-        (2, ("--gpus_per_run", "2"), "--gpus_per_run: a share of one GPU, above 0 and at most 1, got 2"),
-        (2, ("--gpus_per_run", "0"), "--gpus_per_run: a share of one GPU, above 0 and at most 1, got 0"),
-        (2, ("--device", "cpu", "--gpus_per_run", "0.5"), "--gpus_per_run: asks for GPUs, but there are none for these runs ("),
-        (0, ("--gpus_per_run", "0.5"), "--gpus_per_run: asks for GPUs, but there are none for these runs (this machine has no"),
-        (0, ("--device", "cuda"), "device cuda: asks for GPUs, but there are none for these runs (this machine has no usable"),
-        (0, ("--device", "cuda", "--ray"), "device cuda: asks for GPUs, but there are none for these runs"),
-        (2, ("--jobs", "3", "--ray", "auto"), "--jobs: the cluster at auto runs as many as it has room for (--gpus_per_run)"),
+        (2, ("--device", "cuda:1"), r"--device: .*\bcuda:1; .*--device cuda\b"),
+        (2, ("--gpu", "0"), r"--device: .*\bcuda:0; .*--device cuda\b"),
+        (2, ("--gpus_per_run", "2"), r"--gpus_per_run: .*\b0 .*\b1, .*\b2$"),
+        (2, ("--gpus_per_run", "0"), r"--gpus_per_run: .*\b0 .*\b1, .*\b0$"),
+        (2, ("--device", "cpu", "--gpus_per_run", "0.5"), "--gpus_per_run: .*GPUs.*device cpu"),
+        (0, ("--gpus_per_run", "0.5"), "--gpus_per_run: .*GPUs.*this machine"),
+        (0, ("--device", "cuda"), "device cuda: .*GPUs.*this machine"),
+        (0, ("--device", "cuda", "--ray"), "device cuda: .*GPUs"),
+        (2, ("--jobs", "3", "--ray", "auto"), r"--jobs: .*\bauto .*--gpus_per_run"),
     ],
 )  # fmt: skip
 def test_gpus_that_runs_cannot_have_are_one_line_and_nothing_is_begun(gpus, count, words, message, tmp_path, capsys):
     gpus(count)
     assert cli.main(["sweep", "supervised_digits_10", "--save_dir", str(tmp_path / "runs"), *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {message}")
+    assert re.match(f"error: {message}", line)
     assert not (tmp_path / "runs").exists()
 
 
@@ -491,7 +492,7 @@ def test_a_configuration_that_names_a_gpu_is_named(tmp_path, capsys):
     words = ["supervised_digits_10", str(tmp_path / "second.yaml"), "--save_dir", str(tmp_path / "runs")]
     assert cli.main(["sweep", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: second: device: a sweep gives each run its GPU itself, got cuda:1")
+    assert re.match(r"error: second: device: .*\bcuda:1\b", line)
 
 
 @pytest.mark.parametrize(("share", "runs"), [(1, 1), (0.5, 2), (0.4, 2), (0.3, 3), (0.1, 10), (1 / 3, 3), (0.3333, 3)])
