@@ -61,15 +61,9 @@ except ImportError as e:
 """
     hidden = (*NOT_NEEDED, "faiss", "pytorch_metric_learning", "scikit_posthocs")
     out = without(hidden, code, **{**SHORT, "save_dir": str(tmp_path)})
-    assert out == {
-        "fixmatch": True,
-        "muscle_fixmatch": True,
-        "contrastive": "contrastive needs pytorch_metric_learning, which is not installed: "
-        "pip install pytorch_metric_learning",
-        "seen": [],
-        "wandb": "wandb",
-        "init": "wandb is needed for this, and is not installed: pip install wandb",
-    }
+    assert re.match("contrastive .*pip install pytorch_metric_learning", out.pop("contrastive"))
+    assert "pip install wandb" in out.pop("init")
+    assert out == {"fixmatch": True, "muscle_fixmatch": True, "seen": [], "wandb": "wandb"}
 
 
 NETS = {
@@ -154,10 +148,8 @@ def test_a_logger_that_is_absent_is_refused_before_anything_is_written(monkeypat
     settings = {**SHORT, "algorithm": "fixmatch", "save_dir": tmp_path / "runs", "use_wandb": True, "use_aim": True}
     argv = [word for k, v in settings.items() for word in (f"--{k}", str(v))]
     assert cli.run_command("train", argv, "train.py") == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "error: --use_wandb: wandb is not installed: pip install wandb",
-        "error: --use_aim: aim is not installed: pip install aim",
-    ]
+    for line, name in zip(capsys.readouterr().err.splitlines(), ("wandb", "aim"), strict=True):
+        assert re.match(f"error: --use_{name}: .*pip install {name}", line)
     assert not (tmp_path / "runs").exists()
 
 
@@ -188,7 +180,7 @@ def test_what_the_importer_alone_imports_is_not_looked_for_until_it_is_used(pack
     assert not [name for name in sys.modules if name.startswith("nowhere")]
 
     for use in (asks.Other, lambda *a, **k: asks.nowhere.call, lambda *a, **k: asks.Base.from_pretrained):
-        with pytest.raises(ImportError, match="nowhere is needed .* not installed: pip install nowhere"):
+        with pytest.raises(ImportError, match="pip install nowhere"):
             use(1, two=2)
 
 
@@ -215,7 +207,7 @@ def test_a_package_whose_library_cannot_be_loaded_is_said_when_it_is_used(packag
     package("asks", "import broken")
     with imported_when_used("asks", ("broken",)):
         import asks
-    with pytest.raises(ImportError, match="broken is needed .* cannot be loaded: undefined symbol: x"):
+    with pytest.raises(ImportError, match="broken .*undefined symbol: x"):
         asks.broken.call()
 
 

@@ -70,7 +70,7 @@ def test_steps_on_made_images(script, tmp_path, monkeypatch, capsys):
     short = ("--batch", "2", "--rounds", "1", "--seconds", "0", "--workers", "0", "--algorithms", "fixmatch")
     script("step").main(["--data_dir", "made", *short])
     assert "made-up images" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="nowhere/cifar-10-batches-py: no such folder; .* 'made' for random images"):
+    with pytest.raises(SystemExit, match="nowhere/cifar-10-batches-py: .*'made'"):
         script("step").main(["--data_dir", "nowhere"])
 
 

