@@ -17,6 +17,7 @@ from waits import Waits, waits_per_step
 
 from muscle_plugin.files import load_tensors
 from muscle_plugin.registry.catalogue import all_algorithms
+from muscle_plugin.training.evaluation import in_top
 from muscle_plugin.training.hooks import EMA, compute_update_on, keep_how, read
 from muscle_plugin.usb.calls import no_waiting, usb_calls_on
 from muscle_plugin.usb.names import (
@@ -320,6 +321,15 @@ def test_updates_are_fused_on_a_gpu_alone_whatever_a_checkpoint_says(kind):
         assert [g["fused"] for g in target.param_groups] == [fused, fused]
         assert target.param_groups[1]["weight_decay"] == 0
         target.step()
+
+
+def test_top_k_is_scikit_learns_where_logits_are_equal():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 4, (500, 10), generator=generator).float()
+    labels = torch.randint(0, 10, (500,), generator=generator)
+    for k in range(1, 10):
+        expected = sklearn_metrics.top_k_accuracy_score(labels, logits, k=k, labels=range(10))
+        assert float(in_top(logits, labels, k).double().mean()) == expected
 
 
 @pytest.mark.parametrize("batch", [360, 256, 7])

@@ -57,6 +57,14 @@ def classification_metrics(confusion: Tensor) -> dict[str, float]:
     }
 
 
+def in_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """(N,) bool: whether the true class is among the k of highest logit. Of equal logits the later class ranks higher,
+    as in scikit-learn's ``top_k_accuracy_score``."""
+    own = logits.gather(1, labels.unsqueeze(1))
+    later = torch.arange(logits.shape[1], device=logits.device) > labels.unsqueeze(1)
+    return ((logits > own) | ((logits == own) & later)).sum(1) < k
+
+
 def prediction_metrics(logits: Tensor, labels: Tensor, unlabelled_class: Tensor | None = None) -> dict[str, float]:
     """What one evaluation reports of (N, C) logits and (N,) labels: ``loss`` and ``entropy`` (means over images, nats), those
     of :func:`classification_metrics`, ``top_class_share`` (of the images, those given the class most often given), and
@@ -78,7 +86,7 @@ def prediction_metrics(logits: Tensor, labels: Tensor, unlabelled_class: Tensor 
         "top_class_share": float(confusion.sum(0).max()) / max(1, len(labels)),
     }
     if c > 5:
-        metrics["top-5-acc"] = int((logits.topk(5).indices == labels.unsqueeze(1)).sum()) / max(1, len(labels))
+        metrics["top-5-acc"] = int(in_top(logits, labels, 5).sum()) / max(1, len(labels))
     if unlabelled_class is not None:
         correct = (predictions == labels).float().cpu()
         entropy = entropy.cpu()
