@@ -266,7 +266,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(short_run, tmp_path):
         short_run(algorithm="supervised", save_name="r", resume="yes")
     assert "\n" not in str(caught.value)
     short_run(algorithm="fixmatch", save_name="f")
-    with pytest.raises(InputError, match="algorithm_name 'fixmatch'.* 'muscle_fixmatch'"):
+    with pytest.raises(InputError, match="algorithm 'fixmatch'.* 'muscle_fixmatch'"):
         short_run(
             algorithm="muscle_fixmatch", save_name="n", resume="yes", load_path=str(tmp_path / "f" / "latest_model.pth")
         )

@@ -298,7 +298,7 @@ def test_processes_that_others_start_are_refused(usb_config, tmp_path, monkeypat
     with pytest.raises(DeviceError, match="torchrun --standalone"):
         as_usb_calls(usb_config, tmp_path, multiprocessing_distributed=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(DeviceError, match=r"torchrun .*\b2\b.* -m muscle_plugin\.cli train"):
+    with pytest.raises(DeviceError, match=r"torchrun .* -m muscle_plugin\.cli train"):
         as_usb_calls(usb_config, tmp_path)
 
 
