@@ -195,10 +195,10 @@ def test_a_run_whose_predecessor_failed_is_not_begun_and_says_why(tmp_path, caps
 @pytest.fixture
 def timed(monkeypatch):
     """The algorithms that dry runs build, and with each the steps that it trains."""
-    from muscle_plugin.runs import train
+    from muscle_plugin.runs import build as module
     from muscle_plugin.training.host import Host
 
-    found, build, step = [], train.build, Host.in_step
+    found, build, step = [], module.build, Host.in_step
 
     def building(*args, **kwargs):
         found.append((build(*args, **kwargs), []))
@@ -209,7 +209,7 @@ def timed(monkeypatch):
             found[-1][1].append(self.it)
         return step(self)
 
-    monkeypatch.setattr(train, "build", building)
+    monkeypatch.setattr(module, "build", building)
     monkeypatch.setattr(Host, "in_step", stepping)
     return found
 
