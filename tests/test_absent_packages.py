@@ -34,6 +34,7 @@ def without(packages, code, **settings):
     return json.loads(made.stdout.rpartition("OUT ")[2])
 
 
+@pytest.mark.slow
 def test_images_train_without_them(tmp_path):
     code = """
 import importlib.util, io, contextlib
@@ -75,6 +76,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 def test_prediction_and_export_do_without_usb_but_for_its_own_nets(short_run, tmp_path):
     for name, settings in NETS.items():
         short_run(algorithm="supervised", save_name=name, num_train_iter=2, epoch=1, **settings)
@@ -118,6 +120,7 @@ def test_usb_is_imported_in_one_place():
     assert [p.relative_to(ROOT).as_posix() for p in names] == ["muscle_plugin/usb/names.py"]
 
 
+@pytest.mark.slow
 def test_inference_loads_no_more_than_it_needs():
     code = """
 import muscle_plugin.inference.export, muscle_plugin.inference.predict
@@ -128,6 +131,7 @@ out = [n for n in (*heavy, *(f"muscle_plugin.{n}" for n in own)) if n in sys.mod
     assert without([], code) == []
 
 
+@pytest.mark.slow
 def test_labels_propagate_without_faiss():
     code = """
 import torch

@@ -82,12 +82,14 @@ def test_views(figures, summed_up):
     assert "- views per second, 32 x 32: `crop_flip` " in summed_up(found)
 
 
+@pytest.mark.slow
 def test_share_that_views_take_of_a_step(script):
     views = script("views")
     found = views.share_of_a_step(torch.device("cpu"), views.pictures(2, 3, 32), 0)
     assert 0 < found["share_of_a_step"] < 1
 
 
+@pytest.mark.slow
 def test_propagation_of_sizes(figures, summed_up):
     found = figures("propagation", "--sizes", 300, "--classes", 3, "--labels", 9, "--k", 5)
     (row,) = found["sizes"]
@@ -177,6 +179,7 @@ def test_parts_of_a_step_add_up_to_it(script, build_short):
     assert len(timeline.steps) == clock.steps + 1
 
 
+@pytest.mark.slow
 def test_time_to_accuracy(figures, capsys):
     short = ("--seeds", 2, "--steps", 4, "--every", 2)
     runs = figures("time_to_accuracy", *short, "--target", 0)["runs"]
@@ -208,6 +211,7 @@ def test_stock_views_of_digits_are_the_hosts(script):
     assert (ours[0, 0] - torch.from_numpy(np.array(theirs)) / 255).abs().max() < 0.02
 
 
+@pytest.mark.slow
 def test_scaling(figures, tmp_path, capsys):
     study = ("views", "classes", "augment", "order", "stream")
     sizes = ("--views", 1, 2, "--batch", 4, "--classes", 10, "--augment", 4, 8, "--set_sizes", 500, 1000)
@@ -220,6 +224,7 @@ def test_scaling(figures, tmp_path, capsys):
     assert "16 forwarded" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_scaling_over_processes(figures):
     short = ("--processes", 2, "--steps", 4, "--batch", 4, "--rounds", 1)
     each, together = figures("scaling", "--only", "processes", *short)["curves"]

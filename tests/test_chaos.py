@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from conftest import ROOT
 from processes import needs_fork
@@ -12,6 +13,7 @@ from processes import needs_fork
 pytestmark = needs_fork
 
 
+@pytest.mark.slow
 def test_three_kills_change_nothing():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     short = [

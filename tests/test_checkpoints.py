@@ -88,6 +88,7 @@ def die_before_rename(number):
     os.replace = lambda *args: os._exit(9) if next(calls) == number else replace(*args)
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("before", [2, 4], ids="{} written before".format)
 def test_a_kill_between_renames_loses_no_earlier_file(tmp_path, before):
@@ -441,6 +442,7 @@ def python(*arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_ends_the_run_in_one_line(short_run, tmp_path):
     """A limit on the sizes of files stands for a disk without room: no root needed."""
     short_run(**SAVING | {"save_name": "whole"})
@@ -452,6 +454,7 @@ def test_a_file_that_cannot_grow_ends_the_run_in_one_line(short_run, tmp_path):
     assert not list((tmp_path / "r").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(short_run, tmp_path):
     short_run(**SAVING | {"save_name": "whole"})
     whole = tmp_path / "whole"

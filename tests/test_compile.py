@@ -18,6 +18,7 @@ from muscle_plugin.training.nets import CompiledForward, compile_net
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("algorithm", ["fixmatch", "meanteacher", "muscle_fixmatch"])
 def test_a_compiled_net_trains_as_one_that_is_not(short_run, tmp_path, algorithm):
@@ -99,6 +100,7 @@ def test_a_net_that_cannot_be_compiled_is_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_is_one_line(tmp_path):
     """A process of its own, since PyTorch remembers which compiler it found."""
     words = [

@@ -296,6 +296,7 @@ def test_usb_classes_without_an_unlabelled_weak_view_have_no_muscle_form():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["--help"], ["--lrr", "1"], ["--c", "benchmark_configs/muscle_digits_10.yaml", "--print-config"]]
 )
@@ -312,6 +313,7 @@ def test_answers_without_loading_torch(words):
     assert time.perf_counter() - start < 20  # a generous bound on a loaded machine: what counts is the line above
 
 
+@pytest.mark.slow
 def test_what_is_there_already_is_refused_without_loading_torch(tmp_path):
     run = tmp_path / "runs" / "r"
     run.mkdir(parents=True)

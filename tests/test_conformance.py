@@ -23,6 +23,7 @@ def special(name):
     return SPECIAL.get(name.removeprefix("muscle_"), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(all_algorithms()))
 def test_trains_and_resumes_exactly(whole_and_resumed, tmp_path, name):
     settings = {"algorithm": name, "num_train_iter": 4, "num_eval_iter": 2, "num_log_iter": 1, **special(name)}

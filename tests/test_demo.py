@@ -32,6 +32,7 @@ def accuracies(out, algorithm):
     return [json.loads((out / f"{algorithm}_digits_10_{s}" / "result.json").read_text())["last_top1"] for s in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["muscle", "muscle_fixmatch"])
 def test_muscle_is_ahead_of_supervised_training_with_ten_labels(finished, algorithm):
     """Over seeds, by the sign alone: some 15 to 20 points, where another CPU's rounding moves a run by a few."""
@@ -60,6 +61,7 @@ def test_table_and_pictures(finished):
         assert (out / name).stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_second_call_trains_nothing_again(finished):
     out, _ = finished
     before = (out / "muscle_digits_10_0" / "metrics.jsonl").read_bytes()
@@ -68,6 +70,7 @@ def test_a_second_call_trains_nothing_again(finished):
     assert (out / "muscle_digits_10_0" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_other_settings_for_the_same_runs_are_a_failure_with_the_reason(finished):
     out, _ = finished
     done = demo(out, "--steps", "201", "--seeds", "1", "--workers", "1")

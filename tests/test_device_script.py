@@ -60,6 +60,7 @@ def refusal(*arguments):
 # -------------------------------------------------------------------------------------------------------------- options
 
 
+@pytest.mark.slow
 def test_a_rehearsal_reports_its_command_and_the_machine(device, tmp_path, monkeypatch, capsys):
     checks = device.checks("cpu")
     monkeypatch.setattr(device, "checks", lambda _: {"tests/test_cuda.py": checks["tests/test_cuda.py"]})
@@ -118,6 +119,7 @@ def test_exit_status(report, tmp_path, code):
     assert ("it (3)" in (tmp_path / "summary.md").read_text()) == ("begun" not in code)
 
 
+@pytest.mark.slow
 def test_a_command_and_what_it_starts_end_with_their_time(device, report, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "GRACE", 1)
     child = "import time; time.sleep(3); open('late', 'w')"
@@ -236,6 +238,7 @@ class Runs:
         return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 def test_both_runs_have_the_steps_that_the_slower_can_do(device, tmp_path, monkeypatch, kind):
     report = device.Report(tmp_path, device.TRAIN, ABOUT, {})
@@ -387,6 +390,7 @@ torch = sys.modules["torch"] = types.SimpleNamespace(lost=False, cuda=cuda)
 """
 
 
+@pytest.mark.slow
 def test_a_test_that_hangs_or_ruins_its_process_takes_no_other_with_it(device, tmp_path):
     (tmp_path / "conftest.py").write_text(A_TORCH)
     (tmp_path / "test_some.py").write_text(SOME_TESTS)

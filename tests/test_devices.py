@@ -359,6 +359,7 @@ def limited(num_classes, channels):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_machine_whose_memory_runs_out_says_so(tmp_path):
     """PyTorch's own refusal, of the first batch: 2^18 images of 64 x 64."""

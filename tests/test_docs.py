@@ -67,6 +67,7 @@ def pages(site):
     return {p.relative_to(site).as_posix(): Page(p) for p in site.rglob("*.html") if p.name != "404.html"}
 
 
+@pytest.mark.slow
 def test_every_page_of_docs_is_in_the_navigation(pages):
     here = {p.relative_to(DOCS).with_suffix(".html").as_posix() for p in DOCS.rglob("*.md")}
     assert {"settings.html", "faq.html", "benchmark.html"} <= here

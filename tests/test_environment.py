@@ -86,6 +86,7 @@ def train(confined, name, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_trains_and_reports_without_a_home(confined, place):
     environment = {"HOME": "/nowhere", "LANG": "C", "LC_ALL": "C"}
     train(confined, "no home", **environment)
@@ -94,6 +95,7 @@ def test_trains_and_reports_without_a_home(confined, place):
     assert (place / "bericht é" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_trains_and_predicts_where_names_would_be_ascii(confined, place):
     environment = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     train(confined, "ascii ß", **environment)

@@ -59,6 +59,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
 def test_exported_files_predict_what_the_checkpoint_predicts(net, trained, photos, tmp_path, capsys):
     run, out = trained(net), tmp_path / "a folder" / "out"
@@ -138,6 +139,7 @@ def fault(capsys, *words, status=2):
     return line
 
 
+@pytest.mark.slow
 def test_what_predicts_otherwise_is_refused_and_leaves_nothing(trained, photos, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     # as an exporter would that gets something wrong

@@ -160,6 +160,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(precision):
 # ------------------------------------------------------------------------------------------------------------ the views
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_are_those_of_the_cpu_and_wait_for_nothing(gpu, name, channels):
@@ -182,6 +183,7 @@ def batches(device, data_on, hard="randaugment"):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_on", ["device", "host"])
 @pytest.mark.parametrize("hard", ["randaugment", "digits_hard"])
 def test_batches_are_those_of_the_cpu_and_wait_for_nothing(gpu, data_on, hard):
@@ -294,6 +296,7 @@ def trained(build_short, name, device, precision="fp32", gpu=None, **settings):
     return algorithm, steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", sorted(all_algorithms()))
 def test_an_algorithm_trains_and_does_not_wait(build_short, gpu, name, precision):
@@ -384,6 +387,7 @@ def test_label_propagation_is_that_of_the_cpu(gpu, neighbours):
     torch.testing.assert_close(there.class_weights.value, here.class_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["muscle_comatch", "flexmatch", "meanteacher_labelprop"])
 def test_a_run_goes_on_to_the_bit(gpu, whole_and_resumed, name, tmp_path):
     whole_and_resumed(algorithm=name, device="cuda", precision="fp16")
@@ -392,6 +396,7 @@ def test_a_run_goes_on_to_the_bit(gpu, whole_and_resumed, name, tmp_path):
     assert torch.equal(there, here)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["muscle_comatch", "softmatch", "remixmatch", "meanteacher_labelprop"])
 @pytest.mark.parametrize("there", ["cpu", "cuda"])
 def test_a_run_goes_on_on_another_device(short_run, monkeypatch, name, there):

@@ -60,6 +60,7 @@ def table(path: Path):
         return list(csv.DictReader(f))
 
 
+@pytest.mark.slow
 def test_it_learns_from_the_folder_and_predicts_what_it_measured(run, folder, tmp_path):
     result = json.loads((run / "result.json").read_text())
     assert result["last_top1"] > 0.8
@@ -148,6 +149,7 @@ def test_part_of_the_labels_can_be_used(folder, tmp_path):
     assert split["labels_per_class"] == dict.fromkeys(sorted(NAMES), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["comatch", "muscle_remixmatch", "muscle", "crmatch"])
 def test_nets_with_heads_of_the_algorithms_own_predict_too(algorithm, short_run, tmp_path):
     wide = {"net": "wrn_28_2", "img_size": 32, "total_batch": 6, "num_train_iter": 1, "epoch": 1}

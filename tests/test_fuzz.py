@@ -130,6 +130,7 @@ REQUIRED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @fuzz(250)
 @given(st.sampled_from([*REQUIRED, "", "no-such"]), st.booleans(), st.lists(WORDS, max_size=5))
 @example("train", True, ["--c", "x" * 5000])
@@ -406,6 +407,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @fuzz(15)
 @given(st.sampled_from(["result.json", "environment.json", "metrics.jsonl", "failure.json", "config.yaml"]), st.data())
 @example("result.json", None)

@@ -164,6 +164,7 @@ def _wait_for_step(run_dir, process, step):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_from_the_command_line_interrupted_or_killed_then_resumed(tmp_path, number):
     whole = _start(tmp_path / "whole")
@@ -389,6 +390,7 @@ def test_the_command_to_go_on_names_another_checkpoint_only_until_there_is_an_ow
     assert resume_command(["train.py", "c.yaml"], of_a_file, True) == "python train.py c.yaml --load_path None --resume"
 
 
+@pytest.mark.slow
 def test_plain_lines_when_not_a_terminal(tmp_path):
     process = _start(tmp_path)
     out, _ = process.communicate(timeout=300)

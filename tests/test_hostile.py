@@ -448,6 +448,7 @@ def listening(process):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "sweep"])
 def test_nothing_listens_on_a_port(command, tmp_path):
     settings = [

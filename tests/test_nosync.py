@@ -39,6 +39,7 @@ from muscle_plugin.usb.thresholds import (
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(all_algorithms()))
 def test_a_steady_step_does_not_wait(build_short, name):
     never = dict.fromkeys(("num_log_iter", "num_eval_iter", "num_save_iter"), 1000)

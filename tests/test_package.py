@@ -53,6 +53,7 @@ def names_of_configs():
     return {p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")}
 
 
+@pytest.mark.slow
 def test_wheel_holds_every_module_configuration_and_template(built):
     (wheel,) = built.glob(f"muscle_plugin-{__version__}-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -87,6 +88,7 @@ def test_source_distribution_holds_what_building_and_testing_take(built):
     assert not [n for n in names if n.startswith(("data/", "runs/", ".venv")) or n.endswith((".pyc", ".pth"))]
 
 
+@pytest.mark.slow
 def test_installed_wheel_trains_by_name_and_finds_studies_outside_the_repository(installed, tmp_path):
     start = "import sys; sys.path.insert(0, sys.argv.pop(1)); import muscle_plugin; "
     start += "assert muscle_plugin.__file__.startswith(sys.path[0]), muscle_plugin.__file__; "

@@ -161,6 +161,7 @@ def assert_all_proven(*arguments):
     assert int(counts[1]) + done.stdout.count("| skipped: ") // 2 == int(counts[2]) > 0, done.stdout
 
 
+@pytest.mark.slow
 def test_the_patches_for_the_release_are_proven_on_the_installed_one():
     assert_all_proven("--installed")
 

@@ -137,6 +137,7 @@ def one_two_four(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize(("processes", "name"), [*((2, n) for n in EXACT), *((4, n) for n in BY_FOUR)])
 def test_a_run_of_several_processes_is_that_of_one(one_two_four, name, processes):
@@ -149,6 +150,7 @@ def test_a_run_of_several_processes_is_that_of_one(one_two_four, name, processes
         assert a == pytest.approx(b, rel=1e-6, abs=1e-6, nan_ok=True)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_every_process_remembers_the_same(tmp_path):
     """Without synchronised batch norm too, and for algorithms that hold more than weights."""
@@ -196,6 +198,7 @@ def trainers(process):
     return {c.environ()["RANK"]: c for c in children if "train.py" in " ".join(c.cmdline())}
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_exactly_and_by_another_number_of_processes(tmp_path):
     whole = start(2, tmp_path / "whole")
     out, error = whole.communicate(timeout=300)
@@ -231,6 +234,7 @@ def test_stopped_and_resumed_exactly_and_by_another_number_of_processes(tmp_path
     assert [row["step"] for row in logged(tmp_path / "one")] == [row["step"] for row in logged(tmp_path / "whole")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "rank", "words"), [(signal.SIGKILL, "1", ()), (signal.SIGSTOP, "0", ("--dist_timeout", 4))]
 )
@@ -251,6 +255,7 @@ def test_a_process_that_dies_or_hangs_ends_the_run_with_an_error(tmp_path, numbe
     assert load_tensors(checkpoint)["it"] % 20 == 0
 
 
+@pytest.mark.slow
 def test_bad_input_is_said_once(tmp_path):
     process = start(2, tmp_path, "--total_batch", 6)
     _, error = process.communicate(timeout=120)

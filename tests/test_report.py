@@ -456,6 +456,7 @@ def test_changed_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_pa
     assert not (tmp_path / "usb").exists()
 
 
+@pytest.mark.slow
 def test_the_readmes_table_is_the_committed_reports_which_its_summaries_give(tmp_path):
     summaries = ROOT / "results" / "digits" / "runs.jsonl"
     assert report([str(summaries), "--out", str(tmp_path)]) == 0

@@ -137,6 +137,7 @@ def _kinds_of_configurations():
     return sorted(kinds.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _kinds_of_configurations())
 def test_every_configuration_can_be_built(name, monkeypatch, tmp_path):
     from muscle_plugin.runs.build import build

@@ -57,6 +57,7 @@ def steps(run):
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_failing_run_stops_no_other_and_what_is_finished_is_not_trained_again(tmp_path):
     bad = tmp_path / "no_data.yaml"
     bad.write_text(f"dataset: cifar10\nnum_labels: 10\ndata_dir: {tmp_path}\n")
@@ -90,6 +91,7 @@ def wait_for(condition, process, seconds=300):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_nothing_running_and_goes_on_where_it_was(tmp_path):
     runs = tmp_path / "runs"
     long = ("--num_train_iter", "200", "--epoch", "2", "--num_eval_iter", "20", "--use_tensorboard", "false")
@@ -109,6 +111,7 @@ def test_a_killed_sweep_leaves_nothing_running_and_goes_on_where_it_was(tmp_path
         assert len(json.loads((runs / name / "environment.json").read_text())["continuations"]) == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_replaced_and_its_run_goes_on(tmp_path):
     import psutil
 
@@ -130,6 +133,7 @@ def ignore_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what a script starts in the background
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_what_runs_and_says_what_is_left(tmp_path):
     runs = tmp_path / "runs"
     words = ("muscle_digits_10", "--seeds", 3, "--jobs", 1, "--save_dir", runs, "--use_tensorboard", "false")
@@ -144,6 +148,7 @@ def test_ctrl_c_saves_what_runs_and_says_what_is_left(tmp_path):
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_what_needs_anothers_weights_waits_for_them(tmp_path):
     (tmp_path / "before.yaml").write_text("dataset: digits\nalgorithm: muscle\nstage: pretrain\n")
     after = "dataset: digits\nalgorithm: supervised\ninit_from: '{save_dir}/before_{seed}/latest_model.pth'\n"
@@ -178,6 +183,7 @@ def test_runs_that_start_from_their_own_weights_are_refused(inits, named, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_predecessor_failed_is_not_begun_and_says_why(tmp_path, capsys):
     first, second, third = configured(tmp_path, first=None, second="first", third="second")
     (tmp_path / "first.yaml").write_text(f"dataset: cifar10\nalgorithm: supervised\ndata_dir: {tmp_path}\n")
@@ -328,6 +334,7 @@ class Own(FixMatch):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [("--dry-run",), ()])
 def test_a_setting_of_a_plugin_is_a_flag(more, tmp_path, plugins_forgotten, capsys):  # noqa: F811
     (tmp_path / "own.py").write_text(OWN)
@@ -360,6 +367,7 @@ def test_bad_input_is_one_line_and_nothing_is_begun(words, message, tmp_path, ca
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed (extra `cluster`)")
 def test_on_ray_a_sweep_with_a_killed_worker_is_complete_and_each_run_once(tmp_path):
     import psutil
@@ -448,6 +456,7 @@ def test_gpus_and_how_many_runs_share_them(
     assert capsys.readouterr().err == f"error: {(at_once, names)!r}\n"
 
 
+@pytest.mark.slow
 def test_more_runs_than_gpus_take_them_in_turn(gpus, tmp_path, plugins_forgotten, capsys):  # noqa: F811
     gpus(2, "GPU-8932f937,GPU-4c2a")
     (tmp_path / "seen.py").write_text(SEEN)
@@ -497,6 +506,7 @@ def test_a_share_of_a_gpu_leaves_room_for_so_many_runs(share, runs):
     assert runs_per_gpu(share) == runs
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed (extra `cluster`)")
 def test_on_ray_more_jobs_than_gpus_share_them(gpus, tmp_path, plugins_forgotten, capsys):  # noqa: F811
     gpus(1)

@@ -74,6 +74,7 @@ def test_the_pages_have_no_block_that_is_not_tried():
         assert f"test_{page.stem}" in Path(__file__).read_text()
 
 
+@pytest.mark.slow
 def test_images(follow):
     printed = follow("images.md")
     assert result("cloth")["last_top1"] > 0.7  # of three classes
@@ -87,6 +88,7 @@ def test_images(follow):
     assert len(summary) == 12
 
 
+@pytest.mark.slow
 def test_algorithm(follow, capsys):
     follow("algorithm.md")
     first = result("first")
@@ -107,6 +109,7 @@ def test_algorithm_resumes_bit_for_bit(whole_and_resumed, tmp_path):
     whole_and_resumed(algorithm="muscle_entmin", plugins=str(tmp_path / "entropy.py"), num_eval_iter=2)
 
 
+@pytest.mark.slow
 def test_dataset(follow):
     printed = follow("dataset.md")
     assert result("scans")["last_top1"] > 0.5
@@ -115,6 +118,7 @@ def test_dataset(follow):
     assert re.search(r"│ plain +│ +4 │ +76 │ +20 │", tables[1])
 
 
+@pytest.mark.slow
 def test_net(follow, capsys):
     follow("net.md")
     assert result("tiny")["last_top1"] > 0.5

@@ -109,6 +109,7 @@ def module(path):
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
+@pytest.mark.slow
 def test_every_configuration_means_the_same_to_usbs_parser(usb_config):
     names = config_names()
     assert len(names) > 300
@@ -326,6 +327,7 @@ algorithm.train()
 """
 
 
+@pytest.mark.slow
 def test_patched_usb_finds_this_package_by_its_entry_point(patched, installed, tmp_path, short_run):
     lines = {"num_train_iter": 4, "epoch": 2, "num_eval_iter": 4, "total_batch": 16, "ratio": 3, "num_threads": 1}
     extends = {"extends": str(find_config("muscle_fixmatch_digits_10")), **lines, "save_name": "usb", "save_dir": "."}
@@ -342,6 +344,7 @@ def test_patched_usb_finds_this_package_by_its_entry_point(patched, installed, t
     assert all(torch.equal(v, there["model"][k]) for k, v in here["model"].items())
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_imported_before_semilearn(patched, installed, tmp_path):
     code = """
 import muscle_plugin.training

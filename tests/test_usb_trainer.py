@@ -190,6 +190,7 @@ def test_labelled_and_unlabelled_loaders_share_no_entry(tmp_path):
     assert sum(len(batch["y_lb"]) for batch in test) == 360
 
 
+@pytest.mark.slow
 @needs_hooks
 def test_the_notebook_runs_as_shown(tmp_path):
     book = nbformat.read(NOTEBOOK, as_version=4)
