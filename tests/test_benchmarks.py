@@ -133,6 +133,7 @@ def test_profile_of_what_a_gpu_does(script):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_launches(figures, script, precision):
     """Counts hang on nothing that a machine does: the goal is kept here."""

@@ -37,6 +37,7 @@ def test_trains_and_resumes_exactly(whole_and_resumed, tmp_path, name):
     assert all(("train/mi" in r) == (name in muscle_algorithms()) for r in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(usb_algorithms()) - {"crmatch"}))
 def test_training_changes_the_net(short_run, tmp_path, build_short, name):
     before = dict(build_short(algorithm=name, **special(name)).model.named_parameters())
@@ -45,6 +46,7 @@ def test_training_changes_the_net(short_run, tmp_path, build_short, name):
     assert any(not torch.equal(p, after[n]) for n, p in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["wrn_28_2", "vit_tiny_patch2_32"])
 def test_usbs_nets_train(build_short, net):
     settings = {"net": net, "img_size": 32, "total_batch": 4, "num_train_iter": 1, "epoch": 1}

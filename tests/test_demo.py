@@ -34,6 +34,7 @@ def accuracies(out, algorithm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["muscle", "muscle_fixmatch"])
+@pytest.mark.slow
 def test_muscle_is_ahead_of_supervised_training_with_ten_labels(finished, algorithm):
     """Over seeds, by the sign alone: some 15 to 20 points, where another CPU's rounding moves a run by a few."""
     out, _ = finished
@@ -41,12 +42,14 @@ def test_muscle_is_ahead_of_supervised_training_with_ten_labels(finished, algori
     assert fmean(ours - theirs for ours, theirs in pairs) > 0
 
 
+@pytest.mark.slow
 def test_mutual_information_rises(finished):
     out, _ = finished
     information = list(read_run(out / "muscle_digits_10_0").curve("train/mi").values())
     assert 0 < information[0] < information[-1] / 2 < math.log(10) / 2
 
 
+@pytest.mark.slow
 def test_table_and_pictures(finished):
     out, printed = finished
     assert "MUSCLE + FixMatch" in printed
@@ -78,10 +81,12 @@ def test_other_settings_for_the_same_runs_are_a_failure_with_the_reason(finished
     assert re.search(r"num_train_iter .*\b200, .*\b201\b", done.stdout.replace("\n", " "))
 
 
+@pytest.mark.slow
 def test_bad_arguments():
     assert demo("x", "--seeds", "0").returncode == 2
 
 
+@pytest.mark.slow
 def test_mean_and_spread():
     assert mean_and_std([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert mean_and_std([4.0]) == (4.0, 0.0)

@@ -108,6 +108,7 @@ def stopped(short_run, monkeypatch, **settings):
             short_run(save_name="r", **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("there", "here", "note"),
     [

@@ -75,6 +75,7 @@ def test_every_page_of_docs_is_in_the_navigation(pages):
     assert here - named - {"index.html"} == set()
 
 
+@pytest.mark.slow
 def test_no_link_or_anchor_is_broken(site, pages):
     """Also of raw HTML and of what is generated, which ``--strict`` does not look at."""
     broken = []

@@ -327,6 +327,7 @@ def assert_as_on_the_cpu(build_short, algorithm, name):
     assert algorithm.last_metrics == pytest.approx(expected.last_metrics, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_on", ["device", "host"])
 @pytest.mark.parametrize("name", ["fixmatch", "muscle_remixmatch"])
 def test_a_step_waits_for_nothing_wherever_the_images_are(build_short, gpu, name, data_on):

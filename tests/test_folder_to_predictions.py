@@ -73,6 +73,7 @@ def test_it_learns_from_the_folder_and_predicts_what_it_measured(run, folder, tm
     assert all(0.25 <= float(row["probability"]) <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_one_image_and_any_batch_size_give_the_same_prediction(run, folder, tmp_path):
     image = sorted((folder / "unlabelled").iterdir())[5]
     assert predict("--checkpoint", run / "latest_model.pth", "--images", image, "--out", tmp_path / "1.csv") == 0

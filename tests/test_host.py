@@ -107,6 +107,7 @@ def test_seed_changes_labels_initial_weights_and_order(build_short):
     assert not torch.equal(torch.cat(orders[0]), torch.cat(orders[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm", ["muscle_fixmatch", "muscle_meanteacher", "muscle_mixmatch", "muscle_comatch", "flexmatch"]
 )

@@ -59,6 +59,7 @@ def test_yaml_builds_no_objects(tmp_path, mark):
         load_settings(tmp_path / "c.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [("a: &a [x]\nb: &b [*a, *a]\nlr: *b\n", "reference"),

@@ -57,6 +57,7 @@ SAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [*BATCHES, *SAYS])
 def test_batches_are_those_without_it(interpreted, what):
     assert interpreted[what]

@@ -113,6 +113,7 @@ def test_label_propagation_trains_in_two_stages(name, short_run, tmp_path):
     assert rates[0] == pytest.approx(rates[8])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["labelprop", "muscle_meanteacher_labelprop"])
 @pytest.mark.parametrize("cut", [3, 8, 10, 12])
 def test_it_resumes_in_either_stage(name, cut, short_run, tmp_path):
@@ -218,6 +219,7 @@ def test_the_contrastive_loss_is_nt_xent_between_weak_and_hard_views(name, build
     assert float(log["train/unsup_loss"]) == pytest.approx(float(F.cross_entropy(similarity, partner)), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["muscle", "contrastive", "muscle_contrastive"])
 def test_pretraining_reads_no_label(name, short_run, tmp_path, monkeypatch):
     """With all labels changed, and the same images drawn, it ends with the same weights; training does not."""

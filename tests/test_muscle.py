@@ -159,6 +159,7 @@ def test_the_gradient_reaches_both_views(build_short):
     assert logits["hard"].grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["fixmatch", "meanteacher", "mixmatch", "freematch", "vat"])
 def test_weight_zero_trains_bit_for_bit_as_the_base(short_run, tmp_path, base):
     short_run(algorithm=base, save_name="base")

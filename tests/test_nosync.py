@@ -110,6 +110,7 @@ def test_only_usbs_floats_are_put_off():
     assert not {"item", "to"} & set(vars(Tensor))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"),
     [

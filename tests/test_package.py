@@ -78,6 +78,7 @@ def test_wheel_holds_every_module_configuration_and_template(built):
     assert "](https://arxiv.org" in description
 
 
+@pytest.mark.slow
 def test_source_distribution_holds_what_building_and_testing_take(built):
     (archive,) = built.glob(f"muscle_plugin-{__version__}.tar.gz")
     with tarfile.open(archive) as tar:

@@ -82,6 +82,7 @@ def mypy(path):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_type_checker_accepts_a_users_script_and_finds_its_mistakes(tmp_path):
     pytest.importorskip("mypy")
     assert (ROOT / "muscle_plugin" / "py.typed").is_file()

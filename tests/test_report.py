@@ -275,6 +275,7 @@ def full(make_run):
     evil.rename(evil.parent / "<img src=x onerror=alert(1)>_0")
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_escapes_names(make_run, tmp_path):
     full(make_run)
     html, markdown = made(tmp_path, "--title", "<b>&")

@@ -519,6 +519,7 @@ def test_on_ray_more_jobs_than_gpus_share_them(gpus, tmp_path, plugins_forgotten
     assert {p.read_text() for p in (tmp_path / "seen").iterdir()} == {"0"}
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_no_memory_of_a_run_that_is_over(tmp_path, monkeypatch):
     """Its next run, or another process, wants it: a compiled net refers to itself, and PyTorch keeps what is freed of a GPU."""
     import gc
