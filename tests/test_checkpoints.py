@@ -162,6 +162,7 @@ def test_the_newest_and_those_before_it_are_kept(short_run, tmp_path):
     assert [load_tensors(p)["it"] for p in saved_checkpoints(tmp_path / "three")] == [6, 4, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip, lambda p: os.truncate(p, 5000), lambda p: os.truncate(p, 0), os.unlink])
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(short_run, tmp_path, capsys, damage):
     from muscle_plugin.runs.train import train
@@ -247,6 +248,7 @@ def test_predict_and_export_name_the_other_checkpoints_where_one_is_damaged(shor
 # ------------------------------------------------------------------------------------------- of other runs and versions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "named"),
     [
@@ -288,6 +290,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(short_run, tmp_path, capsys)
         Predictor(path, "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [

@@ -47,6 +47,7 @@ def faults(**settings):
     return caught.value.faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_resolves_to_what_its_name_says(name):
     resolved = load_settings(name)

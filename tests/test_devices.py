@@ -50,6 +50,7 @@ def one_error(capsys):
 # --------------------------------------------------------------------------------------------------------------- names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mps", "xpu", "gpu", "CUDA", "cuda:x", "cuda:-1", "cuda:", "cuda:1.5", ""])
 def test_another_device_is_one_line_before_torch_is_loaded(name, tmp_path):
     commands = [
@@ -174,6 +175,7 @@ def test_a_sweep_takes_runs_of_another_device_for_its_own(tmp_path):
     assert [job(**x).state for x in ({"lr": 0.5}, {"precision": "bf16"})] == ["of other settings"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm", ["comatch", "freematch", "softmatch", "labelprop", "muscle_flexmatch", "remixmatch"]
 )
@@ -227,6 +229,7 @@ def test_a_run_on_a_cpu_asks_nothing_of_a_gpu(short_run, monkeypatch):
     assert short_run(**settings, resume="yes")["complete"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named_by", ["flag", "file"])
 def test_the_command_to_resume_neither_rewinds_a_run_nor_drops_its_lines(
     short_run, tmp_path, monkeypatch, capsys, named_by

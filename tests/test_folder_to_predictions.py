@@ -160,6 +160,7 @@ def test_nets_with_heads_of_the_algorithms_own_predict_too(algorithm, short_run,
     assert table(tmp_path / "p.csv")[0]["class"] in "0123456789"
 
 
+@pytest.mark.slow
 def test_data_show_counts_classes_and_draws_every_view(folder, tmp_path, capsys):
     where = ["--data_dir", str(folder), "--save_dir", str(tmp_path)]
     picture, split = tmp_path / "v.png", tmp_path / "s.json"

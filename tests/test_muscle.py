@@ -74,6 +74,7 @@ def test_muscle_meanteacher_uses_the_students_own_weak_view(build_short):
     assert (student.total(), teacher.total()) == (8 + 8 + 3 * 16, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(muscle_algorithms()))
 def test_no_image_is_forwarded_twice(build_short, name):
     """Beyond what the base does itself: its own forwards are the same, and MUSCLE adds only images not among them."""

@@ -284,6 +284,7 @@ def save(state, path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("classes", [0, 11])
 @pytest.mark.parametrize("model", ["resnet18", "vit_tiny_patch16_224"])

@@ -152,6 +152,7 @@ def test_failed_and_cut_off_runs_and_damaged_folders_are_shown(make_run, tmp_pat
     assert "muscle_digits_10_3" in html
 
 
+@pytest.mark.slow
 def test_order_and_overlap_of_folders_do_not_matter_and_summaries_say_the_same(make_run, tmp_path):
     for seed in (0, 1):
         make_run("muscle_digits_10", seed, 0.9, where="runs/a")
@@ -167,6 +168,7 @@ def test_order_and_overlap_of_folders_do_not_matter_and_summaries_say_the_same(m
     assert "lr 0.1 instead of 0.05" in texts[0]
 
 
+@pytest.mark.slow
 def test_figures_have_a_picture_each_and_figure_3_six(make_run, tmp_path):
     for a in ("supervised", "meanteacher_original", "muscle"):
         for n in (80, 400):
@@ -390,6 +392,7 @@ def test_rows_are_error_at_the_best_step_over_three_seeds_as_usb_writes_them(mak
     )
 
 
+@pytest.mark.slow
 def test_rows_are_added_to_usbs_file_and_replace_their_like(make_run, tmp_path, capsys):
     classic(make_run)
     classic(make_run, "fixmatch")

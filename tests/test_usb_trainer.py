@@ -131,6 +131,7 @@ def test_a_class_of_usb_takes_what_it_took(monkeypatch):
     assert (seen[0]["lrr"], seen[0]["lr"]) == (0.1, "fast")
 
 
+@pytest.mark.slow
 @needs_hooks
 @pytest.mark.parametrize("name", ["muscle_fixmatch", "muscle", "muscle_softmatch"])
 def test_usbs_trainer_takes_the_steps_of_train(tmp_path, name):
