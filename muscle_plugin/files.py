@@ -137,15 +137,36 @@ def read_json(path: Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 
+class _Hashing:
+    """Passes bytes on to a file and takes their SHA-256, so that a checkpoint is never in memory as a whole."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.hash = file, hashlib.sha256()
+        self.fault: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as e:
+            self.fault = self.fault or e
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def save_tensors(path: Path, content: Mapping[str, object], earlier: Sequence[Path] = ()) -> None:
     """Replace a checkpoint, as :func:`atomic_write` does; the file ends with a checksum."""
     import torch
 
-    file = io.BytesIO()
-    torch.save({**content, _CHECKED_KEY: True}, file)
     with atomic_write(path, earlier) as f:
-        f.write(file.getbuffer())
-        f.write(_CHECKED + hashlib.sha256(file.getbuffer()).digest())
+        out = _Hashing(f)
+        try:
+            torch.save({**content, _CHECKED_KEY: True}, out)
+        except RuntimeError as e:  # PyTorch's word for a write that failed
+            raise out.fault or e from e
+        f.write(_CHECKED + out.hash.digest())
 
 
 def _is_checked(path: Path, content: bytes) -> bool:
