@@ -53,6 +53,11 @@ class Resolved:
         """The directory of the run, which may not exist yet."""
         return Path(self.settings.save_dir) / str(self.settings.save_name)
 
+    def steps(self, unlabelled: int) -> int:
+        """The training steps of the run: ``num_train_iter``, or ``epoch`` passes over so many unlabelled images."""
+        s = self.settings
+        return s.num_train_iter or max(1, round(s.epoch * unlabelled / (s.total_batch - s.batch_size)))
+
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, plain values; :func:`resolve` makes the same run of them."""
         return self.settings.model_dump()

@@ -47,10 +47,7 @@ class Timing:
     def steps_of(self, resolved: Resolved) -> int:
         """The training steps of a run of this kind."""
         s = resolved.settings
-        if s.num_train_iter:
-            return int(s.num_train_iter)
-        unlabelled = self.images - (0 if s.include_lb_to_ulb else s.num_labels or self.labelled)
-        return max(1, round(s.epoch * unlabelled / (s.total_batch - s.batch_size)))
+        return resolved.steps(self.images - (0 if s.include_lb_to_ulb else s.num_labels or self.labelled))
 
     def seconds(self, steps: int, done: int) -> float:
         """Seconds from step ``done`` to the end of a run of ``steps``; stages take their share of any run."""

@@ -107,6 +107,7 @@ class Host(USBAlgorithm):
     usb_name: ClassVar[str] = ""
 
     settings: RunSettings
+    run_dir: Path
     source: Source
     split: Split
     test_sequestered: Tensor | None
@@ -133,7 +134,7 @@ class Host(USBAlgorithm):
         settings, rank = resolved.settings, distributed.rank()
         for notice in () if rank else resolved.notices:
             warnings.warn(notice, stacklevel=4)  # where get_algorithm is called, for what has MUSCLE in it
-        self.settings = settings
+        self.settings, self.run_dir = settings, resolved.run_dir
         seed_everything(settings.seed)
         self.device = choose_device(settings.device)
         self.precision = choose_precision(settings.precision, self.device, self.usb_name)
@@ -146,11 +147,10 @@ class Host(USBAlgorithm):
         if source.subclasses is not None and len(split.sequestered):
             self.test_sequestered = torch.isin(source.subclasses[source.test], torch.tensor(split.sequestered))
         self.batch_sizes = settings.batch_size, settings.total_batch - settings.batch_size
-        whole_run = max(1, round(settings.epoch * len(split.unlabelled) / self.batch_sizes[1]))
         write_for_usb(
             args, settings, rank, distributed.world_size(), gpu=self.device.index, amp=self.precision != "fp32",
             num_classes=len(source.classes), num_labels=len(split.labelled),
-            num_train_iter=settings.num_train_iter or whole_run,
+            num_train_iter=resolved.steps(len(split.unlabelled)),
             lb_dest_len=len(split.labelled), ulb_dest_len=len(split.unlabelled),
         )  # fmt: skip
         self.evaluations, self.last_metrics = [], {}
@@ -182,10 +182,6 @@ class Host(USBAlgorithm):
     def device(self, device: torch.device) -> None:
         if not hasattr(self, "_device"):  # a USB that trains on CPUs too chooses one by ``args.gpu`` alone
             self._device = device
-
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.settings.save_dir) / self.settings.save_name
 
     @property
     def nets(self) -> dict[str, nn.Module]:
