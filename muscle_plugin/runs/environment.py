@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from muscle_plugin import distributed
 from muscle_plugin.files import read_json, write_json
 from muscle_plugin.registry.plugins import fingerprints
 from muscle_plugin.settings.resolve import Resolved
@@ -61,7 +62,7 @@ def environment(algorithm: Host, resolved: Resolved, command: Sequence[str]) -> 
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "precision": algorithm.precision,
-        "processes": algorithm.args.world_size,
+        "processes": distributed.world_size(),
         "parameters": sum(p.numel() for p in algorithm.model.parameters()),
         # others read records too: paths are relative to the working directory, if they lie there
         "command": [re.sub(rf"^(--[\w-]+=)?{here}(?=.)", r"\1", word) for word in command],

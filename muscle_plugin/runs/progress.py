@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from muscle_plugin import distributed
 from muscle_plugin.run_files import LATEST
 from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.training import Host
@@ -40,7 +41,7 @@ class Progress:
         labelled, unlabelled = algorithm.batch_sizes
         parameters = sum(p.numel() for p in algorithm.model.parameters())
         s = self._settings
-        world = algorithm.args.world_size
+        world = distributed.world_size()
         processes = f"{world} processes on " if world > 1 else ""
         resumed = f", from step {algorithm.it}" if algorithm.it else ""
         unused = " (not used)" if s.stage == "pretrain" else ""

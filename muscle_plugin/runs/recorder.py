@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from muscle_plugin import distributed
 from muscle_plugin.errors import WriteError
 from muscle_plugin.files import atomic_write, write_json, writing
 from muscle_plugin.runs.progress import Progress
@@ -100,11 +101,16 @@ class Recorder:
 
     def write_result(self, algorithm: Host) -> dict[str, Any]:
         """Replace ``result.json`` by the present state of the run, and return it."""
-        args, seconds = algorithm.args, algorithm.clock.seconds()
+        s, seconds = algorithm.settings, algorithm.clock.seconds()
         scores = accuracies(algorithm.evaluations) or dict.fromkeys(("best_top1", "last_top1", "median20_top1"))
         images = sum(algorithm.batch_sizes) * algorithm.it
         result = {
-            **{name: getattr(args, name) for name in ("algorithm", "dataset", "num_labels", "seed", "net", "stage")},
+            "algorithm": s.algorithm,
+            "dataset": s.dataset,
+            "num_labels": len(algorithm.split.labelled),
+            "seed": s.seed,
+            "net": s.net,
+            "stage": s.stage,
             "complete": algorithm.it >= algorithm.num_train_iter,
             "steps": algorithm.it,
             "num_train_iter": algorithm.num_train_iter,
@@ -116,7 +122,7 @@ class Recorder:
             "images_per_second": round(images / seconds, 1) if seconds else None,
             "warnings": [*algorithm.monitor.told.values()],
             "device": str(algorithm.device),
-            "processes": args.world_size,
+            "processes": distributed.world_size(),
             "precision": algorithm.precision,
         }
         write_json(self.run_dir / "result.json", result)

@@ -118,13 +118,13 @@ def _built(run_dir: Path, resolved: Resolved, checkpoints: Sequence[Path], logge
 
 def _save_split(path: Path, algorithm: Host, resumed: bool) -> None:
     """Write which images are labelled; a DataError if a run that resumes finds other ones."""
-    args, source, split = algorithm.args, algorithm.source, algorithm.split
+    settings, source, split = algorithm.settings, algorithm.source, algorithm.split
     if resumed and path.is_file():
-        before = read_split(path, source, args.include_lb_to_ulb)
+        before = read_split(path, source, settings.include_lb_to_ulb)
         if not torch.equal(before.labelled, split.labelled):
             raise DataError(f"{path}: this run began with other labelled images than its settings give now")
         return
-    write_split(path, split, source, dataset=args.dataset, seed=split_seed(algorithm.settings))
+    write_split(path, split, source, dataset=settings.dataset, seed=split_seed(settings))
 
 
 def _resume(

@@ -39,9 +39,8 @@ def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> N
         contact_sheet(views_of_first_batch(algorithm), picture)
         console.print(f"views of the first step: {picture}")
     if split_file is not None:
-        args = algorithm.args
-        seed = split_seed(algorithm.settings)
-        write_split(split_file, algorithm.split, algorithm.source, dataset=args.dataset, seed=seed)
+        s = algorithm.settings
+        write_split(split_file, algorithm.split, algorithm.source, dataset=s.dataset, seed=split_seed(s))
         console.print(f"labelled images: {split_file}; --split_file takes it")
 
 
@@ -50,7 +49,7 @@ def counts_table(algorithm: Host) -> Table:
     source, split = algorithm.source, algorithm.split
     height, width = source.images.shape[-2:]
     table = Table(
-        title=f"{algorithm.args.dataset}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled,"
+        title=f"{algorithm.settings.dataset}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled,"
         f" {len(source.test)} test images of {height} x {width}, {source.images.shape[1]} channel(s)"
     )
     table.add_column("class", no_wrap=True)
