@@ -109,10 +109,10 @@ def rebuild(about: Mapping[str, Any], weights: object, source: Path) -> Trained:
     # some algorithms wrap the net with heads of their own and keep it as `backbone`
     inner = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
     wanted = net.state_dict()
-    state = tensors if not misfit(tensors, wanted) else inner
-    if misfit(state, wanted):
-        raise InputError(f"{source}: its weights do not fit net {shown(info.net)}: {misfit(tensors, wanted)}")
-    net.load_state_dict(state, strict=False)
+    fault = misfit(tensors, wanted)
+    if fault and misfit(inner, wanted):
+        raise InputError(f"{source}: its weights do not fit net {shown(info.net)}: {fault}")
+    net.load_state_dict(inner if fault else tensors, strict=False)
     return Trained(net.eval(), info)
 
 

@@ -6,7 +6,6 @@ What a net needs is imported when it is asked for: neither USB nor timm nor torc
 from __future__ import annotations
 
 import math
-from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -178,7 +177,7 @@ def net_builder(
     return partial(usb.build, net)
 
 
-def builder_of(settings: RunSettings | Namespace) -> NetBuilder:
+def builder_of(settings: RunSettings) -> NetBuilder:
     """Find what builds the net that settings ask for; see :func:`net_builder`."""
     asked = {
         "dropout": settings.net_dropout,

@@ -90,6 +90,7 @@ class StepLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         algorithm, shared = self._algorithm, self._shared
         first = algorithm.it
+        labelled = {"idx_lb", "y_lb", *(n for n, v in algorithm.batches.views.items() if v.images == LABELLED)}
         for step in range(first, first + len(self)):
             if algorithm.it > 0 and not algorithm.updates:
                 raise RunError(
@@ -99,5 +100,4 @@ class StepLoader:
             if step not in shared:
                 shared.clear()
                 shared[step] = algorithm.batches.batch(step)
-            labelled = {"idx_lb", "y_lb", *(n for n, v in algorithm.batches.views.items() if v.images == LABELLED)}
             yield {k: v for k, v in shared[step].items() if (k in labelled) == (self._kind == LABELLED)}
