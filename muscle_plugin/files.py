@@ -74,7 +74,7 @@ def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]
 
 
 def _replace(new: Path, path: Path, earlier: Sequence[Path]) -> None:
-    """Rename ``new`` to ``path``. Whenever the process dies, the names lead to whole and different files."""
+    """Rename ``new`` to ``path``. Whenever the process dies, the names lead to whole and different files, one fewer at most."""
     second_name = new.with_suffix(".old.part")
     try:
         if earlier:
@@ -92,14 +92,6 @@ def _shift(files: Sequence[Path]) -> None:
     absent = next((i for i, path in enumerate(files) if not path.exists()), len(files) - 1)
     for i in range(absent, 0, -1):
         os.replace(files[i - 1], files[i])
-
-
-def finish_move(path: Path, earlier: Sequence[Path]) -> None:
-    """Complete a replacement of ``path`` during which a process was killed; no other may be writing there."""
-    for second_name in path.parent.glob(f".{path.name}.*.old.part"):
-        if earlier and path.exists() and not path.samefile(second_name):
-            _shift(earlier)
-            os.replace(second_name, earlier[0])
 
 
 def remove_parts(folder: Path) -> None:

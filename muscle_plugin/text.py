@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Iterable
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 
 #: In messages of PyTorch, of cuBLAS and its siblings, of NCCL and of the CPU allocator.
 _RAN_OUT = re.compile(r"out of memory|_STATUS_ALLOC_FAILED|can(?:no|')t allocate memory|not enough memory", re.I)
@@ -63,30 +63,18 @@ def fault_in(error: BaseException, file: str | None, what: str) -> str:
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.5, most: int = 1) -> list[str]:
-    """At most ``most`` known names that are nearly as like ``name`` as the one most like it, which has a ratio of ``cutoff``.
+    """At most ``most`` known names whose likeness to ``name``, difflib's ratio, is at least ``cutoff``, the best first.
 
-    Two comparisons count, the better first: of the lower-case names, and of their parts in alphabetical order
-    (``cifar10-fixmatch``). Folders do not count where ``name`` has none.
+    Case and the order of parts (``cifar10-fixmatch``) do not count, nor do folders where ``name`` has none.
     """
-    if len(name) > 100:  # no name is; difflib takes quadratic time
-        return []
 
-    def spellings(text: str) -> tuple[str, str]:
-        return text.lower(), "_".join(sorted(re.findall(r"[^\W_]+", text.lower())))
+    def key(text: str) -> str:
+        return "_".join(sorted(re.findall(r"[^\W_]+", text.lower())))
 
-    matchers = [SequenceMatcher(b=spelling) for spelling in spellings(name)]  # difflib caches what it finds in b
-    found = []
-    for other in dict.fromkeys(known):
-        ratios = []
-        for matcher, spelling in zip(
-            matchers, spellings(other if "/" in name else other.rpartition("/")[2]), strict=True
-        ):
-            matcher.set_seq1(spelling)
-            ratios.append(matcher.ratio() if matcher.quick_ratio() >= cutoff else 0.0)
-        if max(ratios) >= cutoff:
-            found.append((1 - max(ratios), "/" in other, -sum(ratios), other))
-    found.sort()
-    return [other for distance, *_, other in found[:most] if distance <= 1.5 * found[0][0]]
+    names: dict[str, str] = {}
+    for other in known:
+        names.setdefault(key(other if "/" in name else other.rpartition("/")[2]), other)
+    return [names[near] for near in get_close_matches(key(name[:100]), names, most, cutoff)]
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:

@@ -350,7 +350,7 @@ def test_a_setting_of_a_plugin_is_a_flag(more, tmp_path, plugins_forgotten, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("tabel1",), "no such study or configuration; did you mean 'table1'?"),
+        (("tabel1",), "no such study or configuration; did you mean 'table1'"),
         (("muscle_digits_10", "--seed", "3"), "--seed: a sweep decides it for each run itself; give --seeds N"),
         (("muscle_digits_10", "--seeds", "0"), "--seeds: must be at least 1, got 0"),
         (("muscle_digits_10", "--lrr", "3"), "--lrr is not a setting; did you mean 'lr'?"),

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TextIO
 
 from muscle_plugin.errors import ConfigError, DamagedError, Interrupted, RunError
-from muscle_plugin.files import finish_move, read_json, read_whole, remove_parts, write_json, write_text
+from muscle_plugin.files import read_json, read_whole, remove_parts, write_json, write_text
 from muscle_plugin.run_files import (
     BEST,
     CONFIG_FILE,
     FAILURE_FILE,
     LATEST,
     SPLIT_FILE,
-    earlier_checkpoints,
     saved_checkpoints,
 )
 from muscle_plugin.settings.resolve import Resolved, began_otherwise, differing_settings
@@ -146,7 +145,6 @@ def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
     """
     settings = resolved.settings
     with run_lock(run_dir):
-        finish_move(run_dir / LATEST, earlier_checkpoints(run_dir, settings.keep_checkpoints - 1))
         checkpoints = checkpoints_or_refusal(run_dir, resolved)
         if settings.overwrite and not checkpoints and is_worth_keeping(run_dir):
             shutil.rmtree(run_dir)

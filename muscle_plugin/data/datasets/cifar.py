@@ -1,10 +1,10 @@
-"""CIFAR-10 and CIFAR-100 from torchvision's files, which are pickles: read without running code, pixels in memory once."""
+"""CIFAR-10 and CIFAR-100 from torchvision's files, which are pickles: read without running code."""
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,19 +72,15 @@ def _read(path: Path, room: np.ndarray) -> tuple[dict[str, Any], int]:
     """Return a file's content and its number of images, whose pixels go to the beginning of ``room``, (bytes,) uint8."""
     try:
         with path.open("rb") as file:
-            stream = _Stream(file, room)
-            raw = _Unpickler(stream, encoding="bytes").load()  # type: ignore[arg-type]
+            raw = _Unpickler(file, encoding="bytes").load()
         content = {k.decode() if isinstance(k, bytes) else k: v for k, v in raw.items()}
-        count = 0
-        if "data" in content:
-            _, shape, _, _, pixels = content.pop("data").state
-            if pixels:  # too short for the stream to divert, or not written as a string
-                stream.taken = len(pixels)
-                room[: len(pixels)] = np.frombuffer(pixels, np.uint8)
-            if len(shape) != 2 or shape[1] != _ROW or shape[0] * _ROW != stream.taken:
-                raise ValueError(f"expected rows of {_ROW} pixels, found {shape}")
-            count = shape[0]
-        return content, count
+        if "data" not in content:
+            return content, 0
+        _, shape, _, _, pixels = content.pop("data").state
+        if len(shape) != 2 or shape[1] != _ROW or shape[0] * _ROW != len(pixels):
+            raise ValueError(f"expected rows of {_ROW} pixels, found {shape}")
+        room[: len(pixels)] = np.frombuffer(pixels, np.uint8)
+        return content, shape[0]
     except FileNotFoundError:
         raise DataError(f"{path}: missing; the other files of the data set are there") from None
     except Exception as e:  # a pickle can make its reader raise anything
@@ -117,27 +113,3 @@ def _latin1(text: str, codec: str) -> bytes:
     if codec != "latin1":
         raise pickle.UnpicklingError(f"refused codec {codec}")
     return text.encode(codec)
-
-
-class _Stream:
-    """A file for an unpickler that diverts its one long string, the pixels, to ``room``; otherwise memory would hold them
-    three times. The unpickler gets an empty string instead. ``taken``: bytes diverted.
-    """
-
-    def __init__(self, file: BinaryIO, room: np.ndarray) -> None:
-        self._file, self._room, self._last = file, room, b""
-        self.readline = file.readline
-        self.taken = 0
-
-    def read(self, n: int) -> bytes:
-        data = self._file.read(n)
-        # opcode T: a string, whose length is in the next four bytes
-        if n == 4 and self._last == b"T" and (size := int.from_bytes(data, "little")) > 1 << 20:
-            if self.taken or size > len(self._room):
-                raise ValueError(f"{size} bytes of pixels")
-            self.taken = self._file.readinto(self._room[:size])  # type: ignore[attr-defined]
-            if self.taken < size:
-                raise EOFError("cut off")
-            data = bytes(4)
-        self._last = data
-        return data
