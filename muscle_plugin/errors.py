@@ -47,10 +47,6 @@ class PluginError(InputError):
     same_everywhere = True
 
 
-class CompileError(InputError):
-    """The net cannot be compiled on this machine."""
-
-
 class DamagedError(InputError):
     """A file does not hold what was written to it."""
 

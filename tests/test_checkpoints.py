@@ -92,7 +92,7 @@ def die_before_rename(number):
 @needs_fork
 @pytest.mark.parametrize("before", [2, 4], ids="{} written before".format)
 def test_a_kill_between_renames_loses_one_earlier_file_at_most(tmp_path, before):
-    """Killed before each rename in turn: afterwards the names lead to whole files, the newest first, and to one fewer at most."""
+    """Killed before each rename in turn: the names then lead to whole files, the newest first, and to one fewer at most."""
     path, earlier = tmp_path / "a", [tmp_path / "b", tmp_path / "c"]
 
     def write(n):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import CONFIGS, ROOT
 
-from muscle_plugin.errors import CompileError
+from muscle_plugin.errors import InputError
 from muscle_plugin.files import load_tensors
-from muscle_plugin.training.nets import CompiledForward, compile_net
+from muscle_plugin.training.nets import CompiledForward
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 
@@ -61,9 +61,7 @@ def test_what_is_around_the_compiled_forward_stays(monkeypatch):
     monkeypatch.setattr(torch, "compile", stand_in)
     net, x = Net(), torch.randn(5, 3)
     names, expected = list(net.state_dict()), net(x)["logits"]
-    compile_net(net, "no")
-    assert "forward" not in vars(net)
-    compile_net(net, "default")
+    net.forward = CompiledForward(net, "default")
     assert torch.equal(net(x)["logits"], expected)
     assert compiled == [(net, "default")]
     assert list(net.state_dict()) == names
@@ -94,8 +92,8 @@ def test_a_net_that_cannot_be_compiled_is_one_line(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", stand_in)
     net = Net()
-    compile_net(net, "default")
-    with pytest.raises(CompileError, match=r"^compile: Net .*\bno\b.*--compile no$") as caught:
+    net.forward = CompiledForward(net, "default")
+    with pytest.raises(InputError, match=r"^compile: Net .*\bno\b.*--compile no$") as caught:
         net(torch.zeros(1, 3))
     assert "\n" not in str(caught.value)
 

@@ -411,7 +411,7 @@ def test_an_exchange_and_a_compiler_without_memory_do_not_blame_others(monkeypat
     with pytest.raises(torch.cuda.OutOfMemoryError):
         nets.check_compiler("default", CPU)
     net = torch.nn.Linear(2, 2)
-    nets.compile_net(net, "default")
+    net.forward = nets.CompiledForward(net, "default")
 
     def failing(*_):  # Inductor wraps what its compiler meets
         raise torch._dynamo.exc.TorchDynamoException(f"backend='inductor' raised:\nOutOfMemoryError: {GPU_IS_FULL}")

@@ -416,7 +416,7 @@ def test_a_run_goes_on_on_another_device(short_run, monkeypatch, name, there):
 def test_an_algorithm_may_log_what_it_has_on_the_cpu(build_short, gpu, monkeypatch):
     algorithm = build_short(algorithm="fixmatch", device="cuda", num_train_iter=2)
     algorithm.hooks_dict["LoggingHook"].sums["train/then"] = torch.tensor(2.0)  # as in a run that goes on
-    algorithm.hooks_dict["LoggingHook"].steps = 1
+    algorithm.hooks_dict["LoggingHook"].counts["train/then"] = 1
     step, records = algorithm.train_step, []
 
     def logs(**batch):

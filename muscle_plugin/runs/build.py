@@ -8,8 +8,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 
-import torch
-
 import muscle_plugin.register  # noqa: F401  USB's classes look each other up by name
 from muscle_plugin.algorithms.compose import algorithm_class
 from muscle_plugin.data.load import load_data
@@ -20,7 +18,6 @@ from muscle_plugin.nets.build import builder_of
 from muscle_plugin.runs.logs import output_to
 from muscle_plugin.settings.resolve import Resolved
 from muscle_plugin.settings.schema import RunSettings
-from muscle_plugin.text import first_line, out_of_memory
 from muscle_plugin.training import Host
 
 #: Within it, memory that runs out is a :class:`DeviceError` that says what needs less.
@@ -38,11 +35,8 @@ def build(resolved: Resolved, logger: logging.Logger | None = None, source: Sour
         DataError, DeviceError, InputError: the data, the device or the net cannot be had.
     """
     settings, args = resolved.settings, Namespace(resolved=resolved, source=source)
-    with room_for_images_and_nets(), _faults_of_usb(settings):
-        with output_to(logger):
-            algorithm: Host = algorithm_class(settings.algorithm)(args, builder_of(settings), None, logger)
-        _try_net(algorithm, settings)
-    return algorithm
+    with room_for_images_and_nets(), _faults_of_usb(settings), output_to(logger):
+        return algorithm_class(settings.algorithm)(args, builder_of(settings), None, logger)
 
 
 def pack_images(resolved: Resolved, logger: logging.Logger | None) -> None:
@@ -65,21 +59,3 @@ def _faults_of_usb(settings: RunSettings) -> Iterator[None]:
         raise InputError(f"{what}: USB's class does not support it; see the README's table of algorithms") from e
     except ValueError as e:
         raise InputError(str(e)) from e
-
-
-def _try_net(algorithm: Host, settings: RunSettings) -> None:
-    """Forward two blank images, so that a net and an image size that do not fit are found before training."""
-    net = algorithm.model
-    blank = torch.zeros(2, algorithm.batches.channels, settings.img_size, settings.img_size, device=algorithm.device)
-    was_training = net.training
-    net.eval()
-    try:
-        with torch.no_grad():
-            net(blank)
-    except (RuntimeError, ValueError) as e:
-        if out_of_memory(e):
-            raise
-        raise InputError(
-            f"net: {settings.net} cannot take images of {settings.img_size} x {settings.img_size}: {first_line(e)}"
-        ) from e
-    net.train(was_training)

@@ -7,6 +7,7 @@ else that an exact continuation needs has a name of its own in :class:`Checkpoin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +69,7 @@ class Checkpoint(state.StrictModel):
     evaluations: list[FiniteFloat]
     last_metrics: dict[str, float]
     train_seconds: FiniteFloat
-    log_steps: NonNegativeInt
-    log_without: dict[str, int]
+    log_counts: dict[str, int]
     monitor: MonitorState
     algorithm: dict[str, Any]
     hooks: dict[str, dict[str, Any]]
@@ -101,8 +101,7 @@ def collect(host: Host) -> dict[str, Any] | None:
         "evaluations": list(host.evaluations),
         "last_metrics": dict(host.last_metrics),
         "train_seconds": host.clock.seconds(),
-        "log_steps": logging.steps,
-        "log_without": dict(logging.without),
+        "log_counts": dict(logging.counts),
         "monitor": host.monitor.state_dict(),
         **state.capture(host),
         "processes": processes,
@@ -221,8 +220,7 @@ def _restore(host: Host, checkpoint: Checkpoint) -> None:
     host.clock.counted = checkpoint.train_seconds
     host.monitor.load_state_dict(checkpoint.monitor)
     logging = _logging_hook(host)
-    logging.steps, logging.without = checkpoint.log_steps, checkpoint.log_without
-    logging.sums = _restore_process(host, checkpoint)
+    logging.sums, logging.counts = _restore_process(host, checkpoint), Counter(checkpoint.log_counts)
 
 
 def _check_kinds(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import statistics
 import time
 from bisect import bisect
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -234,31 +235,27 @@ class HostLoggingHook(Hook):
 
     Attributes:
         sums: of each value since the last log step; a process has those of its own images.
-        without: how many of these ``steps`` lacked a value.
+        counts: the steps that had it.
     """
 
     sums: dict[str, float | Tensor]
-    steps: int
-    without: dict[str, int]
+    counts: Counter[str]
 
     def __init__(self) -> None:
         super().__init__()
-        self.sums, self.steps, self.without = {}, 0, {}
+        self.sums, self.counts = {}, Counter()
 
     def after_train_step(self, algorithm: Host) -> None:
         now = {k: v for k, v in algorithm.log_dict.items() if k.startswith("eval/")}
         values = {k: v for k, v in algorithm.log_dict.items() if k not in now}
-        missing = {k: self.without.get(k, 0) + 1 for k in self.sums if k not in algorithm.log_dict}
-        late = {k: self.steps for k in values if self.steps and k not in self.sums}
-        self.without |= missing | late
         self.sums |= added(self.sums, values)
-        self.steps += 1
+        self.counts.update(values.keys())
         if now or self.every_n_iters(algorithm, algorithm.num_log_iter) or self.is_last_iter(algorithm):
             monitor, step = algorithm.monitor, algorithm.it + 1
             found = list(read({**self.sums, **monitor.counts()}).values())  # all in one transfer
             found = distributed.mean(torch.tensor(found, dtype=torch.float64)).tolist()
             counts = dict(zip(monitor.counts(), found[len(self.sums) :], strict=True))
-            means = {k: v / (self.steps - self.without.get(k, 0)) for k, v in zip(self.sums, found, strict=False)}
+            means = {k: v / self.counts[k] for k, v in zip(self.sums, found, strict=False)}
             monitor.check(step, counts, {k: v for k, v in means.items() if isinstance(self.sums[k], Tensor)})
             if algorithm.loss_scaler.is_enabled():
                 now["train/skipped_steps"] = int(counts["skipped"])
@@ -267,7 +264,7 @@ class HostLoggingHook(Hook):
             if "train/entropy" in means:
                 monitor.see_entropy(step, means["train/entropy"], algorithm.num_classes)
             monitor.last_line = {"step": step, **means}
-            self.sums, self.steps, self.without = {}, 0, {}
+            self.sums, self.counts = {}, Counter()
 
 
 def added(sums: Mapping[str, float | Tensor], values: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:

@@ -101,7 +101,7 @@ class Host(USBAlgorithm):
         updates: of the weights, by this object.
 
     Raises:
-        DataError, DeviceError, CompileError: the data, the device or the compiler asked for cannot be had.
+        DataError, DeviceError, InputError: the data, the device, the net or the compiler asked for cannot be had.
     """
 
     usb_name: ClassVar[str] = ""

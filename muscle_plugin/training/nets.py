@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from muscle_plugin import distributed
 from muscle_plugin.data.batches import Batches
-from muscle_plugin.errors import CompileError, InputError
+from muscle_plugin.errors import InputError
 from muscle_plugin.nets.weights import load_weights
 from muscle_plugin.run_files import checkpoint_of
 from muscle_plugin.settings.schema import RunSettings
@@ -29,23 +29,27 @@ def prepare(nets: Sequence[nn.Module], settings: RunSettings, batches: Batches, 
     if settings.init_from:
         count = load_weights(first, checkpoint_of(Path(settings.init_from)), settings.init_head)
         notes.append(f"{count} of the net's {len(first.state_dict())} tensors are from {settings.init_from}")
-    # channels last makes convolutions a sixth faster, on a CPU too
-    blank = torch.zeros(2, batches.channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    blank = torch.zeros(2, batches.channels, size, size, device=device)
     first.eval()
-    try:
-        with torch.no_grad(), usb_calls_on(device):
-            first.to(memory_format=torch.channels_last)(blank)
-        batches.channels_last = True
-    except (RuntimeError, ValueError) as e:  # of a net that flattens feature maps by ``view``
-        if out_of_memory(e):
-            raise
-        first.to(memory_format=torch.contiguous_format)
-        notes.append(f"net {settings.net} cannot compute channels last, which is faster ({first_line(e)})")
+    # channels last makes convolutions a sixth faster, on a CPU too; a net that flattens feature maps by ``view`` cannot
+    for layout in (torch.channels_last, torch.contiguous_format):
+        try:
+            with torch.no_grad(), usb_calls_on(device):
+                first.to(memory_format=layout)(blank.contiguous(memory_format=layout))
+            batches.channels_last = layout is torch.channels_last
+            break
+        except (RuntimeError, ValueError) as e:
+            if out_of_memory(e):
+                raise
+            if layout is torch.contiguous_format:
+                raise InputError(f"net: {settings.net} cannot take images of {size} x {size}: {first_line(e)}") from e
+            notes.append(f"net {settings.net} cannot compute channels last, which is faster ({first_line(e)})")
     first.train()
     for net in nets:
         if batches.channels_last:
             net.to(memory_format=torch.channels_last).register_forward_pre_hook(_images_channels_last)
-        compile_net(net, settings.compile)
+        if settings.compile != "no":
+            net.forward = CompiledForward(net, settings.compile)
     return notes
 
 
@@ -79,7 +83,7 @@ class CompiledForward:
         except torch._dynamo.exc.TorchDynamoException as e:
             if out_of_memory(e):
                 raise
-            raise CompileError(
+            raise InputError(
                 f"compile: {type(self.net).__name__} cannot be compiled ({type(e).__name__}: {first_line(e)}); use --compile no"
             ) from e
 
@@ -87,14 +91,8 @@ class CompiledForward:
         return CompiledForward(memo[id(self.net)], self.mode)
 
 
-def compile_net(net: nn.Module, mode: str) -> None:
-    """Compile the forward pass of a net, at its first call; modes are those of ``torch.compile``, or ``no``."""
-    if mode != "no":
-        net.forward = CompiledForward(net, mode)
-
-
 def check_compiler(mode: str, device: torch.device) -> None:
-    """Raise a CompileError that says what is missing if nothing can be compiled here."""
+    """Raise an InputError that says what is missing if nothing can be compiled here."""
     if mode == "no":
         return
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
@@ -104,9 +102,9 @@ def check_compiler(mode: str, device: torch.device) -> None:
         if out_of_memory(e):
             raise
         if device.type == "cpu" and not any(shutil.which(c) for c in ("g++", "clang++", "c++")):
-            raise CompileError("compile: needs a C++ compiler such as g++, which is not here; use --compile no") from e
+            raise InputError("compile: needs a C++ compiler such as g++, which is not here; use --compile no") from e
         what = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler that works"
-        raise CompileError(f"compile: needs {what} ({type(e).__name__}: {first_line(e)}); use --compile no") from e
+        raise InputError(f"compile: needs {what} ({type(e).__name__}: {first_line(e)}); use --compile no") from e
 
 
 class _SyncOnCPU(nn.SyncBatchNorm):
