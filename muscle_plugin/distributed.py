@@ -80,23 +80,16 @@ def _exchange() -> Iterator[None]:
         ) from e
 
 
-# ------------------------------------------------------------------------------------------------------------- tensors
-
-
 class _Mean(torch.autograd.Function):
     """The mean over processes. It is linear and symmetric, so its gradient is the mean of the gradients."""
 
     @staticmethod
     def forward(_: FunctionCtx, x: Tensor) -> Tensor:
-        return _mean(x)
+        return _sum(x) / world_size()
 
     @staticmethod
     def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
-        return _mean(gradient)
-
-
-def _mean(x: Tensor) -> Tensor:
-    return _sum(x) / world_size()
+        return _sum(gradient) / world_size()
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -107,14 +100,7 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """Average ``x`` over processes, with gradient: once gradients are averaged, that of the global value.
-
-    Args:
-        x: any shape, the same in every process.
-
-    Returns:
-        The same shape.
-    """
+    """Average ``x`` over processes, with gradient: once gradients are averaged, that of the global value."""
     return _Mean.apply(x) if world_size() > 1 else x
 
 
@@ -133,14 +119,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """Concatenate the rows of all processes by rank, with gradient.
-
-    Args:
-        x: (n, ...), n the same in every process.
-
-    Returns:
-        (n * world_size(), ...).
-    """
+    """Concatenate the rows of all processes by rank, with gradient: (n, ...), as many in each, to (n * world_size(), ...)."""
     return _Gather.apply(x) if world_size() > 1 else x
 
 
@@ -148,11 +127,7 @@ def gather_parts(x: Tensor, to_first: bool = False) -> Tensor:
     """Concatenate the rows of all processes by rank, without gradient; their numbers may differ.
 
     Args:
-        x: (n, ...).
         to_first: only the first process needs them; the others get ``x``.
-
-    Returns:
-        (sum of n, ...).
     """
     if world_size() == 1:
         return x
@@ -171,11 +146,7 @@ def gather_parts(x: Tensor, to_first: bool = False) -> Tensor:
 
 @torch.no_grad()
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Replace floating-point tensors by their means over processes, in one exchange per type.
-
-    Args:
-        tensors: any shapes, the same ones in every process; integers are left alone.
-    """
+    """Replace floating-point tensors by their means over processes, in one exchange per type; integers are left alone."""
     chosen = [t for t in tensors if t.is_floating_point()]
     if world_size() == 1 or not chosen:
         return
@@ -211,9 +182,6 @@ def any_process(flag: bool) -> bool:
     return bool(shared)
 
 
-# ------------------------------------------------------------------------------------------------------------- objects
-
-
 def gather_objects(value: T) -> list[T]:
     """Collect the values of all processes by rank; they must pickle."""
     if world_size() == 1:
@@ -247,11 +215,8 @@ def in_every_process(work: Callable[[], T]) -> T:
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """Call ``work`` in the first process, and return its result in all; it must pickle.
-
-    Raises:
-        UserError, OSError: as :func:`in_every_process`.
-    """
+    """Call ``work`` in the first process, and return its result in all; it must pickle. A failure is raised in all, as
+    :func:`in_every_process` does."""
     box = in_every_process(lambda: [work() if rank() == 0 else None])
     if world_size() > 1:
         with _exchange():

@@ -30,9 +30,6 @@ def refuse_existing(path: Path, instead: str) -> None:
         raise InputError(f"{path}: already exists; {instead}")
 
 
-# ------------------------------------------------------------------------------------------------------------- writing
-
-
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn every OSError within it into a :class:`WriteError` of ``path``."""
@@ -124,9 +121,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path.name}: expected a mapping, found a {type(found).__name__}")
     return found
-
-
-# --------------------------------------------------------------------------------------------------------- checkpoints
 
 
 class _Hashing:

@@ -353,7 +353,7 @@ def test_the_loss_scaler_does_not_wait_even_for_a_step_that_it_leaves_out(build_
     algorithm.call_hook("after_train_step", "EMAHook")
     assert not gpu.waits
     left_out = all(torch.equal(p.value, b) for p, b in zip(algorithm.model.parameters(), before, strict=True))
-    assert left_out == (scale > 2.0**20) == bool(algorithm.monitor.skipped.value)
+    assert left_out == (scale > 2.0**20) == bool(algorithm.monitor.state.skipped.value)
 
 
 @pytest.mark.parametrize("told_apart", [False, True])

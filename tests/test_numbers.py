@@ -274,10 +274,10 @@ def test_the_first_step_of_each_value_is_kept():
     one = torch.tensor(1.0)
     for step, (a, b) in enumerate([(one, one), (one, one / 0), (one * NAN, one), (one, one)], start=1):
         watch.observe(step, one if step < 4 else -one / 0, None, None, {"a": a, "b": b, "c": NAN, "d": torch.ones(3)})
-    (names,) = watch.first
+    (names,) = watch.state.first
     assert names == ("loss", "a", "b")
-    assert watch.first[names].tolist() == [4, 3, 2]
-    assert (int(watch.longest), int(watch.losses), int(watch.run)) == (1, 1, 1)
+    assert watch.state.first[names].tolist() == [4, 3, 2]
+    assert (int(watch.longest), int(watch.state.losses), int(watch.state.run)) == (1, 1, 1)
 
 
 def test_a_continuation_knows_no_more_of_skipped_steps_than_a_whole_run():
@@ -286,10 +286,10 @@ def test_a_continuation_knows_no_more_of_skipped_steps_than_a_whole_run():
     for step, value in enumerate((NAN, NAN, 1.0, NAN), 1):
         whole.observe(step, torch.tensor(value), None, torch.tensor(math.isnan(value)), {})
     resumed = monitor(20)
-    resumed.load_state_dict(MonitorState.model_validate(whole.state_dict()))
+    resumed.load(MonitorState.model_validate(dict(whole.state)))
     for watch in (whole, resumed):
         watch.observe(5, torch.tensor(1.0), None, torch.tensor(False), {})
-    assert repr(whole.state_dict()) == repr(resumed.state_dict())
+    assert repr(whole.state) == repr(resumed.state)
 
 
 def test_steps_left_out_long_ago_are_not_blamed():
@@ -298,8 +298,8 @@ def test_steps_left_out_long_ago_are_not_blamed():
     for step in range(1, 20):
         bad = step in (3, 4) or step >= 10
         watch.observe(step, one, inf if bad else one * 0, inf if bad else one * 0, {})
-    assert watch.first["loss", "gradient"].tolist() == [math.inf, 10]
-    assert (int(watch.skipped), int(watch.longest)) == (12, 10)
+    assert watch.state.first["loss", "gradient"].tolist() == [math.inf, 10]
+    assert (int(watch.state.skipped), int(watch.longest)) == (12, 10)
 
 
 def test_the_error_passes_between_processes():
@@ -334,7 +334,7 @@ def test_mutual_informations_collapse_is_said_once():
         watch.see_entropy(step, h, 10)
     assert len(said) == 1
     assert re.match(rf"H\(z\) .* {low:.3f} .* step {2 * LOW_ENTROPY_LINES - 1}\b.* 2\.30\b", said[0])
-    assert [*watch.told.values()] == said
+    assert [*watch.state.told.values()] == said
 
 
 def test_one_class_for_all_test_images():
@@ -344,14 +344,14 @@ def test_one_class_for_all_test_images():
         watch.see_evaluation(1, share, 0.1, False)
     assert not said
     watch.see_evaluation(800, 0.99, 0.1, False)
-    assert said == [*watch.told.values()]
+    assert said == [*watch.state.told.values()]
     assert re.match(r"99\.0 % .*\bclass .*\bstep 800\b", said[0])
     last = monitor(0)
     last.see_evaluation(9, 1.0, 0.1, True)
-    assert len(last.told) == 1
+    assert len(last.state.told) == 1
     uneven = monitor(0)
     uneven.see_evaluation(9, 1.0, 0.9, True)  # there it is right
-    assert not uneven.told
+    assert not uneven.state.told
 
 
 def test_one_class_is_said_once_whatever_the_share():
@@ -360,10 +360,10 @@ def test_one_class_is_said_once_whatever_the_share():
     for step, share in enumerate((0.3, 0.96, 0.97, 0.98, 0.99, 1.0), 1):
         watch.see_evaluation(step, share, 0.1, step == 6)
     resumed = monitor(0, said)
-    resumed.load_state_dict(MonitorState.model_validate(watch.state_dict()))
+    resumed.load(MonitorState.model_validate(dict(watch.state)))
     resumed.see_evaluation(7, 0.991, 0.1, True)
     assert len(said) == 1
-    assert [*resumed.told.values()] == said
+    assert [*resumed.state.told.values()] == said
 
 
 def test_a_collapsed_run_says_so(short_run, tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ class Recorder:
             "evaluations": len(algorithm.evaluations),
             "seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 1) if seconds else None,
-            "warnings": [*algorithm.monitor.told.values()],
+            "warnings": [*algorithm.monitor.state.told.values()],
             "device": str(algorithm.device),
             "processes": distributed.world_size(),
             "precision": algorithm.precision,

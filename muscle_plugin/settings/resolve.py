@@ -72,8 +72,6 @@ class Resolved:
         return out.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------------------- batch sizes
-
 #: The settings that give the sizes of a batch, some of them by two names.
 BATCH_SETTINGS = ("total_batch", "ratio", "batch_size", "uratio")
 
@@ -130,9 +128,6 @@ def _with_batch(settings: RunSettings, layers: Sequence[Layer]) -> RunSettings:
     ratio = unlabelled / labelled
     sizes = {"batch_size": labelled, "total_batch": labelled + unlabelled, "ratio": ratio, "uratio": ratio}
     return settings.model_copy(update=sizes)
-
-
-# ------------------------------------------------------------------------------------------------------------ resolving
 
 
 def spelled(key: str, layer: Layer) -> str:
@@ -294,9 +289,6 @@ def _stem(settings: RunSettings) -> str:
     return f"{settings.algorithm}_{settings.dataset}_{labels}"
 
 
-# -------------------------------------------------------------------------------------------------------------- loading
-
-
 def load_settings(config: str | Path | None = None, **overrides: Any) -> Resolved:
     """The settings of a run from a YAML file, or the name of one of ``benchmark_configs``, and keyword arguments (which
     win), as ``train.py`` would resolve them. Values may be paths, fractions, and scalars of NumPy or PyTorch.
@@ -332,9 +324,6 @@ def load_plugins(layers: Sequence[Layer], given: object) -> None:
     except PluginError as e:
         place = f"{named.source}: plugins" if given is True and named else "--plugins"
         raise ConfigError([f"{place}: {e}"]) from None
-
-
-# ------------------------------------------------------------------------------------------------------------ comparing
 
 
 def differing_settings(saved: str | Path, resolved: Resolved) -> dict[str, tuple[Any, Any]]:

@@ -102,7 +102,7 @@ def collect(host: Host) -> dict[str, Any] | None:
         "last_metrics": dict(host.last_metrics),
         "train_seconds": host.clock.seconds(),
         "log_counts": dict(logging.counts),
-        "monitor": host.monitor.state_dict(),
+        "monitor": state.plain(dict(host.monitor.state)),
         **state.capture(host),
         "processes": processes,
     }
@@ -218,7 +218,7 @@ def _restore(host: Host, checkpoint: Checkpoint) -> None:
     host.best_it, host.best_eval_acc = checkpoint.best_it, checkpoint.best_eval_acc
     host.evaluations, host.last_metrics = checkpoint.evaluations, checkpoint.last_metrics
     host.clock.counted = checkpoint.train_seconds
-    host.monitor.load_state_dict(checkpoint.monitor)
+    host.monitor.load(checkpoint.monitor)
     logging = _logging_hook(host)
     logging.sums, logging.counts = _restore_process(host, checkpoint), Counter(checkpoint.log_counts)
 

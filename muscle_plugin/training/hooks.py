@@ -263,7 +263,7 @@ class HostLoggingHook(Hook):
             algorithm.record({"lr": float(rate), **means, **now})
             if "train/entropy" in means:
                 monitor.see_entropy(step, means["train/entropy"], algorithm.num_classes)
-            monitor.last_line = {"step": step, **means}
+            monitor.state.last_line = {"step": step, **means}
             self.sums, self.counts = {}, Counter()
 
 

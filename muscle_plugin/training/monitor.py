@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from muscle_plugin import distributed
 from muscle_plugin.errors import NotFinite
 from muscle_plugin.run_files import LATEST
 from muscle_plugin.settings.schema import RunSettings
-from muscle_plugin.training.state import StrictModel, plain
+from muscle_plugin.training.state import StrictModel
 
 #: Consecutive non-finite steps allowed under fp16 by default; the loss scaler leaves them out and scales down.
 FP16_STEPS = 20
@@ -32,18 +33,33 @@ SHOWN = 10  # names of tensors in failure.json
 
 
 class MonitorState(StrictModel):
-    """What a checkpoint holds of a :class:`TrainingMonitor`."""
+    """What a checkpoint holds of a :class:`TrainingMonitor`.
+
+    Attributes:
+        run: (), consecutive non-finite steps.
+        skipped: (), steps that the loss scaler left out.
+        losses: (), steps whose loss was not finite.
+        first: names of a step's values -> (K,) float64, the first step at which each was not finite.
+        told: what a warning is about -> its text.
+        last_line: the step and the training values of the last log line.
+    """
 
     run: Tensor
     skipped: Tensor
     losses: Tensor
-    first: list[tuple[list[str], Tensor]]
-    told: dict[str, str]
-    last_line: dict[str, float]
-    losses_seen: float
-    low_entropy: int
-    one_class: int
-    has_varied: bool
+    first: dict[tuple[str, ...], Tensor] = Field(default_factory=dict)
+    told: dict[str, str] = Field(default_factory=dict)
+    last_line: dict[str, float] = Field(default_factory=dict)
+    losses_seen: float = 0.0
+    low_entropy: int = 0
+    one_class: int = 0
+    has_varied: bool = False
+
+    def on(self, device: torch.device) -> MonitorState:
+        """The same with its tensors on this device, in the types in which they are counted."""
+        counts = {k: getattr(self, k).to(device, torch.int64).reshape(()) for k in ("run", "skipped", "losses")}
+        first = {names: at.to(device, torch.float64).reshape(len(names)) for names, at in self.first.items()}
+        return self.model_copy(update={**counts, "first": first})
 
 
 class TrainingMonitor:
@@ -55,13 +71,9 @@ class TrainingMonitor:
         advise: what to do after a failure, given the step of the last checkpoint, or None without one.
 
     Attributes:
-        run, longest: (), consecutive non-finite steps, now and at most.
-        skipped: (), steps that the loss scaler left out.
-        losses: (), steps whose loss was not finite.
-        first: names of a step's values -> (K,) float64, the first step at which each was not finite.
-        told: what a warning is about -> its text.
+        state: what lasts.
+        longest: (), consecutive non-finite steps at most, since the start of the process: more may be allowed on resume.
         saved: the step of the last checkpoint.
-        last_line: the step and the training values of the last log line.
     """
 
     def __init__(
@@ -69,14 +81,14 @@ class TrainingMonitor:
     ) -> None:
         self.limit = limit
         self._device, self._tell, self._advise = device, tell, advise
-        self.run, self.longest, self.skipped, self.losses = torch.zeros(4, dtype=torch.int64, device=device).unbind()
-        self.first: dict[tuple[str, ...], Tensor] = {}
-        self.told: dict[str, str] = {}
         self.saved: int | None = None
-        self.last_line: dict[str, float] = {}
-        self.losses_seen = 0.0
-        self.low_entropy = self.one_class = 0
-        self.has_varied = False
+        none = torch.zeros((), dtype=torch.int64)
+        self.load(MonitorState(run=none, skipped=none, losses=none))
+
+    def load(self, state: MonitorState) -> None:
+        """Go on from this state."""
+        self.state = state.on(self._device)
+        self.longest = self.state.run
 
     def observe(
         self, step: int, loss: Tensor, gradient: Tensor | None, skipped: Tensor | None, log: Mapping[str, object]
@@ -95,21 +107,21 @@ class TrainingMonitor:
         stacked = torch.stack([v.detach().reshape(()) for v in values.values()])  # of the widest type among them
         bad = (stacked - stacked).ne(0)  # in fewer operations than isfinite: infinity less itself is no number
         names = tuple(values)
-        if names not in self.first:
-            self.first[names] = torch.full((len(names),), math.inf, dtype=torch.float64, device=bad.device)
-        first = torch.where(bad, self.first[names].clamp(max=step), self.first[names])
-        self.run = torch.where(bad[:decisive].any(), self.run + 1, 0)
-        self.longest = torch.maximum(self.longest, self.run)
-        self.losses = self.losses + bad[0]
+        if names not in self.state.first:
+            self.state.first[names] = torch.full((len(names),), math.inf, dtype=torch.float64, device=bad.device)
+        first = torch.where(bad, self.state.first[names].clamp(max=step), self.state.first[names])
+        self.state.run = torch.where(bad[:decisive].any(), self.state.run + 1, 0)
+        self.longest = torch.maximum(self.longest, self.state.run)
+        self.state.losses = self.state.losses + bad[0]
         if skipped is not None:
-            self.skipped = self.skipped + (skipped > 0)
+            self.state.skipped = self.state.skipped + (skipped > 0)
         if self.limit:  # steps that were left out, and others after them, are over and done with
-            first = torch.where((self.run == 0) & (self.longest <= self.limit), math.inf, first)
-        self.first[names] = first
+            first = torch.where((self.state.run == 0) & (self.longest <= self.limit), math.inf, first)
+        self.state.first[names] = first
 
     def counts(self) -> dict[str, Tensor]:
         """What to read for :meth:`check`, by name."""
-        return {"longest": self.longest, "losses": self.losses, "skipped": self.skipped}
+        return {"longest": self.longest, "losses": self.state.losses, "skipped": self.state.skipped}
 
     def check(self, step: int, counts: Mapping[str, float], means: Mapping[str, float]) -> None:
         """At a log step: end the run after too many consecutive non-finite steps, and warn of logged ``means`` that are not
@@ -120,11 +132,11 @@ class TrainingMonitor:
         """
         if counts["longest"] > self.limit:
             self._fail(step)
-        if counts["losses"] == self.losses_seen:
+        if counts["losses"] == self.state.losses_seen:
             for name, value in means.items():
                 if not math.isfinite(value):
                     self.warn(name, f"{name} is not finite, but the loss is: training goes on")
-        self.losses_seen = counts["losses"]
+        self.state.losses_seen = counts["losses"]
 
     def check_now(self, step: int, nets: Mapping[str, nn.Module]) -> None:
         """Before an evaluation or a checkpoint: check the nets too, whose last change no loss has seen.
@@ -144,7 +156,7 @@ class TrainingMonitor:
             self._fail(step, lost)
 
     def _fail(self, step: int, lost: Sequence[str] = ()) -> NoReturn:
-        own = {n: at for names, t in self.first.items() for n, at in zip(names, t.tolist(), strict=True)}
+        own = {n: at for names, t in self.state.first.items() for n, at in zip(names, t.tolist(), strict=True)}
         first: dict[str, int] = {}
         for found in distributed.gather_objects(own):
             for name, at in found.items():
@@ -158,29 +170,29 @@ class TrainingMonitor:
         parts = [f"step {begin}: {what} {'are' if len(decisive) > 1 else 'is'} not finite{row}; noticed at step {step}"]
         if terms:
             parts.append(f"first non-finite logged values: {', '.join(terms)}")
-        if self.last_line:
-            values = ", ".join(f"{k} {v:.4g}" for k, v in self.last_line.items() if k != "step")
-            parts.append(f"last log line, step {self.last_line['step']:.0f}: {values}")
+        if self.state.last_line:
+            values = ", ".join(f"{k} {v:.4g}" for k, v in self.state.last_line.items() if k != "step")
+            parts.append(f"last log line, step {self.state.last_line['step']:.0f}: {values}")
         details = {
             "noticed_at_step": step,
             "not_finite_since_step": first,
             "weights_not_finite": list(lost[:SHOWN]),
-            "last_finite": self.last_line,
+            "last_finite": self.state.last_line,
             "last_checkpoint_step": self.saved,
         }
         raise NotFinite("; ".join([*parts, self._advise(self.saved)]), details)
 
     def warn(self, about: str, text: str) -> None:
         """Tell the user: on the terminal, in the log and in ``result.json``; once per run and subject."""
-        if about not in self.told:
-            self.told[about] = text
+        if about not in self.state.told:
+            self.state.told[about] = text
             self._tell(text)
 
     def see_entropy(self, step: int, entropy: float, num_classes: int) -> None:
         """Warn of MUSCLE's collapse, given the mean H(z) since the last log line in nats."""
         most = math.log(num_classes)
-        self.low_entropy = self.low_entropy + 1 if entropy < LOW_ENTROPY * most else 0
-        if self.low_entropy == LOW_ENTROPY_LINES:
+        self.state.low_entropy = self.state.low_entropy + 1 if entropy < LOW_ENTROPY * most else 0
+        if self.state.low_entropy == LOW_ENTROPY_LINES:
             self.warn(
                 "entropy",
                 f"H(z) has collapsed: {entropy:.3f} nats at step {step}, of at most {most:.2f}: nearly all images get one"
@@ -199,30 +211,14 @@ class TrainingMonitor:
         """
         if largest > 0.5:  # such a net may be right
             return
-        self.has_varied |= share <= 0.5
-        self.one_class = self.one_class + 1 if share > ONE_CLASS else 0
-        if self.one_class and (last or (self.has_varied and self.one_class >= ONE_CLASS_EVALUATIONS)):
+        self.state.has_varied |= share <= 0.5
+        self.state.one_class = self.state.one_class + 1 if share > ONE_CLASS else 0
+        if self.state.one_class and (last or (self.state.has_varied and self.state.one_class >= ONE_CLASS_EVALUATIONS)):
             self.warn(
                 "one class",
                 f"{100 * share:.1f} % of the test images are given one and the same class at step {step}"
                 " (a smaller --lr may help; with --ema_m near 1 a short run's averaged net has not caught up yet)",
             )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The content of a :class:`MonitorState`."""
-        content = {name: getattr(self, name) for name in MonitorState.model_fields}
-        content["first"] = [([*names], at) for names, at in self.first.items()]
-        return {k: plain(v) for k, v in content.items()}
-
-    def load_state_dict(self, state: MonitorState) -> None:
-        """Undo :meth:`state_dict`. ``longest`` begins anew: more steps may be allowed now."""
-        self.run, self.skipped, self.losses = (
-            t.to(self._device, torch.int64).reshape(()) for t in (state.run, state.skipped, state.losses)
-        )
-        self.longest = self.run
-        self.first = {tuple(names): t.to(self._device).reshape(len(names)) for names, t in state.first}
-        self.told, self.last_line, self.losses_seen = state.told, state.last_line, state.losses_seen
-        self.low_entropy, self.one_class, self.has_varied = state.low_entropy, state.one_class, state.has_varied
 
 
 def advice(settings: RunSettings, precision: str, run_dir: Path, saved: int | None) -> str:
