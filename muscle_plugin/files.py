@@ -43,13 +43,9 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]:
-    """Open a binary file that replaces ``path`` when the block ends without an exception.
+    """Open a binary file that replaces ``path`` when the block ends without an exception; after a WriteError all is unchanged.
 
-    Args:
-        earlier: where the present file moves, and where those there move in turn; the last one is deleted.
-
-    Raises:
-        WriteError: it cannot be written; ``path`` and ``earlier`` are unchanged.
+    The present file moves to the first of ``earlier``, and those there move in turn; the last one is deleted.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -78,25 +78,22 @@ def _add(group: argparse._ArgumentGroup, name: str, text: str, default: object, 
 def parse_command_line(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, Layer, list[str]]:
-    """Parse a command line, to which every setting is added; plugins that it names are imported.
-
-    Returns:
-        The parsed arguments, the layer of settings among them, and a fault per unknown flag.
-    """
+    """Parse a command line, to which every setting is added, into its arguments, the layer of settings among them, and a fault
+    per unknown flag; plugins that it names are imported."""
     _load_named_plugins(argv)
     _add_settings(parser)
     known = known_keys()
-    namespace, rest = parser.parse_known_args([_underscored(word, known) for word in argv])
-    layer = Layer("command line", {k: v for k, v in vars(namespace).items() if k in known})
+    taken = {*known, *WITHOUT_EFFECT}
+    for name in WITHOUT_EFFECT:
+        parser.add_argument(f"--{name}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    namespace, rest = parser.parse_known_args([_underscored(word, taken) for word in argv])
+    layer = Layer("command line", {k: v for k, v in vars(namespace).items() if k in taken})
     faults = []
     for word in rest:
         if word.startswith("-") and not _is_number(word):
-            name, _, value = word.lstrip("-").partition("=")
-            if name.replace("-", "_") in WITHOUT_EFFECT:
-                layer.values[name.replace("-", "_")] = value
-            else:
-                faults.append(f"{shown(word.partition('=')[0])} is not a setting{did_you_mean(name, known)}")
-        elif faults or set(layer.values) & set(WITHOUT_EFFECT):
+            name = word.lstrip("-").partition("=")[0]
+            faults.append(f"{shown(word.partition('=')[0])} is not a setting{did_you_mean(name, known)}")
+        elif faults:
             continue  # the value of such a flag, most likely
         elif not (namespace.c or _is_number(word)):
             namespace.c = word

@@ -35,10 +35,7 @@ def from_namespace(args: Namespace, own: Collection[str] = ()) -> Resolved:
 
     USB gives every one of its settings a value and takes any other key: a key that resembles no setting brings a notice. A
     configuration file that USB read (``args.c``) counts as in a run of this package; a value that is not the file's was given
-    over it.
-
-    Args:
-        own: names of settings that the algorithm's class declares.
+    over it. ``own`` are the settings that the algorithm's class declares.
 
     Raises:
         ConfigError: with every fault found.

@@ -250,12 +250,8 @@ def _about_ratio(settings: RunSettings, layers: Sequence[Layer]) -> list[str]:
 
 
 def _finished(settings: RunSettings, name: str | None, own: Mapping[str, Any]) -> RunSettings:
-    """Fill in what is left open and follows from other settings, from the data set, or from the configuration.
-
-    Args:
-        name: of the configuration.
-        own: the values that it gives itself.
-    """
+    """Fill in what is left open and follows from other settings, from the data set, or from the configuration: its name, and
+    the values that it gives itself, ``own``."""
     info = DATASETS[settings.dataset]
     following = ["num_classes", "img_size", "sequestered", "weak_augment", "hard_augment"]
     if not settings.split_file:  # which says how many images are labelled
@@ -307,12 +303,7 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Resolve
 
 
 def load_plugins(layers: Sequence[Layer], given: object) -> None:
-    """Import the plugins of a run.
-
-    Args:
-        layers: of its files, whose plugins are refused where none is ``given``.
-        given: the setting on the command line: names; True: those of the files; None: not given.
-    """
+    """Import the plugins ``given`` on the command line (True: those of the files' layers); those of files alone are refused."""
     named = next((x for x in reversed(layers) if x.values.get("plugins") is not None), None)
     of_files = named.values["plugins"] if named else ()
     if given is None and named and of_files:

@@ -62,11 +62,8 @@ def _file_named(name: str) -> Path:
 
 
 def find_config(word: str | Path, studies: Sequence[str] = ()) -> Path:
-    """The file of a configuration: ``word`` itself if it is one, or what ``benchmark_configs`` has under that name.
-
-    Args:
-        studies: further names that would be right, for the message.
-    """
+    """The file of a configuration: ``word`` itself if it is one, or what ``benchmark_configs`` has under that name. A message
+    also names the ``studies`` that would be right."""
     path, named = Path(word), _file_named(str(word))
     try:
         if path.is_file():
@@ -137,14 +134,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     """The layers of a YAML file, lowest precedence first; ``extends`` names one file or a list, relative to the file, or
-    configurations of this package.
-
-    Args:
-        seen: the files that led to this one.
-
-    Raises:
-        ConfigError: no such file, not YAML, not a mapping, a circle of ``extends``, or too many files.
-    """
+    configurations of this package. Every fault is a ConfigError. ``seen``: the files that led to this one."""
     try:
         path = path.resolve()
     except (OSError, RuntimeError, ValueError) as e:  # a link to itself, a name that none can be

@@ -153,11 +153,8 @@ def _about_images(host: Host) -> dict[str, Any]:
 
 
 def read(host: Host, path: Path, content: bytes | None = None) -> Checkpoint:
-    """A checkpoint of the same algorithm, net, images and settings; ``content`` is the file's, if it has been read already.
-
-    Raises:
-        InputError: it is none.
-    """
+    """A checkpoint of the same algorithm, net, images and settings, or an InputError; ``content`` is the file's, if it has been
+    read already."""
     found = load_tensors(path, host.device, content)
     refuse_newer(found, path)
     if found.get("format") != CHECKPOINT_FORMAT:
@@ -177,11 +174,7 @@ def read(host: Host, path: Path, content: bytes | None = None) -> Checkpoint:
 
 
 def restore(host: Host, checkpoint: Checkpoint, path: str | Path) -> None:
-    """Bring a run into the state of a checkpoint that :func:`read` gave.
-
-    Raises:
-        InputError: it does not fit.
-    """
+    """Bring a run into the state of a checkpoint that :func:`read` gave, or raise an InputError if it does not fit."""
     if checkpoint.it > host.num_train_iter or checkpoint.epoch > host.epochs:
         reached = f"step {checkpoint.it} of {host.num_train_iter}, epoch {checkpoint.epoch} of {host.epochs}"
         raise InputError(f"{path}: does not fit this run ({reached})")

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 def make_batches(host: Host) -> Batches:
-    """The maker of a run's training batches.
-
-    Raises:
-        DataError: a view or an augmentation is unknown, or the images cannot be shared equally by the processes.
-    """
+    """The maker of a run's training batches; see :class:`Batches` for what it refuses."""
     s = host.settings
     # own nets and those of plugins take the data's channels; USB's and torchvision's want three
     takes_any = s.net in (*NETS, *PLUGIN_NETS) and not s.net_from_name

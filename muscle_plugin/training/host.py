@@ -399,11 +399,8 @@ class Host(USBAlgorithm):
                     self.monitor.saved = self.it
 
     def load_model(self, load_path: str | Path, content: bytes | None = None) -> None:
-        """Go to the state of a checkpoint; its file's ``content`` may have been read already.
-
-        Raises:
-            InputError: unreadable, or of another run.
-        """
+        """Go to the state of a checkpoint, unless it is unreadable or of another run (InputError); its file's ``content`` may
+        have been read already."""
         checkpoint.restore(self, checkpoint.read(self, Path(load_path), content), load_path)
 
     def _save_if_due(self) -> None:

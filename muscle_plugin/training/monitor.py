@@ -124,12 +124,8 @@ class TrainingMonitor:
         return {"longest": self.longest, "losses": self.state.losses, "skipped": self.state.skipped}
 
     def check(self, step: int, counts: Mapping[str, float], means: Mapping[str, float]) -> None:
-        """At a log step: end the run after too many consecutive non-finite steps, and warn of logged ``means`` that are not
-        finite although the loss is, into which they do not enter then.
-
-        Raises:
-            NotFinite: in all processes, by ``counts``, which are means over processes.
-        """
+        """At a log step: end the run (NotFinite) after too many consecutive non-finite steps; warn of logged ``means`` that are
+        not finite although the loss is, into which they do not enter then. ``counts`` are means over processes."""
         if counts["longest"] > self.limit:
             self._fail(step)
         if counts["losses"] == self.state.losses_seen:
@@ -139,11 +135,8 @@ class TrainingMonitor:
         self.state.losses_seen = counts["losses"]
 
     def check_now(self, step: int, nets: Mapping[str, nn.Module]) -> None:
-        """Before an evaluation or a checkpoint: check the nets too, whose last change no loss has seen.
-
-        Raises:
-            NotFinite: in all processes.
-        """
+        """Before an evaluation or a checkpoint: check the nets too, whose last change no loss has seen. Raises NotFinite in all
+        processes."""
         tensors = {
             f"{name} of {which}": t
             for which, net in nets.items()

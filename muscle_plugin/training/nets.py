@@ -135,11 +135,8 @@ class _SyncOnCPU(nn.SyncBatchNorm):
 
 
 def synchronise_batch_norm(net: nn.Module, device: torch.device) -> nn.Module:
-    """The net with its batch norms' statistics taken over all processes.
-
-    Raises:
-        InputError: the net has a kind of batch norm that only a GPU can synchronise.
-    """
+    """The net with its batch norms' statistics taken over all processes; an InputError for a kind that only a GPU can
+    synchronise."""
     net = convert_sync_batchnorm(net)
     for name, module in net.named_modules() if device.type != "cuda" else ():
         if type(module) is nn.SyncBatchNorm:
