@@ -37,20 +37,13 @@ def choose_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     chosen = name.partition(":")[2]
-    if launched() > 1:
-        if chosen:
-            raise DeviceError(f"device: {name} is one GPU, but there are {launched()} processes; give --device cuda")
-        if local_rank() >= count:
-            raise DeviceError(
-                f"device: process {local_rank()} of this machine finds no GPU of its own: it has {count} usable GPU(s);"
-                " start as many processes (torchrun --nproc_per_node), or use --device cpu"
-            )
-        return torch.device("cuda", local_rank())
-    index = int(chosen or 0)
+    if launched() > 1 and chosen:
+        raise DeviceError(f"device: {name} is one GPU, but there are {launched()} processes; give --device cuda")
+    index = local_rank() if launched() > 1 else int(chosen or 0)
     if index >= count:
-        raise DeviceError(
-            f"device: {name} asked for, but this machine has {count} usable GPU(s); use --device cpu or auto, no --gpu"
-        )
+        what = f"process {index} finds no GPU of its own" if launched() > 1 else f"{name} asked for"
+        advice = "use --device cpu or auto, no --gpu, and as many processes as GPUs (torchrun --nproc_per_node)"
+        raise DeviceError(f"device: {what}, but this machine has {count} usable GPU(s); {advice}")
     return torch.device("cuda", index)
 
 
