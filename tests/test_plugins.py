@@ -508,11 +508,11 @@ def test_a_net_of_usbs_form_is_taken_as_it_is():
 
 @pytest.mark.parametrize(
     ("out", "message"),
-    [(lambda m, x: {"logits": m.linear(x)}, r"forward .*no feat.*\(N, 3\)"),
-     (lambda m, x: {"feat": x}, "forward .*no logits"), (lambda m, x: (x, x), "forward .*tuple"),
-     (lambda m, x: {"logits": m.linear(x)[:, :2], "feat": x}, r"logits .*\(2, 2\) .*\b2 images"),
-     (lambda m, x: {"logits": m.linear(x), "feat": x[None]}, r"feat .*\(1, 2, 256\) .*\b2 images"),
-     (lambda m, x: {"logits": m.linear(x), "feat": x}, "forward .*only_feat=True .*only_fc"),
+    [(lambda m, x: {"logits": m.linear(x)}, r"forward .*'logits': \(2, 3\)}.*\('feat'\).*\(2, F\)"),
+     (lambda m, x: {"feat": x}, r"forward .*'feat': \(2, 256\)}.*\('logits'\)"), (lambda m, x: (x, x), "forward .*tuple"),
+     (lambda m, x: {"logits": m.linear(x)[:, :2], "feat": x}, r"'logits': \(2, 2\).*\b2 images.*'logits': \(2, 3\)"),
+     (lambda m, x: {"logits": m.linear(x), "feat": x[None]}, r"'feat': \(1, 2, 256\).*\b2 images.*'feat': \(2, F\)"),
+     (lambda m, x: {"logits": m.linear(x), "feat": x}, "unexpected .*'only_fc'.*only_feat=True .*only_fc=True"),
      (lambda m, x: m.linear(x)[:, :2], r"\(2, 2\) .*\b2 images.*\(2, 3\)"),
      (lambda m, x: m.linear(x).softmax(1), r"last nn\.Linear, linear\b.*softmax"),
      (lambda m, x: x[:, :3], r"last nn\.Linear"),
@@ -528,7 +528,7 @@ def test_other_faults_of_a_net_are_one_line(tmp_path, capsys):
     assert re.search(r"\bnn\.Module\b.* int\b", fault(lambda: built(3)))
     flat = nn.Sequential(nn.Flatten(), nn.LazyLinear(7), nn.Conv1d(1, 1, 5))
     line = fault(lambda: built(nn.Sequential(flat[0], nn.AdaptiveAvgPool1d(3))))
-    assert re.search(r"no nn\.Linear .*\b3 outputs", line)
+    assert re.search(r"expected .*nn\.Linear of 3 outputs", line)
     assert "pretrained" in fault(lambda: built(Pair(None), pretrained=True))
     for name, owner in (("small_cnn", "this package"), ("wrn_28_2", "USB"), ("mine", __file__)):
         assert re.search(f"net '{name}': {re.escape(owner)} .*name", fault(lambda n=name: net(n)(lambda: None)))

@@ -5,23 +5,28 @@ What a net needs is imported when it is asked for: neither USB nor timm nor torc
 
 from __future__ import annotations
 
+import http.client
 import math
+import os
+import pickle
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from torch import nn
 
 from muscle_plugin.errors import InputError
+from muscle_plugin.files import load_tensors
 from muscle_plugin.nets.base import USBNet
 from muscle_plugin.nets.own import CLASSES
 from muscle_plugin.nets.plugged import plugged_net
 from muscle_plugin.registry.names import DATASETS, NETS, PLUGIN_NETS, TIMM
-from muscle_plugin.settings.schema import RunSettings
-from muscle_plugin.text import did_you_mean, shown
+from muscle_plugin.settings.schema import OF_ONES_OWN, RunSettings
+from muscle_plugin.text import did_you_mean, first_line, shown
 
 #: Builds a net; called as USB does, with ``num_classes`` and, if wanted, ``pretrained`` and ``pretrained_path``.
 NetBuilder = Callable[..., nn.Module]
@@ -142,12 +147,8 @@ def net_builder(
 ) -> NetBuilder:
     """Find what builds a net of this package, timm, a plugin or USB, or of torchvision with ``from_torchvision``.
 
-    Args:
-        channels: of the images; USB's, timm's and torchvision's nets take three in any case.
-        options: names and values of :class:`NetOptions`; for nets of this package and of timm.
-
-    Raises:
-        InputError: no such net, it has no such option, or USB is needed for it and not installed.
+    USB's, timm's and torchvision's nets take three ``channels`` in any case. ``options`` are names and values of
+    :class:`NetOptions`, for nets of this package and of timm. What cannot be had is an InputError.
     """
     if (net in CLASSES or net.startswith(TIMM)) and not from_torchvision:
         in_channels = 3 if net.startswith(TIMM) else channels
@@ -160,21 +161,49 @@ def net_builder(
         return partial(TorchvisionNet, net)
     if net in PLUGIN_NETS:
         return partial(plugged_net, net, in_channels=channels, img_size=img_size)
-    if find_spec("semilearn") is None:
-        raise InputError(
-            f"net: {shown(net)} is none of {', '.join((*NETS, *PLUGIN_NETS))}, {TIMM}<name>; a net of USB needs semilearn,"
-            " which is not installed: pip install semilearn"
-        )
-    from muscle_plugin.usb import nets as usb
+    of_usb, needs = dict[str, NetBuilder](), "; USB's need semilearn, which is not installed: pip install semilearn"
+    if find_spec("semilearn") is not None:
+        from muscle_plugin.usb.names import nets
 
-    of_usb = usb.names()
+        # those for text and sound, which have no number at the end, would fetch their weights
+        of_usb = {n: x for n, x in vars(nets).items() if n[-1].isdigit() and not n.startswith("_") and callable(x)}
+        needs = ""
     if net not in of_usb:
-        known = list(dict.fromkeys((*NETS, *PLUGIN_NETS, *of_usb)))
-        near = did_you_mean(net, known)
+        known = list(dict.fromkeys((*NETS, *PLUGIN_NETS, *sorted(of_usb))))
         raise InputError(
-            f"net: unknown {shown(repr(net))}{near} (one of your own: --plugins FILE); known: {', '.join(known)}, {TIMM}<name>"
+            f"net: unknown {shown(repr(net))}{did_you_mean(net, known)}{OF_ONES_OWN}; known: {', '.join(known)},"
+            f" {TIMM}<name>{needs}"
         )
-    return partial(usb.build, net)
+    return partial(_usb_net, net, of_usb[net])
+
+
+def _usb_net(
+    name: str,
+    build: NetBuilder,
+    num_classes: int,
+    pretrained: bool = False,
+    pretrained_path: str | Path | None = None,
+) -> nn.Module:
+    """Build a net of USB's; its pretrained weights come from a file or a URL, and are read without running code."""
+    if not pretrained:
+        return build(num_classes=num_classes)
+    where = str(pretrained_path or "")
+    from_url = "://" in where
+    if not from_url and not Path(where).is_file():
+        raise InputError(
+            f"net: {where or 'pretrain_path'}: no such file of weights for {name}; give --pretrain_path FILE"
+        )
+    try:
+        if not from_url:
+            load_tensors(Path(where))
+        # USB 0.3.2 leaves ``weights_only`` to torch: off before 2.6, and in torch.hub
+        with mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+            return build(num_classes=num_classes, pretrained=True, pretrained_path=where)
+    except (OSError, http.client.HTTPException) as e:
+        instead = "without a network give a copy of it as --pretrain_path FILE, or --use_pretrain false"
+        raise InputError(f"net: {where}: cannot be downloaded ({e}); {instead}") from e
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as e:
+        raise InputError(f"net: {where}: not weights of {name} as USB publishes them ({first_line(e)})") from e
 
 
 def builder_of(settings: RunSettings) -> NetBuilder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import BackboneNet, cut_last_linear
 from muscle_plugin.registry.names import PLUGIN_NETS
-from muscle_plugin.text import fault_in, first_line, shown
+from muscle_plugin.text import fault_in, first_line
 
 
 class WrappedNet(BackboneNet):
@@ -32,98 +32,74 @@ def plugged_net(
     pretrained: bool = False,
     pretrained_path: str | Path | None = None,
 ) -> nn.Module:
-    """Build the net that a plugin registered under ``name``.
-
-    Raises:
-        InputError: the function fails, or returns no net that can be used; one line that names the plugin. Or pretrained
-            weights are asked for: the function itself loads what it wants.
-    """
+    """Build the net that a plugin registered under ``name``; what it does wrong is an InputError of one line that names the
+    plugin. Pretrained weights are refused: the function itself loads what it wants."""
     if pretrained:
         raise InputError(f"net: {name} has no pretrained weights")
-    return _Trial(name, num_classes, in_channels, img_size).net()
-
-
-class _Trial:
-    """Builds a plugin's net and tries it on blank images."""
-
-    def __init__(self, name: str, num_classes: int, channels: int, img_size: int) -> None:
-        self.entry = PLUGIN_NETS[name]
-        self.what = f"{self.entry.place}: net {name!r}"
-        self.classes = num_classes
-        self.given = {"num_classes": num_classes, "channels": channels, "img_size": img_size}
-        self.images = torch.rand(2, channels, img_size, img_size, generator=torch.Generator().manual_seed(0))
-
-    def fault(self, text: str) -> NoReturn:
-        raise InputError(f"{self.what}: {text}")
-
-    def net(self) -> nn.Module:
-        takes = inspect.signature(self.entry.build).parameters
-        everything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-        arguments = {n: v for n, v in self.given.items() if everything or n in takes}
+    entry = PLUGIN_NETS[name]
+    what = f"{entry.place}: net {name!r}"
+    given = {"num_classes": num_classes, "channels": in_channels, "img_size": img_size}
+    takes = inspect.signature(entry.build).parameters
+    everything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    try:
+        net = entry.build(**{n: v for n, v in given.items() if everything or n in takes})
+    except Exception as e:
+        raise InputError(fault_in(e, entry.place, what)) from e
+    if not isinstance(net, nn.Module):
+        raise InputError(f"{what}: must return an nn.Module, got {type(net).__name__}")
+    images = torch.rand(2, in_channels, img_size, img_size, generator=torch.Generator().manual_seed(0))
+    was_training = net.training
+    net.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            net = self.entry.build(**arguments)
+            out = net(images)
         except Exception as e:
-            raise InputError(fault_in(e, self.entry.place, self.what)) from e
-        if not isinstance(net, nn.Module):
-            self.fault(f"must return an nn.Module, got {type(net).__name__}")
-        was_training = net.training
-        net.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            try:
-                out = net(self.images)
-            except Exception as e:
-                what = f"{self.what} cannot take images of shape {tuple(self.images.shape)}"
-                raise InputError(fault_in(e, self.entry.place, what)) from e
-            if isinstance(out, Tensor):
-                net = self.wrapped(net, out)
-            else:
-                self.check(net, out)
-        return net.train(was_training)
+            fault = fault_in(e, entry.place, f"{what} cannot take images of shape {tuple(images.shape)}")
+            raise InputError(fault) from e
+        if isinstance(out, Tensor):
+            net = _wrapped(net, images, out, num_classes, what)
+        else:
+            _check(net, images, out, num_classes, what)
+    return net.train(was_training)
 
-    def wrapped(self, net: nn.Module, logits: Tensor) -> nn.Module:
-        """The classifier with its last linear layer as the head."""
-        if tuple(logits.shape) != (2, self.classes):
-            self.fault(
-                f"gives {tuple(logits.shape)} for 2 images; expected (2, {self.classes}), a number for each class"
-            )
-        cut = cut_last_linear(net, self.classes)
-        if cut is None:
-            self.fault(f"has no nn.Linear of {self.classes} outputs at its end; return {{'logits': ..., 'feat': ...}}")
-        path, head = cut
-        whole = WrappedNet(net, head, self.images.shape[1])
-        try:
-            out = whole(self.images)["logits"]
-            same = out.shape == logits.shape and torch.allclose(out, logits, rtol=1e-3, atol=1e-4)
-        except Exception:
-            same = False
-        if not same:
-            self.fault(
-                f"does not end in its last nn.Linear, {path}: something comes after it (softmax? it is not wanted);"
-                " return {'logits': ..., 'feat': ...}"
-            )
-        return whole
 
-    def check(self, net: nn.Module, out: object) -> None:
-        """Refuse a net that has not USB's calling convention; set ``num_features`` if it lacks that alone."""
-        wanted = f"expected {{'logits': (N, {self.classes}), 'feat': (N, F)}}"
-        if not isinstance(out, Mapping):
-            self.fault(f"its forward gives {type(out).__name__}; {wanted}, or the logits alone")
-        for key in ("logits", "feat"):
-            if not isinstance(out.get(key), Tensor):
-                self.fault(f"its forward gives no {key}, but {', '.join(map(str, out)) or 'nothing'}; {wanted}")
-        logits, feat = out["logits"], out["feat"]
-        if tuple(logits.shape) != (2, self.classes):
-            self.fault(f"its logits have shape {tuple(logits.shape)} for 2 images; {wanted}")
-        if feat.ndim != 2 or len(feat) != 2:
-            self.fault(f"its feat has shape {tuple(feat.shape)} for 2 images; {wanted}")
-        advice = (
-            "its forward must take only_feat=True (images to feat) and only_fc=True (feat to logits); USBNet's does"
+def _wrapped(net: nn.Module, images: Tensor, logits: Tensor, num_classes: int, what: str) -> WrappedNet:
+    """The classifier that gives ``logits``, with its last linear layer as the head."""
+    cut = cut_last_linear(net, num_classes)
+    if cut is None or logits.shape != (2, num_classes):
+        raise InputError(
+            f"{what} gives {tuple(logits.shape)} for 2 images; expected (2, {num_classes}) from an nn.Linear of {num_classes}"
+            " outputs at its end, or {'logits': ..., 'feat': ...}"
         )
-        try:
-            parts = net(self.images, only_feat=True), net(feat, only_fc=True)
-        except Exception as e:
-            self.fault(f"{advice} ({shown(first_line(e))})")
-        if any(not isinstance(x, Tensor) or x.shape != y.shape for x, y in zip(parts, (feat, logits), strict=True)):
-            self.fault(advice)
-        if not hasattr(net, "num_features"):
-            net.num_features = feat.shape[1]  # type: ignore[assignment]
+    path, head = cut
+    whole = WrappedNet(net, head, images.shape[1])
+    try:
+        torch.testing.assert_close(whole(images)["logits"], logits, rtol=1e-3, atol=1e-4)
+    except Exception as e:
+        raise InputError(
+            f"{what} does not end in its last nn.Linear, {path}: something comes after it (softmax? it is not wanted);"
+            " return {'logits': ..., 'feat': ...}"
+        ) from e
+    return whole
+
+
+def _check(net: nn.Module, images: Tensor, out: Any, num_classes: int, what: str) -> None:
+    """Refuse a net that has not USB's calling convention; set ``num_features`` if it lacks that alone."""
+    is_mapping = isinstance(out, Mapping)
+    found = {k: tuple(getattr(v, "shape", ())) for k, v in out.items()} if is_mapping else type(out).__name__
+    reason = ""
+    try:
+        logits, feat = out["logits"], out["feat"]
+        found_again = net(feat, only_fc=True), net(images, only_feat=True)
+        shapes = [tuple(x.shape) for x in (logits, feat, *found_again)]
+        right = shapes == 2 * [(2, num_classes), (2, feat.shape[-1])]
+    except Exception as e:
+        right, reason = False, f" ({first_line(e)})"
+    if not right:
+        raise InputError(
+            f"{what}: its forward gives {found} for 2 images{reason}; expected"
+            f" {{'logits': (2, {num_classes}), 'feat': (2, F)}}, feat alone with only_feat=True (of images), logits alone with"
+            " only_fc=True (of feat); USBNet's does"
+        )
+    if not hasattr(net, "num_features"):
+        net.num_features = feat.shape[1]
