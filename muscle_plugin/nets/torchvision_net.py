@@ -13,15 +13,8 @@ from muscle_plugin.nets.weights import misfit, read_weights
 
 
 class TorchvisionNet(BackboneNet):
-    """A torchvision classifier whose last linear layer is replaced by a new head. It takes images of three channels.
-
-    Args:
-        name: a name of ``torchvision.models.list_models``.
-        pretrained_path: file of a state dict, with torchvision's classifier.
-
-    Raises:
-        InputError: no such net, it does not end in a linear layer, or the weights cannot be read or do not fit.
-    """
+    """A torchvision classifier whose last linear layer is replaced by a new head. It takes images of three channels; its
+    pretrained weights are a file of a state dict, with torchvision's classifier."""
 
     def __init__(
         self, name: str, num_classes: int, pretrained: bool = False, pretrained_path: str | Path | None = None
