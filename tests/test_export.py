@@ -177,9 +177,9 @@ def test_bad_input_is_one_line(trained, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("config.json", b"{", "config.json: damaged"),
+        ("config.json", b"{", r"config\.json: .*damaged"),
         ("config.json", b"{}", r"config\.json: .*muscle-plugin export"),
-        ("config.json", b'{"muscle_plugin": {"format": 2}}', r"config\.json: .*format 2\b"),
+        ("config.json", b'{"muscle_plugin": {"format": 2}}', r"config\.json: .*format 1\b"),
         ("config.json", b'{"muscle_plugin": {"format": 1}}', r"out: .*\bwhole\b.*\bnet_options\b"),
         ("model.safetensors", b"no tensors", r"model\.safetensors: .*as safetensors"),
         ("model.safetensors", None, r"model\.safetensors: no such"),

@@ -21,7 +21,7 @@ from muscle_plugin.data.datasets import load_source
 from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.errors import ConfigError, DataError
 from muscle_plugin.extend import Images, PluginError, USBNet, dataset, load, net
-from muscle_plugin.nets.plugged import plugged_net
+from muscle_plugin.nets.foreign import plugged_net
 from muscle_plugin.registry.names import STEP_PARAMETERS
 from muscle_plugin.registry.plugins import located
 from muscle_plugin.settings.resolve import load_settings, resolve

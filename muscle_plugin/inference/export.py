@@ -125,14 +125,10 @@ def load_exported(folder: str | Path, device: str = "auto") -> Predictor:
     folder = Path(folder)
     try:
         own = read_json(folder / CONFIG).get(OURS)
-    except OSError as e:
-        raise InputError(f"{folder / CONFIG}: cannot be read: {e.strerror}") from None
-    except InputError as e:
-        raise InputError(f"{folder / CONFIG}: damaged ({e})") from None
-    if not isinstance(own, dict):
-        raise InputError(f"{folder / CONFIG}: not written by muscle-plugin export: there is no {OURS!r} in it")
-    if own.get("format") != FORMAT:
-        raise InputError(f"{folder / CONFIG}: of format {own.get('format')!r}; this version reads {FORMAT}")
+    except (OSError, InputError) as e:
+        raise InputError(f"{folder / CONFIG}: absent or damaged ({first_line(e)})") from None
+    if not isinstance(own, dict) or own.get("format") != FORMAT:
+        raise InputError(f"{folder / CONFIG}: not written by muscle-plugin export, in format {FORMAT}")
     weights = load_safetensors(folder / WEIGHTS)
     if own.get("layout") == "timm":
         head = f"{own.get('timm_classifier')}."

@@ -5,28 +5,23 @@ What a net needs is imported when it is asked for: neither USB nor timm nor torc
 
 from __future__ import annotations
 
-import http.client
 import math
-import os
-import pickle
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from torch import nn
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.files import load_tensors
 from muscle_plugin.nets.base import USBNet
+from muscle_plugin.nets.foreign import plugged_net, torchvision_net, usb_net
 from muscle_plugin.nets.own import CLASSES
-from muscle_plugin.nets.plugged import plugged_net
 from muscle_plugin.registry.names import DATASETS, NETS, PLUGIN_NETS, TIMM
 from muscle_plugin.settings.schema import OF_ONES_OWN, RunSettings
-from muscle_plugin.text import did_you_mean, first_line, shown
+from muscle_plugin.text import did_you_mean, shown
 
 #: Builds a net; called as USB does, with ``num_classes`` and, if wanted, ``pretrained`` and ``pretrained_path``.
 NetBuilder = Callable[..., nn.Module]
@@ -156,9 +151,7 @@ def net_builder(
     if options:
         raise InputError(f"net: {net} has no option {', '.join(options)}; this package's and timm's nets have")
     if from_torchvision:
-        from muscle_plugin.nets.torchvision_net import TorchvisionNet
-
-        return partial(TorchvisionNet, net)
+        return partial(torchvision_net, net)
     if net in PLUGIN_NETS:
         return partial(plugged_net, net, in_channels=channels, img_size=img_size)
     of_usb, needs = dict[str, NetBuilder](), "; USB's need semilearn, which is not installed: pip install semilearn"
@@ -174,36 +167,7 @@ def net_builder(
             f"net: unknown {shown(repr(net))}{did_you_mean(net, known)}{OF_ONES_OWN}; known: {', '.join(known)},"
             f" {TIMM}<name>{needs}"
         )
-    return partial(_usb_net, net, of_usb[net])
-
-
-def _usb_net(
-    name: str,
-    build: NetBuilder,
-    num_classes: int,
-    pretrained: bool = False,
-    pretrained_path: str | Path | None = None,
-) -> nn.Module:
-    """Build a net of USB's; its pretrained weights come from a file or a URL, and are read without running code."""
-    if not pretrained:
-        return build(num_classes=num_classes)
-    where = str(pretrained_path or "")
-    from_url = "://" in where
-    if not from_url and not Path(where).is_file():
-        raise InputError(
-            f"net: {where or 'pretrain_path'}: no such file of weights for {name}; give --pretrain_path FILE"
-        )
-    try:
-        if not from_url:
-            load_tensors(Path(where))
-        # USB 0.3.2 leaves ``weights_only`` to torch: off before 2.6, and in torch.hub
-        with mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
-            return build(num_classes=num_classes, pretrained=True, pretrained_path=where)
-    except (OSError, http.client.HTTPException) as e:
-        instead = "without a network give a copy of it as --pretrain_path FILE, or --use_pretrain false"
-        raise InputError(f"net: {where}: cannot be downloaded ({e}); {instead}") from e
-    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as e:
-        raise InputError(f"net: {where}: not weights of {name} as USB publishes them ({first_line(e)})") from e
+    return partial(usb_net, net, of_usb[net])
 
 
 def builder_of(settings: RunSettings) -> NetBuilder:

@@ -172,21 +172,15 @@ def _diffuse(
     return Solution(z, torch.cat([s.residuals for s in solutions]), torch.cat([s.iterations for s in solutions]))
 
 
-class PseudoLabels(NamedTuple):
-    """(n,) labels, (n,) weights, (n, C) distributions and (n,) whether the diffusion reached the point."""
-
-    labels: Tensor
-    weights: Tensor
-    distributions: Tensor
-    reached: Tensor
-
-
-def pseudo_labels(z: Tensor, labels: Tensor) -> PseudoLabels:
+def pseudo_labels(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute labels and weights from the solution of the diffusion (equations 7 and 11), which is overwritten.
 
     Args:
         z: (n, C) floating point.
         labels: (n,) int64, -1 for unlabelled.
+
+    Returns:
+        (n,) labels, (n,) weights, (n, C) distributions and (n,) whether the diffusion reached the point.
     """
     c = z.shape[1]
     labelled = labels >= 0
@@ -201,7 +195,7 @@ def pseudo_labels(z: Tensor, labels: Tensor) -> PseudoLabels:
     largest = weights.max()
     weights = torch.where(labelled, 1, weights / torch.where(largest > 0, largest, 1))
     guessed = torch.where(reached, z.argmax(1), commonest)
-    return PseudoLabels(torch.where(labelled, labels, guessed), weights, z, reached)
+    return torch.where(labelled, labels, guessed), weights, z, reached
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:

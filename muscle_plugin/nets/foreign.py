@@ -1,27 +1,79 @@
-"""Nets of plugins: built, tried on two images, and given the calling convention of USB's nets if they lack it."""
+"""Nets of torchvision, of USB and of plugins, with the calling convention of USB's nets."""
 
 from __future__ import annotations
 
+import http.client
 import inspect
-from collections.abc import Mapping
+import os
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from muscle_plugin.errors import InputError
+from muscle_plugin.files import load_tensors
 from muscle_plugin.nets.base import BackboneNet, cut_last_linear
+from muscle_plugin.nets.weights import misfit, read_weights
 from muscle_plugin.registry.names import PLUGIN_NETS
 from muscle_plugin.text import fault_in, first_line
 
 
-class WrappedNet(BackboneNet):
-    """A classifier whose last step, a linear layer, has been cut off and becomes the head: its input is the feature."""
+def torchvision_net(
+    name: str, num_classes: int, pretrained: bool = False, pretrained_path: str | Path | None = None
+) -> BackboneNet:
+    """Build a classifier of torchvision whose last linear layer is replaced by a new head. It takes images of three channels;
+    its pretrained weights are a file of a state dict, with torchvision's classifier."""
+    import torchvision
 
-    def __init__(self, net: nn.Module, head: nn.Linear, in_channels: int) -> None:
-        super().__init__(in_channels)
-        self.classifier, self.backbone, self.num_features = head, net, head.in_features
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise InputError(f"net: torchvision has no {name!r}; known: {', '.join(known)}")
+    net = torchvision.models.get_model(name, weights=None)
+    if pretrained and pretrained_path:
+        state = read_weights(Path(pretrained_path))
+        if fault := misfit(state, net.state_dict()):
+            raise InputError(f"net: {pretrained_path}: not weights of torchvision's {name}: {fault}")
+        net.load_state_dict(state, strict=False)
+    cut = cut_last_linear(net)
+    if cut is None:
+        raise InputError(f"net: torchvision's {name} does not end in a linear layer")
+    whole = BackboneNet(in_channels=3)
+    whole.backbone = net
+    whole.set_heads(cut[1].in_features, num_classes)
+    return whole
+
+
+def usb_net(
+    name: str,
+    build: Callable[..., nn.Module],
+    num_classes: int,
+    pretrained: bool = False,
+    pretrained_path: str | Path | None = None,
+) -> nn.Module:
+    """Build a net of USB's; its pretrained weights come from a file or a URL, and are read without running code."""
+    if not pretrained:
+        return build(num_classes=num_classes)
+    where = str(pretrained_path or "")
+    from_url = "://" in where
+    if not from_url and not Path(where).is_file():
+        raise InputError(
+            f"net: {where or 'pretrain_path'}: no such file of weights for {name}; give --pretrain_path FILE"
+        )
+    try:
+        if not from_url:
+            load_tensors(Path(where))
+        # USB 0.3.2 leaves ``weights_only`` to torch: off before 2.6, and in torch.hub
+        with mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+            return build(num_classes=num_classes, pretrained=True, pretrained_path=where)
+    except (OSError, http.client.HTTPException) as e:
+        instead = "without a network give a copy of it as --pretrain_path FILE, or --use_pretrain false"
+        raise InputError(f"net: {where}: cannot be downloaded ({e}); {instead}") from e
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as e:
+        raise InputError(f"net: {where}: not weights of {name} as USB publishes them ({first_line(e)})") from e
 
 
 def plugged_net(
@@ -32,8 +84,8 @@ def plugged_net(
     pretrained: bool = False,
     pretrained_path: str | Path | None = None,
 ) -> nn.Module:
-    """Build the net that a plugin registered under ``name``; what it does wrong is an InputError of one line that names the
-    plugin. Pretrained weights are refused: the function itself loads what it wants."""
+    """Build the net that a plugin registered under ``name``, and try it on two images; what it does wrong is an InputError of
+    one line that names the plugin. Pretrained weights are refused: the function itself loads what it wants."""
     if pretrained:
         raise InputError(f"net: {name} has no pretrained weights")
     entry = PLUGIN_NETS[name]
@@ -63,7 +115,7 @@ def plugged_net(
     return net.train(was_training)
 
 
-def _wrapped(net: nn.Module, images: Tensor, logits: Tensor, num_classes: int, what: str) -> WrappedNet:
+def _wrapped(net: nn.Module, images: Tensor, logits: Tensor, num_classes: int, what: str) -> BackboneNet:
     """The classifier that gives ``logits``, with its last linear layer as the head."""
     cut = cut_last_linear(net, num_classes)
     if cut is None or logits.shape != (2, num_classes):
@@ -72,7 +124,8 @@ def _wrapped(net: nn.Module, images: Tensor, logits: Tensor, num_classes: int, w
             " outputs at its end, or {'logits': ..., 'feat': ...}"
         )
     path, head = cut
-    whole = WrappedNet(net, head, images.shape[1])
+    whole = BackboneNet(images.shape[1])
+    whole.classifier, whole.backbone, whole.num_features = head, net, head.in_features
     try:
         torch.testing.assert_close(whole(images)["logits"], logits, rtol=1e-3, atol=1e-4)
     except Exception as e:
