@@ -8,7 +8,7 @@ from muscle_plugin.algorithms.contrastive import Contrastive
 from muscle_plugin.algorithms.label_propagation import LabelPropagation, MeanTeacherLabelPropagation
 from muscle_plugin.algorithms.mean_teacher import MeanTeacher, OriginalMeanTeacher
 from muscle_plugin.algorithms.muscle import Muscle
-from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX, OWN_ALGORITHMS, Argument
+from muscle_plugin.registry.catalogue import OWN_ALGORITHMS, Argument, muscle_algorithms
 from muscle_plugin.settings.schema import MuscleSettings
 from muscle_plugin.training import Host
 from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase, SSL_Argument, str2bool
@@ -36,12 +36,10 @@ def algorithm_class(name: str) -> type[Host]:
 
 @cache
 def _made(name: str) -> type[Host]:
-    with_muscle = name == MUSCLE or (name.startswith(MUSCLE_PREFIX) and name not in _stock())
-    usb_name = MUSCLE_BASE if name == MUSCLE else name.removeprefix(MUSCLE_PREFIX) if with_muscle else name
+    composed = muscle_algorithms()
+    with_muscle = name in composed
+    usb_name = composed[name].name if with_muscle else name
     base = REPLACED.get(usb_name) or OWN.get(usb_name) or ALGORITHMS[usb_name]
-    if issubclass(base, Host):
-        return base
-
     own = OWN_ALGORITHMS[usb_name].arguments if usb_name in OWN else ()
     added = [*own, *(_MUSCLE_ARGUMENTS if with_muscle else ())]
 
@@ -57,8 +55,3 @@ def _made(name: str) -> type[Host]:
     if with_muscle:
         return type(f"Muscle{base.__name__}", (Muscle, Host, base), members)
     return type(f"Hosted{base.__name__}", (Host, base), members)
-
-
-def _stock() -> list[str]:
-    """Names in USB's registry that are not this package's."""
-    return [n for n in ALGORITHMS.keys() if not issubclass(ALGORITHMS[n], Host)]  # noqa: SIM118  not a dict

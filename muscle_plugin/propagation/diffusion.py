@@ -213,10 +213,10 @@ def _check(features: Tensor, labels: Tensor, num_classes: int, alpha: float, tol
     if num_classes < 1:
         raise InputError(f"num_classes: expected at least 1, received {num_classes}")
     low, high = (int(x) for x in labels.aminmax()) if len(labels) else (-1, -1)
-    if low < -1 or high >= num_classes:
-        raise InputError(f"labels: expected -1 (unlabelled) to {num_classes - 1}, received {low} to {high}")
-    if high < 0:
-        raise InputError("labels: expected at least one labelled point, received none")
+    if low < -1 or not 0 <= high < num_classes:
+        raise InputError(
+            f"labels: expected -1 (unlabelled) to {num_classes - 1} and at least one labelled point, received {low} to {high}"
+        )
     if not 0 < alpha < 1:
         raise InputError(f"alpha: expected a number between 0 and 1, both excluded, received {alpha}")
     if not tol >= 0 or max_iter < 1:

@@ -66,14 +66,8 @@ def place_of(thing: object) -> str:
 
 def fingerprints(plugins: Iterable[str]) -> dict[str, str | None]:
     """SHA-256 of each plugin's file (of a package: of its ``__init__.py``); None where it has none that can be read."""
-    out: dict[str, str | None] = {}
-    for word in plugins:
-        file = word if _is_file(word) else getattr(sys.modules.get(word), "__file__", None)
-        try:
-            out[word] = hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()
-        except OSError:
-            out[word] = None
-    return out
+    files = {w: Path(w if _is_file(w) else getattr(sys.modules.get(w), "__file__", None) or "?") for w in plugins}
+    return {w: hashlib.sha256(f.read_bytes()).hexdigest() if f.is_file() else None for w, f in files.items()}
 
 
 def load_all(plugins: Iterable[str], reserved: Collection[str]) -> None:
