@@ -22,14 +22,9 @@ from muscle_plugin.usb.calls import usb_calls_on
 
 
 class NetInfo(BaseModel):
-    """What must be known of a trained net to use it.
-
-    Attributes:
-        classes: class names, in the order of the logits.
-        channels: of the images that the net is given; ``mean`` and ``std`` are of the images as they are, as fractions.
-        step: training steps that the weights have seen.
-        weights: the EMA teacher's, or the net's own.
-    """
+    """What must be known of a trained net to use it: the names of the classes in the order of the logits; the ``channels`` of
+    the images that the net is given, and ``mean`` and ``std`` of the images as they are, as fractions; whose ``weights`` it
+    has, the EMA teacher's or the net's own, and how many training steps they have seen."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 

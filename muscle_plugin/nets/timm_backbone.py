@@ -20,14 +20,8 @@ from muscle_plugin.text import did_you_mean, first_line
 
 
 class TimmBackbone(BackboneNet):
-    """A timm model without its classifier, whose own pooled output is the feature, and a linear head.
-
-    Args:
-        name: a name of ``timm.list_models``, with or without a tag of pretrained weights (``resnet18.a1_in1k``).
-        img_size: side of the images; None: the one that the model was made for.
-        pretrained_path: file of pretrained weights: a state dict of the model, with or without its classifier, in
-            .safetensors or in torch's format (read with ``weights_only=True``). Empty or None: from timm's hub.
-    """
+    """A timm model without its classifier, whose own pooled output is the feature, and a linear head; see
+    :func:`~.build.build_net`. ``name`` may have a tag of pretrained weights (``resnet18.a1_in1k``)."""
 
     OPTIONS = USBNet.OPTIONS
 
