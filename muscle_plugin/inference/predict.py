@@ -57,13 +57,10 @@ class Predictor:
         Raises:
             InputError: images of another type or shape, for which the net would give numbers, too, but wrong ones.
         """
-        wanted = (3, self.img_size, self.img_size)
-        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or tuple(images.shape[1:]) != wanted:
-            found = f"{getattr(images, 'dtype', '')} {tuple(getattr(images, 'shape', ()))}".strip()
-            raise InputError(
-                f"expected a uint8 tensor of RGB images (N, {', '.join(map(str, wanted))}), received"
-                f" {type(images).__name__} {found}"
-            )
+        side = self.img_size
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
+            found = f"{type(images).__name__} {getattr(images, 'dtype', '')} {tuple(getattr(images, 'shape', ()))}"
+            raise InputError(f"expected a uint8 tensor of RGB images (N, 3, {side}, {side}), received {found}")
         return self.classifier(images.to(self.device)).cpu()
 
     def probabilities(self, images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,15 +119,12 @@ def _load_weights(net: nn.Module, name: str, path: Path) -> None:
         return {n: v for n, v in state.items() if n in wanted or not n.startswith(heads)}
 
     state = without_head(weights)
-    faults = misfit(state, wanted)
     convert = getattr(importlib.import_module(type(net).__module__), "checkpoint_filter_fn", None)
-    if faults and convert is not None:
-        try:
-            converted = without_head(convert(dict(weights), net))
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            converted = state  # not weights of this model at all
-        if not misfit(converted, wanted):
-            state, faults = converted, ""
-    if faults:
-        raise InputError(f"net: {path}: these weights do not fit timm:{name}: {faults}")
+    fault = misfit(state, wanted)
+    if fault and convert is not None:
+        # they may be of another model altogether
+        with contextlib.suppress(AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            state = without_head(convert(dict(weights), net))
+    if misfit(state, wanted):
+        raise InputError(f"net: {path}: these weights do not fit timm:{name}: {fault}")
     net.load_state_dict(state, strict=False)
