@@ -6,16 +6,14 @@ may say which plugins it wants, but cannot have them run (SECURITY.md). Torch an
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import importlib.util
 import inspect
-import io
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +88,10 @@ def _load(word: str, reserved: Collection[str]) -> None:
     # loads torch, and USB: some versions cannot be imported by anything but this module
     from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase
 
-    before = {n: ALGORITHMS[n] for n in ALGORITHMS.keys()}  # noqa: SIM118  not a dict
-    tables: tuple[dict[str, Any], ...] = (PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
-    kept = [dict(t) for t in tables]
+    ALGORITHMS.keys()  # a USB that loads plugins does so now
+    of_usb: dict[str, Any] = ALGORITHMS._dict
+    tables: tuple[dict[str, Any], ...] = (of_usb, PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
+    before = [dict(t) for t in tables]
     try:
         try:
             if _is_file(word):
@@ -103,10 +102,16 @@ def _load(word: str, reserved: Collection[str]) -> None:
             raise
         except (Exception, SystemExit) as e:
             raise PluginError(fault_in(e, word if _is_file(word) else None, word)) from e
-        for name in _registered_by(word, ALGORITHMS, before, known):
-            PLUGIN_ALGORITHMS[name] = _entry(name, ALGORITHMS[name], AlgorithmBase, reserved)
+        for name, cls in of_usb.items():
+            changed = cls is not before[0].get(name)
+            if changed and name in known:
+                owner = PLUGIN_ALGORITHMS[name].class_name if name in PLUGIN_ALGORITHMS else "USB or this package"
+                raise PluginError(f"{place_of(cls)}: algorithm {name!r}: {owner} has one of this name; take another")
+            # a module may have been imported earlier
+            if name not in known and (changed or f"{getattr(cls, '__module__', '')}.".startswith(f"{word}.")):
+                PLUGIN_ALGORITHMS[name] = _entry(name, cls, AlgorithmBase, reserved)
     except BaseException:
-        for table, content in zip(tables, kept, strict=True):
+        for table, content in zip(tables, before, strict=True):
             table.clear()
             table.update(content)
         raise
@@ -123,26 +128,6 @@ def _import_file(path: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-
-
-def _registered_by(
-    word: str, registry: MutableMapping[str, Any], before: Mapping[str, Any], known: Collection[str]
-) -> list[str]:
-    """The names of algorithms that a plugin added to USB's registry; also those of a module that was imported earlier.
-    One that took a name of ``known`` is refused, and the name given back to what had it ``before`` the import."""
-    found = []
-    for name in list(registry.keys()):
-        cls = registry[name]
-        changed = cls is not before.get(name)
-        if changed and name in known:
-            if name in before:
-                with contextlib.redirect_stdout(io.StringIO()):  # USB remarks that the name is taken
-                    registry[name] = before[name]
-            owner = PLUGIN_ALGORITHMS[name].class_name if name in PLUGIN_ALGORITHMS else "USB or this package"
-            raise PluginError(f"{place_of(cls)}: algorithm {name!r}: {owner} has one of this name; take another")
-        if name not in known and (changed or f"{getattr(cls, '__module__', '')}.".startswith(f"{word}.")):
-            found.append(name)
-    return found
 
 
 def _entry(name: object, cls: object, base: Any, reserved: Collection[str]) -> Algorithm:
