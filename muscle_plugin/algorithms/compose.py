@@ -13,10 +13,9 @@ from muscle_plugin.settings.schema import MuscleSettings
 from muscle_plugin.training import Host
 from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase, SSL_Argument, str2bool
 
-#: Classes used in place of USB's under the same name, where a version of USB has a broken one.
-REPLACED: dict[str, type[AlgorithmBase]] = {"meanteacher": MeanTeacher}
-#: This package's own, whose settings are in ``OWN_ALGORITHMS``.
+#: This package's classes by name. Settings are in ``OWN_ALGORITHMS``, but of what replaces a class of USB's.
 OWN: dict[str, type[AlgorithmBase]] = {
+    "meanteacher": MeanTeacher,  # a version of USB has a broken one
     "meanteacher_original": OriginalMeanTeacher,
     "labelprop": LabelPropagation,
     "meanteacher_labelprop": MeanTeacherLabelPropagation,
@@ -39,8 +38,8 @@ def _made(name: str) -> type[Host]:
     composed = muscle_algorithms()
     with_muscle = name in composed
     usb_name = composed[name].name if with_muscle else name
-    base = REPLACED.get(usb_name) or OWN.get(usb_name) or ALGORITHMS[usb_name]
-    own = OWN_ALGORITHMS[usb_name].arguments if usb_name in OWN else ()
+    base = OWN.get(usb_name) or ALGORITHMS[usb_name]
+    own = OWN_ALGORITHMS[usb_name].arguments if usb_name in OWN_ALGORITHMS else ()
     added = [*own, *(_MUSCLE_ARGUMENTS if with_muscle else ())]
 
     def get_argument() -> list[SSL_Argument]:

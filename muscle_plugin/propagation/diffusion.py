@@ -136,8 +136,7 @@ def _diffuse(
     graph: AffinityGraph, labels: Tensor, num_classes: int, alpha: float, tol: float, max_iter: int, order: Tensor
 ) -> Solution:
     """Z before clipping, with residuals and iterations per class; row i of ``graph`` is point ``order[i]``."""
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
+    inverse = order.argsort()
     labelled = (labels >= 0).nonzero().squeeze(1)
     classes, rows = labels[labelled], inverse[labelled]
     counts = torch.bincount(classes, minlength=num_classes)
