@@ -6,13 +6,11 @@ A step may be a fraction and may count epochs, as long as all arguments of a cal
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from functools import partial
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.text import did_you_mean
 
 __all__ = ["Schedule", "constant", "cosine", "ema_momentum", "schedule", "sigmoid_rampup", "usb_cosine"]
 
@@ -67,42 +65,31 @@ def _share(step: float, length: float) -> float:
     return min(max(step / length, 0.0), 1.0) if length > 0 else 1.0
 
 
-def _usb(total_steps: float, warmup: float = 0, num_cycles: float = 7 / 16) -> Schedule:
-    if not 0 <= warmup <= total_steps:
-        raise InputError(f"schedule: warmup must be between 0 and the run's {total_steps} steps, got {warmup}")
-    if not 0 <= num_cycles < math.inf:
-        raise InputError(f"schedule: num_cycles must be 0 or more, got {num_cycles}")
-    return partial(usb_cosine, total=total_steps, warmup=warmup, num_cycles=num_cycles)
-
-
-def _cosine(total_steps: float, reaches_zero_at: float = 1.0) -> Schedule:
-    if not 1 <= reaches_zero_at < math.inf:
-        raise InputError(f"schedule: reaches_zero_at is a multiple of the run, 1 or more, got {reaches_zero_at}")
-    return partial(cosine, end=total_steps * reaches_zero_at)
-
-
-#: Learning-rate schedules by name: functions of the run's length and of the schedule's options, as keywords.
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"usb": _usb, "cosine": _cosine, "constant": lambda _: constant}
-
-
-def schedule(name: str, total_steps: float, **options: float) -> Schedule:
+def schedule(
+    name: str, total_steps: float, *, warmup: float = 0, num_cycles: float = 7 / 16, reaches_zero_at: float = 1.0
+) -> Schedule:
     """Build a learning-rate schedule.
 
     Args:
-        name: ``usb`` (:func:`usb_cosine`; options ``warmup`` in steps, ``num_cycles``), ``cosine`` (:func:`cosine`;
-            option ``reaches_zero_at``, a multiple of ``total_steps``, such as 210/180) or ``constant``.
+        name: ``usb`` (:func:`usb_cosine`), ``cosine`` (:func:`cosine`) or ``constant``.
         total_steps: length of the run.
+        warmup, num_cycles: of ``usb``; ``warmup`` in steps.
+        reaches_zero_at: of ``cosine``: a multiple of ``total_steps``, 1 or more, such as 210/180.
 
     Raises:
-        InputError: no such schedule or option, or a value out of range.
+        InputError: no such schedule, or a value out of range.
     """
-    if name not in SCHEDULES:
-        raise InputError(f"schedule: unknown {name!r}{did_you_mean(name, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
-    if not 0 < total_steps < math.inf:
-        raise InputError(f"schedule: total_steps must be more than 0, got {total_steps}")
-    known = list(inspect.signature(SCHEDULES[name]).parameters)[1:]
-    for option in options:
-        if option not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise InputError(f"schedule: {name} has no option {option!r}{did_you_mean(option, known)}; {has}")
-    return SCHEDULES[name](total_steps, **options)
+    if name == "usb":
+        if not (0 <= warmup <= total_steps and num_cycles >= 0):
+            raise InputError(
+                f"schedule: warmup must be between 0 and the run's {total_steps} steps and num_cycles 0 or more, got"
+                f" {warmup} and {num_cycles}"
+            )
+        return partial(usb_cosine, total=total_steps, warmup=warmup, num_cycles=num_cycles)
+    if name == "cosine":
+        if not reaches_zero_at >= 1:
+            raise InputError(f"schedule: reaches_zero_at is a multiple of the run, 1 or more, got {reaches_zero_at}")
+        return partial(cosine, end=total_steps * reaches_zero_at)
+    if name == "constant":
+        return constant
+    raise InputError(f"schedule: unknown {name!r}; known: usb, cosine, constant")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from muscle_plugin.cli import main
-from muscle_plugin.inference import export, onnx_file
+from muscle_plugin.inference import export
 from muscle_plugin.inference.export import read_images
 from muscle_plugin.inference.predict import Predictor
 
@@ -117,7 +117,7 @@ def test_timm_reads_the_folder_by_itself(trained, tmp_path):
 
 
 def test_by_tracing_where_torch_is_old(trained, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_file, "_version", lambda: (2, 4))
+    monkeypatch.setattr(export, "BY_TORCH_EXPORT", False)
     monkeypatch.setattr(torch.onnx, "export", partial(torch.onnx.export, dynamo=False))  # as it is there
     lines = export.export_model(trained("small_cnn"), tmp_path / "out", "onnx", photos)
     assert any("5 images" in line for line in lines)
@@ -144,7 +144,7 @@ def test_what_predicts_otherwise_is_refused_and_leaves_nothing(trained, photos, 
     out = tmp_path / "out"
     # as an exporter would that gets something wrong
     monkeypatch.setattr(
-        onnx_file.ForONNX, "forward", lambda self, images: (y := self.classifier(255 - images), y.softmax(1))
+        export.ForONNX, "forward", lambda self, images: (y := self.classifier(255 - images), y.softmax(1))
     )
     line = fault(
         capsys, "--checkpoint", trained("small_cnn"), "--out", out, "--images", photos, "--format", "onnx", status=1
@@ -177,9 +177,9 @@ def test_bad_input_is_one_line(trained, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("config.json", b"{", "config.json: damaged"),
+        ("config.json", b"{", r"config\.json: .*damaged"),
         ("config.json", b"{}", r"config\.json: .*muscle-plugin export"),
-        ("config.json", b'{"muscle_plugin": {"format": 2}}', r"config\.json: .*format 2\b"),
+        ("config.json", b'{"muscle_plugin": {"format": 2}}', r"config\.json: .*format 1\b"),
         ("config.json", b'{"muscle_plugin": {"format": 1}}', r"out: .*\bwhole\b.*\bnet_options\b"),
         ("model.safetensors", b"no tensors", r"model\.safetensors: .*as safetensors"),
         ("model.safetensors", None, r"model\.safetensors: no such"),

@@ -28,7 +28,7 @@ from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.data.splits import read_split
 from muscle_plugin.errors import ConfigError, DataError, InputError, RunError
 from muscle_plugin.files import load_tensors, save_tensors
-from muscle_plugin.nets.torchvision_net import TorchvisionNet
+from muscle_plugin.nets.foreign import torchvision_net
 from muscle_plugin.settings.resolve import load_settings
 
 
@@ -101,7 +101,7 @@ def test_no_checkpoint_runs_code(where, tmp_path, mark, build_short):
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": {"x": Runs(mark)}}, path)
     calls = {
-        "load_tensors": lambda: load_tensors(path), "torchvision": lambda: TorchvisionNet("resnet18", 3, True, path),
+        "load_tensors": lambda: load_tensors(path), "torchvision": lambda: torchvision_net("resnet18", 3, True, path),
         "timm": lambda: build_net("timm:resnet18", 3, 3, 32, pretrained=True, pretrained_path=path),
         "usb": lambda: usb(num_classes=3, pretrained=True, pretrained_path=path),
         "init_from": lambda: build_short(init_from=str(path)),

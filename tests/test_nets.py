@@ -10,8 +10,8 @@ from torch import nn
 
 import muscle_plugin.usb.names  # noqa: F401  (makes semilearn importable with this torch and timm)
 from muscle_plugin.nets import OWN_NETS, NetOptions, build_net, net_options
+from muscle_plugin.nets.foreign import torchvision_net
 from muscle_plugin.nets.own import channels
-from muscle_plugin.nets.torchvision_net import TorchvisionNet
 
 VIT = "timm:vit_tiny_patch16_224"
 #: Every kind of net, with a size of image that makes it quick.
@@ -83,7 +83,7 @@ def test_usbs_optimiser_takes_every_parameter_once(name, layer_decay):
     from semilearn.core.utils import get_optimizer
 
     if name == "torchvision":
-        net = TorchvisionNet("resnet18", 4)
+        net = torchvision_net("resnet18", 4)
     else:
         net = build_net(name, 4, img_size=NETS[name], options={"double_head": True})
     optimizer = get_optimizer(net, "SGD", lr=1.0, momentum=0.9, weight_decay=0.1, layer_decay=layer_decay)

@@ -611,7 +611,7 @@ def test_iterations_and_convergence_are_reported_as_they_were():
         ({"neighbours": "some"}, "^neighbours: .*auto, exact, approximate, .*'some'"),
         ({"backend": "gpu"}, "^backend: .*auto, faiss, torch, .*'gpu'"),
         ({"labels": torch.full((120,), -1)}, "^labels: .*labelled"),
-        ({"labels": torch.full((120,), 3)}, r"^labels: .*-1 .*\b2, .*\b3 to 3"),
+        ({"labels": torch.full((120,), 3)}, r"^labels: .*-1 .*\b2 .*\b3 to 3"),
         ({"labels": torch.full((120,), -2)}, "^labels: .*-2 to -2"),
         ({"labels": torch.zeros(7).long()}, r"^labels: .*\b120 .*\(7,\)"),
         ({"labels": torch.zeros(120)}, r"^labels: .*\b120 integers.*float32"),

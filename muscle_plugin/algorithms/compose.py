@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 
 from muscle_plugin.algorithms.contrastive import Contrastive
 from muscle_plugin.algorithms.label_propagation import LabelPropagation, MeanTeacherLabelPropagation
 from muscle_plugin.algorithms.mean_teacher import MeanTeacher, OriginalMeanTeacher
 from muscle_plugin.algorithms.muscle import Muscle
-from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX, OWN_ALGORITHMS, Argument
+from muscle_plugin.registry.catalogue import OWN_ALGORITHMS, Argument, muscle_algorithms
+from muscle_plugin.settings.schema import MuscleSettings
 from muscle_plugin.training import Host
 from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase, SSL_Argument, str2bool
 
-#: Classes used in place of USB's under the same name, where a version of USB has a broken one.
-REPLACED: dict[str, type[AlgorithmBase]] = {"meanteacher": MeanTeacher}
-#: This package's own, whose settings are in ``OWN_ALGORITHMS``.
+#: This package's classes by name. Settings are in ``OWN_ALGORITHMS``, but of what replaces a class of USB's.
 OWN: dict[str, type[AlgorithmBase]] = {
+    "meanteacher": MeanTeacher,  # a version of USB has a broken one
     "meanteacher_original": OriginalMeanTeacher,
     "labelprop": LabelPropagation,
     "meanteacher_labelprop": MeanTeacherLabelPropagation,
     "contrastive": Contrastive,
 }
-assert OWN.keys() == OWN_ALGORITHMS.keys()
+_MUSCLE_ARGUMENTS = [
+    Argument(n, type(f.default), f.default, f.description or "") for n, f in MuscleSettings.model_fields.items()
+]
 
 
 def algorithm_class(name: str) -> type[Host]:
-    """The trainable class of an algorithm: any of USB's registry or this package's, ``muscle``, or ``muscle_<name>``.
-
-    Raises:
-        KeyError: there is no such algorithm.
-    """
+    """The trainable class of an algorithm: any of USB's registry or this package's, ``muscle``, or ``muscle_<name>``; a
+    KeyError if there is none."""
     ALGORITHMS.keys()  # a USB that loads plugins does so now: it asks for these classes itself
     return _made(name)
 
 
 @cache
 def _made(name: str) -> type[Host]:
-    with_muscle = name == MUSCLE or (name.startswith(MUSCLE_PREFIX) and name not in _stock())
-    usb_name = MUSCLE_BASE if name == MUSCLE else name.removeprefix(MUSCLE_PREFIX) if with_muscle else name
-    if usb_name not in ALGORITHMS and usb_name not in OWN:
-        raise KeyError(f"unknown algorithm {name!r}; known: {', '.join(sorted({*_stock(), *OWN}))}")
-    base = REPLACED.get(usb_name) or OWN.get(usb_name) or ALGORITHMS[usb_name]
-    if issubclass(base, Host):
-        return base
+    composed = muscle_algorithms()
+    with_muscle = name in composed
+    usb_name = composed[name].name if with_muscle else name
+    base = OWN.get(usb_name) or ALGORITHMS[usb_name]
+    own = OWN_ALGORITHMS[usb_name].arguments if usb_name in OWN_ALGORITHMS else ()
+    added = [*own, *(_MUSCLE_ARGUMENTS if with_muscle else ())]
 
     def get_argument() -> list[SSL_Argument]:
-        own = _usb_arguments(OWN_ALGORITHMS[usb_name].arguments) if usb_name in OWN else base.get_argument()
-        return [*own, *(Muscle.get_argument() if with_muscle else ())]
+        of_usb = ((f"--{a.name}", str2bool if a.type is bool else a.type, a.default, a.help) for a in added)
+        return [*base.get_argument(), *(SSL_Argument(*a) for a in of_usb)]
 
     members = {
         "usb_name": usb_name,
@@ -57,12 +54,3 @@ def _made(name: str) -> type[Host]:
     if with_muscle:
         return type(f"Muscle{base.__name__}", (Muscle, Host, base), members)
     return type(f"Hosted{base.__name__}", (Host, base), members)
-
-
-def _usb_arguments(settings: Iterable[Argument]) -> list[SSL_Argument]:
-    return [SSL_Argument(f"--{a.name}", str2bool if a.type is bool else a.type, a.default, a.help) for a in settings]
-
-
-def _stock() -> list[str]:
-    """Names in USB's registry that are not this package's."""
-    return [n for n in ALGORITHMS.keys() if not issubclass(ALGORITHMS[n], Host)]  # noqa: SIM118  not a dict

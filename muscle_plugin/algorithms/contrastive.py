@@ -43,4 +43,4 @@ class Contrastive(AlgorithmBase):
         log = self.process_log_dict(
             sup_loss=sup_loss.detach(), unsup_loss=contrastive.detach(), total_loss=loss.detach()
         )
-        return self.process_out_dict(loss=loss, feat={"x_lb": out["feat"][:j]}), log
+        return self.process_out_dict(loss=loss), log

@@ -38,18 +38,10 @@ class Call:
 
 
 class ForwardCapture:
-    """Context manager around one ``train_step``.
+    """Context manager around one ``train_step``: ``calls`` has the calls of ``model``, without the extra views.
 
-    Args:
-        model: the net that the step calls.
-        live: returns whether the net currently holds its own weights.
-        extra_views: (M, ...) images to append to a call, or None.
-        carrier: the call, counted from 0 within the step, to which they are appended.
-        rows: the number of rows that each call is expected to have; empty for any.
-
-    Attributes:
-        calls: the calls seen, without the extra views.
-        extra_logits: (M, C) logits of the extra views, once forwarded.
+    The ``extra_views``, (M, ...) images, are appended to the call ``carrier``, counted from 0; ``extra_logits`` has their
+    (M, C) logits. ``live`` says whether the net holds its own weights; ``rows`` are the images each call must have, if given.
     """
 
     def __init__(

@@ -110,10 +110,10 @@ class PseudoLabels(Host):
             "pseudo_accuracy": float((self.pseudo_labels == truth)[told].float().mean()),  # of none: not a number
         }
 
-    def weighted_class_loss(self, labelled: Tensor, y_lb: Tensor, unlabelled: Tensor, idx_ulb: Tensor) -> Tensor:
-        """sum_i w_i c_y CE_i over all images of the step, of which (J, C) and (I, C) are the logits, divided by their number
-        B; in stage 1 over the labelled alone."""
-        b = len(labelled) + len(unlabelled)
+    def class_loss(self, logits: Tensor, y_lb: Tensor, idx_ulb: Tensor | None) -> Tensor:
+        """sum_i w_i c_y CE_i over the images of the step, labelled ones first among the (B, C) logits, divided by B; in stage
+        1 over the labelled alone."""
+        b, labelled, unlabelled = len(logits), logits[: len(y_lb)], logits[len(y_lb) :]
         per_image = F.cross_entropy(labelled, y_lb, reduction="none")
         if self.stage == 1 or self.pseudo_labels is None or self.pseudo_weights is None or self.class_weights is None:
             return per_image.sum() / b
@@ -130,17 +130,15 @@ class LabelPropagation(PseudoLabels, AlgorithmBase):
     def train_step(  # type: ignore[override]
         self, x_lb: Tensor, y_lb: Tensor, x_ulb_w: Tensor, idx_ulb: Tensor
     ) -> StepOutput:
-        n = len(x_lb)
         images = x_lb if self.stage == 1 else torch.cat([x_lb, x_ulb_w])
         with self.amp_cm():
-            out = self.model(images)
-        logits = out["logits"].float()
+            logits = self.model(images)["logits"].float()
         if self.stage == 1:
             loss = F.cross_entropy(logits, y_lb)
         else:
-            loss = self.weighted_class_loss(logits[:n], y_lb, logits[n:], idx_ulb)
+            loss = self.class_loss(logits, y_lb, idx_ulb)
         log = self.process_log_dict(sup_loss=loss.detach(), total_loss=loss.detach(), **self.pseudo_log)
-        return self.process_out_dict(loss=loss, feat={"x_lb": out["feat"][:n]}), log
+        return self.process_out_dict(loss=loss), log
 
 
 class MeanTeacherLabelPropagation(PseudoLabels, OriginalMeanTeacher):
@@ -154,8 +152,3 @@ class MeanTeacherLabelPropagation(PseudoLabels, OriginalMeanTeacher):
     ) -> StepOutput:
         out, log = self.teach(x_lb, y_lb, x_lb_w2, x_ulb_w, x_ulb_w2, idx_ulb)
         return out, log | self.process_log_dict(**self.pseudo_log)
-
-    def class_loss(self, logits: Tensor, y_lb: Tensor, idx_ulb: Tensor | None) -> Tensor:
-        assert idx_ulb is not None
-        n = len(y_lb)
-        return self.weighted_class_loss(logits[:n], y_lb, logits[n:], idx_ulb)

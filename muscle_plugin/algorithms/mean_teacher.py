@@ -41,11 +41,10 @@ class MeanTeacher(_USBMeanTeacher):
             unsup_loss = self.consistency_loss(student["logits"], target, "mse")
             ramp = min(self.it / (self.unsup_warm_up * self.num_train_iter), 1.0) if self.unsup_warm_up else 1.0
             loss = sup_loss + self.lambda_u * ramp * unsup_loss
-        feat = {"x_lb": labelled["feat"], "x_ulb_s": student["feat"]}
         log = self.process_log_dict(
             sup_loss=sup_loss.detach(), unsup_loss=unsup_loss.detach(), total_loss=loss.detach()
         )
-        return self.process_out_dict(loss=loss, feat=feat), log
+        return self.process_out_dict(loss=loss), log
 
 
 class OriginalMeanTeacher(AlgorithmBase):
@@ -96,9 +95,7 @@ class OriginalMeanTeacher(AlgorithmBase):
         log = self.process_log_dict(
             sup_loss=class_loss.detach(), unsup_loss=consistency.detach(), total_loss=loss.detach()
         )
-        n = len(x_lb)
-        feat = {"x_lb": student["feat"][:n], "x_ulb_w": student["feat"][n:]}
-        return self.process_out_dict(loss=loss, feat=feat), log
+        return self.process_out_dict(loss=loss), log
 
     @property
     def stage_epoch(self) -> int:

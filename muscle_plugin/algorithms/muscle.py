@@ -22,7 +22,6 @@ from muscle_plugin.registry.catalogue import MUSCLE_BASE, WEAK_UNLABELLED_VIEW
 from muscle_plugin.settings.schema import MuscleSettings, RunSettings
 from muscle_plugin.training.protocols import StepOutput
 from muscle_plugin.training.state import outside_state, undone
-from muscle_plugin.usb.names import SSL_Argument, str2bool
 
 if TYPE_CHECKING:
     from muscle_plugin.training import Host
@@ -176,11 +175,3 @@ class Muscle(Host):
             names = [h for h in (*plan.hard[kind], EXTRA_HARD[kind]) if h in logits]
             hard.append(torch.cat([logits[h].view(-1, n, c) for h in names]))
         return torch.cat(weak), torch.cat(hard, 1)
-
-    @staticmethod
-    def get_argument() -> list[SSL_Argument]:
-        """MUSCLE's settings in USB's form, for USB's own command line; a composed class adds its base's."""
-        return [
-            SSL_Argument(f"--{n}", str2bool if f.annotation is bool else type(f.default), f.default, f.description)
-            for n, f in MuscleSettings.model_fields.items()
-        ]

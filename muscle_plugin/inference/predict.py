@@ -57,13 +57,10 @@ class Predictor:
         Raises:
             InputError: images of another type or shape, for which the net would give numbers, too, but wrong ones.
         """
-        wanted = (3, self.img_size, self.img_size)
-        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or tuple(images.shape[1:]) != wanted:
-            found = f"{getattr(images, 'dtype', '')} {tuple(getattr(images, 'shape', ()))}".strip()
-            raise InputError(
-                f"expected a uint8 tensor of RGB images (N, {', '.join(map(str, wanted))}), received"
-                f" {type(images).__name__} {found}"
-            )
+        side = self.img_size
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
+            found = f"{type(images).__name__} {getattr(images, 'dtype', '')} {tuple(getattr(images, 'shape', ()))}"
+            raise InputError(f"expected a uint8 tensor of RGB images (N, 3, {side}, {side}), received {found}")
         return self.classifier(images.to(self.device)).cpu()
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -75,20 +72,17 @@ def label_images(
     predictor: Predictor, files: Sequence[Path], skip_bad_images: bool, batch: int
 ) -> Iterator[tuple[Path, str, float]]:
     """Yield (file, class, its probability) of every readable image; DataError for another, unless ``skip_bad_images``."""
-    at_once = 2048  # images held in memory
-    for first in range(0, len(files), at_once):
-        part = files[first : first + at_once]
+    for first in range(0, len(files), batch):
+        part = files[first : first + batch]
         images: np.ndarray = np.empty((len(part), 3, predictor.img_size, predictor.img_size), np.uint8)
         bad = decode_all(part, predictor.img_size, images)
         for reason in bad.values():
             if not skip_bad_images:
                 raise DataError(f"{reason}. --skip-bad-images leaves such files out")
             print(f"note: left out {one_line(reason)}", file=sys.stderr)
-        good = [i for i in range(len(part)) if i not in bad]
-        for start in range(0, len(good), batch):
-            chosen = good[start : start + batch]
-            probability, label = predictor.probabilities(torch.from_numpy(images[chosen])).max(1)
-            for i, p, c in zip(chosen, probability.tolist(), label.tolist(), strict=True):
+        if good := [i for i in range(len(part)) if i not in bad]:
+            probability, label = predictor.probabilities(torch.from_numpy(images[good])).max(1)
+            for i, p, c in zip(good, probability.tolist(), label.tolist(), strict=True):
                 yield part[i], predictor.classes[c], p
 
 

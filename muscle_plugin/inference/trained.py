@@ -22,14 +22,9 @@ from muscle_plugin.usb.calls import usb_calls_on
 
 
 class NetInfo(BaseModel):
-    """What must be known of a trained net to use it.
-
-    Attributes:
-        classes: class names, in the order of the logits.
-        channels: of the images that the net is given; ``mean`` and ``std`` are of the images as they are, as fractions.
-        step: training steps that the weights have seen.
-        weights: the EMA teacher's, or the net's own.
-    """
+    """What must be known of a trained net to use it: the names of the classes in the order of the logits; the ``channels`` of
+    the images that the net is given, and ``mean`` and ``std`` of the images as they are, as fractions; whose ``weights`` it
+    has, the EMA teacher's or the net's own, and how many training steps they have seen."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -63,12 +58,7 @@ class Trained:
 
 
 def read_trained(checkpoint: Path) -> Trained:
-    """Read the EMA teacher of a checkpoint.
-
-    Raises:
-        InputError: not a checkpoint, or USB is needed for its net and not installed.
-        DamagedError: damaged; the message names the run's other checkpoints.
-    """
+    """Read the EMA teacher of a checkpoint. Of a damaged one, the DamagedError names the run's other checkpoints."""
     try:
         content = load_tensors(checkpoint)
     except DamagedError as e:
@@ -85,12 +75,8 @@ def read_trained(checkpoint: Path) -> Trained:
 
 
 def rebuild(about: Mapping[str, Any], weights: object, source: Path) -> Trained:
-    """Build a trained net from the content of a :class:`NetInfo` and a state dict, neither checked yet; messages name
-    their ``source``.
-
-    Raises:
-        InputError: something is missing, the net cannot be built here, or the weights do not fit it.
-    """
+    """Build a trained net from the content of a :class:`NetInfo` and a state dict, neither checked yet; an InputError about
+    them names their ``source``."""
     try:
         info = NetInfo.model_validate(about)
     except ValidationError as e:
@@ -100,9 +86,7 @@ def rebuild(about: Mapping[str, Any], weights: object, source: Path) -> Trained:
         with usb_calls_on("cpu"):
             build = net_builder(info.net, info.net_from_name, len(info.mean), info.img_size, info.net_options)
             net = build(num_classes=len(info.classes))
-    except InputError as e:
-        raise InputError(f"{source}: its net cannot be built: {e}") from None
-    except (MemoryError, RuntimeError) as e:  # of a size that no net has
+    except (InputError, MemoryError, RuntimeError) as e:  # the latter two of a size that no net has
         raise InputError(f"{source}: its net {shown(info.net)} cannot be built ({first_line(e)})") from None
     found = weights if isinstance(weights, dict) else {}
     tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -121,9 +105,6 @@ class Classifier(nn.Module):
 
     The net's normalisation is inside, and for nets of grey images the conversion (ITU-R 601 luma, as Pillow's). ``net``
     takes the place of ``trained.net``; one that returns logits alone will do.
-
-    Raises:
-        DataError: the net takes another number of channels than the images have.
     """
 
     def __init__(self, trained: Trained, device: torch.device, net: nn.Module | None = None) -> None:

@@ -17,10 +17,10 @@ from torch import nn
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import USBNet
+from muscle_plugin.nets.foreign import plugged_net, torchvision_net, usb_net
 from muscle_plugin.nets.own import CLASSES
-from muscle_plugin.nets.plugged import plugged_net
 from muscle_plugin.registry.names import DATASETS, NETS, PLUGIN_NETS, TIMM
-from muscle_plugin.settings.schema import RunSettings
+from muscle_plugin.settings.schema import OF_ONES_OWN, RunSettings
 from muscle_plugin.text import did_you_mean, shown
 
 #: Builds a net; called as USB does, with ``num_classes`` and, if wanted, ``pretrained`` and ``pretrained_path``.
@@ -142,12 +142,8 @@ def net_builder(
 ) -> NetBuilder:
     """Find what builds a net of this package, timm, a plugin or USB, or of torchvision with ``from_torchvision``.
 
-    Args:
-        channels: of the images; USB's, timm's and torchvision's nets take three in any case.
-        options: names and values of :class:`NetOptions`; for nets of this package and of timm.
-
-    Raises:
-        InputError: no such net, it has no such option, or USB is needed for it and not installed.
+    USB's, timm's and torchvision's nets take three ``channels`` in any case. ``options`` are names and values of
+    :class:`NetOptions`, for nets of this package and of timm. What cannot be had is an InputError.
     """
     if (net in CLASSES or net.startswith(TIMM)) and not from_torchvision:
         in_channels = 3 if net.startswith(TIMM) else channels
@@ -155,26 +151,23 @@ def net_builder(
     if options:
         raise InputError(f"net: {net} has no option {', '.join(options)}; this package's and timm's nets have")
     if from_torchvision:
-        from muscle_plugin.nets.torchvision_net import TorchvisionNet
-
-        return partial(TorchvisionNet, net)
+        return partial(torchvision_net, net)
     if net in PLUGIN_NETS:
         return partial(plugged_net, net, in_channels=channels, img_size=img_size)
-    if find_spec("semilearn") is None:
-        raise InputError(
-            f"net: {shown(net)} is none of {', '.join((*NETS, *PLUGIN_NETS))}, {TIMM}<name>; a net of USB needs semilearn,"
-            " which is not installed: pip install semilearn"
-        )
-    from muscle_plugin.usb import nets as usb
+    of_usb, needs = dict[str, NetBuilder](), "; USB's need semilearn, which is not installed: pip install semilearn"
+    if find_spec("semilearn") is not None:
+        from muscle_plugin.usb.names import nets
 
-    of_usb = usb.names()
+        # those for text and sound, which have no number at the end, would fetch their weights
+        of_usb = {n: x for n, x in vars(nets).items() if n[-1].isdigit() and not n.startswith("_") and callable(x)}
+        needs = ""
     if net not in of_usb:
-        known = list(dict.fromkeys((*NETS, *PLUGIN_NETS, *of_usb)))
-        near = did_you_mean(net, known)
+        known = list(dict.fromkeys((*NETS, *PLUGIN_NETS, *sorted(of_usb))))
         raise InputError(
-            f"net: unknown {shown(repr(net))}{near} (one of your own: --plugins FILE); known: {', '.join(known)}, {TIMM}<name>"
+            f"net: unknown {shown(repr(net))}{did_you_mean(net, known)}{OF_ONES_OWN}; known: {', '.join(known)},"
+            f" {TIMM}<name>{needs}"
         )
-    return partial(usb.build, net)
+    return partial(usb_net, net, of_usb[net])
 
 
 def builder_of(settings: RunSettings) -> NetBuilder:

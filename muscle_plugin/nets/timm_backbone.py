@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,17 +21,8 @@ from muscle_plugin.text import did_you_mean, first_line
 
 
 class TimmBackbone(BackboneNet):
-    """A timm model without its classifier, whose own pooled output is the feature, and a linear head.
-
-    Args:
-        name: a name of ``timm.list_models``, with or without a tag of pretrained weights (``resnet18.a1_in1k``).
-        img_size: side of the images; None: the one that the model was made for.
-        pretrained_path: file of pretrained weights: a state dict of the model, with or without its classifier, in
-            .safetensors or in torch's format (read with ``weights_only=True``). Empty or None: from timm's hub.
-
-    Raises:
-        InputError: no such model, it does not take these images, or the weights cannot be had or do not fit.
-    """
+    """A timm model without its classifier, whose own pooled output is the feature, and a linear head; see
+    :func:`~.build.build_net`. ``name`` may have a tag of pretrained weights (``resnet18.a1_in1k``)."""
 
     OPTIONS = USBNet.OPTIONS
 
@@ -51,8 +43,14 @@ class TimmBackbone(BackboneNet):
         from_hub = pretrained and not pretrained_path
         if from_hub and not timm.is_model_pretrained(name):
             raise InputError(f"net: timm has no pretrained weights for {name}; --pretrain_path names a file of them")
-        self.backbone = _create(name, in_channels, img_size)
-        num_features = _num_features(self.backbone, name, in_channels, img_size)
+        try:
+            self.backbone = _create(name, in_channels, img_size)
+            num_features = _num_features(self.backbone, in_channels, img_size)
+        except (AssertionError, IndexError, RuntimeError, ValueError) as e:
+            size = "its own size" if img_size is None else f"{img_size} x {img_size}"
+            raise InputError(
+                f"net: timm:{name} cannot take images of {size} and {in_channels} channels: {first_line(e)}"
+            ) from e
         if from_hub:
             try:
                 self.backbone = _create(name, in_channels, img_size, pretrained=True)
@@ -86,16 +84,9 @@ def _create(name: str, in_channels: int, img_size: int | None, pretrained: bool 
         if "img_size" not in str(e):
             raise
         return timm.create_model(name, **arguments)  # a convolutional net takes any size
-    except (AssertionError, RuntimeError, ValueError) as e:
-        raise _misfit(name, in_channels, img_size, first_line(e)) from e
 
 
-def _misfit(name: str, in_channels: int, img_size: int | None, reason: str) -> InputError:
-    size = "its own size" if img_size is None else f"{img_size} x {img_size}"
-    return InputError(f"net: timm:{name} cannot take images of {size} and {in_channels} channels: {reason}")
-
-
-def _num_features(net: nn.Module, name: str, in_channels: int, img_size: int | None) -> int:
+def _num_features(net: nn.Module, in_channels: int, img_size: int | None) -> int:
     """Size of the pooled output for images of this size, found by a blank image."""
     side = img_size or net.pretrained_cfg["input_size"][-1]  # type: ignore[index,union-attr]
     patches = getattr(net, "patch_embed", None)
@@ -103,16 +94,13 @@ def _num_features(net: nn.Module, name: str, in_channels: int, img_size: int | N
     if isinstance(patches, PatchEmbed) and not getattr(patches, "dynamic_img_pad", False):
         patch = max(patches.patch_size)
         if side % patch:
-            raise _misfit(name, in_channels, img_size, f"the side must be a multiple of its patches' {patch}")
+            raise ValueError(f"the side must be a multiple of its patches' {patch}")
     net.eval()
-    try:
-        with torch.no_grad():
-            out = net(torch.zeros(1, in_channels, side, side))
-    except (AssertionError, IndexError, RuntimeError, ValueError) as e:
-        raise _misfit(name, in_channels, img_size, first_line(e)) from e
+    with torch.no_grad():
+        out = net(torch.zeros(1, in_channels, side, side))
     net.train()
     if not isinstance(out, Tensor) or out.ndim != 2:
-        raise InputError(f"net: timm:{name} has no pooled output of one vector per image")
+        raise ValueError("it has no pooled output of one vector per image")
     return out.shape[1]
 
 
@@ -131,15 +119,12 @@ def _load_weights(net: nn.Module, name: str, path: Path) -> None:
         return {n: v for n, v in state.items() if n in wanted or not n.startswith(heads)}
 
     state = without_head(weights)
-    faults = misfit(state, wanted)
     convert = getattr(importlib.import_module(type(net).__module__), "checkpoint_filter_fn", None)
-    if faults and convert is not None:
-        try:
-            converted = without_head(convert(dict(weights), net))
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            converted = state  # not weights of this model at all
-        if not misfit(converted, wanted):
-            state, faults = converted, ""
-    if faults:
-        raise InputError(f"net: {path}: these weights do not fit timm:{name}: {faults}")
+    fault = misfit(state, wanted)
+    if fault and convert is not None:
+        # they may be of another model altogether
+        with contextlib.suppress(AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            state = without_head(convert(dict(weights), net))
+    if misfit(state, wanted):
+        raise InputError(f"net: {path}: these weights do not fit timm:{name}: {fault}")
     net.load_state_dict(state, strict=False)

@@ -12,11 +12,7 @@ from muscle_plugin.files import load_safetensors, load_tensors
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, without the prefix of a parallel model; of a checkpoint the averaged weights.
-
-    Raises:
-        InputError: the file cannot be read, or holds no state dict.
-    """
+    """The state dict in a file, without the prefix of a parallel model; of a checkpoint the averaged weights."""
     content: object = load_safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
     for key in ("ema_model", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -46,11 +42,8 @@ def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 
 
 def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
-    """Load every weight whose name and shape fit, of the classifier ``with_head`` only, and return how many did.
-
-    Raises:
-        InputError: unreadable, or less than half of the net's weights (without its classifier) are in the file.
-    """
+    """Load every weight whose name and shape fit, of the classifier ``with_head`` only, and return how many did; an
+    InputError if that is less than half of the net's without its classifier."""
     found, own = read_weights(path), net.state_dict()
     wanted = {n: t for n, t in own.items() if with_head or not _of_head(n)}
     wrapped = {f"backbone.{n}": t for n, t in found.items()}

@@ -136,8 +136,7 @@ def _diffuse(
     graph: AffinityGraph, labels: Tensor, num_classes: int, alpha: float, tol: float, max_iter: int, order: Tensor
 ) -> Solution:
     """Z before clipping, with residuals and iterations per class; row i of ``graph`` is point ``order[i]``."""
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
+    inverse = order.argsort()
     labelled = (labels >= 0).nonzero().squeeze(1)
     classes, rows = labels[labelled], inverse[labelled]
     counts = torch.bincount(classes, minlength=num_classes)
@@ -172,21 +171,15 @@ def _diffuse(
     return Solution(z, torch.cat([s.residuals for s in solutions]), torch.cat([s.iterations for s in solutions]))
 
 
-class PseudoLabels(NamedTuple):
-    """(n,) labels, (n,) weights, (n, C) distributions and (n,) whether the diffusion reached the point."""
-
-    labels: Tensor
-    weights: Tensor
-    distributions: Tensor
-    reached: Tensor
-
-
-def pseudo_labels(z: Tensor, labels: Tensor) -> PseudoLabels:
+def pseudo_labels(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute labels and weights from the solution of the diffusion (equations 7 and 11), which is overwritten.
 
     Args:
         z: (n, C) floating point.
         labels: (n,) int64, -1 for unlabelled.
+
+    Returns:
+        (n,) labels, (n,) weights, (n, C) distributions and (n,) whether the diffusion reached the point.
     """
     c = z.shape[1]
     labelled = labels >= 0
@@ -201,7 +194,7 @@ def pseudo_labels(z: Tensor, labels: Tensor) -> PseudoLabels:
     largest = weights.max()
     weights = torch.where(labelled, 1, weights / torch.where(largest > 0, largest, 1))
     guessed = torch.where(reached, z.argmax(1), commonest)
-    return PseudoLabels(torch.where(labelled, labels, guessed), weights, z, reached)
+    return torch.where(labelled, labels, guessed), weights, z, reached
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
@@ -219,10 +212,10 @@ def _check(features: Tensor, labels: Tensor, num_classes: int, alpha: float, tol
     if num_classes < 1:
         raise InputError(f"num_classes: expected at least 1, received {num_classes}")
     low, high = (int(x) for x in labels.aminmax()) if len(labels) else (-1, -1)
-    if low < -1 or high >= num_classes:
-        raise InputError(f"labels: expected -1 (unlabelled) to {num_classes - 1}, received {low} to {high}")
-    if high < 0:
-        raise InputError("labels: expected at least one labelled point, received none")
+    if low < -1 or not 0 <= high < num_classes:
+        raise InputError(
+            f"labels: expected -1 (unlabelled) to {num_classes - 1} and at least one labelled point, received {low} to {high}"
+        )
     if not 0 < alpha < 1:
         raise InputError(f"alpha: expected a number between 0 and 1, both excluded, received {alpha}")
     if not tol >= 0 or max_iter < 1:

@@ -9,23 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Facts of a data set that are known before it is loaded, and its defaults of the settings of these names.
+    """Facts of a data set that are known before it is loaded, and its defaults of the settings of these names."""
 
-    Attributes:
-        num_classes: C; None: known once its files are read.
-        img_size: side in pixels to which images are resized.
-        channels: of an image.
-        num_labels: labelled images; None: every label there is.
-        subclasses: subclasses per class (CIFAR-20); 1: none.
-        sequestered: subclasses per class that give no labels.
-        weak_augment, hard_augment: names of augmentations.
-    """
-
-    num_classes: int | None
+    num_classes: int | None  # None: known once its files are read
     img_size: int
     channels: int = 3
-    num_labels: int | None = None
-    subclasses: int = 1
+    num_labels: int | None = None  # None: every label there is
+    subclasses: int = 1  # per class (CIFAR-20)
     sequestered: int = 0
     weak_augment: str = "crop_flip"
     hard_augment: str = "randaugment"

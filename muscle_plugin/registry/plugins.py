@@ -6,16 +6,14 @@ may say which plugins it wants, but cannot have them run (SECURITY.md). Torch an
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import importlib.util
 import inspect
-import io
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,6 @@ from muscle_plugin.registry.catalogue import MUSCLE, NOT_HOSTED, PLUGIN_ALGORITH
 from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, PLUGIN_NETS, STEP_PARAMETERS
 from muscle_plugin.text import fault_in, shown
 
-_MOST_PLUGINS = 64
-_MOST_CHARACTERS = 4096  # of a path
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 #: What a name may be: it becomes a flag's value and part of folder names.
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -45,13 +41,9 @@ def located(value: object, folder: str | Path) -> tuple[str, ...]:
     words = value.split(",") if isinstance(value, str) else value
     if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
         raise PluginError(f"names of files or modules are expected, got {shown(value)}")
-    if len(words) > _MOST_PLUGINS:
-        raise PluginError(f"{len(words)} plugins are too many; {_MOST_PLUGINS} at most")
     found: list[str] = []
     for word in filter(None, map(str.strip, words)):
-        if len(word) > _MOST_CHARACTERS or not word.isprintable():
-            raise PluginError(f"no file or module has such a name: {shown(repr(word))}")
-        if _is_file(word):
+        if _is_file(word) and word.isprintable():
             found.append(os.path.abspath(os.path.join(folder, os.path.expanduser(word))))
         elif _MODULE.fullmatch(word):
             found.append(word)
@@ -61,7 +53,7 @@ def located(value: object, folder: str | Path) -> tuple[str, ...]:
 
 
 def _is_file(word: str) -> bool:
-    return word.endswith(".py") or "/" in word or os.sep in word
+    return word.endswith(".py")
 
 
 def place_of(thing: object) -> str:
@@ -72,22 +64,13 @@ def place_of(thing: object) -> str:
 
 def fingerprints(plugins: Iterable[str]) -> dict[str, str | None]:
     """SHA-256 of each plugin's file (of a package: of its ``__init__.py``); None where it has none that can be read."""
-    out: dict[str, str | None] = {}
-    for word in plugins:
-        file = word if _is_file(word) else getattr(sys.modules.get(word), "__file__", None)
-        try:
-            out[word] = hashlib.sha256(Path(str(file)).read_bytes()).hexdigest()
-        except OSError:
-            out[word] = None
-    return out
+    files = {w: Path(w if _is_file(w) else getattr(sys.modules.get(w), "__file__", None) or "?") for w in plugins}
+    return {w: hashlib.sha256(f.read_bytes()).hexdigest() if f.is_file() else None for w, f in files.items()}
 
 
 def load_all(plugins: Iterable[str], reserved: Collection[str]) -> None:
-    """Import plugins that :func:`located` returned, in this order, and make known what they register.
-
-    Args:
-        reserved: names of settings that no algorithm may declare.
-    """
+    """Import plugins that :func:`located` returned, in this order, and make known what they register; ``reserved`` are the
+    settings that no algorithm may declare."""
     for word in plugins:
         if word not in _loaded:
             _load(word, reserved)
@@ -95,14 +78,20 @@ def load_all(plugins: Iterable[str], reserved: Collection[str]) -> None:
 
 
 def _load(word: str, reserved: Collection[str]) -> None:
-    _refuse_absent(word)
+    try:
+        found = os.path.isfile(word) if _is_file(word) else word in sys.modules or importlib.util.find_spec(word)
+    except (ImportError, ValueError):  # of a package that holds it
+        found = False
+    if not found:
+        raise PluginError(f"{word}: no such file or module; a file's name ends in .py")
     known = {**base_algorithms(), **dict.fromkeys(NOT_HOSTED)}
     # loads torch, and USB: some versions cannot be imported by anything but this module
     from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase
 
-    before = {n: ALGORITHMS[n] for n in ALGORITHMS.keys()}  # noqa: SIM118  not a dict
-    tables: tuple[dict[str, Any], ...] = (PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
-    kept = [dict(t) for t in tables]
+    ALGORITHMS.keys()  # a USB that loads plugins does so now
+    of_usb: dict[str, Any] = ALGORITHMS._dict
+    tables: tuple[dict[str, Any], ...] = (of_usb, PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
+    before = [dict(t) for t in tables]
     try:
         try:
             if _is_file(word):
@@ -113,10 +102,16 @@ def _load(word: str, reserved: Collection[str]) -> None:
             raise
         except (Exception, SystemExit) as e:
             raise PluginError(fault_in(e, word if _is_file(word) else None, word)) from e
-        for name in _registered_by(word, ALGORITHMS, before, known):
-            PLUGIN_ALGORITHMS[name] = _entry(name, ALGORITHMS[name], AlgorithmBase, reserved)
+        for name, cls in of_usb.items():
+            changed = cls is not before[0].get(name)
+            if changed and name in known:
+                owner = PLUGIN_ALGORITHMS[name].class_name if name in PLUGIN_ALGORITHMS else "USB or this package"
+                raise PluginError(f"{place_of(cls)}: algorithm {name!r}: {owner} has one of this name; take another")
+            # a module may have been imported earlier
+            if name not in known and (changed or f"{getattr(cls, '__module__', '')}.".startswith(f"{word}.")):
+                PLUGIN_ALGORITHMS[name] = _entry(name, cls, AlgorithmBase, reserved)
     except BaseException:
-        for table, content in zip(tables, kept, strict=True):
+        for table, content in zip(tables, before, strict=True):
             table.clear()
             table.update(content)
         raise
@@ -124,63 +119,19 @@ def _load(word: str, reserved: Collection[str]) -> None:
         tell()
 
 
-def _refuse_absent(word: str) -> None:
-    if _is_file(word):
-        if not os.path.isfile(word):
-            raise PluginError(f"{word}: no such file")
-        return
-    try:
-        found = word in sys.modules or importlib.util.find_spec(word) is not None
-    except (ImportError, ValueError):  # of a package that holds it
-        found = False
-    if not found:
-        here = f"; to name the file give {word}.py" if os.path.isfile(f"{word}.py") else ""
-        raise PluginError(f"{word}: no module of this name can be imported{here}")
-
-
 def _import_file(path: str) -> None:
     """Import a file under a name that no other module has."""
     name = f"_muscle_plugin_of_{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{path}: not a Python file; its name must end in .py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-
-
-def _registered_by(
-    word: str, registry: MutableMapping[str, Any], before: Mapping[str, Any], known: Collection[str]
-) -> list[str]:
-    """The names of algorithms that a plugin added to USB's registry; also those of a module that was imported earlier.
-    One that took a name of ``known`` is refused, and the name given back to what had it ``before`` the import."""
-    found = []
-    for name in list(registry.keys()):
-        cls = registry[name]
-        if cls is before.get(name) and (
-            name in known or not f"{getattr(cls, '__module__', '')}.".startswith(f"{word}.")
-        ):
-            continue
-        if name in known:
-            if name in before:
-                with contextlib.redirect_stdout(io.StringIO()):  # USB remarks that the name is taken
-                    registry[name] = before[name]
-            owner = PLUGIN_ALGORITHMS[name].class_name if name in PLUGIN_ALGORITHMS else "USB or this package"
-            raise PluginError(f"{place_of(cls)}: algorithm {name!r}: {owner} has one of this name; take another")
-        found.append(name)
-    return found
+    spec.loader.exec_module(module)
 
 
 def _entry(name: object, cls: object, base: Any, reserved: Collection[str]) -> Algorithm:
-    """The registry entry of a plugin's class, or a PluginError if it cannot be hosted.
-
-    Args:
-        base: USB's ``AlgorithmBase``.
-    """
+    """The registry entry of a plugin's class, or a PluginError if it cannot be hosted; ``base`` is USB's."""
     what = f"{place_of(cls)}: algorithm {name!r}"
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PluginError(f"{what}: a name has letters, digits and _, and begins with a letter")
@@ -193,15 +144,14 @@ def _entry(name: object, cls: object, base: Any, reserved: Collection[str]) -> A
     train_step: Any = getattr(cls, "train_step", None)
     if train_step is base.train_step:
         raise PluginError(f"{what}: {cls.__name__} has no train_step")
-    parameters = list(inspect.signature(train_step).parameters.values())[1:]
-    for p in parameters:
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
-            raise PluginError(f"{what}: train_step must name the views that it takes one by one, but has {p}")
-        if p.name not in STEP_PARAMETERS:
-            asks = f"its train_step asks for {p.name!r}, a view this package does not make"
-            raise PluginError(f"{what}: {asks}; known: {', '.join(STEP_PARAMETERS)}")
-    views = tuple(p.name for p in parameters)
-    return Algorithm(name, f"{cls.__name__} of {place_of(cls)}", views, _arguments(what, cls, reserved))
+    views = list(inspect.signature(train_step).parameters.values())[1:]
+    for view in views:
+        if view.name not in STEP_PARAMETERS:
+            raise PluginError(
+                f"{what}: train_step asks for {view}, a view this package does not make; known: {', '.join(STEP_PARAMETERS)}"
+            )
+    class_name = f"{cls.__name__} of {place_of(cls)}"
+    return Algorithm(name, class_name, tuple(v.name for v in views), _arguments(what, cls, reserved))
 
 
 def _arguments(what: str, cls: Any, reserved: Collection[str]) -> tuple[Argument, ...]:
@@ -213,19 +163,17 @@ def _arguments(what: str, cls: Any, reserved: Collection[str]) -> tuple[Argument
     found = []
     for a in declared:
         try:
-            name, kind, default = str(a.name).lstrip("-"), getattr(a.type, "__name__", ""), a.default
+            name, kind, default = str(a.name).lstrip("-"), _TYPES.get(a.type.__name__), a.default
         except AttributeError:
             raise PluginError(f"{what} returns a list of SSL_Argument, got {shown(repr(a))} in it") from None
-        if not NAME.fullmatch(name):
-            raise PluginError(f"{what}: --{shown(name)}: a setting has letters, digits and _")
-        if name in reserved:
-            raise PluginError(f"{what}: --{name} is a setting of MUSCLE; take another name")
-        if kind not in _TYPES:
-            raise PluginError(f"{what}: --{name}: the type must be int, float, str or str2bool, got {a.type}")
-        wanted = _TYPES[kind]
-        if type(default) is int and wanted is float:
+        if not NAME.fullmatch(name) or name in reserved:
+            raise PluginError(f"{what}: --{shown(name)} must have letters, digits and _, and be no setting of MUSCLE")
+        if type(default) is int and kind is float:
             default = float(default)
-        if type(default) is not wanted:
-            raise PluginError(f"{what}: --{name}: the default must be {wanted.__name__}, got {default!r}")
-        found.append(Argument(name, wanted, default, str(getattr(a, "help", "") or "")))
+        if kind is None or type(default) is not kind:
+            raise PluginError(
+                f"{what}: --{name}: expected int, float, str or str2bool and a default of this type, got {a.type} and"
+                f" {default!r}"
+            )
+        found.append(Argument(name, kind, default, str(getattr(a, "help", "") or "")))
     return tuple(found)

@@ -64,12 +64,8 @@ def restarting_schedule(
 ) -> LRScheduler:
     """The schedule ``lr_schedule`` of a run of so many steps, begun anew at each of ``restarts``."""
     starts = sorted({s for s in (0, *restarts) if 0 <= s < steps})
-    options: dict[str, dict[str, float]] = {
-        "usb": {"warmup": settings.num_warmup_iter},
-        "cosine": {"reaches_zero_at": settings.lr_zero_at},
-    }
-    name = settings.lr_schedule
-    parts = [schedule(name, b - a, **options.get(name, {})) for a, b in pairwise([*starts, steps])]
+    name, warmup, zero_at = settings.lr_schedule, settings.num_warmup_iter, settings.lr_zero_at
+    parts = [schedule(name, b - a, warmup=warmup, reaches_zero_at=zero_at) for a, b in pairwise([*starts, steps])]
 
     def multiplier(step: int) -> float:
         part = bisect(starts, step) - 1
