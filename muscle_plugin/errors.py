@@ -51,12 +51,6 @@ class DamagedError(InputError):
     """A file does not hold what was written to it."""
 
 
-class CatalogueError(UserError, RuntimeError):
-    """USB's source could not be found or read."""
-
-    same_everywhere = True
-
-
 class DataError(UserError, RuntimeError):
     """The data of a run are missing or unusable. The message says what is missing and how to provide it."""
 

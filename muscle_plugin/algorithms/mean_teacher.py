@@ -41,10 +41,11 @@ class MeanTeacher(_USBMeanTeacher):
             unsup_loss = self.consistency_loss(student["logits"], target, "mse")
             ramp = min(self.it / (self.unsup_warm_up * self.num_train_iter), 1.0) if self.unsup_warm_up else 1.0
             loss = sup_loss + self.lambda_u * ramp * unsup_loss
+        feat = {"x_lb": labelled["feat"], "x_ulb_s": student["feat"]}
         log = self.process_log_dict(
             sup_loss=sup_loss.detach(), unsup_loss=unsup_loss.detach(), total_loss=loss.detach()
         )
-        return self.process_out_dict(loss=loss), log
+        return self.process_out_dict(loss=loss, feat=feat), log
 
 
 class OriginalMeanTeacher(AlgorithmBase):

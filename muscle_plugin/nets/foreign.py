@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import inspect
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -66,14 +66,27 @@ def usb_net(
     try:
         if not from_url:
             load_tensors(Path(where))
-        # USB 0.3.2 leaves ``weights_only`` to torch: off before 2.6, and in torch.hub
-        with mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+        with _weights_only():
             return build(num_classes=num_classes, pretrained=True, pretrained_path=where)
     except (OSError, http.client.HTTPException) as e:
         instead = "without a network give a copy of it as --pretrain_path FILE, or --use_pretrain false"
         raise InputError(f"net: {where}: cannot be downloaded ({e}); {instead}") from e
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as e:
         raise InputError(f"net: {where}: not weights of {name} as USB publishes them ({first_line(e)})") from e
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Make ``torch.load`` refuse code. USB 0.3.2 leaves ``weights_only`` to torch: off before 2.6, and in torch.hub."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(key)
+        if before is not None:
+            os.environ[key] = before
 
 
 def plugged_net(

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from muscle_plugin.errors import CatalogueError
+from muscle_plugin.errors import ConfigError
 
 MUSCLE = "muscle"
 MUSCLE_PREFIX = "muscle_"
@@ -96,7 +96,7 @@ def _literal(node: ast.expr) -> Any:
     except ValueError:  # an expression such as 1 / 64
         allowed = (ast.BinOp, ast.UnaryOp, ast.Constant, ast.operator, ast.unaryop)
         if not all(isinstance(n, allowed) for n in ast.walk(node)):
-            raise CatalogueError(f"a default in USB's source is not arithmetic: {ast.dump(node)}") from None
+            raise ConfigError([f"a default in USB's source is not arithmetic: {ast.dump(node)}"]) from None
         return eval(compile(ast.Expression(node), "<default>", "eval"), {"__builtins__": {}})
 
 
@@ -133,7 +133,7 @@ def usb_algorithms() -> dict[str, Algorithm]:
     """Every algorithm that the installed USB registers, by name; without those of ``NOT_HOSTED``."""
     spec = find_spec("semilearn")
     if spec is None or not spec.submodule_search_locations:
-        raise CatalogueError("semilearn (USB) is not installed: pip install semilearn")
+        raise ConfigError(["semilearn (USB) is not installed: pip install semilearn"])
     classes: dict[str, ast.ClassDef] = {}
     names: dict[str, str] = {}
     for path in sorted(Path(spec.submodule_search_locations[0], "algorithms").glob("*/*.py")):

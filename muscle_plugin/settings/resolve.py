@@ -294,7 +294,6 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Resolve
 
     Raises:
         ConfigError: with every fault found.
-        CatalogueError: USB is not installed.
     """
     path = find_config(config) if config else None
     layers = read_yaml(path) if path else []
