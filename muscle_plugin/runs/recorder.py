@@ -7,9 +7,7 @@ import errno
 import json
 import math
 import os
-import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +21,6 @@ from muscle_plugin.training.hooks import accuracies
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-#: TensorBoard's name of a file of events: the second in which it was begun, and the rest.
-_EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.(.*)", re.DOTALL)
 
 
 class Recorder:
@@ -149,11 +144,11 @@ def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
             others(failure)
 
     continues = folder.is_dir() and any(folder.iterdir())
-    threading.excepthook = hook  # before the writer begins its thread
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, threading, "excepthook", others)
+        threading.excepthook = hook  # before the writer begins its thread
         try:
             with writing(folder):
-                _name_before_now(folder)
                 events = SummaryWriter(str(folder), purge_step=step + 1 if continues else None)
         except WriteError:
             for thread in threading.enumerate():
@@ -165,16 +160,3 @@ def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
         finally:
             with contextlib.suppress(OSError):  # a full disk has been reported by then
                 events.close()
-    finally:
-        threading.excepthook = others
-
-
-def _name_before_now(folder: Path) -> None:
-    """Rename event files whose names say a second that has not passed: clocks are set back. Readers order files by it, and
-    purge from earlier files what a later one logs again."""
-    found = sorted(p for p in folder.glob("events.out.tfevents.*") if _EVENTS.match(p.name))
-    for i, path in enumerate(found):
-        latest = max(0, int(time.time()) - len(found) + i)
-        second, rest = _EVENTS.match(path.name).groups()  # type: ignore[union-attr]
-        if int(second) > latest:
-            os.replace(path, folder / f"events.out.tfevents.{latest:010d}.{rest}")
