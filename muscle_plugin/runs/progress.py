@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from muscle_plugin import distributed
 from muscle_plugin.run_files import LATEST
 from muscle_plugin.settings.schema import RunSettings
+from muscle_plugin.text import duration
 from muscle_plugin.training import Host
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -28,7 +29,6 @@ class Progress:
         self._console = Console(file=sys.stdout, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
         self._settings = settings
         self._bar: Bar | None = None
-        self._task = TaskID(0)
         self._accuracy = float("nan")
         self._began = (0, 0.0)
         self._last_line = 0.0
@@ -53,25 +53,22 @@ class Progress:
         )
         for note in algorithm.notes:
             self._console.print(f"note: {note}")
-        if self._bar is not None:
-            self._task = self._bar.add_task("", total=self._total, completed=algorithm.it, text="")
-
-    def __enter__(self) -> Progress:
         if self._console.is_terminal and not self._console.quiet:
             self._bar = Bar(
                 BarColumn(24), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(), console=self._console, redirect_stdout=False, redirect_stderr=False,
             )  # fmt: skip
+            self._bar.add_task("", total=self._total, completed=algorithm.it, text="")
             self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """End the bar."""
         if self._bar is not None:
             self._bar.stop()
 
     def finish(self, result: Mapping[str, Any], run_dir: Path) -> None:
         """Show how the run ended."""
-        trained = f"{_clock(result['seconds'])} of training"
+        trained = f"{duration(result['seconds'])} of training"
         if self._settings.stage == "pretrain":
             self._console.print(
                 f"pre-trained without labels, so accuracies mean nothing; --init_from {run_dir / LATEST} starts from its"
@@ -113,14 +110,8 @@ class Progress:
         text += f"  accuracy {100 * self._accuracy:.1f} %" if self._accuracy == self._accuracy else ""
         text += f"  {speed:,.0f} images/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, text=text)
+            self._bar.update(TaskID(0), completed=step, text=text)
         elif step == self._total or time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
             left = elapsed / max(1, step - first) * (self._total - step)
-            self._console.print(f"step {step}/{self._total}  {text}  {_clock(left)} left")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+            self._console.print(f"step {step}/{self._total}  {text}  {duration(left)} left")

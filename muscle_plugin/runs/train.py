@@ -78,7 +78,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
                 recorder = stack.enter_context(Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress))
                 algorithm.recorder = recorder
                 algorithm.notes += recorder.notes
-                stack.enter_context(progress)
+                stack.callback(progress.stop)
                 progress.start(algorithm)
                 recorder.write_result(algorithm)
             in_main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
@@ -173,11 +173,11 @@ def resume_command(command: Sequence[str], resolved: Resolved, from_own: bool) -
 @contextlib.contextmanager
 def saying_how_to_resume(run_dir: Path, resolved: Resolved, command: Sequence[str]) -> Iterator[None]:
     """Add the command that resumes the run to the errors after which it can be resumed."""
-    before = _newest(run_dir)
+    before = _written(run_dir)
     try:
         yield
     except (Interrupted, WriteError, DeviceError) as e:
-        from_own = bool(saved_checkpoints(run_dir)) and (not resolved.settings.load_path or _newest(run_dir) != before)
+        from_own = _written(run_dir) != (before if resolved.settings.load_path else [])
         again = resume_command(command, resolved, from_own)
         if isinstance(e, Interrupted):
             raise Interrupted(f"{e}\nto resume: {again}") if from_own else e from None
@@ -190,9 +190,6 @@ def saying_how_to_resume(run_dir: Path, resolved: Resolved, command: Sequence[st
         raise DeviceError(f"{e}; {saved}") from e
 
 
-def _newest(run_dir: Path) -> tuple[int, int] | None:
-    """What tells the newest checkpoint from one before it."""
-    with contextlib.suppress(OSError):
-        found = (run_dir / LATEST).stat()
-        return found.st_ino, found.st_mtime_ns
-    return None
+def _written(run_dir: Path) -> list[tuple[int, int]]:
+    """What tells the checkpoints of a run from those before them."""
+    return [(s.st_ino, s.st_mtime_ns) for s in map(Path.stat, saved_checkpoints(run_dir))]
