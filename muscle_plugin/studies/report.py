@@ -37,7 +37,7 @@ def contents(runs: Sequence[Run], rule: str) -> dict[str, Any]:
     filled = [t for t in tables() if by_config.keys() & set(t.configs)]
     # configurations that a table has too do not make a figure, unless it has no others
     drawn = [f for f in figures() if by_config.keys() & (set(f.configs) - in_a_table or set(f.configs))]
-    shown = {c for study in (*filled, *drawn) for c in study.configs}
+    shown = {c for t in filled for c in t.configs} | {c for f in drawn for c in f.configs}
     ranking = rank(scores_by_setting(groups, rule))
     run_curves = []
     settings: dict[str, dict[str, Sequence[Run]]] = {}

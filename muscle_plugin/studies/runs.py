@@ -112,7 +112,7 @@ class _Result(BaseModel, strict=True):
 class _Line(BaseModel, strict=True, extra="allow"):
     __pydantic_extra__: dict[str, float | None]  # a loss may be infinite
     step: _Number
-    accuracy: _Number = Field(0.0, alias=ACCURACY)
+    accuracy: _Number = Field(0.0, validation_alias=ACCURACY)
 
 
 class _Files(BaseModel, strict=True):
