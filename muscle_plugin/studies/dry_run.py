@@ -82,7 +82,10 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
                 table.add_row(*cells, "?", "?", "?", "?")
                 continue
             steps = timing.steps_of(group[0].resolved)
-            whole, to_do = timing.seconds(steps, 0), [timing.seconds(steps, job.steps_done) for job in group]
+            whole, to_do = (
+                timing.seconds(steps, 0),
+                [timing.seconds(steps, job.result.get("steps") or 0) for job in group],
+            )
             table.add_row(*cells, f"{steps:,}", f"{whole / steps:.4f}", duration(whole), duration(sum(to_do)))
             left += to_do
     console.print(table)
@@ -109,7 +112,7 @@ def _timed(job: Job) -> Timing | str:
         warnings.simplefilter("ignore")
         changes = {"save_dir": folder, "init_from": None, "use_pretrain": False, **never}
         try:
-            resolved = load_settings(job.work.config, **{**job.work.overrides, **changes})
+            resolved = load_settings(job.config, **{**job.overrides, **changes})
             if resolved.settings.num_threads:
                 torch.set_num_threads(resolved.settings.num_threads)
             algorithm = build(resolved)

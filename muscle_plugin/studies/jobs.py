@@ -15,7 +15,6 @@ from muscle_plugin.run_files import FAILURE_FILE
 from muscle_plugin.settings.resolve import Resolved, differing_settings, load_settings
 from muscle_plugin.settings.sources import Layer, config_name
 from muscle_plugin.studies.definitions import expand
-from muscle_plugin.studies.pool import Work
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,8 @@ class Job:
 
     name: str
     seed: int
-    work: Work
+    config: str
+    overrides: dict[str, Any]
     resolved: Resolved
 
     def __str__(self) -> str:
@@ -41,10 +41,6 @@ class Job:
             return read_json(self.run_dir / "result.json")
         except (OSError, InputError):
             return {}
-
-    @property
-    def steps_done(self) -> int:
-        return int(self.result.get("steps") or 0)
 
     @property
     def differing(self) -> dict[str, tuple[Any, Any]]:
@@ -68,15 +64,7 @@ class Job:
 
 
 def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
-    """The runs of a sweep, seed by seed from 0.
-
-    Args:
-        words: see :func:`muscle_plugin.studies.definitions.expand`.
-        layer: settings of all runs.
-
-    Raises:
-        ConfigError: with every fault of any configuration.
-    """
+    """The runs of the configurations that words stand for, seed by seed from 0; ``layer`` holds the settings of all."""
     faults = [
         f"--{k}: a sweep decides it for each run itself" + ("; give --seeds N" if k == "seed" else "")
         for k in ("seed", "save_name", "resume", "overwrite", "load_path")
@@ -116,7 +104,7 @@ def _jobs_of_file(path: Path, seeds: int, shared: Mapping[str, Any]) -> list[Job
     jobs = []
     for seed in range(seeds):
         own = {**overrides, "seed": seed, "resume": "auto", "save_name": f"{name}_{seed}"}
-        jobs.append(Job(name, seed, Work(str(path.resolve()), own), load_settings(path, **own)))
+        jobs.append(Job(name, seed, str(path.resolve()), own, load_settings(path, **own)))
     return jobs
 
 

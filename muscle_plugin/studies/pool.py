@@ -13,9 +13,9 @@ import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from muscle_plugin.data.images import cores
 from muscle_plugin.errors import InputError, Interrupted, UserError
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.text import first_line
@@ -28,25 +28,14 @@ GRACE = 60
 _training = threading.Event()
 
 
-@dataclass(frozen=True)
-class Work:
-    """A run as another process is told of it: its configuration file, and settings that override it."""
-
-    config: str
-    overrides: dict[str, Any]
-
-
-def execute(work: Work, command: list[str]) -> dict[str, Any]:
-    """Train or resume one run, in a process that may train others before and after.
-
-    Returns:
-        ``{"result": ...}`` (the content of ``result.json``), ``{"stopped": message}`` or ``{"error": message}``.
-    """
+def execute(config: str, overrides: dict[str, Any], command: list[str]) -> dict[str, Any]:
+    """Train or resume one run, in a process that may train others before and after; returns ``{"result": ...}`` (the
+    content of ``result.json``), ``{"stopped": message}`` or ``{"error": message}``."""
     from muscle_plugin.runs.train import train
 
     _training.set()
     try:
-        return {"result": train(load_settings(work.config, **work.overrides), command, quiet=True)}
+        return {"result": train(load_settings(config, **overrides), command, quiet=True)}
     except Interrupted as e:
         return {"stopped": str(e).splitlines()[0]}
     except Exception as e:
@@ -60,11 +49,7 @@ def execute(work: Work, command: list[str]) -> dict[str, Any]:
 
 class LocalPool:
     """Executes runs in processes of this machine, each of which trains one run after the other. A process that dies takes
-    only its own run with it, which is retried.
-
-    Args:
-        gpus: GPUs that processes take in turn, as CUDA_VISIBLE_DEVICES names them; none: the environment decides.
-    """
+    only its own run with it, which is retried. Processes take the GPUs in turn, as CUDA_VISIBLE_DEVICES names them."""
 
     def __init__(self, at_once: int, gpus: tuple[str, ...] = ()) -> None:
         self.at_once = at_once
@@ -75,7 +60,7 @@ class LocalPool:
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(at_once)
 
-    def _run(self, work: Work, command: list[str]) -> dict[str, Any]:
+    def _run(self, *work: Any) -> dict[str, Any]:
         gpu, process = self._idle.get()
         spawn = multiprocessing.get_context("spawn")
         try:
@@ -84,16 +69,16 @@ class LocalPool:
                     return {"stopped": "not started"}
                 process = process or ProcessPoolExecutor(1, spawn, initializer=_begin_process, initargs=(gpu,))
                 try:
-                    return process.submit(execute, work, command).result()
+                    return process.submit(execute, *work).result()
                 except BrokenProcessPool:
                     process = None
         finally:
             self._idle.put((gpu, process))
         return {"error": f"its process died {RETRIES + 1} times (killed, or out of memory?)"}
 
-    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
-        """Return the future result of :func:`execute`."""
-        return self._threads.submit(self._run, work, command)
+    def submit(self, *work: Any) -> Future[dict[str, Any]]:
+        """Return the future result of :func:`execute` with these arguments."""
+        return self._threads.submit(self._run, *work)
 
     def stop(self) -> None:
         """Start nothing more; runs in progress save and stop."""
@@ -114,13 +99,10 @@ def _begin_process(gpu: str | None) -> None:
     """Let a new process see one GPU only, and end with the process that started it."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+def _end_with(parent: Any) -> None:
     parent.join()
     end = time.monotonic() + GRACE
     if _training.is_set():
@@ -131,13 +113,8 @@ def _end_with_parent() -> None:
 
 
 class RayPool:
-    """Executes runs as tasks of Ray, which places them, assigns GPUs, and retries what died with its worker or node.
-
-    Args:
-        address: of a cluster (``auto``, ``ray://host:10001``), or ``local``: start one here.
-        at_once, gpus: runs at a time and GPUs of a cluster started here.
-        gpus_per_run: None: one GPU, if the cluster has any.
-    """
+    """Executes runs as tasks of Ray, which places them, assigns GPUs, and retries what died with its worker or node. The
+    cluster is at an address (``auto``, ``ray://host:10001``), or ``local``: started here, with room for so many."""
 
     def __init__(self, address: str, at_once: int, gpus: int, gpus_per_run: float | None, cpus_per_run: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -159,7 +136,7 @@ class RayPool:
             raise InputError(f"no Ray cluster at {address}: {first_line(e)}") from None
         there = ray.cluster_resources()
         has = int(there.get("GPU", 0))
-        gpus_per_run = float(bool(has)) if gpus_per_run is None else gpus_per_run
+        gpus_per_run = min(1.0, has) if gpus_per_run is None else gpus_per_run
         self.at_once = int(there.get("CPU", 0) // cpus_per_run)
         if gpus_per_run:
             self.at_once = min(self.at_once, has * runs_per_gpu(gpus_per_run))
@@ -171,8 +148,8 @@ class RayPool:
         self._task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=RETRIES)(execute)
         self._tasks: list[Any] = []
 
-    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
-        task = self._task.remote(work, command)
+    def submit(self, *work: Any) -> Future[dict[str, Any]]:
+        task = self._task.remote(*work)
         self._tasks.append(task)
         return task.future()  # type: ignore[no-any-return]
 
@@ -189,16 +166,8 @@ Pool: TypeAlias = LocalPool | RayPool
 
 
 def open_pool(devices: set[str], at_once: int | None, share: float | None, ray: str | None, cpus_per_run: int) -> Pool:
-    """The pool for runs of these devices.
-
-    Args:
-        at_once: runs at a time (``--jobs``); None: one per GPU, without GPUs one per CPU core.
-        share: of a GPU, for each run (``--gpus_per_run``).
-        ray: address of a cluster, see :class:`RayPool`; None: processes of this machine.
-
-    Raises:
-        InputError: runs ask for GPUs and there are none for them.
-    """
+    """The pool for runs of these devices, as the options ``--jobs``, ``--gpus_per_run`` and ``--ray`` want it: without
+    them processes of this machine, one per GPU, without GPUs one per CPU core."""
     without = devices == {"cpu"}
     gpus = () if without else visible_gpus()
     if not gpus and (share or "cuda" in devices) and (ray in (None, "local") or without):
@@ -206,8 +175,7 @@ def open_pool(devices: set[str], at_once: int | None, share: float | None, ray: 
         why = "--device cpu" if without else "this machine has no usable GPU"
         raise InputError(f"{asked}: asks for GPUs, but there are none for these runs ({why}); leave it out")
     room = len(gpus) * runs_per_gpu(share or 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    at_once = at_once or room or cores or 1
+    at_once = at_once or room or cores()
     if gpus and share:
         at_once = min(at_once, room)
     elif at_once > room > 0:

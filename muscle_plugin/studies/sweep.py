@@ -24,7 +24,7 @@ from muscle_plugin.text import duration, first_line, plural
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run of a sweep ended, in a word and in words."""
+    """How a run of a sweep ended."""
 
     job: Job
     state: Literal["finished", "failed", "stopped"]
@@ -33,12 +33,7 @@ class Ending:
 
 def run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[[str], None]) -> list[Ending]:
     """Train every run that is not finished; one that starts from another's weights waits for it. SIGTERM and Ctrl-C save
-    what runs, and begin nothing more. The pool is closed.
-
-    Args:
-        command: to save with each run.
-        say: called with each line of news.
-    """
+    what runs, and begin nothing more. The pool is closed; ``command`` is saved with each run."""
     by_dir = {job.run_dir: job for job in jobs}
     order = run_order(jobs)
     left = {run_dir: job for run_dir, job in by_dir.items() if job.state != "finished"}
@@ -63,7 +58,7 @@ def run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[[
                 if (before := predecessor(job, by_dir)) and before.state != "finished":
                     end(Ending(job, "failed", f"not begun, since {before.run_dir.name} did not finish"))
                 else:
-                    running[pool.submit(job.work, command)] = job
+                    running[pool.submit(job.config, job.overrides, command)] = job
                 del left[run_dir]
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 end(_ending(running.pop(future), future))
@@ -136,11 +131,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
 
 
 def _parsed(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, list[Job]]:
-    """The options of a command line, and the runs that it names.
-
-    Raises:
-        ConfigError: with every fault found.
-    """
+    """The options of a command line, and the runs that it names; a ConfigError has every fault found."""
     parser = argparse.ArgumentParser(
         prog=prog, allow_abbrev=False,
         usage=f"{prog} NAME... [--seeds N] [--dry-run] [--jobs N] [--ray [ADDRESS]] [--setting value ...]",
