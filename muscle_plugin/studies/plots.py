@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from muscle_plugin.studies.definitions import StudyFigure
 from muscle_plugin.studies.groups import Group, Ranking
 from muscle_plugin.studies.runs import ACCURACY, Run, mean_and_std
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 if TYPE_CHECKING:
     from torch import Tensor
 
-plt.rcParams["svg.hashsalt"] = "muscle"  # the same picture is the same file
-plt.rcParams["text.parse_math"] = False  # names of runs are no formulas
+matplotlib.rcParams["svg.hashsalt"] = "muscle"  # the same picture is the same file
+matplotlib.rcParams["text.parse_math"] = False  # names of runs are no formulas
 
 #: Curves to draw: a name, and the runs to average.
 Lines: TypeAlias = Sequence[tuple[str, Sequence[Run]]]
@@ -48,14 +45,12 @@ PANELS = {
 def _svg(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
-    plt.close(figure)
     return out.getvalue()
 
 
 def _save(figure: Figure, path: Path, dpi: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
-    plt.close(figure)
 
 
 def _tidy(axes: Axes) -> None:
@@ -77,7 +72,7 @@ def _band(axes: Axes, runs: Sequence[Run], key: str, scale: float, **style: Any)
 
 
 def _accuracy(axes: Axes, lines: Lines, **legend: Any) -> None:
-    palette = plt.get_cmap("tab10" if len(lines) <= 10 else "tab20")
+    palette = matplotlib.colormaps["tab10" if len(lines) <= 10 else "tab20"]
     for number, (name, runs) in enumerate(lines):
         _band(axes, runs, ACCURACY, 100, color=palette(number % palette.N), label=name, linewidth=1.4)
     axes.set(xlabel="step", ylabel="test accuracy (%)")
@@ -87,7 +82,8 @@ def _accuracy(axes: Axes, lines: Lines, **legend: Any) -> None:
 
 def learning_curves(lines: Lines, num_classes: int, title: str, path: Path) -> None:
     """Write a PNG of test accuracy over steps and of the information terms, which ln ``num_classes`` bounds."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     _accuracy(left, lines)
     left.set(title=title)
     for number, (_, runs) in enumerate(lines):
@@ -107,9 +103,8 @@ def learning_curves(lines: Lines, num_classes: int, title: str, path: Path) -> N
 def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
     """Write a PNG of images in a grid: label -> (N, channels, H, W) float images in [0, 1], a row each."""
     count = max(len(x) for x in rows.values())
-    figure, grid = plt.subplots(
-        len(rows), count, figsize=(0.7 * count + 1.6, 0.75 * len(rows)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(0.7 * count + 1.6, 0.75 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), count, squeeze=False)
     for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
         for axes in axes_row:
             axes.set(xticks=[], yticks=[])
@@ -122,23 +117,20 @@ def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
 
 def accuracy_curves(lines: Lines) -> bytes:
     """Draw test accuracy over steps, mean and range over runs; returns an SVG."""
-    figure, axes = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
-    _accuracy(axes, lines, fontsize="x-small", ncols=2)
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    _accuracy(figure.subplots(), lines, fontsize="x-small", ncols=2)
     return _svg(figure)
 
 
 def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) -> dict[str, bytes]:
     """Draw each metric of a figure of the paper that runs have, with error bars of one standard deviation: metric -> SVG.
-
-    Args:
-        groups: configuration -> its runs.
-        rule: see :meth:`Run.score`.
-    """
+    ``groups`` holds the runs of each configuration."""
     numeric = all(x.replace(".", "", 1).isdigit() for x in figure.xs)
     place = {x: float(x) if numeric else float(i) for i, x in enumerate(figure.xs)}
     out = {}
     for metric in figure.metrics:
-        canvas, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
+        canvas = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axes = canvas.subplots()
         for number, (name, points) in enumerate(figure.series.items()):
             scores = {x: groups[c].scores(rule, metric) for x, c in points.items() if c in groups}
             found = {x: mean_and_std(s) for x, s in scores.items() if s}
@@ -148,7 +140,6 @@ def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) ->
                 width = 1.3 if numeric else 0
                 axes.errorbar(at, means, stds, marker="o", capsize=3, linewidth=width, elinewidth=1, label=name)
         if not axes.containers:
-            plt.close(canvas)
             continue
         if numeric:
             axes.set_xscale("log")
@@ -167,8 +158,8 @@ def rank_diagram(ranking: Ranking) -> bytes:
 
     different = scikit_posthocs.posthoc_nemenyi_friedman(np.array([*ranking.scores.values()]).T)
     different.index = different.columns = list(ranking.scores)
-    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.17 * len(ranking.ranks)), layout="constrained")
+    figure = Figure(figsize=(7.5, 0.9 + 0.17 * len(ranking.ranks)), layout="constrained")
     scikit_posthocs.critical_difference_diagram(
-        ranking.ranks, different, ax=axes, label_props={"fontsize": 9}, text_h_margin=0.02
+        ranking.ranks, different, ax=figure.subplots(), label_props={"fontsize": 9}, text_h_margin=0.02
     )
     return _svg(figure)
