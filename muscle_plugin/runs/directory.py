@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TextIO
 
 from muscle_plugin.errors import ConfigError, DamagedError, Interrupted, RunError
 from muscle_plugin.files import finish_move, read_json, read_whole, remove_parts, write_json, write_text
@@ -24,18 +23,6 @@ from muscle_plugin.run_files import (
     saved_checkpoints,
 )
 from muscle_plugin.settings.resolve import Resolved, began_otherwise, differing_settings
-
-#: Locks of this process. A forked child (a loader's worker) must not keep them when this process is killed.
-_held: set[TextIO] = set()
-
-
-def _release_all() -> None:
-    for lock in _held:
-        lock.close()
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_release_all)
 
 
 @contextlib.contextmanager
@@ -55,25 +42,18 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         # a link there is not followed: its target is not ours
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         lock = os.fdopen(os.open(place.parent / f".{place.name}.lock", flags, 0o666), "r+")
+    os.register_at_fork(after_in_child=lock.close)  # a loader's worker must not keep it when this process is killed
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             other = "is being written by another process; wait for it, or choose another --save_name"
             raise RunError(f"{run_dir} {other}") from None
-        _held.add(lock)
-        try:
-            yield
-        finally:
-            _held.discard(lock)
+        yield
 
 
 def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
-    """The checkpoints to resume from, newest first; empty for a new run. Changes nothing.
-
-    Raises:
-        RunError: the run may neither start nor resume.
-    """
+    """The checkpoints to resume from, newest first; empty for a new run. A RunError if it may neither start nor resume."""
     settings = resolved.settings
     latest = Path(settings.load_path) if settings.load_path else run_dir / LATEST
     checkpoints = [p for p in [latest] if p.is_file()] if settings.load_path else saved_checkpoints(run_dir)
@@ -140,10 +120,7 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
 @contextlib.contextmanager
 def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
     """Lock a run directory and make it ready: partial files are removed, settings written. Deletes only with ``overwrite``.
-
-    Yields:
-        The checkpoints to resume from, newest first; none for a new run.
-    """
+    Yields the checkpoints to resume from, newest first; none for a new run."""
     settings = resolved.settings
     with run_lock(run_dir):
         finish_move(run_dir / LATEST, earlier_checkpoints(run_dir, settings.keep_checkpoints - 1))
@@ -163,9 +140,9 @@ def _refuse_links(run_dir: Path) -> None:
     """Refuse to append to files elsewhere: whoever made the folder may have chosen them."""
     for name in ("log.txt", "metrics.jsonl", "tensorboard"):
         path = run_dir / name
-        kind, right = ("folder", path.is_dir) if name == "tensorboard" else ("file", path.is_file)
-        if path.is_symlink() or (path.exists() and not right()):
-            found = "a link" if path.is_symlink() else f"no {kind}"
+        right = path.is_dir() if name == "tensorboard" else path.is_file()
+        if path.is_symlink() or (path.exists() and not right):
+            found = "a link" if path.is_symlink() else "neither file nor folder of a run"
             raise RunError(f"{path}: is {found}, and is not written to; delete it")
 
 

@@ -24,14 +24,8 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """The logs of one run directory, continued from ``step``: later lines of an earlier attempt are dropped.
-
-    Attributes:
-        notes: what a user should know of the lines that were there.
-
-    Raises:
-        WriteError: a log cannot be written; so do all methods.
-    """
+    """The logs of one run directory, continued from ``step``: later lines of an earlier attempt are dropped, and ``notes`` say
+    what a user should know of those that were there. What cannot be written is a WriteError."""
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool, progress: Progress) -> None:
         self.run_dir, self._progress = run_dir, progress

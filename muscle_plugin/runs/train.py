@@ -146,11 +146,8 @@ def _resume(
 
 
 def resume_command(command: Sequence[str], resolved: Resolved, from_own: bool) -> str:
-    """The command line that resumes a run: the same, with ``--resume`` in place of how it was begun.
-
-    Args:
-        from_own: from a checkpoint that the run itself has written, no longer from the one that ``load_path`` names.
-    """
+    """The command line that resumes a run: the same, with ``--resume`` in place of how it was begun. ``from_own``: from a
+    checkpoint that the run itself has written, no longer from the one that ``load_path`` names."""
     words = list(command)
     if distributed.world_size() > 1:
         here, machines = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get("GROUP_WORLD_SIZE", "1")

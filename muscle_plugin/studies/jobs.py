@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,11 +95,10 @@ def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
 def _jobs_of_file(path: Path, seeds: int, shared: Mapping[str, Any]) -> list[Job]:
     settings = load_settings(path, **shared).settings
     name = (config_name(path) or path.stem).replace("/", "-")
-    overrides = dict(shared)
-    try:  # the same places wherever the run is executed
-        overrides |= {k: str(Path(getattr(settings, k)).expanduser().absolute()) for k in ("save_dir", "data_dir")}
-    except RuntimeError as e:  # ~name of an unknown user
-        raise ConfigError([f"--save_dir, --data_dir: {e}"]) from None
+    # the same places wherever the run is executed
+    overrides = dict(shared) | {
+        k: os.path.abspath(os.path.expanduser(getattr(settings, k))) for k in ("save_dir", "data_dir")
+    }
     if "plugins" in shared:  # True stands for those that the file names
         overrides["plugins"] = settings.plugins
     jobs = []

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from muscle_plugin.studies.definitions import StudyFigure
-from muscle_plugin.studies.groups import Group, Ranking
+from muscle_plugin.studies.groups import Ranking
 from muscle_plugin.studies.runs import ACCURACY, Run, mean_and_std
 
 if TYPE_CHECKING:
@@ -122,34 +122,28 @@ def accuracy_curves(lines: Lines) -> bytes:
     return _svg(figure)
 
 
-def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) -> dict[str, bytes]:
-    """Draw each metric of a figure of the paper that runs have, with error bars of one standard deviation: metric -> SVG.
-    ``groups`` holds the runs of each configuration."""
-    numeric = all(x.replace(".", "", 1).isdigit() for x in figure.xs)
-    place = {x: float(x) if numeric else float(i) for i, x in enumerate(figure.xs)}
-    out = {}
-    for metric in figure.metrics:
-        canvas = Figure(figsize=(4.6, 3.4), layout="constrained")
-        axes = canvas.subplots()
-        for number, (name, points) in enumerate(figure.series.items()):
-            scores = {x: groups[c].scores(rule, metric) for x, c in points.items() if c in groups}
-            found = {x: mean_and_std(s) for x, s in scores.items() if s}
-            if found:
-                offset = 0.0 if numeric else 0.04 * (number - (len(figure.series) - 1) / 2)
-                at, (means, stds) = [place[x] + offset for x in found], zip(*found.values(), strict=True)
-                width = 1.3 if numeric else 0
-                axes.errorbar(at, means, stds, marker="o", capsize=3, linewidth=width, elinewidth=1, label=name)
-        if not axes.containers:
-            continue
-        if numeric:
-            axes.set_xscale("log")
-            axes.minorticks_off()
-        axes.set_xticks(list(place.values()), list(place))
-        axes.set(xlabel=figure.x, ylabel=PANELS[metric])
-        axes.legend(fontsize="small")
-        _tidy(axes)
-        out[metric] = _svg(canvas)
-    return out
+def study_panel(study: StudyFigure, scores: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> bytes:
+    """Draw a figure of the paper with error bars of one standard deviation; ``scores`` are series -> x -> those of runs, which
+    may be none. Returns an SVG."""
+    numeric = all(x.replace(".", "", 1).isdigit() for x in study.xs)
+    place = {x: float(x) if numeric else float(i) for i, x in enumerate(study.xs)}
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(scores.items()):
+        found = {x: mean_and_std(s) for x, s in points.items() if s}
+        if found:
+            offset = 0.0 if numeric else 0.04 * (number - (len(scores) - 1) / 2)
+            at, (means, stds) = [place[x] + offset for x in found], zip(*found.values(), strict=True)
+            width = 1.3 if numeric else 0
+            axes.errorbar(at, means, stds, marker="o", capsize=3, linewidth=width, elinewidth=1, label=name)
+    if numeric:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(list(place.values()), list(place))
+    axes.set(xlabel=study.x, ylabel=title)
+    axes.legend(fontsize="small")
+    _tidy(axes)
+    return _svg(figure)
 
 
 def rank_diagram(ranking: Ranking) -> bytes:

@@ -69,16 +69,15 @@ def contents(runs: Sequence[Run], rule: str) -> dict[str, Any]:
 
 def _figure(study: StudyFigure, groups: Mapping[str, Group], rule: str) -> dict[str, Any]:
     """A figure of the paper from runs; ``points`` are metric -> series -> a cell for each x."""
-    panels = plots.study_panels(study, groups, rule)
-    points: dict[str, dict[str, list[str]]] = {plots.PANELS[metric]: {} for metric in panels}
-    notes = []
-    for head, at in study.series.items():
-        there = {x: groups[config] for x, config in at.items() if config in groups}
-        for metric in panels:
-            cells = [summary(there[x].scores(rule, metric)) if x in there else "" for x in study.xs]
-            points[plots.PANELS[metric]][head] = cells
-        notes += [f"{head}, {x}: {group.deviation}" for x, group in there.items() if group.deviation]
-    pictures = [_picture(plots.PANELS[m], svg) for m, svg in panels.items()]
+    series = {head: {x: groups[c] for x, c in at.items() if c in groups} for head, at in study.series.items()}
+    pictures, points = [], {}
+    for metric in study.metrics:
+        title = plots.PANELS[metric]
+        scores = {head: {x: g.scores(rule, metric) for x, g in there.items()} for head, there in series.items()}
+        if any(s for there in scores.values() for s in there.values()):
+            pictures.append(_picture(title, plots.study_panel(study, scores, title)))
+            points[title] = {head: [summary(there.get(x, ())) for x in study.xs] for head, there in scores.items()}
+    notes = [f"{head}, {x}: {g.deviation}" for head, there in series.items() for x, g in there.items() if g.deviation]
     return {"study": study, "pictures": pictures, "points": points, "notes": notes}
 
 

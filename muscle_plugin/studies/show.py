@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> None:
     """Print images per class; write a contact sheet of the first step's views, and the split."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        algorithm = build(resolved)
+    algorithm = build(resolved)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 160
