@@ -541,5 +541,5 @@ def test_a_worker_keeps_no_memory_of_a_run_that_is_over(tmp_path, monkeypatch):
         outcome = execute("fixmatch_digits_10", {**settings, "save_dir": str(tmp_path), "compile": "default"}, [])
     finally:
         gc.enable()
-    assert outcome["result"]["complete"]
+    assert outcome[0] == "finished"
     assert given_back == [before]

@@ -26,22 +26,16 @@ from muscle_plugin.settings.resolve import Resolved, began_otherwise, differing_
 
 
 @contextlib.contextmanager
-def _creating(run_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as e:  # RuntimeError: a link to itself
-        raise RunError(f"{run_dir}: cannot be created: {getattr(e, 'strerror', e)}") from None
-
-
-@contextlib.contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Hold the run for this process, whatever links name it; the lock ends with the process, even a killed one."""
-    with _creating(run_dir):
+    try:
         place = run_dir.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
         # a link there is not followed: its target is not ours
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         lock = os.fdopen(os.open(place.parent / f".{place.name}.lock", flags, 0o666), "r+")
+    except (OSError, RuntimeError) as e:  # RuntimeError: a link to itself
+        raise RunError(f"{run_dir}: cannot be created: {getattr(e, 'strerror', e)}") from None
     os.register_at_fork(after_in_child=lock.close)  # a loader's worker must not keep it when this process is killed
     with lock:
         try:
@@ -82,17 +76,17 @@ def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
 
 def is_worth_keeping(run_dir: Path) -> bool:
     """Whether it holds anything but a run of ours that ended before its first checkpoint."""
-    if not run_dir.is_dir() or not any(run_dir.iterdir()):
+    names = {p.name for p in run_dir.iterdir()} if run_dir.is_dir() else set()
+    if not names:
         return False
-    without_checkpoint = {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE, "log.txt", "environment.json", "metrics.jsonl"}
-    names = {p.name for p in run_dir.iterdir()} - {"result.json", "tensorboard"}
+    logs = {"log.txt", "environment.json", "metrics.jsonl", "result.json", "tensorboard"}
     try:
         steps = read_json(run_dir / "result.json")["steps"]  # also of a run whose checkpoints were deleted
     except FileNotFoundError:
         steps = 0
     except (OSError, ValueError, KeyError):
         return True  # unreadable: better kept
-    return bool(steps or names - without_checkpoint or CONFIG_FILE not in names)
+    return bool(steps or names - logs - {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE} or CONFIG_FILE not in names)
 
 
 def _describe(run_dir: Path, checkpoints: Sequence[Path]) -> str:
@@ -127,8 +121,7 @@ def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
         checkpoints = checkpoints_or_refusal(run_dir, resolved)
         if settings.overwrite and not checkpoints and is_worth_keeping(run_dir):
             shutil.rmtree(run_dir)
-        with _creating(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
         _refuse_links(run_dir)
         remove_parts(run_dir)
         (run_dir / FAILURE_FILE).unlink(missing_ok=True)

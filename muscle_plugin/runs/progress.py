@@ -32,11 +32,9 @@ class Progress:
         self._accuracy = float("nan")
         self._began = (0, 0.0)
         self._last_line = 0.0
-        self._total = 0
 
     def start(self, algorithm: Host) -> None:
         """Show what is about to train."""
-        self._total = algorithm.num_train_iter
         self._began = (algorithm.it, time.perf_counter())
         labelled, unlabelled = algorithm.batch_sizes
         parameters = sum(p.numel() for p in algorithm.model.parameters())
@@ -49,7 +47,7 @@ class Progress:
         self._console.print(
             f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({parameters:,}"
             f" parameters); {labelled} labelled + {unlabelled} unlabelled images per step; {processes}{algorithm.device},"
-            f" {algorithm.precision}; seed {s.seed}; {self._total} steps{resumed}"
+            f" {algorithm.precision}; seed {s.seed}; {algorithm.num_train_iter} steps{resumed}"
         )
         for note in algorithm.notes:
             self._console.print(f"note: {note}")
@@ -58,7 +56,7 @@ class Progress:
                 BarColumn(24), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(), console=self._console, redirect_stdout=False, redirect_stderr=False,
             )  # fmt: skip
-            self._bar.add_task("", total=self._total, completed=algorithm.it, text="")
+            self._bar.add_task("", total=algorithm.num_train_iter, completed=algorithm.it, text="")
             self._bar.start()
 
     def stop(self) -> None:
@@ -99,7 +97,7 @@ class Progress:
     def update(self, algorithm: Host, step: int, values: Mapping[str, float]) -> None:
         """Show the state after ``step`` steps."""
         self._accuracy = values.get("eval/top-1-acc", self._accuracy)
-        first, since = self._began
+        (first, since), total = self._began, algorithm.num_train_iter
         elapsed = time.perf_counter() - since
         speed = (step - first) * sum(algorithm.batch_sizes) / max(elapsed, 1e-9)
         loss = values.get("train/total_loss", values.get("train/sup_loss", float("nan")))
@@ -111,7 +109,7 @@ class Progress:
         text += f"  {speed:,.0f} images/s"
         if self._bar is not None:
             self._bar.update(TaskID(0), completed=step, text=text)
-        elif step == self._total or time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
+        elif step == total or time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
-            left = elapsed / max(1, step - first) * (self._total - step)
-            self._console.print(f"step {step}/{self._total}  {text}  {duration(left)} left")
+            left = elapsed / max(1, step - first) * (total - step)
+            self._console.print(f"step {step}/{total}  {text}  {duration(left)} left")

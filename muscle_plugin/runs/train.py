@@ -1,11 +1,4 @@
-"""One training run, from resolved settings to a run directory.
-
-``<save_dir>/<save_name>/`` holds ``config.yaml`` (the resolved settings; ``--c`` reads it back), ``split.json`` (which
-images are labelled; ``--split_file`` reads it back), ``environment.json`` (versions, git revision, device, command),
-``log.txt``, ``metrics.jsonl``, ``result.json``, TensorBoard events, ``latest_model.pth``, the checkpoint before it as
-``previous_model.pth``, and ``model_best.pth``. After a failure, ``failure.json`` describes it until the run is started or
-resumed again.
-"""
+"""One training run, from resolved settings to a run directory, whose files docs/first-run.md describes."""
 
 from __future__ import annotations
 

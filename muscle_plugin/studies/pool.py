@@ -6,7 +6,6 @@ import gc
 import math
 import multiprocessing
 import os
-import queue
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from typing import Any, TypeAlias
 from muscle_plugin.data.images import cores
 from muscle_plugin.errors import InputError, Interrupted, UserError
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.text import first_line
+from muscle_plugin.text import duration, first_line
 
 #: How often a run is retried after its process died.
 RETRIES = 2
@@ -28,23 +27,28 @@ GRACE = 60
 _training = threading.Event()
 
 
-def execute(config: str, overrides: dict[str, Any], command: list[str]) -> dict[str, Any]:
-    """Train or resume one run, in a process that may train others before and after; returns ``{"result": ...}`` (the
-    content of ``result.json``), ``{"stopped": message}`` or ``{"error": message}``."""
+def execute(config: str, overrides: dict[str, Any], command: list[str]) -> tuple[str, str]:
+    """Train or resume one run, in a process that may train others before and after; returns how it ended, as ``finished``,
+    ``stopped`` or ``failed`` and in words."""
     from muscle_plugin.runs.train import train
 
     _training.set()
     try:
-        return {"result": train(load_settings(config, **overrides), command, quiet=True)}
+        result = train(load_settings(config, **overrides), command, quiet=True)
     except Interrupted as e:
-        return {"stopped": str(e).splitlines()[0]}
+        return "stopped", str(e).splitlines()[0]
     except Exception as e:
-        return {"error": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"}
+        fault = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        return "failed", f"failed: {fault.splitlines()[0]}"
     finally:
         _training.clear()
         gc.collect()  # a compiled net refers to itself
         if torch := sys.modules.get("torch"):
             torch.cuda.empty_cache()  # other processes may share the GPU
+    if result["stage"] == "pretrain":
+        return "finished", f"pre-trained without labels, {duration(result['seconds'])}"
+    score = "no test images" if result["last_top1"] is None else f"{100 * result['last_top1']:.2f} %"
+    return "finished", f"{score}, {duration(result['seconds'])} of training"
 
 
 class LocalPool:
@@ -54,29 +58,29 @@ class LocalPool:
     def __init__(self, at_once: int, gpus: tuple[str, ...] = ()) -> None:
         self.at_once = at_once
         # GPU and process; last in, first out, so that no more processes are started than run at a time
-        self._idle: queue.LifoQueue[tuple[str | None, ProcessPoolExecutor | None]] = queue.LifoQueue()
-        for i in reversed(range(at_once)):
-            self._idle.put((gpus[i % len(gpus)] if gpus else None, None))
+        self._idle: list[tuple[str | None, ProcessPoolExecutor | None]] = [
+            (gpus[i % len(gpus)] if gpus else None, None) for i in reversed(range(at_once))
+        ]
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(at_once)
 
-    def _run(self, *work: Any) -> dict[str, Any]:
-        gpu, process = self._idle.get()
+    def _run(self, *work: Any) -> tuple[str, str]:
+        gpu, process = self._idle.pop()
         spawn = multiprocessing.get_context("spawn")
         try:
             for _ in range(RETRIES + 1):
                 if self._stopping.is_set():
-                    return {"stopped": "not started"}
+                    return "stopped", "not started"
                 process = process or ProcessPoolExecutor(1, spawn, initializer=_begin_process, initargs=(gpu,))
                 try:
                     return process.submit(execute, *work).result()
                 except BrokenProcessPool:
                     process = None
         finally:
-            self._idle.put((gpu, process))
-        return {"error": f"its process died {RETRIES + 1} times (killed, or out of memory?)"}
+            self._idle.append((gpu, process))
+        return "failed", f"failed: its process died {RETRIES + 1} times (killed, or out of memory?)"
 
-    def submit(self, *work: Any) -> Future[dict[str, Any]]:
+    def submit(self, *work: Any) -> Future[tuple[str, str]]:
         """Return the future result of :func:`execute` with these arguments."""
         return self._threads.submit(self._run, *work)
 
@@ -89,8 +93,7 @@ class LocalPool:
     def close(self) -> None:
         """Wait for what is running, and free all processes."""
         self._threads.shutdown(cancel_futures=True)
-        while not self._idle.empty():
-            _, process = self._idle.get()
+        for _, process in self._idle:
             if process:
                 process.shutdown()
 
@@ -148,7 +151,7 @@ class RayPool:
         self._task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=RETRIES)(execute)
         self._tasks: list[Any] = []
 
-    def submit(self, *work: Any) -> Future[dict[str, Any]]:
+    def submit(self, *work: Any) -> Future[tuple[str, str]]:
         task = self._task.remote(*work)
         self._tasks.append(task)
         return task.future()  # type: ignore[no-any-return]

@@ -125,9 +125,9 @@ class _Files(BaseModel, strict=True):
 
 def _check(result: object, metrics: object, environment: Mapping[str, Any]) -> None:
     """Raise ValueError if a run's files hold what no run writes: a report would fail in its middle."""
-    command = environment.get("command", [])
+    content = {"result.json": None if result == {} else result, "metrics.jsonl": metrics}
     try:
-        _Files.model_validate({"result.json": result or None, "metrics.jsonl": metrics, "environment.json": command})
+        _Files.model_validate(content | {"environment.json": environment.get("command", [])})
     except ValidationError as e:
         place = ": ".join(map(str, e.errors(include_input=False)[0]["loc"]))
         raise ValueError(f"{shown(place)}: not what a run writes") from None

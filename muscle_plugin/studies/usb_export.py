@@ -16,7 +16,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.files import atomic_write, write_text
+from muscle_plugin.files import write_text
 from muscle_plugin.registry.catalogue import all_algorithms, muscle_algorithms
 from muscle_plugin.settings.resolve import Resolved, load_settings
 from muscle_plugin.settings.schema import MuscleSettings
@@ -96,7 +96,7 @@ def _unfit(run: Run) -> str:
     return "" if isinstance(run.result.get("best_top1"), float) else "without accuracy"
 
 
-def results_csv(protocol: str, rows: Sequence[Row], checkout: Path | None) -> tuple[bytes, list[str]]:
+def results_csv(protocol: str, rows: Sequence[Row], checkout: Path | None) -> tuple[str, list[str]]:
     """USB's file of results with these rows: a new one, or that of a checkout with rows replaced or added; and the names of
     those replaced."""
     head = columns(protocol)
@@ -115,7 +115,7 @@ def results_csv(protocol: str, rows: Sequence[Row], checkout: Path | None) -> tu
     for row in rows:
         table.loc[row.algorithm] = row.cells()
     mark, line_end = PROTOCOLS[protocol]
-    return (mark + table.to_csv(index_label="", lineterminator=line_end)).encode(), replaced
+    return mark + table.to_csv(index_label="", lineterminator=line_end), replaced
 
 
 def flat_config(protocol: str, resolved: Resolved) -> dict[str, Any]:
@@ -203,8 +203,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
         names = " or ".join(PROTOCOLS)
         raise InputError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
     for path, content in files.items():
-        with atomic_write(path) as file:
-            file.write(content)
+        write_text(path, content)
     for row in rows:
         _write_runs(row, options.out)
     written = [*files, options.out / "config", options.out / "saved_models"]
