@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -154,14 +154,6 @@ def newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, s
     raise RunError(
         f"{'; '.join(damaged.values())}: no checkpoint to resume from is left; --overwrite starts the run anew{lost}"
     )
-
-
-def set_aside(damaged: Mapping[Path, str], run_dir: Path, used: Path, step: int) -> str:
-    """Rename damaged checkpoints, so that they do not displace whole ones; returns a note on why ``used`` serves."""
-    for path in damaged:
-        path.replace(path.with_suffix(".damaged"))
-    why = "; ".join(damaged.values()) or f"{run_dir / LATEST}: absent"
-    return f"{why}; resuming from step {step}, of {used.name}"
 
 
 @contextlib.contextmanager

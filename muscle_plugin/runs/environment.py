@@ -84,9 +84,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def git_revision() -> str | None:
     """The revision of this package's checkout, ``-dirty`` if changed; None when installed from a wheel."""
     checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = ["git", f"--git-dir={checkout / '.git'}", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         out = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -14,7 +14,6 @@ from rich.progress import Progress as Bar
 
 from muscle_plugin import distributed
 from muscle_plugin.run_files import LATEST
-from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.text import duration
 from muscle_plugin.training import Host
 
@@ -24,12 +23,10 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Progress of one run; ``quiet`` shows nothing."""
 
-    def __init__(self, settings: RunSettings, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         # bound to today's stdout: while training, sys.stdout leads to the log file
         self._console = Console(file=sys.stdout, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
-        self._settings = settings
         self._bar: Bar | None = None
-        self._accuracy = float("nan")
         self._began = (0, 0.0)
         self._last_line = 0.0
 
@@ -38,7 +35,7 @@ class Progress:
         self._began = (algorithm.it, time.perf_counter())
         labelled, unlabelled = algorithm.batch_sizes
         parameters = sum(p.numel() for p in algorithm.model.parameters())
-        s = self._settings
+        s = algorithm.settings
         world = distributed.world_size()
         processes = f"{world} processes on " if world > 1 else ""
         resumed = f", from step {algorithm.it}" if algorithm.it else ""
@@ -67,7 +64,7 @@ class Progress:
     def finish(self, result: Mapping[str, Any], run_dir: Path) -> None:
         """Show how the run ended."""
         trained = f"{duration(result['seconds'])} of training"
-        if self._settings.stage == "pretrain":
+        if result["stage"] == "pretrain":
             self._console.print(
                 f"pre-trained without labels, so accuracies mean nothing; --init_from {run_dir / LATEST} starts from its"
                 f" weights; {trained}"
@@ -96,7 +93,6 @@ class Progress:
 
     def update(self, algorithm: Host, step: int, values: Mapping[str, float]) -> None:
         """Show the state after ``step`` steps."""
-        self._accuracy = values.get("eval/top-1-acc", self._accuracy)
         (first, since), total = self._began, algorithm.num_train_iter
         elapsed = time.perf_counter() - since
         speed = (step - first) * sum(algorithm.batch_sizes) / max(elapsed, 1e-9)
@@ -105,7 +101,8 @@ class Progress:
         text = f"{stage}loss {loss:.3f}"
         if "train/mi" in values:
             text += f"  MI {values['train/mi']:.2f}  H {values['train/entropy']:.2f}"
-        text += f"  accuracy {100 * self._accuracy:.1f} %" if self._accuracy == self._accuracy else ""
+        if "eval/top-1-acc" in algorithm.last_metrics:
+            text += f"  accuracy {100 * algorithm.last_metrics['eval/top-1-acc']:.1f} %"
         text += f"  {speed:,.0f} images/s"
         if self._bar is not None:
             self._bar.update(TaskID(0), completed=step, text=text)

@@ -50,7 +50,10 @@ class Recorder:
         kept, wrong, last = [], [], 0.0
         rows = self._path.read_bytes().split(b"\n")
         for number, row in enumerate(rows, 1):
-            at = _step_of(row)
+            try:
+                at = float(json.loads(row)["step"])
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                at = math.inf  # cut off in the middle
             if last < at <= step:
                 kept.append(row + b"\n")
                 last = at
@@ -116,13 +119,6 @@ class Recorder:
         }
         write_json(self.run_dir / "result.json", result)
         return result
-
-
-def _step_of(line: bytes) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return math.inf  # a line cut off in the middle
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from muscle_plugin.device import choose_device, keep_freed_memory
 from muscle_plugin.errors import DataError, DeviceError, Interrupted, RunError, WriteError
 from muscle_plugin.run_files import LATEST, SPLIT_FILE, saved_checkpoints
 from muscle_plugin.runs.build import build, pack_images, room_for_images_and_nets
-from muscle_plugin.runs.directory import failure_file, newest_whole, prepared, set_aside
+from muscle_plugin.runs.directory import failure_file, newest_whole, prepared
 from muscle_plugin.runs.environment import record_environment
 from muscle_plugin.runs.logs import log_file, output_to
 from muscle_plugin.runs.progress import Progress
@@ -54,7 +54,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         first = distributed.rank() == 0
         distributed.from_first(lambda: _check_processes_and_packages(resolved))
         checkpoints = distributed.from_first(lambda: stack.enter_context(prepared(run_dir, resolved)))
-        progress = Progress(settings, quiet or not first)
+        progress = Progress(quiet or not first)
         failure = stack.enter_context(failure_file(run_dir, resolved.name)) if first else {}
         logger = stack.enter_context(log_file(run_dir)) if first else None
         if settings.num_threads:
@@ -133,7 +133,10 @@ def _resume(
 
     distributed.in_every_process(restore)
     if distributed.rank() == 0 and used != run_dir / LATEST and not named:
-        algorithm.notes.append(set_aside(damaged, run_dir, used, algorithm.it))
+        for path in damaged:  # they are not to displace whole ones
+            path.replace(path.with_suffix(".damaged"))
+        why = "; ".join(damaged.values()) or f"{run_dir / LATEST}: absent"
+        algorithm.notes.append(f"{why}; resuming from step {algorithm.it}, of {used.name}")
         if logger is not None:
             logger.warning(algorithm.notes[-1])
 

@@ -82,10 +82,8 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
                 table.add_row(*cells, "?", "?", "?", "?")
                 continue
             steps = timing.steps_of(group[0].resolved)
-            whole, to_do = (
-                timing.seconds(steps, 0),
-                [timing.seconds(steps, job.result.get("steps") or 0) for job in group],
-            )
+            whole = timing.seconds(steps, 0)
+            to_do = [timing.seconds(steps, job.result.get("steps") or 0) for job in group]
             table.add_row(*cells, f"{steps:,}", f"{whole / steps:.4f}", duration(whole), duration(sum(to_do)))
             left += to_do
     console.print(table)

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeAlias
@@ -23,8 +22,8 @@ from muscle_plugin.text import duration, first_line
 RETRIES = 2
 #: Seconds that a run has to save itself when the sweep dies.
 GRACE = 60
-#: Set in a process while it trains.
-_training = threading.Event()
+#: Held in a process while it trains.
+_training = threading.Lock()
 
 
 def execute(config: str, overrides: dict[str, Any], command: list[str]) -> tuple[str, str]:
@@ -32,7 +31,7 @@ def execute(config: str, overrides: dict[str, Any], command: list[str]) -> tuple
     ``stopped`` or ``failed`` and in words."""
     from muscle_plugin.runs.train import train
 
-    _training.set()
+    _training.acquire()
     try:
         result = train(load_settings(config, **overrides), command, quiet=True)
     except Interrupted as e:
@@ -41,7 +40,7 @@ def execute(config: str, overrides: dict[str, Any], command: list[str]) -> tuple
         fault = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         return "failed", f"failed: {fault.splitlines()[0]}"
     finally:
-        _training.clear()
+        _training.release()
         gc.collect()  # a compiled net refers to itself
         if torch := sys.modules.get("torch"):
             torch.cuda.empty_cache()  # other processes may share the GPU
@@ -107,11 +106,9 @@ def _begin_process(gpu: str | None) -> None:
 
 def _end_with(parent: Any) -> None:
     parent.join()
-    end = time.monotonic() + GRACE
-    if _training.is_set():
+    if _training.locked():
         os.kill(os.getpid(), signal.SIGTERM)  # the run saves itself after its step
-    while _training.is_set() and time.monotonic() < end:
-        time.sleep(0.1)
+    _training.acquire(timeout=GRACE)
     os._exit(1)
 
 
@@ -129,12 +126,11 @@ class RayPool:
             raise InputError("Ray is not installed: pip install 'muscle-plugin[cluster]', or leave out --ray") from None
         self._ray = ray
         self._owned = not ray.is_initialized()
-        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        where: dict[str, Any] = {"address": address}
+        if address == "local":
+            where = {"num_cpus": at_once * cpus_per_run, "num_gpus": gpus, "include_dashboard": False}
         try:
-            if address == "local":
-                ray.init(num_cpus=at_once * cpus_per_run, num_gpus=gpus, include_dashboard=False, **quiet)
-            else:
-                ray.init(address, **quiet)
+            ray.init(**where, logging_level="ERROR", log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as e:
             raise InputError(f"no Ray cluster at {address}: {first_line(e)}") from None
         there = ray.cluster_resources()
