@@ -113,8 +113,7 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
 
 @contextlib.contextmanager
 def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
-    """Lock a run directory and make it ready: partial files are removed, settings written. Deletes only with ``overwrite``.
-    Yields the checkpoints to resume from, newest first; none for a new run."""
+    """Lock a run directory and make it ready (only ``overwrite`` deletes); yields the checkpoints to resume from, if any."""
     settings = resolved.settings
     with run_lock(run_dir):
         finish_move(run_dir / LATEST, earlier_checkpoints(run_dir, settings.keep_checkpoints - 1))
@@ -147,8 +146,6 @@ def newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, s
             return path, read_whole(path), damaged
         except DamagedError as e:
             damaged[path] = str(e)
-        except OSError as e:
-            raise RunError(f"{path}: cannot be read: {e.strerror}") from None
     best = checkpoints[0].parent / BEST
     lost = f" ({best}, from which --init_from can start another run, would be deleted)" if best.is_file() else ""
     raise RunError(

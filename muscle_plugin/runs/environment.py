@@ -31,8 +31,7 @@ _ROUNDING = ("torch", "gpu", "threads", "compile", "deterministic", "processes")
 def record_environment(
     path: Path, algorithm: Host, resolved: Resolved, command: Sequence[str], resumed: bool
 ) -> list[str]:
-    """Write the environment of a new run, or append that of a resumed one to its list of continuations; returns notes on
-    what has changed since the run last began."""
+    """Write the environment of a new run, or append that of a resumed one; returns notes on what has changed."""
     now = environment(algorithm, resolved, command)
     before: dict[str, Any] = {}
     if resumed:

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """The logs of one run directory, continued from ``step``: later lines of an earlier attempt are dropped, and ``notes`` say
-    what a user should know of those that were there. What cannot be written is a WriteError."""
+    """The logs of one run directory, continued from ``step``; ``notes`` tell of damaged lines that were there."""
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool, progress: Progress) -> None:
         self.run_dir, self._progress = run_dir, progress

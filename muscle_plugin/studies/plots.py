@@ -109,8 +109,7 @@ def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
         for axes in axes_row:
             axes.set(xticks=[], yticks=[])
         for axes, image in zip(axes_row, images, strict=False):
-            shown = image.permute(1, 2, 0).cpu().numpy()
-            axes.imshow(shown.squeeze(-1) if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+            axes.imshow(image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
         axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center")
     _save(figure, path, 110)
 
@@ -123,8 +122,7 @@ def accuracy_curves(lines: Lines) -> bytes:
 
 
 def study_panel(study: StudyFigure, scores: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> bytes:
-    """Draw a figure of the paper with error bars of one standard deviation; ``scores`` are series -> x -> those of runs, which
-    may be none. Returns an SVG."""
+    """Draw scores (series -> x -> those of its runs) with error bars of one standard deviation; returns an SVG."""
     numeric = all(x.replace(".", "", 1).isdigit() for x in study.xs)
     place = {x: float(x) if numeric else float(i) for i, x in enumerate(study.xs)}
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")

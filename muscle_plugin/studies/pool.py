@@ -165,8 +165,7 @@ Pool: TypeAlias = LocalPool | RayPool
 
 
 def open_pool(devices: set[str], at_once: int | None, share: float | None, ray: str | None, cpus_per_run: int) -> Pool:
-    """The pool for runs of these devices, as the options ``--jobs``, ``--gpus_per_run`` and ``--ray`` want it: without
-    them processes of this machine, one per GPU, without GPUs one per CPU core."""
+    """The pool for runs of these devices, as ``--jobs``, ``--gpus_per_run`` and ``--ray`` want it."""
     without = devices == {"cpu"}
     gpus = () if without else visible_gpus()
     if not gpus and (share or "cuda" in devices) and (ray in (None, "local") or without):

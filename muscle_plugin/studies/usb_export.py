@@ -97,8 +97,7 @@ def _unfit(run: Run) -> str:
 
 
 def results_csv(protocol: str, rows: Sequence[Row], checkout: Path | None) -> tuple[str, list[str]]:
-    """USB's file of results with these rows: a new one, or that of a checkout with rows replaced or added; and the names of
-    those replaced."""
+    """USB's file of results, a new one or that of a checkout, with these rows; and the names of those that it had."""
     head = columns(protocol)
     table = pd.DataFrame(columns=head, dtype=object)
     if checkout is not None:
