@@ -104,7 +104,7 @@ def measure(net: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             ours = hosted(algorithm, net, options, folder, num_log_iter=LOG_EVERY)
             images = images_forwarded(ours)
-            ours.recorder = stack.enter_context(Recorder(Path(folder), 0, True, Progress(ours.args, quiet=True)))
+            ours.recorder = stack.enter_context(Recorder(Path(folder), 0, True, Progress(quiet=True)))
             timelines = Timeline(device), Timeline(device)
             timelines[0].watch(ours)
             found[algorithm] = {

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import psutil
 import pytest
@@ -522,14 +521,12 @@ def test_lines_of_the_log_that_are_damaged_are_told_of(tmp_path, lines, kept, no
     assert [bool(re.match(f"{path}: .*{note}", n)) for n in recorder.notes] == ([] if note is None else [True])
 
 
-def test_tensorboard_shows_each_step_once_whatever_the_clock_says(tmp_path, monkeypatch):
-    """It takes files in the order of the seconds in their names, and what a continuation logs again from the later one."""
+def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
+    """What a continuation logs again it takes from the later file."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from chaos import scalars
 
-    real = time.time
-    for step, back in ((0, 0), (2, 0), (3, 86_400), (4, 10**9)):
-        monkeypatch.setattr(time, "time", lambda back=back: real() - back)
+    for step in (0, 2, 3, 4):
         with Recorder(tmp_path, step, True, None) as recorder:
             for i in range(step + 1, 7):
                 recorder._events.add_scalar("x", 10 * step + i, i)

@@ -163,7 +163,7 @@ def test_a_sweep_takes_runs_of_another_device_for_its_own(tmp_path):
         return found
 
     begun = job(device="cpu")
-    assert execute(begun.work, [])["result"]["complete"]
+    assert execute(begun.config, begun.overrides, [])[0] == "finished"
     others = [
         {"device": "auto"},
         {"device": "cuda"},

@@ -255,8 +255,8 @@ def test_a_plugin_that_changed_is_said_on_resuming(short_run, tmp_path, capsys):
     short_run(**settings)
     now = json.loads((tmp_path / "r" / "environment.json").read_text())
     (name,) = now["plugins"]
-    assert changes([now], now) == []
-    (said,) = changes([now], now | {"plugins": {name: "0"}})
+    assert changes(now, now) == []
+    (said,) = changes(now, now | {"plugins": {name: "0"}})
     assert said.startswith(f"plugin {name} ")
 
 

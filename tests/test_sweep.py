@@ -256,7 +256,7 @@ def test_a_dry_run_counts_what_is_left_of_runs(make_run, tmp_path, monkeypatch):
     jobs = jobs_of(["muscle_digits_10"], 3, Layer("test", settings))
     assert [job.state for job in jobs] == ["finished", "cut off", "new"]
     timing = dry_run.Timing(images=1437, labelled=10, steps=1200, stages=((0, 2.0),))
-    assert [timing.seconds(1200, job.steps_done) for job in jobs] == [0, 600, 2400]
+    assert [timing.seconds(1200, job.result.get("steps", 0)) for job in jobs] == [0, 600, 2400]
 
 
 def test_the_stages_of_a_run_are_timed_each(timed, tmp_path):
@@ -526,7 +526,7 @@ def test_a_worker_keeps_no_memory_of_a_run_that_is_over(tmp_path, monkeypatch):
 
     import torch
 
-    from muscle_plugin.studies.pool import Work, execute
+    from muscle_plugin.studies.pool import execute
 
     def parameters():
         return sum(type(x) is torch.nn.Parameter for x in gc.get_objects())
@@ -538,8 +538,8 @@ def test_a_worker_keeps_no_memory_of_a_run_that_is_over(tmp_path, monkeypatch):
     settings = dict(zip([w[2:] for w in LIGHT[::2]], LIGHT[1::2], strict=True)) | {"num_train_iter": 2, "device": "cpu"}
     gc.disable()
     try:
-        outcome = execute(Work("fixmatch_digits_10", {**settings, "save_dir": str(tmp_path), "compile": "default"}), [])
+        outcome = execute("fixmatch_digits_10", {**settings, "save_dir": str(tmp_path), "compile": "default"}, [])
     finally:
         gc.enable()
-    assert outcome["result"]["complete"]
+    assert outcome[0] == "finished"
     assert given_back == [before]

@@ -22,7 +22,9 @@ def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple
         raise ConfigError([f"give a configuration ({parser.prog} {EXAMPLE}) or settings; --help lists them"])
     options, layer, faults = parse_command_line(parser, argv)
     try:
-        _refuse_study(options.c)
+        if (configs := study_configs(options.c)) and not Path(options.c).is_file():
+            advice = f"give one of them ({configs[0]}), or `muscle-plugin sweep {options.c}`"
+            raise ConfigError([f"{options.c}: a study of {len(configs)} configurations; {advice}"])
         resolved = load_settings(options.c, **layer.values)
     except ConfigError as e:
         raise ConfigError([*faults, *e.faults]) from None
@@ -41,14 +43,6 @@ def configuration(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple
         print(resolved.to_yaml(), end="")
         return None
     return options, resolved
-
-
-def _refuse_study(word: str | None) -> None:
-    """Raise ConfigError for the name of a study, where one configuration is asked for."""
-    configs = study_configs(word) if word else []
-    if configs and not Path(str(word)).is_file():
-        advice = f"give one of them ({configs[0]}), or `muscle-plugin sweep {word}`"
-        raise ConfigError([f"{word}: a study of {len(configs)} configurations; {advice}"])
 
 
 def parser_of(prog: str, description: str, example: str) -> argparse.ArgumentParser:

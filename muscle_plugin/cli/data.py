@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from muscle_plugin.cli.configuration import configuration, parser_of
 from muscle_plugin.errors import InputError
 
@@ -32,7 +34,26 @@ def main(argv: Sequence[str], prog: str) -> int:
     options, resolved = found
     if options.out and options.out.suffix.lower() not in PICTURES:
         raise InputError(f"--out: {options.out}: expected the name of a picture ({', '.join(PICTURES)})")
-    from muscle_plugin.studies.show import show
+    # torch
+    from muscle_plugin.data.load import split_seed
+    from muscle_plugin.data.splits import write_split
+    from muscle_plugin.runs.build import build
+    from muscle_plugin.studies.show import counts_table, views_of_first_batch
 
-    show(resolved, options.out, options.save_split)
+    algorithm = build(resolved)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(counts_table(algorithm))
+    for note in algorithm.notes:
+        console.print(f"note: {note}")
+    if options.out:
+        from muscle_plugin.studies.plots import contact_sheet  # matplotlib
+
+        contact_sheet(views_of_first_batch(algorithm), options.out)
+        console.print(f"views of the first step: {options.out}")
+    if options.save_split:
+        s = algorithm.settings
+        write_split(options.save_split, algorithm.split, algorithm.source, dataset=s.dataset, seed=split_seed(s))
+        console.print(f"labelled images: {options.save_split}; --split_file takes it")
     return 0

@@ -25,15 +25,7 @@ room_for_images_and_nets = partial(memory_for, "the images and nets", "--data_on
 
 
 def build(resolved: Resolved, logger: logging.Logger | None = None, source: Source | None = None) -> Host:
-    """Build the algorithm object; nothing is written to disk.
-
-    Args:
-        logger: gets what USB's classes print.
-        source: images to take in place of the data set's files.
-
-    Raises:
-        DataError, DeviceError, InputError: the data, the device or the net cannot be had.
-    """
+    """Build the algorithm object; nothing is written to disk. ``source`` takes the place of the data set's files."""
     settings, args = resolved.settings, Namespace(resolved=resolved, source=source)
     with room_for_images_and_nets(), _faults_of_usb(settings), output_to(logger):
         return algorithm_class(settings.algorithm)(args, builder_of(settings), None, logger)

@@ -7,10 +7,9 @@ import fcntl
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TextIO
 
 from muscle_plugin.errors import ConfigError, DamagedError, Interrupted, RunError
 from muscle_plugin.files import read_json, read_whole, remove_parts, write_json, write_text
@@ -24,55 +23,30 @@ from muscle_plugin.run_files import (
 )
 from muscle_plugin.settings.resolve import Resolved, began_otherwise, differing_settings
 
-#: Locks of this process. A forked child (a loader's worker) must not keep them when this process is killed.
-_held: set[TextIO] = set()
-
-
-def _release_all() -> None:
-    for lock in _held:
-        lock.close()
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_release_all)
-
-
-@contextlib.contextmanager
-def _creating(run_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as e:  # RuntimeError: a link to itself
-        raise RunError(f"{run_dir}: cannot be created: {getattr(e, 'strerror', e)}") from None
-
 
 @contextlib.contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Hold the run for this process, whatever links name it; the lock ends with the process, even a killed one."""
-    with _creating(run_dir):
+    try:
         place = run_dir.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
         # a link there is not followed: its target is not ours
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         lock = os.fdopen(os.open(place.parent / f".{place.name}.lock", flags, 0o666), "r+")
+    except (OSError, RuntimeError) as e:  # RuntimeError: a link to itself
+        raise RunError(f"{run_dir}: cannot be created: {getattr(e, 'strerror', e)}") from None
+    os.register_at_fork(after_in_child=lock.close)  # a loader's worker must not keep it when this process is killed
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             other = "is being written by another process; wait for it, or choose another --save_name"
             raise RunError(f"{run_dir} {other}") from None
-        _held.add(lock)
-        try:
-            yield
-        finally:
-            _held.discard(lock)
+        yield
 
 
 def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
-    """The checkpoints to resume from, newest first; empty for a new run. Changes nothing.
-
-    Raises:
-        RunError: the run may neither start nor resume.
-    """
+    """The checkpoints to resume from, newest first; empty for a new run. A RunError if it may neither start nor resume."""
     settings = resolved.settings
     latest = Path(settings.load_path) if settings.load_path else run_dir / LATEST
     checkpoints = [p for p in [latest] if p.is_file()] if settings.load_path else saved_checkpoints(run_dir)
@@ -101,17 +75,17 @@ def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
 
 def is_worth_keeping(run_dir: Path) -> bool:
     """Whether it holds anything but a run of ours that ended before its first checkpoint."""
-    if not run_dir.is_dir() or not any(run_dir.iterdir()):
+    names = {p.name for p in run_dir.iterdir()} if run_dir.is_dir() else set()
+    if not names:
         return False
-    without_checkpoint = {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE, "log.txt", "environment.json", "metrics.jsonl"}
-    names = {p.name for p in run_dir.iterdir()} - {"result.json", "tensorboard"}
+    logs = {"log.txt", "environment.json", "metrics.jsonl", "result.json", "tensorboard"}
     try:
         steps = read_json(run_dir / "result.json")["steps"]  # also of a run whose checkpoints were deleted
     except FileNotFoundError:
         steps = 0
     except (OSError, ValueError, KeyError):
         return True  # unreadable: better kept
-    return bool(steps or names - without_checkpoint or CONFIG_FILE not in names)
+    return bool(steps or names - logs - {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE} or CONFIG_FILE not in names)
 
 
 def _describe(run_dir: Path, checkpoints: Sequence[Path]) -> str:
@@ -138,18 +112,13 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
 
 @contextlib.contextmanager
 def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
-    """Lock a run directory and make it ready: partial files are removed, settings written. Deletes only with ``overwrite``.
-
-    Yields:
-        The checkpoints to resume from, newest first; none for a new run.
-    """
+    """Lock a run directory and make it ready (only ``overwrite`` deletes); yields the checkpoints to resume from, if any."""
     settings = resolved.settings
     with run_lock(run_dir):
         checkpoints = checkpoints_or_refusal(run_dir, resolved)
         if settings.overwrite and not checkpoints and is_worth_keeping(run_dir):
             shutil.rmtree(run_dir)
-        with _creating(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
         _refuse_links(run_dir)
         remove_parts(run_dir)
         (run_dir / FAILURE_FILE).unlink(missing_ok=True)
@@ -161,9 +130,9 @@ def _refuse_links(run_dir: Path) -> None:
     """Refuse to append to files elsewhere: whoever made the folder may have chosen them."""
     for name in ("log.txt", "metrics.jsonl", "tensorboard"):
         path = run_dir / name
-        kind, right = ("folder", path.is_dir) if name == "tensorboard" else ("file", path.is_file)
-        if path.is_symlink() or (path.exists() and not right()):
-            found = "a link" if path.is_symlink() else f"no {kind}"
+        right = path.is_dir() if name == "tensorboard" else path.is_file()
+        if path.is_symlink() or (path.exists() and not right):
+            found = "a link" if path.is_symlink() else "neither file nor folder of a run"
             raise RunError(f"{path}: is {found}, and is not written to; delete it")
 
 
@@ -175,21 +144,11 @@ def newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, s
             return path, read_whole(path), damaged
         except DamagedError as e:
             damaged[path] = str(e)
-        except OSError as e:
-            raise RunError(f"{path}: cannot be read: {e.strerror}") from None
     best = checkpoints[0].parent / BEST
     lost = f" ({best}, from which --init_from can start another run, would be deleted)" if best.is_file() else ""
     raise RunError(
         f"{'; '.join(damaged.values())}: no checkpoint to resume from is left; --overwrite starts the run anew{lost}"
     )
-
-
-def set_aside(damaged: Mapping[Path, str], run_dir: Path, used: Path, step: int) -> str:
-    """Rename damaged checkpoints, so that they do not displace whole ones; returns a note on why ``used`` serves."""
-    for path in damaged:
-        path.replace(path.with_suffix(".damaged"))
-    why = "; ".join(damaged.values()) or f"{run_dir / LATEST}: absent"
-    return f"{why}; resuming from step {step}, of {used.name}"
 
 
 @contextlib.contextmanager

@@ -31,11 +31,7 @@ _ROUNDING = ("torch", "gpu", "threads", "compile", "deterministic", "processes")
 def record_environment(
     path: Path, algorithm: Host, resolved: Resolved, command: Sequence[str], resumed: bool
 ) -> list[str]:
-    """Write the environment of a new run, or append that of a resumed one to its list of continuations.
-
-    Returns:
-        Notes on what has changed since the run began.
-    """
+    """Write the environment of a new run, or append that of a resumed one; returns notes on what has changed."""
     now = environment(algorithm, resolved, command)
     before: dict[str, Any] = {}
     if resumed:
@@ -44,7 +40,7 @@ def record_environment(
     earlier = before.get("continuations")
     earlier = [x for x in earlier if isinstance(x, dict)] if isinstance(earlier, list) else []
     write_json(path, {**before, "continuations": [*earlier, now]} if before else now)
-    return changes([before, *earlier], now)
+    return changes([before, *earlier][-1], now)
 
 
 def environment(algorithm: Host, resolved: Resolved, command: Sequence[str]) -> dict[str, Any]:
@@ -73,13 +69,10 @@ def environment(algorithm: Host, resolved: Resolved, command: Sequence[str]) -> 
     }
 
 
-def changes(starts: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
-    """Compare the environment ``now`` with those of earlier starts: files of plugins, and what changes rounding."""
-    before: dict[str, Any] = {}
-    plugins: dict[str, Any] = {}
-    for start in starts:
-        before |= start
-        plugins |= start["plugins"] if isinstance(start.get("plugins"), dict) else {}
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Compare the environments of two starts: files of plugins, and what changes rounding."""
+    known = before.get("plugins")
+    plugins = known if isinstance(known, dict) else {}
     notes = [f"plugin {p} has changed since the run began" for p, x in now["plugins"].items() if plugins.get(p, x) != x]
     other = [f"{k} {now[k]} (was {shown(before[k])})" for k in _ROUNDING if before.get(k, now[k]) != now[k]]
     if other:
@@ -90,9 +83,7 @@ def changes(starts: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> list
 def git_revision() -> str | None:
     """The revision of this package's checkout, ``-dirty`` if changed; None when installed from a wheel."""
     checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = ["git", f"--git-dir={checkout / '.git'}", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         out = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 
 from muscle_plugin import distributed
 from muscle_plugin.run_files import LATEST
-from muscle_plugin.settings.schema import RunSettings
+from muscle_plugin.text import duration
 from muscle_plugin.training import Host
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -23,24 +23,19 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Progress of one run; ``quiet`` shows nothing."""
 
-    def __init__(self, settings: RunSettings, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         # bound to today's stdout: while training, sys.stdout leads to the log file
         self._console = Console(file=sys.stdout, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
-        self._settings = settings
         self._bar: Bar | None = None
-        self._task = TaskID(0)
-        self._accuracy = float("nan")
         self._began = (0, 0.0)
         self._last_line = 0.0
-        self._total = 0
 
     def start(self, algorithm: Host) -> None:
         """Show what is about to train."""
-        self._total = algorithm.num_train_iter
         self._began = (algorithm.it, time.perf_counter())
         labelled, unlabelled = algorithm.batch_sizes
         parameters = sum(p.numel() for p in algorithm.model.parameters())
-        s = self._settings
+        s = algorithm.settings
         world = distributed.world_size()
         processes = f"{world} processes on " if world > 1 else ""
         resumed = f", from step {algorithm.it}" if algorithm.it else ""
@@ -49,30 +44,27 @@ class Progress:
         self._console.print(
             f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({parameters:,}"
             f" parameters); {labelled} labelled + {unlabelled} unlabelled images per step; {processes}{algorithm.device},"
-            f" {algorithm.precision}; seed {s.seed}; {self._total} steps{resumed}"
+            f" {algorithm.precision}; seed {s.seed}; {algorithm.num_train_iter} steps{resumed}"
         )
         for note in algorithm.notes:
             self._console.print(f"note: {note}")
-        if self._bar is not None:
-            self._task = self._bar.add_task("", total=self._total, completed=algorithm.it, text="")
-
-    def __enter__(self) -> Progress:
         if self._console.is_terminal and not self._console.quiet:
             self._bar = Bar(
                 BarColumn(24), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(), console=self._console, redirect_stdout=False, redirect_stderr=False,
             )  # fmt: skip
+            self._bar.add_task("", total=algorithm.num_train_iter, completed=algorithm.it, text="")
             self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """End the bar."""
         if self._bar is not None:
             self._bar.stop()
 
     def finish(self, result: Mapping[str, Any], run_dir: Path) -> None:
         """Show how the run ended."""
-        trained = f"{_clock(result['seconds'])} of training"
-        if self._settings.stage == "pretrain":
+        trained = f"{duration(result['seconds'])} of training"
+        if result["stage"] == "pretrain":
             self._console.print(
                 f"pre-trained without labels, so accuracies mean nothing; --init_from {run_dir / LATEST} starts from its"
                 f" weights; {trained}"
@@ -101,8 +93,7 @@ class Progress:
 
     def update(self, algorithm: Host, step: int, values: Mapping[str, float]) -> None:
         """Show the state after ``step`` steps."""
-        self._accuracy = values.get("eval/top-1-acc", self._accuracy)
-        first, since = self._began
+        (first, since), total = self._began, algorithm.num_train_iter
         elapsed = time.perf_counter() - since
         speed = (step - first) * sum(algorithm.batch_sizes) / max(elapsed, 1e-9)
         loss = values.get("train/total_loss", values.get("train/sup_loss", float("nan")))
@@ -110,17 +101,12 @@ class Progress:
         text = f"{stage}loss {loss:.3f}"
         if "train/mi" in values:
             text += f"  MI {values['train/mi']:.2f}  H {values['train/entropy']:.2f}"
-        text += f"  accuracy {100 * self._accuracy:.1f} %" if self._accuracy == self._accuracy else ""
+        if "eval/top-1-acc" in algorithm.last_metrics:
+            text += f"  accuracy {100 * algorithm.last_metrics['eval/top-1-acc']:.1f} %"
         text += f"  {speed:,.0f} images/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, text=text)
-        elif step == self._total or time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._bar.update(TaskID(0), completed=step, text=text)
+        elif step == total or time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
-            left = elapsed / max(1, step - first) * (self._total - step)
-            self._console.print(f"step {step}/{self._total}  {text}  {_clock(left)} left")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+            left = elapsed / max(1, step - first) * (total - step)
+            self._console.print(f"step {step}/{total}  {text}  {duration(left)} left")

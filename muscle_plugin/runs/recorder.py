@@ -7,9 +7,7 @@ import errno
 import json
 import math
 import os
-import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,19 +22,9 @@ from muscle_plugin.training.hooks import accuracies
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-#: TensorBoard's name of a file of events: the second in which it was begun, and the rest.
-_EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.(.*)", re.DOTALL)
-
 
 class Recorder:
-    """The logs of one run directory, continued from ``step``: later lines of an earlier attempt are dropped.
-
-    Attributes:
-        notes: what a user should know of the lines that were there.
-
-    Raises:
-        WriteError: a log cannot be written; so do all methods.
-    """
+    """The logs of one run directory, continued from ``step``; ``notes`` tell of damaged lines that were there."""
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool, progress: Progress) -> None:
         self.run_dir, self._progress = run_dir, progress
@@ -61,7 +49,10 @@ class Recorder:
         kept, wrong, last = [], [], 0.0
         rows = self._path.read_bytes().split(b"\n")
         for number, row in enumerate(rows, 1):
-            at = _step_of(row)
+            try:
+                at = float(json.loads(row)["step"])
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                at = math.inf  # cut off in the middle
             if last < at <= step:
                 kept.append(row + b"\n")
                 last = at
@@ -129,13 +120,6 @@ class Recorder:
         return result
 
 
-def _step_of(line: bytes) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return math.inf  # a line cut off in the middle
-
-
 @contextlib.contextmanager
 def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
     """TensorBoard's writer, continued from ``step``. It writes in a thread: what the disk refuses there is raised by the next
@@ -149,11 +133,11 @@ def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
             others(failure)
 
     continues = folder.is_dir() and any(folder.iterdir())
-    threading.excepthook = hook  # before the writer begins its thread
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, threading, "excepthook", others)
+        threading.excepthook = hook  # before the writer begins its thread
         try:
             with writing(folder):
-                _name_before_now(folder)
                 events = SummaryWriter(str(folder), purge_step=step + 1 if continues else None)
         except WriteError:
             for thread in threading.enumerate():
@@ -165,16 +149,3 @@ def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
         finally:
             with contextlib.suppress(OSError):  # a full disk has been reported by then
                 events.close()
-    finally:
-        threading.excepthook = others
-
-
-def _name_before_now(folder: Path) -> None:
-    """Rename event files whose names say a second that has not passed: clocks are set back. Readers order files by it, and
-    purge from earlier files what a later one logs again."""
-    found = sorted(p for p in folder.glob("events.out.tfevents.*") if _EVENTS.match(p.name))
-    for i, path in enumerate(found):
-        latest = max(0, int(time.time()) - len(found) + i)
-        second, rest = _EVENTS.match(path.name).groups()  # type: ignore[union-attr]
-        if int(second) > latest:
-            os.replace(path, folder / f"events.out.tfevents.{latest:010d}.{rest}")

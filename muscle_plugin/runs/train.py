@@ -1,11 +1,4 @@
-"""One training run, from resolved settings to a run directory.
-
-``<save_dir>/<save_name>/`` holds ``config.yaml`` (the resolved settings; ``--c`` reads it back), ``split.json`` (which
-images are labelled; ``--split_file`` reads it back), ``environment.json`` (versions, git revision, device, command),
-``log.txt``, ``metrics.jsonl``, ``result.json``, TensorBoard events, ``latest_model.pth``, the checkpoint before it as
-``previous_model.pth``, and ``model_best.pth``. After a failure, ``failure.json`` describes it until the run is started or
-resumed again.
-"""
+"""One training run, from resolved settings to a run directory, whose files docs/first-run.md describes."""
 
 from __future__ import annotations
 
@@ -30,7 +23,7 @@ from muscle_plugin.device import choose_device, keep_freed_memory
 from muscle_plugin.errors import DataError, DeviceError, Interrupted, RunError, WriteError
 from muscle_plugin.run_files import LATEST, SPLIT_FILE, saved_checkpoints
 from muscle_plugin.runs.build import build, pack_images, room_for_images_and_nets
-from muscle_plugin.runs.directory import failure_file, newest_whole, prepared, set_aside
+from muscle_plugin.runs.directory import failure_file, newest_whole, prepared
 from muscle_plugin.runs.environment import record_environment
 from muscle_plugin.runs.logs import log_file, output_to
 from muscle_plugin.runs.progress import Progress
@@ -61,7 +54,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         first = distributed.rank() == 0
         distributed.from_first(lambda: _check_processes_and_packages(resolved))
         checkpoints = distributed.from_first(lambda: stack.enter_context(prepared(run_dir, resolved)))
-        progress = Progress(settings, quiet or not first)
+        progress = Progress(quiet or not first)
         failure = stack.enter_context(failure_file(run_dir, resolved.name)) if first else {}
         logger = stack.enter_context(log_file(run_dir)) if first else None
         if settings.num_threads:
@@ -78,7 +71,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
                 recorder = stack.enter_context(Recorder(run_dir, algorithm.it, settings.use_tensorboard, progress))
                 algorithm.recorder = recorder
                 algorithm.notes += recorder.notes
-                stack.enter_context(progress)
+                stack.callback(progress.stop)
                 progress.start(algorithm)
                 recorder.write_result(algorithm)
             in_main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
@@ -140,17 +133,17 @@ def _resume(
 
     distributed.in_every_process(restore)
     if distributed.rank() == 0 and used != run_dir / LATEST and not named:
-        algorithm.notes.append(set_aside(damaged, run_dir, used, algorithm.it))
+        for path in damaged:  # they are not to displace whole ones
+            path.replace(path.with_suffix(".damaged"))
+        why = "; ".join(damaged.values()) or f"{run_dir / LATEST}: absent"
+        algorithm.notes.append(f"{why}; resuming from step {algorithm.it}, of {used.name}")
         if logger is not None:
             logger.warning(algorithm.notes[-1])
 
 
 def resume_command(command: Sequence[str], resolved: Resolved, from_own: bool) -> str:
-    """The command line that resumes a run: the same, with ``--resume`` in place of how it was begun.
-
-    Args:
-        from_own: from a checkpoint that the run itself has written, no longer from the one that ``load_path`` names.
-    """
+    """The command line that resumes a run: the same, with ``--resume`` in place of how it was begun. ``from_own``: from a
+    checkpoint that the run itself has written, no longer from the one that ``load_path`` names."""
     words = list(command)
     if distributed.world_size() > 1:
         here, machines = os.environ.get("LOCAL_WORLD_SIZE", "1"), os.environ.get("GROUP_WORLD_SIZE", "1")
@@ -173,11 +166,11 @@ def resume_command(command: Sequence[str], resolved: Resolved, from_own: bool) -
 @contextlib.contextmanager
 def saying_how_to_resume(run_dir: Path, resolved: Resolved, command: Sequence[str]) -> Iterator[None]:
     """Add the command that resumes the run to the errors after which it can be resumed."""
-    before = _newest(run_dir)
+    before = _written(run_dir)
     try:
         yield
     except (Interrupted, WriteError, DeviceError) as e:
-        from_own = bool(saved_checkpoints(run_dir)) and (not resolved.settings.load_path or _newest(run_dir) != before)
+        from_own = _written(run_dir) != (before if resolved.settings.load_path else [])
         again = resume_command(command, resolved, from_own)
         if isinstance(e, Interrupted):
             raise Interrupted(f"{e}\nto resume: {again}") if from_own else e from None
@@ -190,9 +183,6 @@ def saying_how_to_resume(run_dir: Path, resolved: Resolved, command: Sequence[st
         raise DeviceError(f"{e}; {saved}") from e
 
 
-def _newest(run_dir: Path) -> tuple[int, int] | None:
-    """What tells the newest checkpoint from one before it."""
-    with contextlib.suppress(OSError):
-        found = (run_dir / LATEST).stat()
-        return found.st_ino, found.st_mtime_ns
-    return None
+def _written(run_dir: Path) -> list[tuple[int, int]]:
+    """What tells the checkpoints of a run from those before them."""
+    return [(s.st_ino, s.st_mtime_ns) for s in map(Path.stat, saved_checkpoints(run_dir))]

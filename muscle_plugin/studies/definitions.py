@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,14 @@ class StudyTable:
 
 @dataclass(frozen=True)
 class StudyFigure:
-    """A plot of the paper.
-
-    Attributes:
-        x: name of the x axis.
-        series: name -> value on the x axis -> configuration.
-        metrics: what is plotted, one panel each: ``top1`` or keys of ``last_evaluation`` in ``result.json``.
-        before: configurations from whose weights others start.
-    """
+    """A plot of the paper."""
 
     name: str
     title: str
-    x: str
-    series: dict[str, dict[str, str]]
-    metrics: Sequence[str] = ("top1",)
-    before: Sequence[str] = ()
+    x: str  #: name of the x axis
+    series: dict[str, dict[str, str]]  #: name -> value on the x axis -> configuration
+    metrics: Sequence[str] = ("top1",)  #: one panel each: ``top1`` or keys of ``last_evaluation`` in ``result.json``
+    before: Sequence[str] = ()  #: configurations from whose weights others start
 
     @property
     def xs(self) -> list[str]:
@@ -88,8 +82,7 @@ def _table(name: str, content: Mapping[str, Any]) -> StudyTable:
 
 @cache
 def _content() -> dict[str, dict[str, dict[str, Any]]]:
-    text = Path(__file__).with_name("studies.yaml").read_text(encoding="utf-8")
-    return YAML(typ="safe", pure=True).load(text)  # type: ignore[no-any-return]
+    return YAML(typ="safe", pure=True).load(Path(__file__).with_name("studies.yaml"))  # type: ignore[no-any-return]
 
 
 @cache
@@ -104,28 +97,27 @@ def figures() -> list[StudyFigure]:
     return [StudyFigure(name, **figure) for name, figure in _content()["figures"].items()]
 
 
-def _studies() -> list[StudyTable | StudyFigure]:
-    return [*tables(), *figures()]
+@cache
+def _studies() -> dict[str, list[str]]:
+    """Name -> configurations; ``figure2`` is its four parts."""
+    studies = {t.name: t.configs for t in tables()} | {f.name: f.configs for f in figures()}
+    parts = [configs for name, configs in studies.items() if name.startswith("figure2")]
+    return studies | {"figure2": list(dict.fromkeys(chain(*parts)))}
 
 
 def study_names() -> list[str]:
     """Names that stand for several configurations."""
-    return [*(study.name for study in _studies()), "figure2"]
+    return list(_studies())
 
 
 def study_configs(name: str) -> list[str]:
-    """The configurations of a study, each once; ``figure2`` is its four parts."""
-    parts = [s for s in _studies() if s.name == name or (name == "figure2" and s.name.startswith(name))]
-    return list(dict.fromkeys(config for study in parts for config in study.configs))
+    """The configurations of a study, each once; none for another name."""
+    return _studies().get(name, [])
 
 
 def expand(words: Sequence[str]) -> list[Path]:
     """The configuration files that words stand for, each once: names of studies, names of configurations (``*`` stands
-    for anything: ``*_digits_10``), or paths of YAML files.
-
-    Raises:
-        ConfigError: names each word that stands for nothing.
-    """
+    for anything: ``*_digits_10``), or paths of YAML files. A ConfigError names each word that stands for nothing."""
     found: list[Path] = []
     faults = []
     for word in words:

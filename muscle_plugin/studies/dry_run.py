@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import time
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -31,18 +32,12 @@ MOST_SECONDS = 6.0
 
 @dataclass(frozen=True)
 class Timing:
-    """Measured steps of one kind of run.
+    """Measured steps of one kind of run."""
 
-    Attributes:
-        images, labelled: number of training images, and of those with labels.
-        steps: of the run that was timed.
-        stages: (first step, seconds per step) of each stage of that run; only label propagation has two.
-    """
-
-    images: int
+    images: int  #: for training, those with labels among them
     labelled: int
-    steps: int
-    stages: tuple[tuple[int, float], ...]
+    steps: int  #: of the run that was timed
+    stages: tuple[tuple[int, float], ...]  #: first step and seconds per step; only label propagation has two
 
     def steps_of(self, resolved: Resolved) -> int:
         """The training steps of a run of this kind."""
@@ -72,12 +67,10 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
         table.add_column(head, justify="right", overflow="fold")
     timings: dict[str, Timing | str] = {}
     left: list[float] = []
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(job.name, []).append(job)
     unknown: dict[str, list[str]] = {}
     with console.status("timing training steps") as status:
-        for name, group in groups.items():
+        for name in dict.fromkeys(job.name for job in jobs):
+            group = [job for job in jobs if job.name == name]
             key = _step_key(group[0].resolved)
             if key not in timings:
                 status.update(f"timing training steps of {name}")
@@ -89,7 +82,8 @@ def dry_run(jobs: Sequence[Job], at_once: int, console: Console) -> bool:
                 table.add_row(*cells, "?", "?", "?", "?")
                 continue
             steps = timing.steps_of(group[0].resolved)
-            whole, to_do = timing.seconds(steps, 0), [timing.seconds(steps, job.steps_done) for job in group]
+            whole = timing.seconds(steps, 0)
+            to_do = [timing.seconds(steps, job.result.get("steps") or 0) for job in group]
             table.add_row(*cells, f"{steps:,}", f"{whole / steps:.4f}", duration(whole), duration(sum(to_do)))
             left += to_do
     console.print(table)
@@ -116,7 +110,7 @@ def _timed(job: Job) -> Timing | str:
         warnings.simplefilter("ignore")
         changes = {"save_dir": folder, "init_from": None, "use_pretrain": False, **never}
         try:
-            resolved = load_settings(job.work.config, **{**job.work.overrides, **changes})
+            resolved = load_settings(job.config, **{**job.overrides, **changes})
             if resolved.settings.num_threads:
                 torch.set_num_threads(resolved.settings.num_threads)
             algorithm = build(resolved)
@@ -136,31 +130,24 @@ def _seconds_per_step(algorithm: Host, start: int) -> float:
     """The median time of some training steps of the stage that begins at step ``start``, each waited for."""
     import torch
 
-    times: list[float] = []
-    call_hook = algorithm.call_hook
+    from muscle_plugin.usb.names import Hook
 
-    def timed_hook(name: str, *args: Any, **kwargs: Any) -> Any:
-        result = call_hook(name, *args, **kwargs)
-        if name == "before_train_step" and not times:
-            times.append(time.perf_counter())
-        if name == "after_train_step":
+    times = [time.perf_counter()]
+
+    class Clock(Hook):
+        def after_train_step(self, algorithm: Host) -> None:
             if algorithm.device.type == "cuda":
                 torch.cuda.synchronize(algorithm.device)
             times.append(time.perf_counter())
             steps = len(times) - 1
             if steps == WARM_UP_STEPS + TIMED_STEPS or (steps > 1 and times[-1] - times[0] > MOST_SECONDS):
                 raise _Enough
-        return result
 
-    algorithm.call_hook = timed_hook  # type: ignore[method-assign, assignment]
+    algorithm.register_hook(Clock(), priority="LOWEST")
     algorithm.loader_dict["eval"] = ()  # the last step evaluates
     # the first step of a later stage would propagate labels over all images
     algorithm.it = start and min(start + 1, algorithm.num_train_iter - 1)
-    try:
+    with contextlib.suppress(_Enough):
         algorithm.train()
-    except _Enough:
-        pass
-    finally:
-        algorithm.call_hook = call_hook  # type: ignore[method-assign]
     steps = [b - a for a, b in pairwise(times)]
     return median(steps[WARM_UP_STEPS:] or steps[-1:])

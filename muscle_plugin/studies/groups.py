@@ -20,16 +20,11 @@ from muscle_plugin.studies.runs import Run, plain
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration that deviate from it in the same way, or not at all.
+    """Runs of one configuration that deviate from it in the same way, or not at all."""
 
-    Attributes:
-        title: name of the configuration, or of the directory where there is none.
-        deviation: from the configuration, or from other groups of the title where there is none, in words.
-    """
-
-    title: str
+    title: str  #: name of the configuration, or of the directory where there is none
     config: str | None
-    deviation: str
+    deviation: str  #: from the configuration, or from other groups of the title where there is none, in words
     runs: tuple[Run, ...]
 
     @property
@@ -103,22 +98,14 @@ def names_in_settings(groups: Sequence[Group]) -> list[str]:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Mean ranks of algorithms over settings, the Friedman test, and Nemenyi's critical difference (Demsar 2006).
-
-    Attributes:
-        ranks: algorithm -> mean rank, the best first; ties share their ranks.
-        scores: algorithm -> mean accuracy (%) in each setting.
-        p_value: of the Friedman test: how likely ranks so different are if all algorithms are alike.
-        critical_difference: mean ranks nearer than this do not differ at the 5 % level.
-        left_out: algorithms and settings that the runs do not cover together.
-    """
+    """Mean ranks of algorithms over settings, the Friedman test, and Nemenyi's critical difference (Demsar 2006)."""
 
     settings: tuple[str, ...]
-    ranks: dict[str, float]
-    scores: dict[str, tuple[float, ...]]
-    p_value: float
-    critical_difference: float
-    left_out: tuple[str, ...]
+    ranks: dict[str, float]  #: algorithm -> mean rank, the best first; ties share their ranks
+    scores: dict[str, tuple[float, ...]]  #: algorithm -> mean accuracy (%) in each setting
+    p_value: float  #: of the Friedman test: how likely ranks so different are if all algorithms are alike
+    critical_difference: float  #: mean ranks nearer than this do not differ at the 5 % level
+    left_out: tuple[str, ...]  #: algorithms and settings that the runs do not cover together
 
 
 def rank(scores: Mapping[str, Mapping[str, float]]) -> Ranking | None:

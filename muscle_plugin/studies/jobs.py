@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from muscle_plugin.run_files import FAILURE_FILE
 from muscle_plugin.settings.resolve import Resolved, differing_settings, load_settings
 from muscle_plugin.settings.sources import Layer, config_name
 from muscle_plugin.studies.definitions import expand
-from muscle_plugin.studies.pool import Work
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Job:
 
     name: str
     seed: int
-    work: Work
+    config: str
+    overrides: dict[str, Any]
     resolved: Resolved
 
     def __str__(self) -> str:
@@ -41,10 +42,6 @@ class Job:
             return read_json(self.run_dir / "result.json")
         except (OSError, InputError):
             return {}
-
-    @property
-    def steps_done(self) -> int:
-        return int(self.result.get("steps") or 0)
 
     @property
     def differing(self) -> dict[str, tuple[Any, Any]]:
@@ -68,15 +65,7 @@ class Job:
 
 
 def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
-    """The runs of a sweep, seed by seed from 0.
-
-    Args:
-        words: see :func:`muscle_plugin.studies.definitions.expand`.
-        layer: settings of all runs.
-
-    Raises:
-        ConfigError: with every fault of any configuration.
-    """
+    """The runs of the configurations that words stand for, seed by seed from 0; ``layer`` holds the settings of all."""
     faults = [
         f"--{k}: a sweep decides it for each run itself" + ("; give --seeds N" if k == "seed" else "")
         for k in ("seed", "save_name", "resume", "overwrite", "load_path")
@@ -106,17 +95,16 @@ def jobs_of(words: Sequence[str], seeds: int, layer: Layer) -> list[Job]:
 def _jobs_of_file(path: Path, seeds: int, shared: Mapping[str, Any]) -> list[Job]:
     settings = load_settings(path, **shared).settings
     name = (config_name(path) or path.stem).replace("/", "-")
-    overrides = dict(shared)
-    try:  # the same places wherever the run is executed
-        overrides |= {k: str(Path(getattr(settings, k)).expanduser().absolute()) for k in ("save_dir", "data_dir")}
-    except RuntimeError as e:  # ~name of an unknown user
-        raise ConfigError([f"--save_dir, --data_dir: {e}"]) from None
+    # the same places wherever the run is executed
+    overrides = dict(shared) | {
+        k: os.path.abspath(os.path.expanduser(getattr(settings, k))) for k in ("save_dir", "data_dir")
+    }
     if "plugins" in shared:  # True stands for those that the file names
         overrides["plugins"] = settings.plugins
     jobs = []
     for seed in range(seeds):
         own = {**overrides, "seed": seed, "resume": "auto", "save_name": f"{name}_{seed}"}
-        jobs.append(Job(name, seed, Work(str(path.resolve()), own), load_settings(path, **own)))
+        jobs.append(Job(name, seed, str(path.resolve()), own, load_settings(path, **own)))
     return jobs
 
 

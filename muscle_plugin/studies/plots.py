@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import matplotlib
 import numpy as np
-
-from muscle_plugin.studies.definitions import StudyFigure
-from muscle_plugin.studies.groups import Group, Ranking
-from muscle_plugin.studies.runs import ACCURACY, Run, mean_and_std
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from muscle_plugin.studies.definitions import StudyFigure
+from muscle_plugin.studies.groups import Ranking
+from muscle_plugin.studies.runs import ACCURACY, Run, mean_and_std
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-plt.rcParams["svg.hashsalt"] = "muscle"  # the same picture is the same file
-plt.rcParams["text.parse_math"] = False  # names of runs are no formulas
+matplotlib.rcParams["svg.hashsalt"] = "muscle"  # the same picture is the same file
+matplotlib.rcParams["text.parse_math"] = False  # names of runs are no formulas
 
 #: Curves to draw: a name, and the runs to average.
 Lines: TypeAlias = Sequence[tuple[str, Sequence[Run]]]
@@ -48,14 +45,12 @@ PANELS = {
 def _svg(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
-    plt.close(figure)
     return out.getvalue()
 
 
 def _save(figure: Figure, path: Path, dpi: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
-    plt.close(figure)
 
 
 def _tidy(axes: Axes) -> None:
@@ -77,7 +72,7 @@ def _band(axes: Axes, runs: Sequence[Run], key: str, scale: float, **style: Any)
 
 
 def _accuracy(axes: Axes, lines: Lines, **legend: Any) -> None:
-    palette = plt.get_cmap("tab10" if len(lines) <= 10 else "tab20")
+    palette = matplotlib.colormaps["tab10" if len(lines) <= 10 else "tab20"]
     for number, (name, runs) in enumerate(lines):
         _band(axes, runs, ACCURACY, 100, color=palette(number % palette.N), label=name, linewidth=1.4)
     axes.set(xlabel="step", ylabel="test accuracy (%)")
@@ -87,7 +82,8 @@ def _accuracy(axes: Axes, lines: Lines, **legend: Any) -> None:
 
 def learning_curves(lines: Lines, num_classes: int, title: str, path: Path) -> None:
     """Write a PNG of test accuracy over steps and of the information terms, which ln ``num_classes`` bounds."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     _accuracy(left, lines)
     left.set(title=title)
     for number, (_, runs) in enumerate(lines):
@@ -107,58 +103,45 @@ def learning_curves(lines: Lines, num_classes: int, title: str, path: Path) -> N
 def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
     """Write a PNG of images in a grid: label -> (N, channels, H, W) float images in [0, 1], a row each."""
     count = max(len(x) for x in rows.values())
-    figure, grid = plt.subplots(
-        len(rows), count, figsize=(0.7 * count + 1.6, 0.75 * len(rows)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(0.7 * count + 1.6, 0.75 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), count, squeeze=False)
     for axes_row, (label, images) in zip(grid, rows.items(), strict=True):
         for axes in axes_row:
             axes.set(xticks=[], yticks=[])
         for axes, image in zip(axes_row, images, strict=False):
-            shown = image.permute(1, 2, 0).cpu().numpy()
-            axes.imshow(shown.squeeze(-1) if shown.shape[2] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+            axes.imshow(image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
         axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center")
     _save(figure, path, 110)
 
 
 def accuracy_curves(lines: Lines) -> bytes:
     """Draw test accuracy over steps, mean and range over runs; returns an SVG."""
-    figure, axes = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
-    _accuracy(axes, lines, fontsize="x-small", ncols=2)
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    _accuracy(figure.subplots(), lines, fontsize="x-small", ncols=2)
     return _svg(figure)
 
 
-def study_panels(figure: StudyFigure, groups: Mapping[str, Group], rule: str) -> dict[str, bytes]:
-    """Draw each metric of a figure of the paper that runs have, with error bars of one standard deviation: metric -> SVG.
-
-    Args:
-        groups: configuration -> its runs.
-        rule: see :meth:`Run.score`.
-    """
-    numeric = all(x.replace(".", "", 1).isdigit() for x in figure.xs)
-    place = {x: float(x) if numeric else float(i) for i, x in enumerate(figure.xs)}
-    out = {}
-    for metric in figure.metrics:
-        canvas, axes = plt.subplots(figsize=(4.6, 3.4), layout="constrained")
-        for number, (name, points) in enumerate(figure.series.items()):
-            scores = {x: groups[c].scores(rule, metric) for x, c in points.items() if c in groups}
-            found = {x: mean_and_std(s) for x, s in scores.items() if s}
-            if found:
-                offset = 0.0 if numeric else 0.04 * (number - (len(figure.series) - 1) / 2)
-                at, (means, stds) = [place[x] + offset for x in found], zip(*found.values(), strict=True)
-                width = 1.3 if numeric else 0
-                axes.errorbar(at, means, stds, marker="o", capsize=3, linewidth=width, elinewidth=1, label=name)
-        if not axes.containers:
-            plt.close(canvas)
-            continue
-        if numeric:
-            axes.set_xscale("log")
-            axes.minorticks_off()
-        axes.set_xticks(list(place.values()), list(place))
-        axes.set(xlabel=figure.x, ylabel=PANELS[metric])
-        axes.legend(fontsize="small")
-        _tidy(axes)
-        out[metric] = _svg(canvas)
-    return out
+def study_panel(study: StudyFigure, scores: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> bytes:
+    """Draw scores (series -> x -> those of its runs) with error bars of one standard deviation; returns an SVG."""
+    numeric = all(x.replace(".", "", 1).isdigit() for x in study.xs)
+    place = {x: float(x) if numeric else float(i) for i, x in enumerate(study.xs)}
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(scores.items()):
+        found = {x: mean_and_std(s) for x, s in points.items() if s}
+        if found:
+            offset = 0.0 if numeric else 0.04 * (number - (len(scores) - 1) / 2)
+            at, (means, stds) = [place[x] + offset for x in found], zip(*found.values(), strict=True)
+            width = 1.3 if numeric else 0
+            axes.errorbar(at, means, stds, marker="o", capsize=3, linewidth=width, elinewidth=1, label=name)
+    if numeric:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(list(place.values()), list(place))
+    axes.set(xlabel=study.x, ylabel=title)
+    axes.legend(fontsize="small")
+    _tidy(axes)
+    return _svg(figure)
 
 
 def rank_diagram(ranking: Ranking) -> bytes:
@@ -167,8 +150,8 @@ def rank_diagram(ranking: Ranking) -> bytes:
 
     different = scikit_posthocs.posthoc_nemenyi_friedman(np.array([*ranking.scores.values()]).T)
     different.index = different.columns = list(ranking.scores)
-    figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.17 * len(ranking.ranks)), layout="constrained")
+    figure = Figure(figsize=(7.5, 0.9 + 0.17 * len(ranking.ranks)), layout="constrained")
     scikit_posthocs.critical_difference_diagram(
-        ranking.ranks, different, ax=axes, label_props={"fontsize": 9}, text_h_margin=0.02
+        ranking.ranks, different, ax=figure.subplots(), label_props={"fontsize": 9}, text_h_margin=0.02
     )
     return _svg(figure)

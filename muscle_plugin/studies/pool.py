@@ -6,94 +6,82 @@ import gc
 import math
 import multiprocessing
 import os
-import queue
 import signal
 import sys
 import threading
-import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from muscle_plugin.data.images import cores
 from muscle_plugin.errors import InputError, Interrupted, UserError
 from muscle_plugin.settings.resolve import load_settings
-from muscle_plugin.text import first_line
+from muscle_plugin.text import duration, first_line
 
 #: How often a run is retried after its process died.
 RETRIES = 2
 #: Seconds that a run has to save itself when the sweep dies.
 GRACE = 60
-#: Set in a process while it trains.
-_training = threading.Event()
+#: Held in a process while it trains.
+_training = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Work:
-    """A run as another process is told of it: its configuration file, and settings that override it."""
-
-    config: str
-    overrides: dict[str, Any]
-
-
-def execute(work: Work, command: list[str]) -> dict[str, Any]:
-    """Train or resume one run, in a process that may train others before and after.
-
-    Returns:
-        ``{"result": ...}`` (the content of ``result.json``), ``{"stopped": message}`` or ``{"error": message}``.
-    """
+def execute(config: str, overrides: dict[str, Any], command: list[str]) -> tuple[str, str]:
+    """Train or resume one run, in a process that may train others before and after; returns how it ended, as ``finished``,
+    ``stopped`` or ``failed`` and in words."""
     from muscle_plugin.runs.train import train
 
-    _training.set()
+    _training.acquire()
     try:
-        return {"result": train(load_settings(work.config, **work.overrides), command, quiet=True)}
+        result = train(load_settings(config, **overrides), command, quiet=True)
     except Interrupted as e:
-        return {"stopped": str(e).splitlines()[0]}
+        return "stopped", str(e).splitlines()[0]
     except Exception as e:
-        return {"error": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"}
+        fault = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        return "failed", f"failed: {fault.splitlines()[0]}"
     finally:
-        _training.clear()
+        _training.release()
         gc.collect()  # a compiled net refers to itself
         if torch := sys.modules.get("torch"):
             torch.cuda.empty_cache()  # other processes may share the GPU
+    if result["stage"] == "pretrain":
+        return "finished", f"pre-trained without labels, {duration(result['seconds'])}"
+    score = "no test images" if result["last_top1"] is None else f"{100 * result['last_top1']:.2f} %"
+    return "finished", f"{score}, {duration(result['seconds'])} of training"
 
 
 class LocalPool:
     """Executes runs in processes of this machine, each of which trains one run after the other. A process that dies takes
-    only its own run with it, which is retried.
-
-    Args:
-        gpus: GPUs that processes take in turn, as CUDA_VISIBLE_DEVICES names them; none: the environment decides.
-    """
+    only its own run with it, which is retried. Processes take the GPUs in turn, as CUDA_VISIBLE_DEVICES names them."""
 
     def __init__(self, at_once: int, gpus: tuple[str, ...] = ()) -> None:
         self.at_once = at_once
         # GPU and process; last in, first out, so that no more processes are started than run at a time
-        self._idle: queue.LifoQueue[tuple[str | None, ProcessPoolExecutor | None]] = queue.LifoQueue()
-        for i in reversed(range(at_once)):
-            self._idle.put((gpus[i % len(gpus)] if gpus else None, None))
+        self._idle: list[tuple[str | None, ProcessPoolExecutor | None]] = [
+            (gpus[i % len(gpus)] if gpus else None, None) for i in reversed(range(at_once))
+        ]
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(at_once)
 
-    def _run(self, work: Work, command: list[str]) -> dict[str, Any]:
-        gpu, process = self._idle.get()
+    def _run(self, *work: Any) -> tuple[str, str]:
+        gpu, process = self._idle.pop()
         spawn = multiprocessing.get_context("spawn")
         try:
             for _ in range(RETRIES + 1):
                 if self._stopping.is_set():
-                    return {"stopped": "not started"}
+                    return "stopped", "not started"
                 process = process or ProcessPoolExecutor(1, spawn, initializer=_begin_process, initargs=(gpu,))
                 try:
-                    return process.submit(execute, work, command).result()
+                    return process.submit(execute, *work).result()
                 except BrokenProcessPool:
                     process = None
         finally:
-            self._idle.put((gpu, process))
-        return {"error": f"its process died {RETRIES + 1} times (killed, or out of memory?)"}
+            self._idle.append((gpu, process))
+        return "failed", f"failed: its process died {RETRIES + 1} times (killed, or out of memory?)"
 
-    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
-        """Return the future result of :func:`execute`."""
-        return self._threads.submit(self._run, work, command)
+    def submit(self, *work: Any) -> Future[tuple[str, str]]:
+        """Return the future result of :func:`execute` with these arguments."""
+        return self._threads.submit(self._run, *work)
 
     def stop(self) -> None:
         """Start nothing more; runs in progress save and stop."""
@@ -104,8 +92,7 @@ class LocalPool:
     def close(self) -> None:
         """Wait for what is running, and free all processes."""
         self._threads.shutdown(cancel_futures=True)
-        while not self._idle.empty():
-            _, process = self._idle.get()
+        for _, process in self._idle:
             if process:
                 process.shutdown()
 
@@ -114,30 +101,20 @@ def _begin_process(gpu: str | None) -> None:
     """Let a new process see one GPU only, and end with the process that started it."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+def _end_with(parent: Any) -> None:
     parent.join()
-    end = time.monotonic() + GRACE
-    if _training.is_set():
+    if _training.locked():
         os.kill(os.getpid(), signal.SIGTERM)  # the run saves itself after its step
-    while _training.is_set() and time.monotonic() < end:
-        time.sleep(0.1)
+    _training.acquire(timeout=GRACE)
     os._exit(1)
 
 
 class RayPool:
-    """Executes runs as tasks of Ray, which places them, assigns GPUs, and retries what died with its worker or node.
-
-    Args:
-        address: of a cluster (``auto``, ``ray://host:10001``), or ``local``: start one here.
-        at_once, gpus: runs at a time and GPUs of a cluster started here.
-        gpus_per_run: None: one GPU, if the cluster has any.
-    """
+    """Executes runs as tasks of Ray, which places them, assigns GPUs, and retries what died with its worker or node. The
+    cluster is at an address (``auto``, ``ray://host:10001``), or ``local``: started here, with room for so many."""
 
     def __init__(self, address: str, at_once: int, gpus: int, gpus_per_run: float | None, cpus_per_run: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -149,17 +126,16 @@ class RayPool:
             raise InputError("Ray is not installed: pip install 'muscle-plugin[cluster]', or leave out --ray") from None
         self._ray = ray
         self._owned = not ray.is_initialized()
-        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        where: dict[str, Any] = {"address": address}
+        if address == "local":
+            where = {"num_cpus": at_once * cpus_per_run, "num_gpus": gpus, "include_dashboard": False}
         try:
-            if address == "local":
-                ray.init(num_cpus=at_once * cpus_per_run, num_gpus=gpus, include_dashboard=False, **quiet)
-            else:
-                ray.init(address, **quiet)
+            ray.init(**where, logging_level="ERROR", log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as e:
             raise InputError(f"no Ray cluster at {address}: {first_line(e)}") from None
         there = ray.cluster_resources()
         has = int(there.get("GPU", 0))
-        gpus_per_run = float(bool(has)) if gpus_per_run is None else gpus_per_run
+        gpus_per_run = min(1.0, has) if gpus_per_run is None else gpus_per_run
         self.at_once = int(there.get("CPU", 0) // cpus_per_run)
         if gpus_per_run:
             self.at_once = min(self.at_once, has * runs_per_gpu(gpus_per_run))
@@ -171,8 +147,8 @@ class RayPool:
         self._task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=RETRIES)(execute)
         self._tasks: list[Any] = []
 
-    def submit(self, work: Work, command: list[str]) -> Future[dict[str, Any]]:
-        task = self._task.remote(work, command)
+    def submit(self, *work: Any) -> Future[tuple[str, str]]:
+        task = self._task.remote(*work)
         self._tasks.append(task)
         return task.future()  # type: ignore[no-any-return]
 
@@ -189,16 +165,7 @@ Pool: TypeAlias = LocalPool | RayPool
 
 
 def open_pool(devices: set[str], at_once: int | None, share: float | None, ray: str | None, cpus_per_run: int) -> Pool:
-    """The pool for runs of these devices.
-
-    Args:
-        at_once: runs at a time (``--jobs``); None: one per GPU, without GPUs one per CPU core.
-        share: of a GPU, for each run (``--gpus_per_run``).
-        ray: address of a cluster, see :class:`RayPool`; None: processes of this machine.
-
-    Raises:
-        InputError: runs ask for GPUs and there are none for them.
-    """
+    """The pool for runs of these devices, as ``--jobs``, ``--gpus_per_run`` and ``--ray`` want it."""
     without = devices == {"cpu"}
     gpus = () if without else visible_gpus()
     if not gpus and (share or "cuda" in devices) and (ray in (None, "local") or without):
@@ -206,8 +173,7 @@ def open_pool(devices: set[str], at_once: int | None, share: float | None, ray: 
         why = "--device cpu" if without else "this machine has no usable GPU"
         raise InputError(f"{asked}: asks for GPUs, but there are none for these runs ({why}); leave it out")
     room = len(gpus) * runs_per_gpu(share or 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    at_once = at_once or room or cores or 1
+    at_once = at_once or room or cores()
     if gpus and share:
         at_once = min(at_once, room)
     elif at_once > room > 0:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -24,74 +24,35 @@ from muscle_plugin.text import one_line
 from muscle_plugin.version import __version__
 
 
-class Ours(NamedTuple):
-    """What the runs of a group give for a cell of the paper; ``within`` two of the paper's standard deviations or not."""
-
-    text: str
-    trouble: str
-    deviation: str
-    difference: float | None
-    within: bool | None
-
-
-class TableRow(NamedTuple):
-    head: str
-    paper: list[str]
-    ours: list[list[Ours]]
-
-
-class ReportTable(NamedTuple):
-    """A table beside the paper's; ``notes`` are the deviations of its runs."""
-
-    study: StudyTable
-    rows: list[TableRow]
-    notes: list[str]
-
-
-class Picture(NamedTuple):
+def _picture(title: str, svg: bytes) -> dict[str, str]:
     """A picture with its caption, as the page embeds it."""
-
-    title: str
-    source: str
+    return {"title": title, "source": "data:image/svg+xml;base64," + base64.b64encode(svg).decode()}
 
 
-class ReportFigure(NamedTuple):
-    """A figure of the paper from runs; ``points`` are metric -> series -> a cell for each x."""
-
-    study: StudyFigure
-    pictures: list[Picture]
-    points: dict[str, dict[str, list[str]]]
-    notes: list[str]
-
-
-def _picture(title: str, svg: bytes) -> Picture:
-    return Picture(title, "data:image/svg+xml;base64," + base64.b64encode(svg).decode())
-
-
-def contents(runs: Sequence[Run], rule: str) -> dict[str, object]:
+def contents(runs: Sequence[Run], rule: str) -> dict[str, Any]:
     """What the templates say of runs, by their names for it; ``rule`` is one of :data:`RULES`."""
     groups = groups_of(runs)
     by_config = {g.config: g for g in reversed(groups) if g.config}  # without deviation where there is such a group
     in_a_table = {c for t in tables() for c in t.configs}
-    filled = [_filled(t, groups, rule) for t in tables() if by_config.keys() & set(t.configs)]
+    filled = [t for t in tables() if by_config.keys() & set(t.configs)]
     # configurations that a table has too do not make a figure, unless it has no others
     drawn = [f for f in figures() if by_config.keys() & (set(f.configs) - in_a_table or set(f.configs))]
-    shown = {c for t in filled for c in t.study.configs} | {c for f in drawn for c in f.configs}
+    shown = {c for t in filled for c in t.configs} | {c for f in drawn for c in f.configs}
     ranking = rank(scores_by_setting(groups, rule))
-    names = zip(groups, names_in_settings(groups), strict=True)
-    with_curves = [
-        (g, name) for g, name in names if any(ACCURACY in m for r in g.runs for m in r.metrics if not r.pretrained)
-    ]
+    run_curves = []
     settings: dict[str, dict[str, Sequence[Run]]] = {}
-    for group, name in with_curves:
-        settings.setdefault(group.setting, {})[name] = [r for r in group.runs if r.metrics]
+    for group, name in zip(groups, names_in_settings(groups), strict=True):
+        if any(ACCURACY in m for r in group.runs for m in r.metrics if not r.pretrained):
+            seeds = [(f"seed {r.result.get('seed', '?')}", [r]) for r in group.runs]
+            run_curves.append(_picture(group.name, plots.accuracy_curves(seeds)))
+            settings.setdefault(group.setting, {})[name] = [r for r in group.runs if r.metrics]
     return {
         "rule": rule,
         "rules": RULES,
         "runs": runs,
         "labelled_runs": list(zip(names_of(runs), runs, strict=True)),
         "states": Counter(r.state for r in runs),
-        "tables": filled,
+        "tables": [_table(t, groups, rule) for t in filled],
         "others": [g for g in groups if g.config not in shown],
         "figures": [_figure(f, by_config, rule) for f in drawn],
         "ranking": ranking,
@@ -101,49 +62,44 @@ def contents(runs: Sequence[Run], rule: str) -> dict[str, object]:
             for setting, lines in sorted(settings.items(), key=lambda item: natural_key(item[0]))
             if len(lines) > 1
         ],
-        "run_curves": [
-            _picture(g.name, plots.accuracy_curves([(f"seed {r.result.get('seed', '?')}", [r]) for r in g.runs]))
-            for g, _ in with_curves
-        ],
+        "run_curves": run_curves,
         "environments": Counter(_environment(r) for r in runs if r.environment).most_common(),
     }
 
 
-def _figure(study: StudyFigure, groups: Mapping[str, Group], rule: str) -> ReportFigure:
-    panels = plots.study_panels(study, groups, rule)
-    points: dict[str, dict[str, list[str]]] = {plots.PANELS[metric]: {} for metric in panels}
-    notes = []
-    for head, at in study.series.items():
-        there = {x: groups[config] for x, config in at.items() if config in groups}
-        for metric in panels:
-            cells = [summary(there[x].scores(rule, metric)) if x in there else "" for x in study.xs]
-            points[plots.PANELS[metric]][head] = cells
-        notes += [f"{head}, {x}: {group.deviation}" for x, group in there.items() if group.deviation]
-    return ReportFigure(study, [_picture(plots.PANELS[m], svg) for m, svg in panels.items()], points, notes)
+def _figure(study: StudyFigure, groups: Mapping[str, Group], rule: str) -> dict[str, Any]:
+    """A figure of the paper from runs; ``points`` are metric -> series -> a cell for each x."""
+    series = {head: {x: groups[c] for x, c in at.items() if c in groups} for head, at in study.series.items()}
+    pictures, points = [], {}
+    for metric in study.metrics:
+        title = plots.PANELS[metric]
+        scores = {head: {x: g.scores(rule, metric) for x, g in there.items()} for head, there in series.items()}
+        if any(s for there in scores.values() for s in there.values()):
+            pictures.append(_picture(title, plots.study_panel(study, scores, title)))
+            points[title] = {head: [summary(there.get(x, ())) for x in study.xs] for head, there in scores.items()}
+    notes = [f"{head}, {x}: {g.deviation}" for head, there in series.items() for x, g in there.items() if g.deviation]
+    return {"study": study, "pictures": pictures, "points": points, "notes": notes}
 
 
-def _filled(study: StudyTable, groups: Sequence[Group], rule: str) -> ReportTable:
-    rows = []
+def _table(study: StudyTable, groups: Sequence[Group], rule: str) -> dict[str, Any]:
+    """A table beside the paper's; ``notes`` are the deviations of its runs."""
+    rows: list[dict[str, Any]] = []
     for head, cells in zip(study.rows, study.cells, strict=True):
         paper = ["" if c.paper is None else f"{c.paper[0]:.2f} ± {c.paper[1]:.2f}" for c in cells]
-        ours = [_ours(c, groups, rule) for c in cells]
+        ours = [[_ours(c, g, rule) for g in groups if g.config == c.config] for c in cells]
         if any(ours) or study.of_paper:
-            rows.append(TableRow(head, paper, ours))
-    deviations = dict.fromkeys(o.deviation for row in rows for cell in row.ours for o in cell if o.deviation)
-    return ReportTable(study, rows, list(deviations))
+            rows.append({"head": head, "paper": paper, "ours": ours})
+    deviations = [found["group"].deviation for row in rows for cell in row["ours"] for found in cell]
+    return {"study": study, "rows": rows, "notes": list(dict.fromkeys(filter(None, deviations)))}
 
 
-def _ours(cell: Cell, groups: Sequence[Group], rule: str) -> list[Ours]:
-    """What the runs of a cell's configuration give; those that deviate from it are not compared with the paper."""
-    out = []
-    for group in (g for g in groups if g.config == cell.config):
-        scores = group.scores(rule, cell.metric)
-        difference = within = None
-        if scores and cell.paper is not None and not group.deviation:
-            difference = mean_and_std(scores)[0] - cell.paper[0]
-            within = abs(difference) <= 2 * cell.paper[1]
-        out.append(Ours(summary(scores), group.trouble, group.deviation, difference, within))
-    return out
+def _ours(cell: Cell, group: Group, rule: str) -> dict[str, Any]:
+    """What a group gives for a cell; runs that deviate from the cell's configuration are not compared with the paper."""
+    scores, difference, within = group.scores(rule, cell.metric), None, None
+    if scores and cell.paper is not None and not group.deviation:
+        difference = mean_and_std(scores)[0] - cell.paper[0]
+        within = abs(difference) <= 2 * cell.paper[1]
+    return {"group": group, "text": summary(scores), "difference": difference, "within": within}
 
 
 def _environment(run: Run) -> str:

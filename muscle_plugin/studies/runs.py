@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from muscle_plugin.errors import ConfigError, InputError
 from muscle_plugin.files import read_json, write_text
@@ -39,24 +41,19 @@ _NOT_COMPARED = affecting(SEED, MACHINE, PLACE)
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the content of ``result.json`` and ``environment.json``, and the lines of ``metrics.jsonl``.
+    """One run: the content of ``result.json`` and ``environment.json``, and the lines of ``metrics.jsonl``."""
 
-    Attributes:
-        path: the run directory; of a summary, where it was.
-        result: empty if the run never got so far.
-        config: name in ``benchmark_configs``; None if it has none, or has another algorithm, data set or number of labels.
-        changed: settings in which it differs from ``config``: name -> (configuration's, the run's).
-        settings: without ``config``: those that decide the result, except the seed.
-    """
-
-    path: Path
-    result: dict[str, Any]
+    path: Path  #: of a summary: where it was
+    result: dict[str, Any]  #: empty if the run never got so far
     metrics: list[dict[str, float]]
     environment: dict[str, Any]
+    #: Name in ``benchmark_configs``; None if it has none, or has another algorithm, data set or number of labels.
     config: str | None
-    changed: dict[str, tuple[Any, Any]]
+    changed: dict[
+        str, tuple[Any, Any]
+    ]  #: settings in which it differs from ``config``: name -> (configuration's, the run's)
     failure: str | None
-    settings: dict[str, Any]
+    settings: dict[str, Any]  #: without ``config``: those that decide the result, except the seed
 
     def curve(self, key: str) -> dict[float, float]:
         """A logged value by step."""
@@ -97,53 +94,50 @@ def plain(value: object) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- checking
 
-#: What a report computes with, and prints, of ``result.json``; a number may be absent.
-_RESULT: dict[str, type] = {
-    "algorithm": str, "dataset": str, "net": str, "stage": str, "device": str, "precision": str,
-    "complete": bool, "seed": int, "last_evaluation": dict,
-    **dict.fromkeys((
-        "steps", "num_train_iter", "best_top1", "last_top1", "median20_top1", "best_step", "evaluations", "seconds",
-        "images_per_second", "num_labels",
-    ), float),
-}  # fmt: skip
+#: Neither infinite nor NaN.
+_Number = Annotated[float, Field(gt=-1e300, lt=1e300)]
 
 
-def _is(value: object, kind: type) -> bool:
-    if kind is float:  # neither infinite nor NaN
-        return value is None or (isinstance(value, (int, float)) and abs(value) < 1e300)
-    return type(value) is kind
+class _Result(BaseModel, strict=True):
+    algorithm: str
+    dataset: str
+    complete: bool
+    seed: int
+    last_evaluation: dict[str, _Number | None] = {}
+    last_top1: _Number | None = None
+    best_top1: _Number | None = None
+    median20_top1: _Number | None = None
 
 
-def _is_line(line: object) -> bool:
-    """Whether it can be a line of ``metrics.jsonl``; a loss may be infinite."""
-    if not isinstance(line, dict) or not all(isinstance(v, (int, float, type(None))) for v in line.values()):
-        return False
-    return all(v is not None and _is(v, float) for v in (line.get("step"), line.get(ACCURACY, 0)))
+class _Line(BaseModel, strict=True, extra="allow"):
+    __pydantic_extra__: dict[str, float | None]  # a loss may be infinite
+    step: _Number
+    accuracy: _Number = Field(0.0, validation_alias=ACCURACY)
 
 
-def _check(result: Mapping[str, Any], metrics: Sequence[object], environment: Mapping[str, Any]) -> None:
+class _Files(BaseModel, strict=True):
+    """What a report computes with of a run's files."""
+
+    result: _Result | None = Field(alias="result.json")
+    metrics: list[_Line] = Field(alias="metrics.jsonl")
+    command: list[Any] = Field(alias="environment.json")
+
+
+def _check(result: object, metrics: object, environment: Mapping[str, Any]) -> None:
     """Raise ValueError if a run's files hold what no run writes: a report would fail in its middle."""
-    if result and not result.keys() >= {"algorithm", "dataset", "complete", "seed"}:
-        raise ValueError("result.json: lacks algorithm, dataset, complete or seed")
-    faults = [f"result.json: {shown(k)}" for k, v in result.items() if not _is(v, _RESULT.get(k, type(v)))]
-    faults += [f"metrics.jsonl: line {n}" for n, line in enumerate(metrics, 1) if not _is_line(line)]
-    if not isinstance(environment.get("command", []), list):
-        faults.append("environment.json: command")
-    if not faults and not all(_is(v, float) for v in result.get("last_evaluation", {}).values()):
-        faults.append("result.json: last_evaluation")
-    if faults:
-        raise ValueError(f"{faults[0]}: not what a run writes")
+    content = {"result.json": None if result == {} else result, "metrics.jsonl": metrics}
+    try:
+        _Files.model_validate(content | {"environment.json": environment.get("command", [])})
+    except ValidationError as e:
+        place = ": ".join(map(str, e.errors(include_input=False)[0]["loc"]))
+        raise ValueError(f"{shown(place)}: not what a run writes") from None
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_run(path: Path) -> Run:
-    """The run in a directory.
-
-    Raises:
-        OSError, ValueError: it holds no run, or one whose files are damaged.
-    """
+    """The run in a directory; an exception if it holds no run, or one whose files are damaged."""
 
     def content(name: str) -> dict[str, Any]:
         return read_json(path / name) if (path / name).exists() else {}
@@ -152,18 +146,13 @@ def read_run(path: Path) -> Run:
     failure = None if failed.get("error") is None else str(failed["error"])
     result = read_json(path / "result.json") if failure is None else content("result.json")
     lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").is_file() else []
-    try:
-        metrics = [json.loads(line) for line in lines]
-    except RecursionError:
-        raise ValueError("metrics.jsonl: nested too deep") from None
+    metrics = [json.loads(line) for line in lines]
     _check(result, metrics, environment)
     config, changed, settings = _placed(path / "config.yaml", environment.get("config", failed.get("config")))
     return Run(path, result, metrics, environment, config, changed, failure, settings)
 
 
-@cache
-def _known_configurations() -> frozenset[str]:
-    return frozenset(config_names())
+_known_configurations = cache(config_names)
 
 
 @cache
@@ -201,11 +190,7 @@ def _placed(saved: Path, config: str | None) -> tuple[str | None, dict[str, tupl
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Runs in directories at any depth and in files of summaries (``.jsonl``), by name, each once however often it is
-    copied; and a line for each run directory that cannot be read.
-
-    Raises:
-        InputError: a path does not exist, or holds no run.
-    """
+    copied; and a line for each run directory that cannot be read."""
     found: list[Run] = []
     unread = []
     for path in dict.fromkeys(paths):
@@ -220,7 +205,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         for place in places:
             try:
                 found.append(read_run(place.resolve()))  # its name is needed: `report .`
-            except (OSError, ValueError, KeyError, TypeError) as e:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
                 unread.append(one_line(f"{place}: {e}"))
     runs: dict[str, Run] = {}
     for run in found:
@@ -256,11 +241,7 @@ def write_summaries(runs: Sequence[Run], path: Path) -> None:
 
 
 def read_summaries(path: Path) -> list[Run]:
-    """The runs of a file that :func:`write_summaries` wrote.
-
-    Raises:
-        InputError: no such file, or not one of these.
-    """
+    """The runs of a file that :func:`write_summaries` wrote."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as e:
@@ -270,22 +251,17 @@ def read_summaries(path: Path) -> list[Run]:
         if not line:
             continue
         try:
-            runs.append(_run_of(json.loads(line), path.parent))
+            content = json.loads(line)
+            metrics = [{"step": step, ACCURACY: accuracy} for step, accuracy in content["evaluations"]]
+            _check(content["result"], metrics, content["environment"])
+            config = content["config"] if content["config"] in _known_configurations() else None
+            changed = {k: (theirs, ours) for k, (theirs, ours) in content["changed"].items()}
+            failure = None if content["failure"] is None else str(content["failure"])
+            place, settings = path.parent / content["path"], dict(content.get("settings", {}))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(f"{path} line {number}: not a summary of a run, as `report` writes them") from None
+        runs.append(Run(place, content["result"], metrics, content["environment"], config, changed, failure, settings))
     return runs
-
-
-def _run_of(content: dict[str, Any], folder: Path) -> Run:
-    metrics = [{"step": s, ACCURACY: v} for s, v in content["evaluations"]]
-    _check(content["result"], metrics, content["environment"])
-    changed = {k: (a, b) for k, (a, b) in content["changed"].items()}
-    return Run(
-        folder / content["path"], content["result"], metrics, content["environment"],
-        content["config"] if content["config"] in _known_configurations() else None,
-        changed, None if content["failure"] is None else str(content["failure"]),
-        dict(content.get("settings", {})),
-    )  # fmt: skip
 
 
 def mean_and_std(values: Iterable[float]) -> tuple[float, float]:

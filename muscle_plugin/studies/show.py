@@ -1,47 +1,20 @@
-"""``muscle-plugin data show``: what a run would train on."""
+"""What a run would train on, for ``muscle-plugin data show``."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from muscle_plugin.data.load import split_seed
-from muscle_plugin.data.splits import class_counts, write_split
+from muscle_plugin.data.splits import class_counts
 from muscle_plugin.data.views import STRONG
-from muscle_plugin.runs.build import build
-from muscle_plugin.settings.resolve import Resolved
 
 if TYPE_CHECKING:
     from muscle_plugin.training.host import Host
-
-
-def show(resolved: Resolved, picture: Path | None, split_file: Path | None) -> None:
-    """Print images per class; write a contact sheet of the first step's views, and the split."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        algorithm = build(resolved)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(counts_table(algorithm))
-    for note in algorithm.notes:
-        console.print(f"note: {note}")
-    if picture is not None:
-        from muscle_plugin.studies.plots import contact_sheet  # matplotlib
-
-        contact_sheet(views_of_first_batch(algorithm), picture)
-        console.print(f"views of the first step: {picture}")
-    if split_file is not None:
-        s = algorithm.settings
-        write_split(split_file, algorithm.split, algorithm.source, dataset=s.dataset, seed=split_seed(s))
-        console.print(f"labelled images: {split_file}; --split_file takes it")
 
 
 def counts_table(algorithm: Host) -> Table:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from rich.console import Console
 
@@ -24,33 +23,28 @@ from muscle_plugin.text import duration, first_line, plural
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run of a sweep ended, in a word and in words."""
+    """How a run of a sweep ended."""
 
     job: Job
-    state: Literal["finished", "failed", "stopped"]
-    word: str
+    state: str  #: ``finished``, ``failed`` or ``stopped``
+    words: str
 
 
 def run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[[str], None]) -> list[Ending]:
     """Train every run that is not finished; one that starts from another's weights waits for it. SIGTERM and Ctrl-C save
-    what runs, and begin nothing more. The pool is closed.
-
-    Args:
-        command: to save with each run.
-        say: called with each line of news.
-    """
+    what runs, and begin nothing more. The pool is closed; ``command`` is saved with each run."""
     by_dir = {job.run_dir: job for job in jobs}
     order = run_order(jobs)
     left = {run_dir: job for run_dir, job in by_dir.items() if job.state != "finished"}
     total, began = len(left), time.perf_counter()
-    running: dict[Future[dict[str, Any]], Job] = {}
+    running: dict[Future[tuple[str, str]], Job] = {}
     endings: list[Ending] = []
 
     def end(ending: Ending) -> None:
         endings.append(ending)
         order.done(ending.job.run_dir)
         passed = duration(time.perf_counter() - began)
-        say(f"[{len(endings)}/{total}] {ending.job}: {ending.word}   ({passed})")
+        say(f"[{len(endings)}/{total}] {ending.job}: {ending.words}   ({passed})")
 
     # Ctrl-C too: what a script starts in the background ignores it, but its runs do not, and others would be begun
     handlers = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGTERM, signal.SIGINT)}
@@ -63,7 +57,7 @@ def run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[[
                 if (before := predecessor(job, by_dir)) and before.state != "finished":
                     end(Ending(job, "failed", f"not begun, since {before.run_dir.name} did not finish"))
                 else:
-                    running[pool.submit(job.work, command)] = job
+                    running[pool.submit(job.config, job.overrides, command)] = job
                 del left[run_dir]
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 end(_ending(running.pop(future), future))
@@ -80,22 +74,13 @@ def run_all(jobs: Sequence[Job], pool: Pool, command: list[str], say: Callable[[
     return endings
 
 
-def _ending(job: Job, future: Future[dict[str, Any]]) -> Ending:
+def _ending(job: Job, future: Future[tuple[str, str]]) -> Ending:
     try:
-        outcome = future.result()
+        return Ending(job, *future.result())
     except (Exception, SystemExit) as e:  # of a plugin, or of Ray
         if type(e).__name__ in ("CancelledError", "TaskCancelledError"):
             return Ending(job, "stopped", "not begun")
         return Ending(job, "failed", f"failed: {type(e).__name__}: {first_line(e)}")
-    if "error" in outcome:
-        return Ending(job, "failed", f"failed: {outcome['error'].splitlines()[0]}")
-    if "stopped" in outcome:
-        return Ending(job, "stopped", outcome["stopped"])
-    result = outcome["result"]
-    if result["stage"] == "pretrain":
-        return Ending(job, "finished", f"pre-trained without labels, {duration(result['seconds'])}")
-    score = "no test images" if result["last_top1"] is None else f"{100 * result['last_top1']:.2f} %"
-    return Ending(job, "finished", f"{score}, {duration(result['seconds'])} of training")
 
 
 def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
@@ -127,7 +112,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
             return EXIT_INTERRUPTED
     failed = [e for e in endings if e.state == "failed"]
     for e in failed:
-        say(f"failed: {e.job}: {e.word.removeprefix('failed: ')}; log: {e.job.run_dir / 'log.txt'}")
+        say(f"failed: {e.job}: {e.words.removeprefix('failed: ')}; log: {e.job.run_dir / 'log.txt'}")
     finished = sum(job.state == "finished" for job in jobs)
     say(f"{finished} of {plural(len(jobs), 'run')} finished. Next: muscle-plugin report {folder}")
     if any(e.state == "stopped" for e in endings):
@@ -136,11 +121,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
 
 
 def _parsed(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, list[Job]]:
-    """The options of a command line, and the runs that it names.
-
-    Raises:
-        ConfigError: with every fault found.
-    """
+    """The options of a command line, and the runs that it names; a ConfigError has every fault found."""
     parser = argparse.ArgumentParser(
         prog=prog, allow_abbrev=False,
         usage=f"{prog} NAME... [--seeds N] [--dry-run] [--jobs N] [--ray [ADDRESS]] [--setting value ...]",

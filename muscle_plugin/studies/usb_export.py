@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import statistics
 import sys
@@ -13,15 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from ruamel.yaml import YAML
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.files import atomic_write, write_text
+from muscle_plugin.files import write_text
 from muscle_plugin.registry.catalogue import all_algorithms, muscle_algorithms
 from muscle_plugin.settings.resolve import Resolved, load_settings
 from muscle_plugin.settings.schema import MuscleSettings
 from muscle_plugin.studies.definitions import tables
 from muscle_plugin.studies.runs import ACCURACY, Run, find_runs
+from muscle_plugin.text import first_line, shown
 
 #: USB's protocols: byte-order mark and line end of their files of results.
 PROTOCOLS = {"classic_cv": ("\ufeff", "\r\n"), "usb_cv": ("", "\n")}
@@ -31,15 +32,15 @@ NOT_HERE = {"usb_cv": ("tissuemnist_80", "tissuemnist_400", "semi_aves_3959")}
 
 
 class Row(NamedTuple):
-    """A row that can be exported: column -> runs of every seed, as configured and complete."""
+    """A row that can be exported."""
 
     protocol: str
     algorithm: str
-    runs: dict[str, list[Run]]
+    runs: dict[str, list[Run]]  #: column -> runs of every seed, as configured and complete
 
     def cells(self) -> list[str]:
-        """The row as USB writes it: name, then mean±std (ddof 0) over seeds of the error at the best step (%)."""
-        out = [self.algorithm]
+        """The row as USB writes it: mean±std (ddof 0) over seeds of the error at the best step (%)."""
+        out = []
         for column in columns(self.protocol):
             errors = [100 * (1 - run.result["best_top1"]) for run in self.runs.get(column, ())]
             out.append(f"{round(statistics.fmean(errors), 2)}±{round(statistics.pstdev(errors), 2)}" if errors else "")
@@ -95,33 +96,25 @@ def _unfit(run: Run) -> str:
     return "" if isinstance(run.result.get("best_top1"), float) else "without accuracy"
 
 
-def results_csv(protocol: str, rows: Sequence[Row], checkout: Path | None) -> tuple[bytes, list[str]]:
-    """USB's file of results with these rows: a new one, or that of a checkout with rows replaced or added; and the names of
-    those replaced.
-
-    Raises:
-        InputError: the checkout's file is absent, or has other columns.
-    """
-    head = ["", *columns(protocol)]
-    lines = [head]
+def results_csv(protocol: str, rows: Sequence[Row], checkout: Path | None) -> tuple[str, list[str]]:
+    """USB's file of results, a new one or that of a checkout, with these rows; and the names of those that it had."""
+    head = columns(protocol)
+    table = pd.DataFrame(columns=head, dtype=object)
     if checkout is not None:
         path = checkout / "results" / f"{protocol}.csv"
         try:
-            lines = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")))
+            table = pd.read_csv(path, index_col=0, dtype=object, keep_default_na=False, encoding="utf-8-sig")
         except OSError as e:
             raise InputError(f"{path}: {e.strerror}; --usb names a checkout of USB") from None
-        except (UnicodeDecodeError, csv.Error) as e:
-            raise InputError(f"{path}: cannot be read: {e}") from None
-        if not lines or lines[0] != head:
-            found = ", ".join(lines[0]) if lines else "nothing"
-            raise InputError(f"{path}: expected columns {', '.join(head[1:])}, found {found}")
-    new = {row.algorithm: row.cells() for row in rows}
-    replaced = [line[0] for line in lines if line and line[0] in new]
-    lines = [new.pop(line[0], line) if line else line for line in lines] + [*new.values()]
+        except ValueError as e:
+            raise InputError(f"{path}: cannot be read: {first_line(e)}") from None
+        if list(table) != head:
+            raise InputError(f"{path}: expected columns {', '.join(head)}, found {shown(', '.join(table))}")
+    replaced = [row.algorithm for row in rows if row.algorithm in table.index]
+    for row in rows:
+        table.loc[row.algorithm] = row.cells()
     mark, line_end = PROTOCOLS[protocol]
-    out = io.StringIO(newline="")
-    csv.writer(out, lineterminator=line_end).writerows(lines)
-    return (mark + out.getvalue()).encode(), replaced
+    return mark + table.to_csv(index_label="", lineterminator=line_end), replaced
 
 
 def flat_config(protocol: str, resolved: Resolved) -> dict[str, Any]:
@@ -209,8 +202,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin usb-export") -> int:
         names = " or ".join(PROTOCOLS)
         raise InputError(f"no row is complete: it takes runs of every configuration of {names} with seeds 0, 1, 2")
     for path, content in files.items():
-        with atomic_write(path) as file:
-            file.write(content)
+        write_text(path, content)
     for row in rows:
         _write_runs(row, options.out)
     written = [*files, options.out / "config", options.out / "saved_models"]
