@@ -49,9 +49,8 @@ class Run:
     environment: dict[str, Any]
     #: Name in ``benchmark_configs``; None if it has none, or has another algorithm, data set or number of labels.
     config: str | None
-    changed: dict[
-        str, tuple[Any, Any]
-    ]  #: settings in which it differs from ``config``: name -> (configuration's, the run's)
+    #: Settings in which it differs from ``config``: name -> (configuration's, the run's).
+    changed: dict[str, tuple[Any, Any]]
     failure: str | None
     settings: dict[str, Any]  #: without ``config``: those that decide the result, except the seed
 
@@ -92,8 +91,6 @@ def plain(value: object) -> str:
     return "the default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# ------------------------------------------------------------------------------------------------------------- checking
-
 #: Neither infinite nor NaN.
 _Number = Annotated[float, Field(gt=-1e300, lt=1e300)]
 
@@ -129,11 +126,8 @@ def _check(result: object, metrics: object, environment: Mapping[str, Any]) -> N
     try:
         _Files.model_validate(content | {"environment.json": environment.get("command", [])})
     except ValidationError as e:
-        place = ": ".join(map(str, e.errors(include_input=False)[0]["loc"]))
+        place = ": ".join(f"line {x + 1}" if isinstance(x, int) else x for x in e.errors(include_input=False)[0]["loc"])
         raise ValueError(f"{shown(place)}: not what a run writes") from None
-
-
-# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_run(path: Path) -> Run:
