@@ -27,11 +27,7 @@ def read_image_files(
     name: str, root: Path, items: Sequence[LabelledFile], classes: Sequence[str], options: SourceOptions,
     notes: Sequence[str] = (),
 ) -> Source:  # fmt: skip
-    """Make a data set of image files below ``root``.
-
-    Raises:
-        DataError: a link leads out of ``root``, or a file is unreadable, and the options do not allow it.
-    """
+    """Make a data set of image files below ``root``."""
     files = [x.path for x in items]
     if not options.allow_outside and (path := leads_out(root, files)):
         raise DataError(f"{path}: a link out of {root}; --allow_outside true follows such links")

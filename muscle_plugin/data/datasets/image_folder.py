@@ -7,7 +7,6 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from muscle_plugin.data.datasets.image_files import LabelledFile, class_folders, read_image_files
@@ -37,11 +36,10 @@ def image_folder(options: SourceOptions) -> Source:
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
         raise DataError(f"{table or root}: images of at least two classes must be labelled, found {found}")
-    tested = {x.label: x.path for x in items if x.test}
-    for name, path in tested.items():
-        if name not in classes:
-            hint = did_you_mean(str(name), classes)
-            raise DataError(f"{path}: class {name!r} is tested, but has no labelled image to train on{hint}")
+    if untrained := [x for x in items if x.test and x.label not in classes]:
+        path, name = untrained[0].path, str(untrained[0].label)
+        hint = did_you_mean(name, classes)
+        raise DataError(f"{path}: class {name!r} is tested, but has no labelled image to train on{hint}")
     return read_image_files("folder", root, items, classes, options, notes)
 
 
@@ -65,7 +63,7 @@ def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
             if not files:
                 raise DataError(f"{of_class}: no image in it; put some there, or remove the folder")
             items += [LabelledFile(f, of_class.name, folder is test) for f in files]
-        if stray := find_images(folder, deep=False):
+        if stray := [f for f in find_images(folder) if f.parent == folder]:
             raise DataError(f"{stray[0]}: lies in no class; images go into {folder.name}/<class>/")
     if unlabelled is not None:
         items += [LabelledFile(f, None) for f in find_images(unlabelled)]
@@ -80,11 +78,7 @@ def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
 
 def read_label_table(root: Path, table: Path, allow_outside: bool) -> list[LabelledFile]:
     """Return the files that a table of file, label and, optionally, train or test names, by paths relative to ``root``, and the
-    images below ``root`` that it does not name.
-
-    Raises:
-        DataError: a line of the table is wrong, or names a file outside ``root`` and that is not allowed.
-    """
+    images below ``root`` that it does not name."""
     labels: dict[Path, tuple[str | None, bool]] = {}
     images = find_images(root)
     known = set(images)
@@ -117,7 +111,7 @@ def read_label_table(root: Path, table: Path, allow_outside: bool) -> list[Label
     return [LabelledFile(p, *labels.get(p, (None, False))) for p in images]
 
 
-def _rows(table: Path) -> list[tuple[int, Sequence[str]]]:
+def _rows(table: Path) -> list[tuple[int, list[str]]]:
     """Lines of a table with their numbers, without its header; separated by comma, semicolon or tab."""
     try:
         with table.open("rb") as f:  # of a device no more than this is read
@@ -130,11 +124,8 @@ def _rows(table: Path) -> list[tuple[int, Sequence[str]]]:
     first = re.split("[\r\n]", text.strip(), maxsplit=1)[0]
     separator = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows: list[tuple[int, Sequence[str]]] = []
     try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append((reader.line_num, row))
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as e:
         raise DataError(f"{table} line {reader.line_num}: not a table of file and label: {e}") from None
     if rows and rows[0][1][0].strip().lower() in ("file", "filename", "image", "path"):
