@@ -75,8 +75,9 @@ def _digits_hard(images: Tensor, drawn: tuple[tuple[Tensor, ...], Tensor, Tensor
 def _draw_crop(random: BatchRandom, shape: tuple[int, ...], flip: bool = False) -> Plan:
     y, x = (max(1, side // 8) for side in shape[1:])
     top, left = random.integers(2 * y + 1), random.integers(2 * x + 1)
+    mirrored = random.coins() if flip else torch.zeros_like(top, dtype=torch.bool)
     none = top.new_empty(0, len(top))
-    return Plan(none, none.float(), window=Window(top, left, random.coins() if flip else None, (y, x)))
+    return Plan(none, none.float(), window=Window(top, left, mirrored, (y, x)))
 
 
 def _draw_rotate_crop_flip(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, ...]:

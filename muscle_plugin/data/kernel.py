@@ -186,11 +186,10 @@ def pack(plan: Plan, rows: Tensor, height: int, width: int) -> Tensor:
     """Write a plan of N views of the images in ``rows`` of the pool as the kernel reads it, (N, columns) int32 on the CPU."""
     slots, n = plan.operations.shape
     nothing = torch.zeros_like(rows)
-    window = plan.window or Window(nothing, nothing, None, (0, 0))
-    flip = nothing if window.flip is None else window.flip
+    window = plan.window or Window(nothing, nothing, nothing, (0, 0))
     hole = nothing.expand(4, -1) if plan.hole is None else plan.hole
     packed = torch.empty(_FIXED + _SLOT * slots, n, dtype=torch.int32)
-    packed[:_FIXED] = torch.cat([torch.stack([rows, window.top, window.left, flip]), hole])
+    packed[:_FIXED] = torch.cat([torch.stack([rows, window.top, window.left, window.flip]), hole])
     if slots:
         steps = packed[_FIXED:].view(slots, _SLOT, n)
         steps[:, 0] = plan.operations
