@@ -31,18 +31,15 @@ class Augmentation:
     draw: Callable[..., Any]
     apply: Callable[[Tensor, Any], Tensor]
 
-    def __call__(self, images: Tensor, generator: torch.Generator | BatchRandom) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.apply(images, self.draw(BatchRandom.of(generator, len(images)), images.shape[1:]))
 
 
 def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
-    """Rotate, scale, shear and shift each image about its centre (bilinear; outside is 0).
+    """Rotate, scale, shear and shift each of (N, channels, H, W) float images about its centre (bilinear; outside is 0).
 
-    Args:
-        images: (N, channels, H, W) float; the parameters are (N,).
-        angle: radians, positive turns the content counter-clockwise.
-        shear: horizontal, as the tangent of its angle.
-        shift_x, shift_y: of the content, as a fraction of the image's side.
+    The parameters are (N,): ``angle`` in radians turns the content counter-clockwise, ``shear`` is horizontal, the tangent
+    of its angle, shifts are fractions of the image's side.
     """
     if not len(images):
         return images.clone()  # affine_grid takes no empty batch
@@ -156,11 +153,7 @@ AFTER_WEAK: frozenset[str] = frozenset({"randaugment", "randaugment_usb"})
 
 
 def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = None) -> Augmentation:
-    """Return the augmentation of this name, after ``weak`` if it is one of ``AFTER_WEAK``, with ``ops`` operations per view.
-
-    Raises:
-        DataError: the name is unknown, or the augmentation draws no operations.
-    """
+    """Return the augmentation of this name, after ``weak`` if it is one of ``AFTER_WEAK``, with ``ops`` operations per view."""
     if name not in AUGMENTATIONS:
         raise DataError(f"augmentation: unknown {name!r}; known: {', '.join(AUGMENTATIONS)}")
     chosen = AUGMENTATIONS[name]

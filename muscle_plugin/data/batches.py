@@ -151,7 +151,7 @@ class Batches:
         """
         was_training, parts = net.training, []
         generator = self._generator_for("features", step)
-        pool = self.images.pool
+        pool, weak = self.images.pool, self._augment[WEAK]
         own = range(len(members) * self._rank // self._world, len(members) * (self._rank + 1) // self._world)
         net.eval()
         with torch.no_grad():
@@ -161,7 +161,8 @@ class Batches:
                 chosen = chunk[start:stop].to(pool.device, non_blocking=True)
                 images = pool[chosen].to(self.device, non_blocking=True)
                 # drawn for the others too, so that views do not depend on the number of processes
-                views = self._augment[WEAK](images, BatchRandom([BatchSlice(generator, 1, len(chunk), start, stop)]))
+                random = BatchRandom([BatchSlice(generator, 1, len(chunk), start, stop)])
+                views = weak.apply(images, weak.draw(random, self._shape))
                 for part in views.split(batch) if len(views) else ():
                     with precision():
                         parts.append(net(self.normalise(part), only_feat=True).float())

@@ -207,13 +207,8 @@ def fits(shape: tuple[int, ...]) -> bool:
 def views(
     pool: Tensor, packed: Tensor, plan: Plan, scale: Tensor, shift: Tensor, channels: int, channels_last: bool = False
 ) -> Tensor:
-    """Make the normalised views of a plan, (N, channels, H, W) float32.
-
-    Args:
-        pool: (P, C, H, W) uint8, contiguous, on the device.
-        packed: what :func:`pack` made of the plan, on the device.
-        scale, shift: C values on the device: a grey level is multiplied by the former, and the latter is added.
-    """
+    """Make the normalised views of a plan, (N, channels, H, W) float32, from (P, C, H, W) uint8, contiguous, and what
+    :func:`pack` made of the plan. A grey level is multiplied by ``scale``, and ``shift`` is added, C values each."""
     n, (_, c, h, w) = len(packed), pool.shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.empty((n, channels, h, w), device=pool.device, memory_format=layout)

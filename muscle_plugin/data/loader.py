@@ -1,4 +1,4 @@
-"""How the images of a step reach the device: from its memory or, for sets that do not fit there, by a DataLoader's workers.
+"""How the images of a step reach the device: from its memory or, where a set does not fit there, by a DataLoader's workers.
 
 Both give the same images for the same step, so a run's views do not depend on the choice.
 """

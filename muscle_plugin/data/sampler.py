@@ -13,11 +13,7 @@ class IndexStream:
 
     Every pass holds each index once; a batch may span two passes, so that no image is dropped and few (labelled) images
     repeat equally often. Batch t is a function of (seed, name, t): there is no state to save.
-
-    Args:
-        batch: indices per batch, over all processes.
-        name: streams of different names are independent.
-        rank, world: this process and their number; each takes its own part of the batch, equal to within one image.
+    Of the ``batch`` indices each process takes its own part, equal to within one.
     """
 
     def __init__(self, n: int, batch: int, seed: int, name: str, rank: int = 0, world: int = 1) -> None:

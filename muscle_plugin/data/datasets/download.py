@@ -9,11 +9,7 @@ from muscle_plugin.text import first_line
 
 
 def find_or_download(name: str, data_dir: Path, folder: str, files: tuple[str, ...]) -> Path:
-    """Return the folder that holds ``files``: ``data_dir/folder``, or ``data_dir/name/folder`` as USB has it.
-
-    Raises:
-        DataError: the files are absent and cannot be downloaded.
-    """
+    """Return the folder that holds ``files``: ``data_dir/folder``, or ``data_dir/name/folder`` as USB has it."""
     places = [data_dir / folder, data_dir / name / folder]
     for place in places:
         if all((place / f).is_file() for f in files):

@@ -48,5 +48,5 @@ def read_image_files(
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders in ``folder``, in order of name; hidden ones are left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """Return the folders in ``folder``, if it is one, in order of name; hidden ones are left out."""
+    return sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
