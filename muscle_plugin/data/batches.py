@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -26,15 +25,6 @@ from muscle_plugin.text import shown
 
 #: Images whose views ``Batches.features`` draws at a time.
 FEATURES_AT_A_TIME = 256
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """What is drawn for a step."""
-
-    plans: dict[str, Any]  # the parameters of the views of each strength, and of those that x_ulb_rot rotates
-    turns: Tensor | None  # quarter turns of x_ulb_s_0_rot
-    parcel: Parcel  # what the device needs of it
 
 
 class Batches:
@@ -108,28 +98,25 @@ class Batches:
         """Return everything that the step's ``train_step`` asks for, on the device, images normalised."""
         # before anything is drawn: loader workers fork, which is safe only while no thread draws
         pool = self.images.of_step(step)
-        drawn = self._drawn(step)
-        sent = drawn.parcel.unpack()
-
-        out: dict[str, Tensor] = {}
+        plans, parcel = self._drawn(step)
+        sent = parcel.unpack()
+        out = {name: there for name, there in sent.items() if name in self.parameters}
+        if "y_lb" in self.parameters:
+            out["y_lb"] = self._labels[sent["idx_lb"]]
         for strength, views in self._by_strength().items():
-            plan, packed = drawn.plans[strength], sent.get(f"{strength} plan")
+            plan, packed = plans[strength], sent.get(f"{strength} plan")
             if packed is None:
                 made = self.normalise(self._augment[strength].apply(pool[sent[strength]], plan))
             else:
                 scale, shift = self.normalise.scale, self.normalise.shift
                 made = self._kernel.views(pool, packed, plan, scale, shift, self.channels, self.channels_last)  # type: ignore[union-attr]
             out.update(zip(views, made.split([v.count * self.size[v.images] for v in views.values()]), strict=True))
-        if drawn.turns is not None:
-            out["x_ulb_s_0_rot"] = quarter_turns(out["x_ulb_s_0"], drawn.turns)
-            out["rot_v"] = drawn.turns.to(self.device, non_blocking=True)
-        if "x_ulb_rot" in drawn.plans:
-            weak = self._augment[WEAK].apply(pool[sent["x_ulb_rot"]], drawn.plans["x_ulb_rot"])
-            turns = torch.arange(4).repeat_interleave(len(weak))
-            out["x_ulb_rot"] = quarter_turns(self.normalise(weak).repeat(4, 1, 1, 1), turns)
-            out["rot_v"] = turns.to(self.device, non_blocking=True)
-        values = {"idx_lb": sent[LABELLED], "idx_ulb": sent[UNLABELLED], "y_lb": self._labels[sent[LABELLED]]}
-        return out | {k: v for k, v in values.items() if k in self.parameters}
+        if "x_ulb_s_0_rot" in self.parameters:
+            out["x_ulb_s_0_rot"] = quarter_turns(out["x_ulb_s_0"], sent["rot_v"])
+        if "x_ulb_rot" in self.parameters:
+            weak = self._augment[WEAK].apply(pool[sent["to rotate"]], plans["to rotate"])
+            out["x_ulb_rot"] = quarter_turns(self.normalise(weak).repeat(4, 1, 1, 1), sent["rot_v"])
+        return out
 
     def features(
         self,
@@ -185,10 +172,11 @@ class Batches:
         found = {s: {n: v for n, v in self.views.items() if v.strength == s} for s in self._augment}
         return {strength: views for strength, views in found.items() if views}
 
-    def _draw(self, step: int) -> _Drawn:
+    def _draw(self, step: int) -> tuple[dict[str, Any], Parcel]:
+        """What is drawn for a step: the parameters of the views of each strength, and what the device needs."""
         index = {kind: stream.batch(step) for kind, stream in self.order.items()}
         rows = self.images.rows(index)
-        plans, send = {}, dict(index)
+        plans, send = {}, {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED]}
         for strength, views in self._by_strength().items():
             augment = self._augment[strength]
             random = self._random(step, {n: (v.count, self.size[v.images]) for n, v in views.items()})
@@ -196,22 +184,21 @@ class Batches:
             send[strength] = torch.cat([rows[v.images].repeat(v.count) for v in views.values()])
             if self._kernel is not None and augment.apply is apply_plan and self._kernel.takes(plan):
                 send[f"{strength} plan"] = self._kernel.pack(plan, send[strength], *self._shape[1:])
-        turns = None
         if "x_ulb_s_0_rot" in self.parameters:
-            turns = self._random(step, {"rot_v": (1, self.size[UNLABELLED])}).integers(4)
+            send["rot_v"] = self._random(step, {"rot_v": (1, self.size[UNLABELLED])}).integers(4)
         if "x_ulb_rot" in self.parameters:
             n = min(self.size.values())
-            plans["x_ulb_rot"] = self._augment[WEAK].draw(self._random(step, {"x_ulb_rot": (1, n)}), self._shape)
+            plans["to rotate"] = self._augment[WEAK].draw(self._random(step, {"x_ulb_rot": (1, n)}), self._shape)
             # spread over the images, so that those of several processes are together those of one
-            send["x_ulb_rot"] = rows[UNLABELLED][torch.arange(n) * self.size[UNLABELLED] // n]
-        return _Drawn(plans, turns, Parcel(send, self.device))
+            send["to rotate"] = rows[UNLABELLED][torch.arange(n) * self.size[UNLABELLED] // n]
+            send["rot_v"] = torch.arange(4).repeat_interleave(n)
+        return plans, Parcel(send, self.device)
 
     def _find_kernel(self) -> ModuleType | None:
         """The module of the Triton kernel that makes views, on a GPU for which Triton compiles it; None if it cannot."""
-        if self.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return None
         by_plan = any(augment.apply is apply_plan for augment in self._augment.values())
-        if os.environ.get("MUSCLE_VIEW_KERNEL") == "0" or not by_plan:
+        can_run = self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+        if not by_plan or not can_run or os.environ.get("MUSCLE_VIEW_KERNEL") == "0":
             return None
         try:
             from muscle_plugin.data import kernel
@@ -247,7 +234,6 @@ class LabelledPasses:
 
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn each image counter-clockwise by its number of quarter turns, (N,) on the CPU, so that no device is waited for."""
+    """Turn each image counter-clockwise by its number of quarter turns, (N,)."""
     turned = torch.stack([images.rot90(k, (2, 3)) for k in range(4)])
-    chosen = torch.stack([turns, torch.arange(len(turns))]).to(images.device, non_blocking=True)
-    return turned[chosen[0], chosen[1]]
+    return turned[turns, torch.arange(len(turns), device=turns.device)]
