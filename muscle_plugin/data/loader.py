@@ -119,9 +119,8 @@ class OneAhead(Generic[T]):
 
     def forget(self) -> None:
         """Drop what has been drawn ahead."""
-        ahead, future = self._next
-        if ahead >= 0 and not future.cancel():
-            future.exception()  # waits: what it draws from is not to be used by two threads
+        if not self._next[1].cancel():
+            self._next[1].exception()  # waits: what it draws from is not to be used by two threads
         self._next = (-1, Future())
 
 
@@ -146,12 +145,9 @@ class Parcel:
 
 
 class FixedImages:
-    """Images without augmentation, in order, as evaluation iterates them; its length is the batches of all processes together.
+    """The images ``members``, (n,) int64 indices, without augmentation, in order, as evaluation iterates them.
 
-    Args:
-        members, labels: (n,) int64 indices of the images to give, and their labels.
-        device: where the batches go.
-        rank, world: this process and their number; each iterates its own part.
+    Each process iterates its own part; the length is the batches of all processes together.
     """
 
     sampler = None

@@ -71,11 +71,7 @@ def windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tensor
 
 
 def apply(images: Tensor, plan: Plan) -> Tensor:
-    """Carry out a plan on (N, C, H, W) uint8 images, C = 1 or 3, on any device.
-
-    In each slot the images are sorted by operation, so that an operation works on one slice; from slot to slot, and
-    back to the given order in the end, they are moved once.
-    """
+    """Carry out a plan on (N, C, H, W) uint8 images, C = 1 or 3, on any device."""
     if plan.window is not None:
         h, w = images.shape[2:]
         y, x = plan.window.margin
@@ -90,6 +86,8 @@ def apply(images: Tensor, plan: Plan) -> Tensor:
 
 
 def _operate_in_groups(images: Tensor, plan: Plan) -> Tensor:
+    """In each slot the images are sorted by operation, so that an operation works on one slice; from slot to slot, and back
+    to the given order in the end, they are moved once."""
     moves, values, maps, sizes = grouped(plan, *images.shape[2:])
     moves, values, maps = (t.to(images.device, non_blocking=True) for t in (moves, values, maps))
     for slot, of_operation in enumerate(sizes):

@@ -46,10 +46,10 @@ def image_folder(options: SourceOptions) -> Source:
 def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
     """The image files in the folders of ``root``; adds notes on what else is there."""
 
-    def part(*names: str) -> Path | None:
-        return next((root / n for n in names if (root / n).is_dir()), None)
-
-    labelled, unlabelled, test = part("labelled", "labeled"), part("unlabelled", "unlabeled"), part("test")
+    labelled, unlabelled, test = (
+        next((root / n for n in names if (root / n).is_dir()), None)
+        for names in (("labelled", "labeled"), ("unlabelled", "unlabeled"), ("test",))
+    )
     if labelled is None:
         there = ", ".join(shown(repr(p.name)) for p in class_folders(root)[:5]) or "no folder"
         raise DataError(
