@@ -33,9 +33,9 @@ class Pack:
     bad: dict[int, str]
 
     def faults(self) -> str:
-        """List why rows could not be read: the first reasons, and how many more there are."""
+        """Say why rows could not be read: the first reasons, and how many more there are."""
         more = f" (and {len(self.bad) - 5} more)" if len(self.bad) > 5 else ""
-        return "; ".join([*self.bad.values()][:5]) + more
+        return f"{len(self.bad)} image file(s) cannot be used: {'; '.join([*self.bad.values()][:5])}{more}"
 
 
 def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterable[Path]) -> Pack:

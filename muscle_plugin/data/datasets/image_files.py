@@ -34,11 +34,10 @@ def read_image_files(
     packed = pack(name, root, files, options.img_size, options.cache_dirs)
     good = torch.ones(len(files), dtype=torch.bool)
     if packed.bad:
-        listed = f"{len(packed.bad)} image file(s)", packed.faults()
         if not options.skip_bad_images:
-            raise DataError("{} cannot be used: {}. --skip-bad-images leaves them out".format(*listed))
+            raise DataError(f"{packed.faults()}. --skip-bad-images leaves them out")
         good[list(packed.bad)] = False
-        notes = [*notes, "left out {}: {}".format(*listed)]
+        notes = [*notes, f"left out: {packed.faults()}"]
     number = {c: i for i, c in enumerate(classes)}
     labels = torch.tensor([-1 if x.label is None else number[x.label] for x in items])
     is_test = torch.tensor([x.test for x in items])

@@ -79,9 +79,9 @@ def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
 def read_label_table(root: Path, table: Path, allow_outside: bool) -> list[LabelledFile]:
     """Return the files that a table of file, label and, optionally, train or test names, by paths relative to ``root``, and the
     images below ``root`` that it does not name."""
-    labels: dict[Path, tuple[str | None, bool]] = {}
-    images = find_images(root)
-    known = set(images)
+    found: dict[Path, tuple[str | None, bool] | None] = dict.fromkeys(
+        find_images(root)
+    )  # label, and whether for testing
     by_real: dict[str, Path] = {}  # by path with links resolved; made if a row needs it
     for line, row in _rows(table):
         where = f"{table} line {line}"
@@ -90,25 +90,25 @@ def read_label_table(root: Path, table: Path, allow_outside: bool) -> list[Label
         outside = relative.is_absolute() or relative.parts[:1] == ("..",)
         path = root / relative
         if outside:  # or so it is written: an absolute path may lead to an image of the folder
-            by_real = by_real or {os.path.realpath(p): p for p in images}
+            by_real = by_real or {os.path.realpath(p): p for p in found}
             with contextlib.suppress(OSError, ValueError):  # what is no path at all
                 path = by_real.get(os.path.realpath(path), path)
-        if not name or (outside and path not in known and not allow_outside):
+        if not name or (outside and path not in found and not allow_outside):
             hint = "; --allow_outside true permits others" if name else ""
             raise DataError(f"{where}: {shown(repr(name))} is not the path of a file in {root}{hint}")
-        if outside and path not in known and os.path.isfile(path):
-            images.append(path)
-            known.add(path)
-        if path not in known:
+        if outside and os.path.isfile(path):
+            found.setdefault(path)
+        if path not in found:
             raise DataError(f"{where}: {shown(path)}: no such image")
         if split.lower() not in ("", "train", "test"):
             raise DataError(f"{where}: split must be train or test, got {shown(repr(split))}")
         entry = (label or None, split.lower() == "test")
         if entry == (None, True):
             raise DataError(f"{where}: a test image needs a label")
-        if labels.setdefault(path, entry) != entry:
+        if found[path] not in (None, entry):
             raise DataError(f"{where}: {shown(name)} has another label in an earlier line")
-    return [LabelledFile(p, *labels.get(p, (None, False))) for p in images]
+        found[path] = entry
+    return [LabelledFile(path, *(entry or (None, False))) for path, entry in found.items()]
 
 
 def _rows(table: Path) -> list[tuple[int, list[str]]]:

@@ -92,7 +92,7 @@ def _decoded(
     paths = [root / Path(f).expanduser() for f in files]
     packed = pack(name, root, paths, options.img_size, options.cache_dirs)
     if packed.bad:
-        raise DataError(f"{len(packed.bad)} image file(s) cannot be used: {packed.faults()}")
+        raise DataError(packed.faults())
     return packed.images, [str(name_below(root, p)) for p in paths]
 
 

@@ -16,7 +16,7 @@ _CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", 
 
 def stl10(options: SourceOptions) -> Source:
     """Read STL-10: 5,000 labelled and 100,000 unlabelled training images, 8,000 test images, 96 x 96 (3.1 GB)."""
-    root = find_or_download("stl10", options.data_dir, "stl10_binary", ("train_X.bin",))
+    root = find_or_download("stl10", options.data_dir, "stl10_binary", ("train_X.bin",), ("train",))
 
     def content(file: str) -> torch.Tensor:
         try:

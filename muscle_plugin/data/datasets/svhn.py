@@ -17,7 +17,7 @@ def svhn(options: SourceOptions, parts: tuple[str, ...] = ("train", "extra", "te
     from scipy.io import loadmat
 
     files = tuple(f"{part}_32x32.mat" for part in parts)
-    root = find_or_download("svhn", options.data_dir, "", files)
+    root = find_or_download("svhn", options.data_dir, "", files, parts)
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for file in files:
