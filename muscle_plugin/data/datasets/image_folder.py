@@ -36,16 +36,16 @@ def image_folder(options: SourceOptions) -> Source:
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
         raise DataError(f"{table or root}: images of at least two classes must be labelled, found {found}")
-    if untrained := [x for x in items if x.test and x.label not in classes]:
-        path, name = untrained[0].path, str(untrained[0].label)
-        hint = did_you_mean(name, classes)
-        raise DataError(f"{path}: class {name!r} is tested, but has no labelled image to train on{hint}")
+    tested = {x.label: x.path for x in items if x.test}
+    for name, path in tested.items():
+        if name not in classes:
+            hint = did_you_mean(str(name), classes)
+            raise DataError(f"{path}: class {name!r} is tested, but has no labelled image to train on{hint}")
     return read_image_files("folder", root, items, classes, options, notes)
 
 
 def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
     """The image files in the folders of ``root``; adds notes on what else is there."""
-
     labelled, unlabelled, test = (
         next((root / n for n in names if (root / n).is_dir()), None)
         for names in (("labelled", "labeled"), ("unlabelled", "unlabeled"), ("test",))
@@ -79,9 +79,8 @@ def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
 def read_label_table(root: Path, table: Path, allow_outside: bool) -> list[LabelledFile]:
     """Return the files that a table of file, label and, optionally, train or test names, by paths relative to ``root``, and the
     images below ``root`` that it does not name."""
-    found: dict[Path, tuple[str | None, bool] | None] = dict.fromkeys(
-        find_images(root)
-    )  # label, and whether for testing
+    # image -> its label and whether it is for testing, once a line has named it
+    found: dict[Path, tuple[str | None, bool] | None] = dict.fromkeys(find_images(root))
     by_real: dict[str, Path] = {}  # by path with links resolved; made if a row needs it
     for line, row in _rows(table):
         where = f"{table} line {line}"
