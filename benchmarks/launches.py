@@ -136,9 +136,9 @@ def drawing_ms(batches: Batches, seconds: float) -> list[float]:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(found) < 5:
         start = time.thread_time()
-        drawn = batches._draw(len(found))
+        plans, _ = batches._draw(len(found))
         if batches._kernel is None:
-            for plan in drawn.plans.values():
+            for plan in plans.values():
                 if isinstance(plan, Plan) and len(plan.operations):
                     grouped(plan, *batches._shape[1:])
         found.append(1000 * (time.thread_time() - start))

@@ -291,17 +291,13 @@ def over_stream(options: argparse.Namespace) -> list[dict[str, Any]]:
         stored.flush()
         images = torch.from_numpy(np.load(path, mmap_mode="r+"))
         jobs: dict[int, Callable[[], float]] = {}
-        streams = []
         for workers in (0, 1):
             everything = {LABELLED: torch.arange(n), UNLABELLED: torch.arange(n)}
             order = {LABELLED: IndexStream(n, 1, 0, LABELLED), UNLABELLED: IndexStream(n, batch - 1, 0, UNLABELLED)}
             stream = StreamedImages(images, everything, order, device, workers)
-            streams.append(stream)
             count = iter(range(10**9))
-            jobs[workers] = repeated(lambda stream=stream, count=count: stream.step(next(count)), options)  # type: ignore[misc]
+            jobs[workers] = repeated(lambda stream=stream, count=count: stream.of_step(next(count)), options)  # type: ignore[misc]
         found = in_turns(jobs, options.rounds)
-        for stream in streams:
-            stream.close()
     notes = {
         w: f"{batch / statistics.median(t):,.0f} images/s, {batch * 3 * side**2 / statistics.median(t) / 1e9:.2f} GB/s"
         for w, t in found.items()

@@ -344,18 +344,15 @@ def test_streamed_images_are_those_of_the_device(workers):
     members = {"a": torch.tensor([3, 1, 4]), "b": torch.arange(5, 20)}
     images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
 
-    def streams():
-        return {k: IndexStream(len(m), 4, 0, k) for k, m in members.items()}
-
-    resident = ResidentImages(images, members, streams(), CPU)
-    streamed = StreamedImages(images, members, streams(), CPU, workers)
+    order = {k: IndexStream(len(m), 4, 0, k) for k, m in members.items()}
+    resident = ResidentImages(images, members, CPU)
+    streamed = StreamedImages(images, members, order, CPU, workers)
     for step in (0, 1, 2, 2, 3, 0, 7, 8):  # a trial step is made twice, a resumed run starts anywhere
-        for kind, (index, rows) in resident.draw(step).items():
-            assert torch.equal(index, streamed.step(step)[kind][0])
-            assert torch.equal(resident.gather(kind, index), streamed.step(step)[kind][1])
-            assert torch.equal(resident.gather(kind, index), images[rows])
-            assert torch.equal(rows, members[kind][index])
-    streamed.close()
+        index = {k: stream.batch(step) for k, stream in order.items()}
+        for kind, i in index.items():
+            expected = images[members[kind][i]]
+            for source in (resident, streamed):
+                assert torch.equal(source.of_step(step)[source.rows(index)[kind]], expected)
 
 
 def test_where_the_images_live_changes_no_weight(short_run, tmp_path):
@@ -368,7 +365,7 @@ def test_where_the_images_live_changes_no_weight(short_run, tmp_path):
 def test_streaming_draws_nothing_from_the_generators_of_training():
     before = torch.get_rng_state()
     images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
-    StreamedImages(images, {"a": torch.arange(4)}, {"a": IndexStream(4, 2, 0, "a")}, CPU, 1).step(0)
+    StreamedImages(images, {"a": torch.arange(4)}, {"a": IndexStream(4, 2, 0, "a")}, CPU, 1).of_step(0)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -103,7 +103,7 @@ def test_seed_changes_labels_initial_weights_and_order(build_short):
     a, b = build_short(algorithm="fixmatch", seed=0), build_short(algorithm="fixmatch", seed=1)
     assert not torch.equal(a.split.labelled, b.split.labelled)
     assert any(not torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
-    orders = [[x.batches.images.draw(t)["unlabelled"][0] for t in range(3)] for x in (a, b)]
+    orders = [[x.batches.order["unlabelled"].batch(t) for t in range(3)] for x in (a, b)]
     assert not torch.equal(torch.cat(orders[0]), torch.cat(orders[1]))
 
 

@@ -31,18 +31,15 @@ class Augmentation:
     draw: Callable[..., Any]
     apply: Callable[[Tensor, Any], Tensor]
 
-    def __call__(self, images: Tensor, generator: torch.Generator | BatchRandom) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.apply(images, self.draw(BatchRandom.of(generator, len(images)), images.shape[1:]))
 
 
 def affine(images: Tensor, angle: Tensor, scale: Tensor, shear: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
-    """Rotate, scale, shear and shift each image about its centre (bilinear; outside is 0).
+    """Rotate, scale, shear and shift each of (N, channels, H, W) float images about its centre (bilinear; outside is 0).
 
-    Args:
-        images: (N, channels, H, W) float; the parameters are (N,).
-        angle: radians, positive turns the content counter-clockwise.
-        shear: horizontal, as the tangent of its angle.
-        shift_x, shift_y: of the content, as a fraction of the image's side.
+    The parameters are (N,): ``angle`` in radians turns the content counter-clockwise, ``shear`` is horizontal, the tangent
+    of its angle, shifts are fractions of the image's side.
     """
     if not len(images):
         return images.clone()  # affine_grid takes no empty batch
@@ -75,8 +72,9 @@ def _digits_hard(images: Tensor, drawn: tuple[tuple[Tensor, ...], Tensor, Tensor
 def _draw_crop(random: BatchRandom, shape: tuple[int, ...], flip: bool = False) -> Plan:
     y, x = (max(1, side // 8) for side in shape[1:])
     top, left = random.integers(2 * y + 1), random.integers(2 * x + 1)
+    mirrored = random.coins() if flip else torch.zeros_like(top, dtype=torch.bool)
     none = top.new_empty(0, len(top))
-    return Plan(none, none.float(), window=Window(top, left, random.coins() if flip else None, (y, x)))
+    return Plan(none, none.float(), window=Window(top, left, mirrored, (y, x)))
 
 
 def _draw_rotate_crop_flip(random: BatchRandom, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -155,11 +153,7 @@ AFTER_WEAK: frozenset[str] = frozenset({"randaugment", "randaugment_usb"})
 
 
 def augmentation(name: str, weak: Augmentation | None = None, ops: int | None = None) -> Augmentation:
-    """Return the augmentation of this name, after ``weak`` if it is one of ``AFTER_WEAK``, with ``ops`` operations per view.
-
-    Raises:
-        DataError: the name is unknown, or the augmentation draws no operations.
-    """
+    """Return the augmentation of this name, after ``weak`` if it is one of ``AFTER_WEAK``, with ``ops`` operations per view."""
     if name not in AUGMENTATIONS:
         raise DataError(f"augmentation: unknown {name!r}; known: {', '.join(AUGMENTATIONS)}")
     chosen = AUGMENTATIONS[name]

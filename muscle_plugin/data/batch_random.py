@@ -35,9 +35,9 @@ class BatchRandom:
         self._slices = slices
 
     @classmethod
-    def of(cls, generator: torch.Generator | BatchRandom, n: int) -> BatchRandom:
-        """Random numbers for ``n`` images from one generator; a BatchRandom is returned as is."""
-        return generator if isinstance(generator, BatchRandom) else cls([BatchSlice(generator, 1, n, 0, n)])
+    def of(cls, generator: torch.Generator, n: int) -> BatchRandom:
+        """Random numbers for ``n`` images from one generator."""
+        return cls([BatchSlice(generator, 1, n, 0, n)])
 
     def _draw(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         parts = []
@@ -62,6 +62,5 @@ class BatchRandom:
 
     def normal(self, *shape: int) -> Tensor:
         """(n, *shape) float32 of the standard normal distribution."""
-        return self._draw(lambda n, g: torch.randn(n, *shape, generator=g, dtype=torch.float32).movedim(0, -1)).movedim(
-            -1, 0
-        )
+        drawn = self._draw(lambda n, g: torch.randn(n, *shape, generator=g, dtype=torch.float32).movedim(0, -1))
+        return drawn.movedim(-1, 0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -29,16 +27,6 @@ from muscle_plugin.text import shown
 FEATURES_AT_A_TIME = 256
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """What is drawn for a step."""
-
-    plans: dict[str, Any]  # the parameters of the views of each strength
-    turns: Tensor | None  # quarter turns of x_ulb_s_0_rot
-    to_rotate: Any  # the parameters of the weak views that x_ulb_rot rotates
-    parcel: Parcel  # what the device needs of it
-
-
 class Batches:
     """Makes the batch of any training step from its number alone.
 
@@ -55,6 +43,7 @@ class Batches:
 
     Attributes:
         size: kind -> this process's images of that kind per step.
+        order: kind -> which of the images of that kind a step takes.
         statistics: mean and standard deviation of the pixels, by channel.
         channels_last: whether a view's channels lie side by side in memory; the values are the same.
         notes: remarks for the user on how views are made.
@@ -82,13 +71,13 @@ class Batches:
         self._labels = source.train_labels[split.labelled].to(device)
         self.size = {LABELLED: labelled // world, UNLABELLED: unlabelled // world}
         members = {LABELLED: source.train[split.labelled], UNLABELLED: source.train[split.unlabelled]}
-        streams = {k: IndexStream(len(m), world * self.size[k], seed, k, rank, world) for k, m in members.items()}
+        self.order = {k: IndexStream(len(m), world * self.size[k], seed, k, rank, world) for k, m in members.items()}
         self.resident = data_on == "device" or (data_on == "auto" and fits(source.images, device))
         self.images: ResidentImages | StreamedImages
         if self.resident:
-            self.images = ResidentImages(source.images, members, streams, device)
+            self.images = ResidentImages(source.images, members, device)
         else:
-            self.images = StreamedImages(source.images, members, streams, device, workers)
+            self.images = StreamedImages(source.images, members, self.order, device, workers)
         self._shape = source.images.shape[1:]
         self.statistics = pixel_statistics(source)
         self.normalise = Normaliser(*self.statistics, channels, device)
@@ -108,44 +97,26 @@ class Batches:
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return everything that the step's ``train_step`` asks for, on the device, images normalised."""
         # before anything is drawn: loader workers fork, which is safe only while no thread draws
-        streamed = self.images.step(step) if isinstance(self.images, StreamedImages) else {}
-        drawn = self._drawn(step)
-        sent = drawn.parcel.unpack()
-        index = {kind: streamed[kind][0] if streamed else sent[kind] for kind in self.size}
-
-        @cache
-        def images_of(kind: str) -> Tensor:
-            if isinstance(self.images, ResidentImages):
-                return self.images.gather(kind, index[kind])
-            return streamed[kind][1]
-
-        @cache
-        def pool() -> Tensor:  # whose rows packed plans name
-            return torch.cat([streamed[kind][1] for kind in self.size]).contiguous() if streamed else self.images.pool
-
-        out: dict[str, Tensor] = {}
+        pool = self.images.of_step(step)
+        plans, parcel = self._drawn(step)
+        sent = parcel.unpack()
+        out = {name: there for name, there in sent.items() if name in self.parameters}
+        if "y_lb" in self.parameters:
+            out["y_lb"] = self._labels[sent["idx_lb"]]
         for strength, views in self._by_strength().items():
-            plan = drawn.plans[strength]
-            if strength in sent:
-                scale, shift = self.normalise.scale, self.normalise.shift
-                made = self._kernel.views(pool(), sent[strength], plan, scale, shift, self.channels, self.channels_last)  # type: ignore[union-attr]
+            plan, packed = plans[strength], sent.get(f"{strength} plan")
+            if packed is None:
+                made = self.normalise(self._augment[strength].apply(pool[sent[strength]], plan))
             else:
-                x = torch.cat([images_of(v.images).repeat(v.count, 1, 1, 1) for v in views.values()])
-                made = self.normalise(self._augment[strength].apply(x, plan))
+                scale, shift = self.normalise.scale, self.normalise.shift
+                made = self._kernel.views(pool, packed, plan, scale, shift, self.channels, self.channels_last)  # type: ignore[union-attr]
             out.update(zip(views, made.split([v.count * self.size[v.images] for v in views.values()]), strict=True))
-        if drawn.turns is not None:
-            out["x_ulb_s_0_rot"] = quarter_turns(out["x_ulb_s_0"], drawn.turns)
-            out["rot_v"] = drawn.turns.to(self.device, non_blocking=True)
-        if drawn.to_rotate is not None:
-            n = min(self.size.values())
-            # spread over the images, so that those of several processes are together those of one
-            some = (torch.arange(n) * self.size[UNLABELLED] // n).to(self.device, non_blocking=True)
-            weak = self._augment[WEAK].apply(images_of(UNLABELLED)[some], drawn.to_rotate)
-            turns = torch.arange(4).repeat_interleave(n)
-            out["x_ulb_rot"] = quarter_turns(self.normalise(weak).repeat(4, 1, 1, 1), turns)
-            out["rot_v"] = turns.to(self.device, non_blocking=True)
-        values = {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED], "y_lb": self._labels[index[LABELLED]]}
-        return out | {k: v for k, v in values.items() if k in self.parameters}
+        if "x_ulb_s_0_rot" in self.parameters:
+            out["x_ulb_s_0_rot"] = quarter_turns(out["x_ulb_s_0"], sent["rot_v"])
+        if "x_ulb_rot" in self.parameters:
+            weak = self._augment[WEAK].apply(pool[sent["to rotate"]], plans["to rotate"])
+            out["x_ulb_rot"] = quarter_turns(self.normalise(weak).repeat(4, 1, 1, 1), sent["rot_v"])
+        return out
 
     def features(
         self,
@@ -167,7 +138,7 @@ class Batches:
         """
         was_training, parts = net.training, []
         generator = self._generator_for("features", step)
-        pool = self.images.pool
+        pool, weak = self.images.pool, self._augment[WEAK]
         own = range(len(members) * self._rank // self._world, len(members) * (self._rank + 1) // self._world)
         net.eval()
         with torch.no_grad():
@@ -177,7 +148,8 @@ class Batches:
                 chosen = chunk[start:stop].to(pool.device, non_blocking=True)
                 images = pool[chosen].to(self.device, non_blocking=True)
                 # drawn for the others too, so that views do not depend on the number of processes
-                views = self._augment[WEAK](images, BatchRandom([BatchSlice(generator, 1, len(chunk), start, stop)]))
+                random = BatchRandom([BatchSlice(generator, 1, len(chunk), start, stop)])
+                views = weak.apply(images, weak.draw(random, self._shape))
                 for part in views.split(batch) if len(views) else ():
                     with precision():
                         parts.append(net(self.normalise(part), only_feat=True).float())
@@ -200,35 +172,33 @@ class Batches:
         found = {s: {n: v for n, v in self.views.items() if v.strength == s} for s in self._augment}
         return {strength: views for strength, views in found.items() if views}
 
-    def _draw(self, step: int) -> _Drawn:
-        if isinstance(self.images, ResidentImages):
-            drawn = self.images.draw(step)
-            send, rows = {k: i for k, (i, _) in drawn.items()}, {k: r for k, (_, r) in drawn.items()}
-        else:
-            places = torch.arange(sum(self.size.values())).split([*self.size.values()])
-            send, rows = {}, dict(zip(self.size, places, strict=True))
-        plans = {}
+    def _draw(self, step: int) -> tuple[dict[str, Any], Parcel]:
+        """What is drawn for a step: the parameters of the views of each strength, and what the device needs."""
+        index = {kind: stream.batch(step) for kind, stream in self.order.items()}
+        rows = self.images.rows(index)
+        plans, send = {}, {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED]}
         for strength, views in self._by_strength().items():
             augment = self._augment[strength]
             random = self._random(step, {n: (v.count, self.size[v.images]) for n, v in views.items()})
             plans[strength] = plan = augment.draw(random, self._shape)
+            send[strength] = torch.cat([rows[v.images].repeat(v.count) for v in views.values()])
             if self._kernel is not None and augment.apply is apply_plan and self._kernel.takes(plan):
-                of_views = torch.cat([rows[v.images] for v in views.values() for _ in range(v.count)])
-                send[strength] = self._kernel.pack(plan, of_views, *self._shape[1:])
-        turns = to_rotate = None
+                send[f"{strength} plan"] = self._kernel.pack(plan, send[strength], *self._shape[1:])
         if "x_ulb_s_0_rot" in self.parameters:
-            turns = self._random(step, {"rot_v": (1, self.size[UNLABELLED])}).integers(4)
+            send["rot_v"] = self._random(step, {"rot_v": (1, self.size[UNLABELLED])}).integers(4)
         if "x_ulb_rot" in self.parameters:
-            random = self._random(step, {"x_ulb_rot": (1, min(self.size.values()))})
-            to_rotate = self._augment[WEAK].draw(random, self._shape)
-        return _Drawn(plans, turns, to_rotate, Parcel(send, self.device))
+            n = min(self.size.values())
+            plans["to rotate"] = self._augment[WEAK].draw(self._random(step, {"x_ulb_rot": (1, n)}), self._shape)
+            # spread over the images, so that those of several processes are together those of one
+            send["to rotate"] = rows[UNLABELLED][torch.arange(n) * self.size[UNLABELLED] // n]
+            send["rot_v"] = torch.arange(4).repeat_interleave(n)
+        return plans, Parcel(send, self.device)
 
     def _find_kernel(self) -> ModuleType | None:
         """The module of the Triton kernel that makes views, on a GPU for which Triton compiles it; None if it cannot."""
-        if self.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return None
         by_plan = any(augment.apply is apply_plan for augment in self._augment.values())
-        if os.environ.get("MUSCLE_VIEW_KERNEL") == "0" or not by_plan:
+        can_run = self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+        if not by_plan or not can_run or os.environ.get("MUSCLE_VIEW_KERNEL") == "0":
             return None
         try:
             from muscle_plugin.data import kernel
@@ -264,7 +234,6 @@ class LabelledPasses:
 
 
 def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn each image counter-clockwise by its number of quarter turns, (N,) on the CPU, so that no device is waited for."""
+    """Turn each image counter-clockwise by its number of quarter turns, (N,)."""
     turned = torch.stack([images.rot90(k, (2, 3)) for k in range(4)])
-    chosen = torch.stack([turns, torch.arange(len(turns))]).to(images.device, non_blocking=True)
-    return turned[chosen[0], chosen[1]]
+    return turned[turns, torch.arange(len(turns), device=turns.device)]

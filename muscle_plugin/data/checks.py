@@ -54,22 +54,21 @@ def _duplicates(source: Source, split: Split) -> list[str]:
         ("test", source.test, "training", source.train, "; accuracy on these says nothing of new images"),
         ("unlabelled", unlabelled, "labelled", labelled, ""),
     ):
-        twice = torch.isin(same[first], same[second]).nonzero().flatten()
+        twice = first[torch.isin(same[first], same[second])]
         if len(twice):
-            a = int(first[twice[0]])
-            b = int(second[(same[second] == same[a]).nonzero()[0]])
+            a, b = int(twice[0]), int(second[same[second] == same[twice[0]]][0])
             notes.append(
                 f"{len(twice)} {one} image(s) of {len(first)} are, pixel by pixel, {other} images too (first:"
                 f" {source.name_of(a)} and {source.name_of(b)}){warning}"
             )
-    order = same[labelled].argsort(stable=True)
-    groups, labels = same[labelled[order]], source.labels[labelled[order]]
-    differ = ((groups[1:] == groups[:-1]) & (labels[1:] != labels[:-1])).nonzero().flatten()
-    if len(differ):
-        a, b = (int(labelled[order[differ[0] + i]]) for i in (0, 1))
+    ordered = labelled[same[labelled].argsort(stable=True)]
+    left, right = ordered[:-1], ordered[1:]
+    differ = (same[left] == same[right]) & (source.labels[left] != source.labels[right])
+    if differ.any():
+        a, b = int(left[differ][0]), int(right[differ][0])
         classes = " and ".join(repr(source.classes[int(source.labels[i])]) for i in (a, b))
         notes.append(
-            f"{len(differ)} pair(s) of labelled images are the same pixel by pixel, but have different labels (first:"
+            f"{int(differ.sum())} pair(s) of labelled images are the same pixel by pixel, but have different labels (first:"
             f" {source.name_of(a)} and {source.name_of(b)}, {classes})"
         )
     return notes

@@ -37,18 +37,17 @@ def _suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats)
 
 
-def _walk(folder: Path, deep: bool = True) -> Iterator[tuple[Path, str]]:
-    """Files and their lower-case suffixes under ``folder``, or directly in it; hidden ones are left out, and links to
-    folders are not followed."""
+def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Files and their lower-case suffixes under ``folder``; hidden ones are left out, links to folders not followed."""
     for parent, folders, files in os.walk(folder):
-        folders[:] = [f for f in folders if deep and not f.startswith(".")]
+        folders[:] = [f for f in folders if not f.startswith(".")]
         yield from ((Path(parent, f), os.path.splitext(f)[1].lower()) for f in files if not f.startswith("."))
 
 
-def find_images(folder: Path, deep: bool = True) -> list[Path]:
-    """Return the image files at any depth under ``folder`` (or directly in it), by suffix and in order of path."""
+def find_images(folder: Path) -> list[Path]:
+    """Return the image files at any depth under ``folder``, by suffix and in order of path."""
     suffixes = _suffixes()
-    return sorted(path for path, suffix in _walk(folder, deep) if suffix in suffixes)
+    return sorted(path for path, suffix in _walk(folder) if suffix in suffixes)
 
 
 def images_at(path: Path) -> list[Path]:
@@ -88,10 +87,8 @@ def decode(path: Path, size: int) -> np.ndarray:
     """Decode an image as (3, size, size) uint8 RGB.
 
     It is turned as its EXIF data say, the first frame of an animation, transparent over black, 16 bits reduced to 8, then
-    resized (bilinear, antialiased; stretched, not cropped).
-
-    Raises:
-        DataError: it cannot be read, is a pipe or a device, or has more pixels than Pillow considers harmless.
+    resized (bilinear, antialiased; stretched, not cropped). A pipe or a device is refused, as is what has more pixels than
+    Pillow considers harmless.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -122,11 +119,8 @@ def decode(path: Path, size: int) -> np.ndarray:
 
 
 def decode_all(paths: Sequence[Path], size: int, out: np.ndarray) -> dict[int, str]:
-    """Decode every file into its row of ``out``, (N, 3, size, size) uint8, by one thread per core.
-
-    Returns:
-        Position -> why the file could not be read; its row of ``out`` is zero.
-    """
+    """Decode every file into its row of ``out``, (N, 3, size, size) uint8, by one thread per core; returns position -> why
+    the file could not be read, whose row is zero."""
     console = Console(stderr=True)
     bad: dict[int, str] = {}
 
@@ -141,9 +135,8 @@ def decode_all(paths: Sequence[Path], size: int, out: np.ndarray) -> dict[int, s
     with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
         warnings.simplefilter("ignore")
         done = pool.map(one, range(len(paths)))
-        list(
-            track(done, "reading images", len(paths), console=console, transient=True, disable=not console.is_terminal)
-        )
+        quiet = not console.is_terminal
+        list(track(done, "reading images", len(paths), console=console, transient=True, disable=quiet))
     return dict(sorted(bad.items()))
 
 

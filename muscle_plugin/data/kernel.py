@@ -186,11 +186,10 @@ def pack(plan: Plan, rows: Tensor, height: int, width: int) -> Tensor:
     """Write a plan of N views of the images in ``rows`` of the pool as the kernel reads it, (N, columns) int32 on the CPU."""
     slots, n = plan.operations.shape
     nothing = torch.zeros_like(rows)
-    window = plan.window or Window(nothing, nothing, None, (0, 0))
-    flip = nothing if window.flip is None else window.flip
+    window = plan.window or Window(nothing, nothing, nothing, (0, 0))
     hole = nothing.expand(4, -1) if plan.hole is None else plan.hole
     packed = torch.empty(_FIXED + _SLOT * slots, n, dtype=torch.int32)
-    packed[:_FIXED] = torch.cat([torch.stack([rows, window.top, window.left, flip]), hole])
+    packed[:_FIXED] = torch.cat([torch.stack([rows, window.top, window.left, window.flip]), hole])
     if slots:
         steps = packed[_FIXED:].view(slots, _SLOT, n)
         steps[:, 0] = plan.operations
@@ -208,13 +207,8 @@ def fits(shape: tuple[int, ...]) -> bool:
 def views(
     pool: Tensor, packed: Tensor, plan: Plan, scale: Tensor, shift: Tensor, channels: int, channels_last: bool = False
 ) -> Tensor:
-    """Make the normalised views of a plan, (N, channels, H, W) float32.
-
-    Args:
-        pool: (P, C, H, W) uint8, contiguous, on the device.
-        packed: what :func:`pack` made of the plan, on the device.
-        scale, shift: C values on the device: a grey level is multiplied by the former, and the latter is added.
-    """
+    """Make the normalised views of a plan, (N, channels, H, W) float32, from (P, C, H, W) uint8, contiguous, and what
+    :func:`pack` made of the plan. A grey level is multiplied by ``scale``, and ``shift`` is added, C values each."""
     n, (_, c, h, w) = len(packed), pool.shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.empty((n, channels, h, w), device=pool.device, memory_format=layout)

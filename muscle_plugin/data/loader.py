@@ -1,4 +1,4 @@
-"""How the images of a step reach the device: from its memory or, for sets that do not fit there, by a DataLoader's workers.
+"""How the images of a step reach the device: from its memory or, where a set does not fit there, by a DataLoader's workers.
 
 Both give the same images for the same step, so a run's views do not depend on the choice.
 """
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from muscle_plugin.data.sampler import IndexStream
 
 T = TypeVar("T")
-ByKind = dict[str, tuple[Tensor, Tensor]]
+Tensors = Mapping[str, Tensor]
 
 #: A set stays on the device if it takes no more than this share of the free memory.
 SHARE = 0.5
@@ -36,33 +36,26 @@ def fits(images: Tensor, device: torch.device) -> bool:
 
 
 class ResidentImages:
-    """The images of any step, from the device's memory, where all of them live as ``pool``.
+    """The images of any step, from the device's memory, where all of them, (P, channels, H, W) uint8, live as ``pool``.
 
-    Args:
-        images: (P, channels, H, W) uint8.
-        members, streams: kind of image -> (n,) int64 indices of the images of that kind, and their order.
+    ``members``: kind of image -> (n,) int64 indices of the images of that kind.
     """
 
-    def __init__(
-        self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device
-    ) -> None:
+    def __init__(self, images: Tensor, members: Tensors, device: torch.device) -> None:
         self.pool = images.to(device).contiguous()  # image after image, whatever the source has them in
-        self._there = {k: m.to(device) for k, m in members.items()}
-        self._members, self._streams = members, streams
+        self._members = members
 
-    def draw(self, step: int) -> ByKind:
-        """Kind -> (n,) the step's indices among the images of that kind, and their rows in the pool; on the CPU."""
-        index = {k: stream.batch(step) for k, stream in self._streams.items()}
-        return {k: (i, self._members[k][i]) for k, i in index.items()}
+    def rows(self, index: Tensors) -> Tensors:
+        """Where in ``of_step`` the images are that a step's indices name, by kind; on the CPU."""
+        return {kind: self._members[kind][i] for kind, i in index.items()}
 
-    def gather(self, kind: str, index: Tensor) -> Tensor:
-        """(n, channels, H, W) uint8 images of a kind, on the device like their indices."""
-        return self.pool[self._there[kind][index]]
+    def of_step(self, step: int) -> Tensor:
+        """A step's images, among others, on the device."""
+        return self.pool
 
 
-def _gather(images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], step: int) -> ByKind:
-    index = {kind: stream.batch(step) for kind, stream in streams.items()}
-    return {kind: (i, images[members[kind][i]]) for kind, i in index.items()}
+def _gather(images: Tensor, members: Tensors, order: Mapping[str, IndexStream], step: int) -> Tensor:
+    return images[torch.cat([members[kind][stream.batch(step)] for kind, stream in order.items()])].contiguous()
 
 
 class StreamedImages:
@@ -72,21 +65,23 @@ class StreamedImages:
     """
 
     def __init__(
-        self, images: Tensor, members: Mapping[str, Tensor], streams: Mapping[str, IndexStream], device: torch.device,
-        workers: int,
-    ) -> None:  # fmt: skip
+        self, images: Tensor, members: Tensors, order: Mapping[str, IndexStream], device: torch.device, workers: int
+    ) -> None:
         self.pool, self._device, self._workers = images, device, workers
-        self._gather = partial(_gather, images, members, streams)
-        self._iterator: Iterator[ByKind] | None = None
-        self._last: tuple[int, ByKind] = -1, {}
+        self._gather = partial(_gather, images, members, order)
+        self._iterator: Iterator[Tensor] | None = None
+        self._last, self._found = -1, images[:0]
 
-    def step(self, step: int) -> ByKind:
-        """Kind -> (n,) the step's indices among the images of that kind, and the images; on the device."""
-        last, found = self._last
-        if step == last:
-            return found
-        if self._iterator is None or step != last + 1:
-            self.close()
+    def rows(self, index: Tensors) -> Tensors:
+        """Those of a kind follow those of the kind before."""
+        sizes = [len(i) for i in index.values()]
+        return dict(zip(index, torch.arange(sum(sizes)).split(sizes), strict=True))
+
+    def of_step(self, step: int) -> Tensor:
+        """A step's images, and no others, on the device."""
+        if step == self._last:
+            return self._found
+        if self._iterator is None or step != self._last + 1:
             loader = DataLoader(
                 range(step, _NO_END),  # type: ignore[arg-type]
                 batch_size=None,
@@ -96,16 +91,8 @@ class StreamedImages:
                 generator=torch.Generator(),  # its own: the workers' seeds must not be drawn from training's
             )
             self._iterator = iter(loader)
-        there = {
-            kind: (index.to(self._device, non_blocking=True), images.to(self._device, non_blocking=True))
-            for kind, (index, images) in next(self._iterator).items()
-        }
-        self._last = step, there
-        return there
-
-    def close(self) -> None:
-        """Stop the workers."""
-        self._iterator = None
+        self._last, self._found = step, next(self._iterator).to(self._device, non_blocking=True)
+        return self._found
 
 
 class OneAhead(Generic[T]):
@@ -132,9 +119,8 @@ class OneAhead(Generic[T]):
 
     def forget(self) -> None:
         """Drop what has been drawn ahead."""
-        ahead, future = self._next
-        if ahead >= 0 and not future.cancel():
-            future.exception()  # waits: what it draws from is not to be used by two threads
+        if not self._next[1].cancel():
+            self._next[1].exception()  # waits: what it draws from is not to be used by two threads
         self._next = (-1, Future())
 
 
@@ -159,12 +145,9 @@ class Parcel:
 
 
 class FixedImages:
-    """Images without augmentation, in order, as evaluation iterates them; its length is the batches of all processes together.
+    """The images ``members``, (n,) int64 indices, without augmentation, in order, as evaluation iterates them.
 
-    Args:
-        members, labels: (n,) int64 indices of the images to give, and their labels.
-        device: where the batches go.
-        rank, world: this process and their number; each iterates its own part.
+    Each process iterates its own part; the length is the batches of all processes together.
     """
 
     sampler = None

@@ -29,9 +29,6 @@ class Normaliser:
     """Normalises (N, c, H, W) images, uint8 or float in [0, 1], and repeats a single channel to ``channels``.
 
     ``mean`` and ``std`` are (c,), as fractions of 255. A byte is multiplied by ``scale``, and ``shift`` is added: (1, c, 1, 1).
-
-    Raises:
-        DataError: images of c channels cannot serve a net that takes ``channels``.
     """
 
     def __init__(self, mean: Tensor, std: Tensor, channels: int, device: torch.device) -> None:

@@ -8,7 +8,6 @@ Nothing waits for a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -188,24 +187,17 @@ def matrices(operations: Tensor, values: Tensor, height: int, width: int) -> Ten
     the content counter-clockwise by degrees; ``shear_x`` reads each pixel (x, y) at (x + value * y, y), ``shear_y`` at
     (x, y + value * x), ``translate_x`` and ``translate_y`` at (x + value, y) and (x, y + value), rounded.
     """
-    kinds = torch.arange(FIRST_GEOMETRIC, len(OPERATIONS), device=operations.device).view(-1, *(1,) * values.dim())
+    kinds = torch.arange(FIRST_GEOMETRIC, len(OPERATIONS)).view(-1, *(1,) * values.dim())
     values = values.double() * (operations == kinds)
     shear_x, _, _, degrees, shear_y = values
     cos, sin = degrees.deg2rad_().cos(), degrees.sin()
     to_input = torch.stack([cos, shear_x - sin, shear_y + sin, cos]).unflatten(0, (2, 2))
-    centre, across = _centre(height, width, values.dim() - 1).to(values.device, non_blocking=True)
+    x, y = width / 2, height / 2
     # the centre stays where it is; translations are by whole pixels, halves upwards
-    shift = centre - cos * centre + sin * across + (values[1:3] + 0.5).floor_()
+    shift = torch.stack([x - cos * x + sin * y, y - cos * y - sin * x]) + (values[1:3] + 0.5).floor_()
     half = to_input * 0.5
     at_centres = torch.cat([to_input, (shift + half[:, 0] + half[:, 1]).unsqueeze(1)], 1).flatten(0, 1)
     return (at_centres * 65536 + 0.5).floor_().int()
-
-
-@cache
-def _centre(height: int, width: int, dims: int) -> Tensor:
-    """(2, 2, 1, ...) the image's centre (x, y), and (y, -x), to broadcast over so many dimensions."""
-    x, y = width / 2, height / 2
-    return torch.tensor([[x, y], [y, -x]], dtype=torch.float64).view(2, 2, *(1,) * dims)
 
 
 def cutout(images: Tensor, hole: Tensor, fill: Fill) -> Tensor:

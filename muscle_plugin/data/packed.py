@@ -33,9 +33,9 @@ class Pack:
     bad: dict[int, str]
 
     def faults(self) -> str:
-        """List why rows could not be read: the first reasons, and how many more there are."""
+        """Say why rows could not be read: the first reasons, and how many more there are."""
         more = f" (and {len(self.bad) - 5} more)" if len(self.bad) > 5 else ""
-        return "; ".join([*self.bad.values()][:5]) + more
+        return f"{len(self.bad)} image file(s) cannot be used: {'; '.join([*self.bad.values()][:5])}{more}"
 
 
 def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterable[Path]) -> Pack:
@@ -43,9 +43,6 @@ def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterab
 
     An array file is used if the files have the names, sizes and times that it was made from, and its checksums hold. Of the
     folders in ``places`` all are searched, and the first that can be written is used.
-
-    Raises:
-        DataError: no folder can be written.
     """
     digest = hashlib.sha256()
     for file in files:
@@ -88,8 +85,7 @@ def _checksums(images: np.ndarray) -> list[int]:
 
 def _open(path: Path, key: dict[str, object], shape: tuple[int, ...]) -> Pack | None:
     """The pack, or None if the file is absent, damaged, or made from other files."""
-    damaged = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, MemoryError)
-    with contextlib.suppress(*damaged):
+    with contextlib.suppress(Exception):  # a damaged file can make its readers raise anything
         header = json.loads(path.with_suffix(".json").read_text())
         images = _map(path)
         same = header["key"] == key and images.shape == shape and images.dtype == torch.uint8
@@ -100,11 +96,9 @@ def _open(path: Path, key: dict[str, object], shape: tuple[int, ...]) -> Pack | 
 
 def _write(path: Path, key: dict[str, object], shape: tuple[int, ...], root: Path, files: Sequence[Path]) -> Pack:
     with atomic_write(path) as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        start = file.tell()
+        array = np.lib.format.open_memmap(file.name, "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):  # claim the room: a full disk is an error here, and not a signal later
-            os.posix_fallocate(file.fileno(), 0, start + int(np.prod(shape)))
-        array = np.memmap(file, np.uint8, "r+", start, shape)
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
         bad = decode_all(files, shape[-1], array)
         array.flush()
         header = {"root": str(root), "key": key, "bad": bad, "checksums": _checksums(array)}
@@ -113,7 +107,7 @@ def _write(path: Path, key: dict[str, object], shape: tuple[int, ...], root: Pat
     write_json(path.with_suffix(".json"), header)
     # an earlier state of the same folder may have left files, of the same name and size, but of another listing
     for other in path.parent.glob(f"{path.stem.rpartition('_')[0]}_{'?' * 12}.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        with contextlib.suppress(Exception):
             if other.stem != path.stem and json.loads(other.read_text())["root"] == str(root):
                 other.unlink()
                 other.with_suffix(".npy").unlink()

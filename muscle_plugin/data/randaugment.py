@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ class Window:
 
     top: Tensor  # (N,) int64, in the padded image
     left: Tensor
-    flip: Tensor | None  # (N,) bool, whether the window is mirrored; None: no mirroring
+    flip: Tensor  # (N,) bool, whether the window is mirrored
     margin: tuple[int, int]  # rows of padding above and below, columns on either side
 
 
@@ -54,7 +53,7 @@ class Plan:
     window: Window | None = None
 
 
-def windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tensor | None) -> Tensor:
+def windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tensor) -> Tensor:
     """Cut a window out of each image: (N, height) ``rows``, ``width`` columns from (N,) ``left`` on, mirrored if ``flip``."""
     n, c, h, w = images.shape
     if not n:
@@ -62,25 +61,17 @@ def windows(images: Tensor, rows: Tensor, left: Tensor, width: int, flip: Tensor
     device = images.device
     # a row of a window is a piece of the flat images: an index per row, and the copy moves whole rows
     start = (torch.arange(n).view(-1, 1) * c * h + rows) * w + left.view(-1, 1)
-    if flip is not None:  # those to be mirrored come last, so that they are one slice
-        order = flip.byte().argsort()
-        start = start[order]
+    order = flip.byte().argsort()  # those to be mirrored come last, so that they are one slice
     channels = torch.arange(c, device=device).view(-1, 1) * (h * w)
-    index = start.to(device, non_blocking=True).unsqueeze(1) + channels
+    index = start[order].to(device, non_blocking=True).unsqueeze(1) + channels
     out = pieces(images.contiguous(), index.view(-1), width).view(n, c, -1, width)
-    if flip is None:
-        return out
     mirrored = out[n - int(flip.sum()) :]
     mirrored.copy_(mirrored.flip(3))
     return out.index_select(0, order.argsort().to(device, non_blocking=True))
 
 
 def apply(images: Tensor, plan: Plan) -> Tensor:
-    """Carry out a plan on (N, C, H, W) uint8 images, C = 1 or 3, on any device.
-
-    In each slot the images are sorted by operation, so that an operation works on one slice; from slot to slot, and
-    back to the given order in the end, they are moved once.
-    """
+    """Carry out a plan on (N, C, H, W) uint8 images, C = 1 or 3, on any device."""
     if plan.window is not None:
         h, w = images.shape[2:]
         y, x = plan.window.margin
@@ -95,6 +86,8 @@ def apply(images: Tensor, plan: Plan) -> Tensor:
 
 
 def _operate_in_groups(images: Tensor, plan: Plan) -> Tensor:
+    """In each slot the images are sorted by operation, so that an operation works on one slice; from slot to slot, and back
+    to the given order in the end, they are moved once."""
     moves, values, maps, sizes = grouped(plan, *images.shape[2:])
     moves, values, maps = (t.to(images.device, non_blocking=True) for t in (moves, values, maps))
     for slot, of_operation in enumerate(sizes):
@@ -152,12 +145,10 @@ _USB = _table(
 )
 
 
-@cache
-def _pixels(per_x: float, per_y: float) -> Tensor:
-    """By operation, the factor of its value: translations are in another unit than pixels."""
-    factor = torch.ones(len(OPERATIONS))
-    factor[OPERATIONS.index("translate_x")], factor[OPERATIONS.index("translate_y")] = per_x, per_y
-    return factor
+def _pixels(operations: Tensor, per_x: float, per_y: float) -> Tensor:
+    """The factors of the operations' values: translations are in another unit than pixels."""
+    x, y = (operations == OPERATIONS.index(f"translate_{axis}") for axis in "xy")
+    return torch.where(x, per_x, torch.where(y, per_y, 1.0))
 
 
 def draw_randaugment(random: BatchRandom, shape: tuple[int, ...], ops: int = 2) -> Plan:
@@ -170,7 +161,7 @@ def draw_randaugment(random: BatchRandom, shape: tuple[int, ...], ops: int = 2) 
     height, width = shape[1:]
     choice, level = random.integers(len(names), ops), random.integers(levels.shape[1], ops)
     operations = names[choice]
-    values = levels[choice, level] * _pixels(width / 32, height / 32)[operations]
+    values = levels[choice, level] * _pixels(operations, width / 32, height / 32)
     negative = (random.integers(2, ops) == 0) & (operations >= FIRST_GEOMETRIC)
     values = torch.where(negative, -values, values)
     operations = operations * random.coins(ops)  # the identity is operation 0
@@ -193,7 +184,7 @@ def draw_randaugment_usb(random: BatchRandom, shape: tuple[int, ...], ops: int =
     operations = names[choice]
     values = low + (high - low) * random.uniform(0, 1, ops)
     values = torch.where(operations == OPERATIONS.index("posterize"), values.floor(), values)
-    values = values * _pixels(width, height)[operations]
+    values = values * _pixels(operations, width, height)
     side = random.uniform(0, 1) * 0.5 * width
     centre = random.uniform(0, 1, 2) * torch.tensor([[width], [height]])
     start = (centre - side / 2).clamp(min=0).long()

@@ -13,23 +13,21 @@ class IndexStream:
 
     Every pass holds each index once; a batch may span two passes, so that no image is dropped and few (labelled) images
     repeat equally often. Batch t is a function of (seed, name, t): there is no state to save.
-
-    Args:
-        batch: indices per batch, over all processes.
-        name: streams of different names are independent.
-        rank, world: this process and their number; each takes its own part of the batch, equal to within one image.
+    Of the ``batch`` indices each process takes its own part, equal to within one.
     """
 
     def __init__(self, n: int, batch: int, seed: int, name: str, rank: int = 0, world: int = 1) -> None:
         self.n, self.batch_size, self._seed, self._name = n, batch, seed, name
         self._part = slice(rank * batch // world, (rank + 1) * batch // world)
-        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
+        self._kept = -1, torch.empty(0, dtype=torch.int64)  # a pass, and its permutation
 
     def _permutation(self, number: int) -> Tensor:
-        if number != self._pass:
+        kept, order = self._kept  # at once: a thread that draws ahead may be here too
+        if number != kept:
             generator = torch.Generator().manual_seed(derive(self._seed, "order", self._name, number))
-            self._pass, self._order = number, torch.randperm(self.n, generator=generator)
-        return self._order
+            order = torch.randperm(self.n, generator=generator)
+            self._kept = number, order
+        return order
 
     def batch(self, step: int) -> Tensor:
         """Return this process's part of the batch of a step, counted from 0: int64 indices."""

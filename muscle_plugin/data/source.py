@@ -52,11 +52,8 @@ class Source:
         """Name an image in a message: its file, or its position among the training or test images."""
         if self.names:
             return self.names[image]
-        for kind, members in (("training", self.train), ("test", self.test)):
-            found = (members == image).nonzero()
-            if len(found):
-                return f"{kind} image {int(found[0])}"
-        return f"image {image}"
+        kind, members = ("test", self.test) if image in self.test else ("training", self.train)
+        return f"{kind} image {members.tolist().index(image)}"
 
 
 @dataclass(frozen=True)

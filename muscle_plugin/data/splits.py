@@ -71,10 +71,10 @@ def draw_split(
 def _sequester(source: Source, fine: Tensor, per_class: int, generator: torch.Generator) -> tuple[int, ...]:
     """Draw subclasses of each class; ``fine``: the training images' subclasses."""
     hidden: list[int] = []
-    for c in range(len(source.classes)):
+    for c, name in enumerate(source.classes):
         members = fine[source.train_labels == c].unique()
         if len(members) <= per_class:
-            raise DataError(f"sequestered: class {source.classes[c]!r} has {len(members)} subclasses; one must remain")
+            raise DataError(f"sequestered: class {name!r} has {len(members)} subclasses; one must remain")
         hidden += members[torch.randperm(len(members), generator=generator)[:per_class]].tolist()
     return tuple(sorted(hidden))
 
@@ -115,10 +115,8 @@ def _with_rest(source: Source, labelled: Tensor, include_labelled: bool, sequest
 def fingerprint(source: Source) -> str:
     """Return a digest of the training images' number, order and labels (not of their pixels)."""
     labels = source.train_labels if source.subclasses is None else source.subclasses[source.train]
-    digest = hashlib.sha256(f"{len(source.train)} {source.classes}".encode())
-    digest.update(labels.numpy().tobytes())
-    digest.update(source.train.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    head = f"{len(source.train)} {source.classes}".encode()
+    return hashlib.sha256(head + labels.numpy().tobytes() + source.train.numpy().tobytes()).hexdigest()[:16]
 
 
 def write_split(path: Path, split: Split, source: Source, dataset: str = "", seed: int | None = None) -> None:
@@ -166,10 +164,9 @@ def read_split(path: Path, source: Source, include_labelled: bool) -> Split:
 
 def _read_npy(path: Path, source: Source) -> tuple[list[int], tuple[int, ...]]:
     array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped, so that a head cannot claim more than there is
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
-        raise DataError(f"{path}: cannot be read as a split: no array of whole numbers")
-    if array.size > len(source.train):
-        raise DataError(f"{path}: cannot be read as a split: {array.size} indices of {len(source.train)} images")
+    most = len(source.train)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.size > most:
+        raise DataError(f"{path}: cannot be read as a split: expected an array of at most {most} whole numbers")
     return array.ravel().tolist(), ()
 
 

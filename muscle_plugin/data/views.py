@@ -28,16 +28,11 @@ class View:
 
 #: Parameter of ``train_step`` -> the view it takes.
 VIEWS: dict[str, View] = {
-    "x_lb": View(LABELLED, WEAK),
-    "x_lb_w2": View(LABELLED, WEAK),
+    **dict.fromkeys(("x_lb", "x_lb_w2"), View(LABELLED, WEAK)),
     "x_lb_s": View(LABELLED, STRONG),
-    "x_ulb_w": View(UNLABELLED, WEAK),
-    "x_ulb_w2": View(UNLABELLED, WEAK),
+    **dict.fromkeys(("x_ulb_w", "x_ulb_w2"), View(UNLABELLED, WEAK)),
     "x_ulb_m": View(UNLABELLED, MEDIUM),
-    "x_ulb_s": View(UNLABELLED, STRONG),
-    "x_ulb_s_0": View(UNLABELLED, STRONG),
-    "x_ulb_s_1": View(UNLABELLED, STRONG),
-    "x_ulb_s_2": View(UNLABELLED, STRONG),
+    **dict.fromkeys(("x_ulb_s", "x_ulb_s_0", "x_ulb_s_1", "x_ulb_s_2"), View(UNLABELLED, STRONG)),
 }
 #: USB classes whose ``x_ulb_s`` is a second weak view.
 SECOND_WEAK_VIEW = frozenset({"pimodel", "meanteacher", "mixmatch"})

@@ -21,43 +21,38 @@ def cifar10(options: SourceOptions) -> Source:
     """Read CIFAR-10 from torchvision's files in ``data_dir`` or ``data_dir/cifar10``, downloaded if absent."""
     files = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
     root = find_or_download("cifar10", options.data_dir, "cifar-10-batches-py", files[-1:])
-    images, (labels,), members = _read_images(root, files, "labels")
-    return Source(images, labels, *members, _read_names(root / "batches.meta", "label_names"))
+    return _read_source(root, files, "batches.meta", "label")
 
 
-def cifar100(options: SourceOptions) -> Source:
+def cifar100(options: SourceOptions, kinds: tuple[str, ...] = ("fine_label",)) -> Source:
     """Read CIFAR-100 with its 100 fine labels from torchvision's files in ``data_dir`` or ``data_dir/cifar100``."""
     root = find_or_download("cifar100", options.data_dir, "cifar-100-python", ("test",))
-    images, (fine,), members = _read_images(root, ("train", "test"), "fine_labels")
-    return Source(images, fine, *members, _read_names(root / "meta", "fine_label_names"))
+    return _read_source(root, ("train", "test"), "meta", *kinds)
 
 
 def cifar20(options: SourceOptions) -> Source:
     """Read CIFAR-100 with its 20 superclasses as classes and the fine labels as subclasses, which a split can sequester."""
-    root = find_or_download("cifar100", options.data_dir, "cifar-100-python", ("test",))
-    images, (coarse, fine), members = _read_images(root, ("train", "test"), "coarse_labels", "fine_labels")
-    names, fine_names = (_read_names(root / "meta", f"{kind}_label_names") for kind in ("coarse", "fine"))
-    return Source(images, coarse, *members, names, fine, fine_names)
+    return cifar100(options, ("coarse_label", "fine_label"))
 
 
-def _read_images(
-    root: Path, files: tuple[str, ...], *keys: str
-) -> tuple[torch.Tensor, list[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Images and labels by key of all files, and the indices of training and test images; the last file is the test set."""
+def _read_source(root: Path, files: tuple[str, ...], meta: str, *kinds: str) -> Source:
+    """The images of all files, of which the last is the test set; ``kinds``: of labels, and of finer ones if wanted."""
     images: np.ndarray = np.empty((60_000, 3, 32, 32), np.uint8)
-    labels: dict[str, list[int]] = {k: [] for k in keys}
+    labels: dict[str, list[int]] = {f"{kind}s": [] for kind in kinds}
     counts: list[int] = []
     for file in files:
         content, count = _read(root / file, images[sum(counts) :].reshape(-1))
-        for key in keys:
+        for key, of_all in labels.items():
             found: Any = content.get(key)
             complete = count and isinstance(found, list) and len(found) == count
             if not complete or not all(type(label) is int and 0 <= label < 100 for label in found):
                 raise DataError(f"{root / file}: not a CIFAR file (it lacks data or {key})")
-            labels[key] += found
+            of_all += found
         counts.append(count)
     members = consecutive(sum(counts[:-1]), counts[-1])
-    return torch.from_numpy(images[: sum(counts)]), [torch.tensor(v) for v in labels.values()], members
+    of_images, *finer = map(torch.tensor, labels.values())
+    classes, *finer_names = (_read_names(root / meta, f"{kind}_names") for kind in kinds)
+    return Source(torch.from_numpy(images[: sum(counts)]), of_images, *members, classes, *finer, *finer_names)
 
 
 def _read_names(path: Path, key: str) -> tuple[str, ...]:

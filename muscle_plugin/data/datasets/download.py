@@ -8,11 +8,12 @@ from muscle_plugin.errors import DataError
 from muscle_plugin.text import first_line
 
 
-def find_or_download(name: str, data_dir: Path, folder: str, files: tuple[str, ...]) -> Path:
+def find_or_download(
+    name: str, data_dir: Path, folder: str, files: tuple[str, ...], splits: tuple[str, ...] = ()
+) -> Path:
     """Return the folder that holds ``files``: ``data_dir/folder``, or ``data_dir/name/folder`` as USB has it.
 
-    Raises:
-        DataError: the files are absent and cannot be downloaded.
+    ``splits``: what torchvision calls the parts to download, where it does not fetch all at once.
     """
     places = [data_dir / folder, data_dir / name / folder]
     for place in places:
@@ -21,14 +22,8 @@ def find_or_download(name: str, data_dir: Path, folder: str, files: tuple[str, .
     try:
         from torchvision import datasets
 
-        root = str(data_dir)
-        if name == "svhn":
-            for file in files:
-                datasets.SVHN(root, split=file.partition("_")[0], download=True)
-        elif name == "stl10":
-            datasets.STL10(root, split="train", download=True)
-        else:
-            {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](root, download=True)
+        for part in [{"split": split} for split in splits] or [{}]:
+            getattr(datasets, name.upper())(str(data_dir), download=True, **part)
     except Exception as e:  # torchvision raises whatever the network or the disk does
         what = f"folder {folder}" if folder else "files " + ", ".join(files)
         raise DataError(

@@ -16,15 +16,16 @@ def eurosat(options: SourceOptions) -> Source:
 
     ``data_dir``, or ``eurosat/2750/`` (torchvision's), ``eurosat/`` (USB's) or ``2750/`` in it, holds one folder per class.
     """
-    places = [options.data_dir / place for place in _PLACES]
-    root = next((p for p in places if p.is_dir() and len(class_folders(p)) == _CLASSES), None)
-    if root is None:
+    for root in (options.data_dir / place for place in _PLACES):
+        folders = class_folders(root)
+        if len(folders) == _CLASSES:
+            break
+    else:
         raise DataError(
             f"eurosat is not in {options.data_dir}: expected {_CLASSES} folders of images, one per class, in"
             " eurosat/2750/, eurosat/ or that folder itself (EuroSAT.zip, the RGB version)"
         )
     items = []
-    folders = class_folders(root)
     for folder in folders:
         files = sorted(find_images(folder), key=lambda p: p.name)
         if len(files) < 2:

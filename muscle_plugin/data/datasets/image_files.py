@@ -27,22 +27,17 @@ def read_image_files(
     name: str, root: Path, items: Sequence[LabelledFile], classes: Sequence[str], options: SourceOptions,
     notes: Sequence[str] = (),
 ) -> Source:  # fmt: skip
-    """Make a data set of image files below ``root``.
-
-    Raises:
-        DataError: a link leads out of ``root``, or a file is unreadable, and the options do not allow it.
-    """
+    """Make a data set of image files below ``root``."""
     files = [x.path for x in items]
     if not options.allow_outside and (path := leads_out(root, files)):
         raise DataError(f"{path}: a link out of {root}; --allow_outside true follows such links")
     packed = pack(name, root, files, options.img_size, options.cache_dirs)
     good = torch.ones(len(files), dtype=torch.bool)
     if packed.bad:
-        listed = f"{len(packed.bad)} image file(s)", packed.faults()
         if not options.skip_bad_images:
-            raise DataError("{} cannot be used: {}. --skip-bad-images leaves them out".format(*listed))
+            raise DataError(f"{packed.faults()}. --skip-bad-images leaves them out")
         good[list(packed.bad)] = False
-        notes = [*notes, "left out {}: {}".format(*listed)]
+        notes = [*notes, f"left out: {packed.faults()}"]
     number = {c: i for i, c in enumerate(classes)}
     labels = torch.tensor([-1 if x.label is None else number[x.label] for x in items])
     is_test = torch.tensor([x.test for x in items])
@@ -52,5 +47,5 @@ def read_image_files(
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders in ``folder``, in order of name; hidden ones are left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """Return the folders in ``folder``, if it is one, in order of name; hidden ones are left out."""
+    return sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))

@@ -7,7 +7,6 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from muscle_plugin.data.datasets.image_files import LabelledFile, class_folders, read_image_files
@@ -47,11 +46,10 @@ def image_folder(options: SourceOptions) -> Source:
 
 def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
     """The image files in the folders of ``root``; adds notes on what else is there."""
-
-    def part(*names: str) -> Path | None:
-        return next((root / n for n in names if (root / n).is_dir()), None)
-
-    labelled, unlabelled, test = part("labelled", "labeled"), part("unlabelled", "unlabeled"), part("test")
+    labelled, unlabelled, test = (
+        next((root / n for n in names if (root / n).is_dir()), None)
+        for names in (("labelled", "labeled"), ("unlabelled", "unlabeled"), ("test",))
+    )
     if labelled is None:
         there = ", ".join(shown(repr(p.name)) for p in class_folders(root)[:5]) or "no folder"
         raise DataError(
@@ -65,7 +63,7 @@ def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
             if not files:
                 raise DataError(f"{of_class}: no image in it; put some there, or remove the folder")
             items += [LabelledFile(f, of_class.name, folder is test) for f in files]
-        if stray := find_images(folder, deep=False):
+        if stray := [f for f in find_images(folder) if f.parent == folder]:
             raise DataError(f"{stray[0]}: lies in no class; images go into {folder.name}/<class>/")
     if unlabelled is not None:
         items += [LabelledFile(f, None) for f in find_images(unlabelled)]
@@ -80,14 +78,9 @@ def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
 
 def read_label_table(root: Path, table: Path, allow_outside: bool) -> list[LabelledFile]:
     """Return the files that a table of file, label and, optionally, train or test names, by paths relative to ``root``, and the
-    images below ``root`` that it does not name.
-
-    Raises:
-        DataError: a line of the table is wrong, or names a file outside ``root`` and that is not allowed.
-    """
-    labels: dict[Path, tuple[str | None, bool]] = {}
-    images = find_images(root)
-    known = set(images)
+    images below ``root`` that it does not name."""
+    # image -> its label and whether it is for testing, once a line has named it
+    found: dict[Path, tuple[str | None, bool] | None] = dict.fromkeys(find_images(root))
     by_real: dict[str, Path] = {}  # by path with links resolved; made if a row needs it
     for line, row in _rows(table):
         where = f"{table} line {line}"
@@ -96,28 +89,28 @@ def read_label_table(root: Path, table: Path, allow_outside: bool) -> list[Label
         outside = relative.is_absolute() or relative.parts[:1] == ("..",)
         path = root / relative
         if outside:  # or so it is written: an absolute path may lead to an image of the folder
-            by_real = by_real or {os.path.realpath(p): p for p in images}
+            by_real = by_real or {os.path.realpath(p): p for p in found}
             with contextlib.suppress(OSError, ValueError):  # what is no path at all
                 path = by_real.get(os.path.realpath(path), path)
-        if not name or (outside and path not in known and not allow_outside):
+        if not name or (outside and path not in found and not allow_outside):
             hint = "; --allow_outside true permits others" if name else ""
             raise DataError(f"{where}: {shown(repr(name))} is not the path of a file in {root}{hint}")
-        if outside and path not in known and os.path.isfile(path):
-            images.append(path)
-            known.add(path)
-        if path not in known:
+        if outside and os.path.isfile(path):
+            found.setdefault(path)
+        if path not in found:
             raise DataError(f"{where}: {shown(path)}: no such image")
         if split.lower() not in ("", "train", "test"):
             raise DataError(f"{where}: split must be train or test, got {shown(repr(split))}")
         entry = (label or None, split.lower() == "test")
         if entry == (None, True):
             raise DataError(f"{where}: a test image needs a label")
-        if labels.setdefault(path, entry) != entry:
+        if found[path] not in (None, entry):
             raise DataError(f"{where}: {shown(name)} has another label in an earlier line")
-    return [LabelledFile(p, *labels.get(p, (None, False))) for p in images]
+        found[path] = entry
+    return [LabelledFile(path, *(entry or (None, False))) for path, entry in found.items()]
 
 
-def _rows(table: Path) -> list[tuple[int, Sequence[str]]]:
+def _rows(table: Path) -> list[tuple[int, list[str]]]:
     """Lines of a table with their numbers, without its header; separated by comma, semicolon or tab."""
     try:
         with table.open("rb") as f:  # of a device no more than this is read
@@ -130,11 +123,8 @@ def _rows(table: Path) -> list[tuple[int, Sequence[str]]]:
     first = re.split("[\r\n]", text.strip(), maxsplit=1)[0]
     separator = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows: list[tuple[int, Sequence[str]]] = []
     try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append((reader.line_num, row))
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as e:
         raise DataError(f"{table} line {reader.line_num}: not a table of file and label: {e}") from None
     if rows and rows[0][1][0].strip().lower() in ("file", "filename", "image", "path"):

@@ -24,9 +24,10 @@ def miniimagenet(
     ``data_dir`` (or ``miniimagenet/`` in it) holds one folder per class, or the usual train/, val/ and test/ of 64, 16 and
     20 such folders, whose union is taken.
     """
-    places = [options.data_dir / place for place in _PLACES]
-    root, found = next(((p, x) for p in places if p.is_dir() and (x := _class_images(p))), (None, {}))
-    if root is None:
+    for root in (options.data_dir / place for place in _PLACES):
+        if found := _class_images(root):
+            break
+    else:
         raise DataError(
             f"miniimagenet is not in {options.data_dir}, and has no public download. Put its images there as"
             " train/<class>/*, val/<class>/* and test/<class>/*, or as <class>/*, or give their folder as --data_dir"

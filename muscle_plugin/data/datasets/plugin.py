@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def _checked(returned: object, name: str, channels: int, options: SourceOptions)
     if isinstance(given, (list, tuple)) and all(isinstance(x, (str, os.PathLike)) for x in given):
         images, names = _decoded(given, name, channels, options)
     else:
-        images = _pixels(given, channels)
+        images = _pixels(_array("images", given), channels)
     count = len(images)
     if not count:
         raise DataError("returns no image")
@@ -60,32 +60,26 @@ def _checked(returned: object, name: str, channels: int, options: SourceOptions)
 
 
 def _classes(given: object, expected: int | None) -> tuple[str, ...]:
-    if isinstance(given, str) or not hasattr(given, "__iter__"):
-        raise DataError(f"classes must be a list of names, got {shown(repr(given))}")
-    names = tuple(given)
+    names = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
     if not all(isinstance(n, str) for n in names) or len(set(names)) < max(2, len(names)):
-        raise DataError(f"classes must be two or more different names, got {shown(repr(names))}")
+        raise DataError(f"classes must be a list of two or more different names, got {shown(repr(given))}")
     if expected not in (None, len(names)):
         raise DataError(f"returns {len(names)} classes, but was registered with num_classes={expected}")
     return names
 
 
-def _pixels(given: object, channels: int) -> Tensor:
-    found = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
-    wanted = f"images must be uint8 of shape (N, {channels}, H, W), or a list of files"
-    if not isinstance(found, np.ndarray):
-        raise DataError(f"{wanted}; got {type(given).__name__}")
+def _pixels(found: np.ndarray, channels: int) -> Tensor:
     shape = found.shape
     if found.dtype == np.uint8 and found.ndim == 4 and shape[1] == channels and all(shape[2:]):
         return torch.from_numpy(np.require(found, requirements=["C", "W"]))
     hint = ""
     if found.dtype.kind == "f":
         hint = ": pixels from 0 to 1 become so by (255 * images).round().astype('uint8')"
-    elif found.dtype == np.uint8 and found.ndim == 4 and shape[1] != channels:
-        if shape[3] == channels:
-            hint = ": images.transpose(0, 3, 1, 2) has the channels second"
-        elif shape[1] in (1, 3):
-            hint = f": register it with channels={shape[1]}"
+    elif found.ndim == 4 and shape[3] == channels:
+        hint = ": images.transpose(0, 3, 1, 2) has the channels second"
+    elif found.ndim == 4 and shape[1] in {1, 3} - {channels}:
+        hint = f": register it with channels={shape[1]}"
+    wanted = f"images must be uint8 of shape (N, {channels}, H, W), or a list of files"
     raise DataError(f"{wanted}; got {found.dtype} {shape}{hint}")
 
 
@@ -98,22 +92,22 @@ def _decoded(
     paths = [root / Path(f).expanduser() for f in files]
     packed = pack(name, root, paths, options.img_size, options.cache_dirs)
     if packed.bad:
-        raise DataError(f"{len(packed.bad)} image file(s) cannot be used: {packed.faults()}")
+        raise DataError(packed.faults())
     return packed.images, [str(name_below(root, p)) for p in paths]
 
 
 def _test_mask(found: np.ndarray, count: int) -> Tensor:
     """(count,) bool of a mask, or of positions."""
-    wanted = f"test must be {count} truth values (bool), or positions of images"
     if found.dtype == bool and found.shape == (count,):
         return torch.from_numpy(found.copy())
-    if found.dtype == bool or found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
-        raise DataError(f"{wanted}; got {found.dtype} {found.shape}")
-    if len(found) and (found.min() < 0 or found.max() >= count):
-        raise DataError(f"{wanted}; got positions from {found.min()} to {found.max()} of {count} images")
-    if len(np.unique(found)) < len(found):
-        raise DataError(f"{wanted}; got a position twice (is it a mask of 0 and 1? give .astype(bool))")
-    return torch.from_numpy(np.isin(np.arange(count), found))
+    positions = np.unique(found)
+    inside = not found.size or (found.dtype.kind in "iu" and positions[0] >= 0 and positions[-1] < count)
+    if found.ndim != 1 or len(positions) < found.size or not inside:
+        raise DataError(
+            f"test must be {count} truth values (.astype(bool) makes them of 0 and 1), or different positions of the {count}"
+            f" images; got {found.dtype} {found.shape}: {shown(found)}"
+        )
+    return torch.from_numpy(np.isin(np.arange(count), positions))
 
 
 def _array(name: str, given: object) -> np.ndarray:

@@ -16,7 +16,7 @@ _CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", 
 
 def stl10(options: SourceOptions) -> Source:
     """Read STL-10: 5,000 labelled and 100,000 unlabelled training images, 8,000 test images, 96 x 96 (3.1 GB)."""
-    root = find_or_download("stl10", options.data_dir, "stl10_binary", ("train_X.bin",))
+    root = find_or_download("stl10", options.data_dir, "stl10_binary", ("train_X.bin",), ("train",))
 
     def content(file: str) -> torch.Tensor:
         try:
@@ -38,8 +38,6 @@ def stl10(options: SourceOptions) -> Source:
         return found
 
     train, unlabelled, test = parts = [images_in(f"{part}_X.bin") for part in ("train", "unlabeled", "test")]
-    images = torch.empty((sum(map(len, parts)), *train.shape[1:]), dtype=torch.uint8)
-    torch.cat(parts, out=images)
     hidden = torch.full((len(unlabelled),), -1)
     labels = torch.cat([labels_in("train_y.bin", len(train)), hidden, labels_in("test_y.bin", len(test))])
-    return Source(images, labels, *consecutive(len(train) + len(unlabelled), len(test)), _CLASSES)
+    return Source(torch.cat(parts), labels, *consecutive(len(train) + len(unlabelled), len(test)), _CLASSES)

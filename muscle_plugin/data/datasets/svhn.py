@@ -17,7 +17,7 @@ def svhn(options: SourceOptions, parts: tuple[str, ...] = ("train", "extra", "te
     from scipy.io import loadmat
 
     files = tuple(f"{part}_32x32.mat" for part in parts)
-    root = find_or_download("svhn", options.data_dir, "", files)
+    root = find_or_download("svhn", options.data_dir, "", files, parts)
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for file in files:
@@ -30,7 +30,5 @@ def svhn(options: SourceOptions, parts: tuple[str, ...] = ("train", "extra", "te
             labels.append(torch.from_numpy(content["y"].astype(np.int64).ravel()) % 10)  # the file writes 0 as 10
         except Exception as e:  # SciPy raises whatever it meets
             raise DataError(f"{root / file}: not a file of SVHN ({first_line(e)}); download it again") from None
-    pool = torch.empty((sum(map(len, images)), 3, 32, 32), dtype=torch.uint8)
-    torch.cat(images, out=pool)
     members = consecutive(sum(map(len, labels[:-1])), len(labels[-1]))
-    return Source(pool, torch.cat(labels), *members, tuple("0123456789"))
+    return Source(torch.cat(images), torch.cat(labels), *members, tuple("0123456789"))
