@@ -290,7 +290,7 @@ def test_a_builder_of_ones_own_stays(usb_config, tmp_path):
     args.algorithm, args.distributed = "muscle_fixmatch", False
     vars(args).update({n: f.default for n, f in MuscleSettings.model_fields.items()})
     algorithm = semilearn.get_algorithm(
-        args, lambda num_classes, **_: build_net("small_cnn", num_classes, 1, 16, {"width": 0.5}), None, None
+        args, lambda num_classes, **_: build_net("small_cnn", num_classes, 3, 16, {"width": 0.5}), None, None
     )
     assert sum(p.numel() for p in algorithm.model.parameters()) < 100_000
 
