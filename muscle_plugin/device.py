@@ -41,8 +41,10 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError(f"device: {name} is one GPU, but there are {launched()} processes; give --device cuda")
     index = local_rank() if launched() > 1 else int(chosen or 0)
     if index >= count:
-        what = f"process {index} finds no GPU of its own" if launched() > 1 else f"{name} asked for"
-        advice = "use --device cpu or auto, no --gpu, and as many processes as GPUs (torchrun --nproc_per_node)"
+        what, advice = f"{name} asked for", "use --device cpu or auto, and no --gpu"
+        if launched() > 1:
+            what = f"process {index} finds no GPU of its own"
+            advice = "start one process per GPU (torchrun --nproc_per_node), or use --device cpu"
         raise DeviceError(f"device: {what}, but this machine has {count} usable GPU(s); {advice}")
     return torch.device("cuda", index)
 

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from conftest import ROOT, SHORT
@@ -226,3 +227,13 @@ def test_what_is_imported_already_or_not_listed_is_left_alone(package):
         import asks
     assert asks.json is json
     assert asks.loads is json.loads
+
+
+def test_a_logger_that_refuses_is_one_line(tmp_path, monkeypatch, capsys):
+    from muscle_plugin import cli
+
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "init", Mock(side_effect=wandb.errors.UsageError("No API key configured.")))
+    settings = {**SHORT, "algorithm": "fixmatch", "save_dir": tmp_path, "save_name": "r", "use_wandb": True}
+    assert cli.run_command("train", [f"--{k}={v}" for k, v in settings.items()], "train.py") == 2
+    assert capsys.readouterr().err == "error: --use_wandb: No API key configured.\n"

@@ -73,7 +73,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Compare the environments of two starts: files of plugins, and what changes rounding."""
     known = before.get("plugins")
     plugins = known if isinstance(known, dict) else {}
-    notes = [f"plugin {p} has changed since the last start" for p, x in now["plugins"].items() if plugins.get(p, x) != x]
+    notes = [
+        f"plugin {p} has changed since the last start" for p, x in now["plugins"].items() if plugins.get(p, x) != x
+    ]
     other = [f"{k} {now[k]} (was {shown(before[k])})" for k in _ROUNDING if before.get(k, now[k]) != now[k]]
     if other:
         notes.append(f"resumed with {', '.join(other)}: no longer bit-identical to an uninterrupted run")

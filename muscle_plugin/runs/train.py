@@ -29,6 +29,7 @@ from muscle_plugin.runs.logs import log_file, output_to
 from muscle_plugin.runs.progress import Progress
 from muscle_plugin.runs.recorder import Recorder
 from muscle_plugin.settings.resolve import Resolved
+from muscle_plugin.text import first_line
 from muscle_plugin.training import Host
 
 
@@ -75,7 +76,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
                 progress.start(algorithm)
                 recorder.write_result(algorithm)
             in_main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
-            with output_to(logger):
+            with output_to(logger), _faults_of_loggers():
                 algorithm.warmup()  # nothing of it would be kept
                 with algorithm.stop_on_signals() if in_main else contextlib.nullcontext():
                     algorithm.train()
@@ -139,6 +140,18 @@ def _resume(
         algorithm.notes.append(f"{why}; resuming from step {algorithm.it}, of {used.name}")
         if logger is not None:
             logger.warning(algorithm.notes[-1])
+
+
+@contextlib.contextmanager
+def _faults_of_loggers() -> Iterator[None]:
+    """What Weights & Biases and Aim refuse (no login, no network), as one line."""
+    try:
+        yield
+    except Exception as e:
+        package = type(e).__module__.partition(".")[0]
+        if package not in ("wandb", "aim"):
+            raise
+        raise RunError(f"--use_{package}: {first_line(e)}") from e
 
 
 def resume_command(command: Sequence[str], resolved: Resolved, from_own: bool) -> str:
