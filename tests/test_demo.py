@@ -10,6 +10,8 @@ from statistics import fmean
 import pytest
 from conftest import ROOT
 
+from muscle_plugin.cli import run_command
+from muscle_plugin.studies.jobs import Job
 from muscle_plugin.studies.runs import mean_and_std, read_run
 
 
@@ -90,3 +92,11 @@ def test_bad_arguments():
 def test_mean_and_spread():
     assert mean_and_std([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert mean_and_std([4.0]) == (4.0, 0.0)
+
+
+def test_runs_of_another_length_are_not_mixed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(Job, "state", "of other settings")
+    monkeypatch.setattr(Job, "differing", {"num_train_iter": (1200, 300)})
+    assert run_command("demo", ["--out", str(tmp_path), "--seeds", "1", "--steps", "300"], "demo") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert all(re.search(r"num_train_iter was 1200, now 300\. Give another --out$", line) for line in lines[:3])

@@ -239,6 +239,7 @@ def understood(words, monkeypatch):
         expand = jobs.expand
         monkeypatch.setattr(jobs, "expand", lambda names: expand(names)[:2])  # all are read by test_studies
         monkeypatch.setattr(sweep, "open_pool", stop)
+        monkeypatch.setattr(jobs.Job, "state", "new")  # whatever the reader's own runs/ holds
     else:
         parse = argparse.ArgumentParser.parse_args
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *a: stop(parse(*a)))

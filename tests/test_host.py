@@ -427,3 +427,13 @@ def test_absent_cifar_says_how_to_provide_it(short_run, tmp_path, monkeypatch):
             weak_augment="crop_flip",
             hard_augment="iic",
         )
+
+
+def test_checkpoints_of_an_earlier_run_are_not_replaced_from_python(build_short):
+    build_short(algorithm="fixmatch", num_train_iter=2).train()
+    again = build_short(algorithm="fixmatch", num_train_iter=2)
+    with pytest.raises(RunError, match="already holds a run"):
+        again.train()
+    again.load_model(again.run_dir / "latest_model.pth")
+    again.train()
+    build_short(algorithm="fixmatch", num_train_iter=2, overwrite=True).train()

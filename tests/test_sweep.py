@@ -354,6 +354,7 @@ def test_a_setting_of_a_plugin_is_a_flag(more, tmp_path, plugins_forgotten, caps
         (("muscle_digits_10", "--seed", "3"), "--seed: a sweep decides it for each run itself; give --seeds N"),
         (("muscle_digits_10", "--seeds", "0"), "--seeds: must be at least 1, got 0"),
         (("muscle_digits_10", "--lrr", "3"), "--lrr is not a setting; did you mean 'lr'?"),
+        (("muscle_digits_10", "--sedes", "3"), "--sedes is not a setting; did you mean 'seeds'?"),
         (("muscle_digits_10", "--num_labels", "13"), "--num_labels: 13 cannot be shared equally"),
     ],
 )

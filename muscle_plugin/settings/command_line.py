@@ -92,7 +92,9 @@ def parse_command_line(
     for word in rest:
         if word.startswith("-") and not _is_number(word):
             name = word.lstrip("-").partition("=")[0]
-            faults.append(f"{shown(word.partition('=')[0])} is not a setting{did_you_mean(name, known)}")
+            faults.append(
+                f"{shown(word.partition('=')[0])} is not a setting{did_you_mean(name, {*known, *vars(namespace)})}"
+            )
         elif faults:
             continue  # the value of such a flag, most likely
         elif not (namespace.c or _is_number(word)):

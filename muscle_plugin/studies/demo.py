@@ -19,10 +19,11 @@ from rich.markdown import Markdown
 from muscle_plugin.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.settings.sources import Layer
-from muscle_plugin.studies.jobs import jobs_of
+from muscle_plugin.studies.jobs import jobs_of, refuse_other_settings
 from muscle_plugin.studies.pool import LocalPool
 from muscle_plugin.studies.runs import Run, mean_and_std, read_run
 from muscle_plugin.studies.sweep import run_all
+from muscle_plugin.text import plural
 
 NAMES = {
     "supervised": "supervised only",
@@ -46,9 +47,10 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
     if min(options.seeds, options.workers, options.steps or 1) < 1:
         parser.error("--seeds, --steps and --workers must be at least 1")
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    length: dict[str, Any] = {"num_train_iter": options.steps} if options.steps else {}
+    length: dict[str, Any] = {"num_train_iter": options.steps, "epoch": 1} if options.steps else {}
     layer = Layer("demo", {"save_dir": str(options.out), "use_tensorboard": False, **length})
     jobs = jobs_of([f"{a}_digits_10" for a in NAMES], options.seeds, layer)
+    refuse_other_settings(jobs, "Give another --out")
     jobs.sort(key=lambda j: "muscle" not in j.resolved.settings.algorithm)  # the longest first
     first = jobs[0].resolved.settings
     console.print(
@@ -84,9 +86,10 @@ def _write(runs: Mapping[str, Sequence[Run]], out: Path, console: Console) -> li
         mean, std = mean_and_std(scores)
         seconds, _ = mean_and_std(r.result["seconds"] for r in group)
         each = "  ".join(f"{s:.1f}" for s in scores)
-        table += f"| {name} | {mean:.1f} ± {std:.1f} | {each} | {seconds:.0f} |\n"
+        spread = f" ± {std:.1f}" if len(scores) > 1 else ""
+        table += f"| {name} | {mean:.1f}{spread} | {each} | {seconds:.0f} |\n"
     first = runs["MUSCLE"][0].result
-    title = f"digits, {first['num_labels']} labels, {first['steps']} steps, {len(runs['MUSCLE'])} seeds"
+    title = f"digits, {first['num_labels']} labels, {first['steps']} steps, {plural(len(runs['MUSCLE']), 'seed')}"
     console.print(f"\nTest accuracy at the last step: {title}", Markdown(table))
     files = [out / name for name in ("table.md", "curves.png", "views.png")]
     files[0].write_text(table)

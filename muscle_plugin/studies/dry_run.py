@@ -20,7 +20,7 @@ from muscle_plugin.errors import UserError
 from muscle_plugin.settings.resolve import Resolved, load_settings
 from muscle_plugin.settings.schema import MACHINE, MOST_WHOLE, STEP, RunSettings, affecting
 from muscle_plugin.studies.jobs import Job
-from muscle_plugin.text import duration, first_line, plural
+from muscle_plugin.text import duration, one_line, plural
 
 if TYPE_CHECKING:
     from muscle_plugin.training.host import Host
@@ -118,7 +118,7 @@ def _timed(job: Job) -> Timing | str:
             starts = sorted({0, *(s for s in restarts if 0 < s < algorithm.num_train_iter)})
             stages = tuple((start, _seconds_per_step(algorithm, start)) for start in starts)
         except (UserError, ValueError, NotImplementedError) as e:
-            return first_line(e)
+            return one_line(str(e).partition("\n")[0])
         return Timing(len(algorithm.source.train), len(algorithm.split.labelled), int(algorithm.num_train_iter), stages)
 
 

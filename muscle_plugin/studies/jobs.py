@@ -13,7 +13,7 @@ from typing import Any
 from muscle_plugin.errors import ConfigError, InputError
 from muscle_plugin.files import read_json
 from muscle_plugin.run_files import FAILURE_FILE
-from muscle_plugin.settings.resolve import Resolved, differing_settings, load_settings
+from muscle_plugin.settings.resolve import Resolved, began_otherwise, differing_settings, load_settings
 from muscle_plugin.settings.sources import Layer, config_name
 from muscle_plugin.studies.definitions import expand
 
@@ -129,3 +129,17 @@ def run_order(jobs: Iterable[Job]) -> TopologicalSorter[Path]:
         names = [run_dir.name for run_dir in reversed(e.args[1])]
         raise ConfigError([f"init_from: {names[0]} would start from its own weights: {' from '.join(names)}"]) from None
     return sorter
+
+
+def refuse(faults: Sequence[str], most: int) -> None:
+    """Raise the first faults, with the number of further ones."""
+    unique = list(dict.fromkeys(faults))
+    if unique:
+        more = [f"and {len(unique) - most} more like these"] if len(unique) > most else []
+        raise ConfigError([*unique[:most], *more])
+
+
+def refuse_other_settings(jobs: Iterable[Job], advice: str) -> None:
+    """Raise a ConfigError, with ``advice``, for runs that began with other settings than they have now."""
+    others = [job for job in jobs if job.state == "of other settings"]
+    refuse([f"{job.run_dir}: {began_otherwise(job.differing)}. {advice}" for job in others], 3)

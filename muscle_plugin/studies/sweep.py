@@ -13,10 +13,9 @@ from rich.console import Console
 
 from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, ConfigError
 from muscle_plugin.settings.command_line import parse_command_line
-from muscle_plugin.settings.resolve import began_otherwise
 from muscle_plugin.studies.definitions import study_names
 from muscle_plugin.studies.dry_run import dry_run
-from muscle_plugin.studies.jobs import Job, jobs_of, predecessor, run_order
+from muscle_plugin.studies.jobs import Job, jobs_of, predecessor, refuse, refuse_other_settings, run_order
 from muscle_plugin.studies.pool import Pool, open_pool
 from muscle_plugin.text import duration, first_line, plural
 
@@ -87,13 +86,13 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     """Return the exit status: 0 all finished, 1 some failed, 2 bad input, 130 interrupted."""
     options, jobs = _parsed(argv, prog)
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 160
     say: Callable[[str], None] = console.print
     for notice in dict.fromkeys(n for job in jobs for n in job.resolved.notices):
         say(f"note: {notice}")
     states = [job.state for job in jobs]
-    advice = "Give another --save_dir, or the settings it began with"
-    others = [job for job, state in zip(jobs, states, strict=True) if state == "of other settings"]
-    _refuse([f"{job.run_dir}: {began_otherwise(job.differing)}. {advice}" for job in others], 3)
+    refuse_other_settings(jobs, "Give another --save_dir, or the settings it began with")
     devices = {job.resolved.settings.device for job in jobs}
     threads = max(job.resolved.settings.num_threads or 1 for job in jobs)
     if options.dry_run:
@@ -114,10 +113,10 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin sweep") -> int:
     for e in failed:
         say(f"failed: {e.job}: {e.words.removeprefix('failed: ')}; log: {e.job.run_dir / 'log.txt'}")
     finished = sum(job.state == "finished" for job in jobs)
-    say(f"{finished} of {plural(len(jobs), 'run')} finished. Next: muscle-plugin report {folder}")
-    if any(e.state == "stopped" for e in endings):
-        return EXIT_INTERRUPTED
-    return EXIT_FAILED if failed else 0
+    stopped = any(e.state == "stopped" for e in endings)
+    following = "The same command resumes" if stopped else f"Next: muscle-plugin report {folder}"
+    say(f"{finished} of {plural(len(jobs), 'run')} finished. {following}")
+    return EXIT_INTERRUPTED if stopped else EXIT_FAILED if failed else 0
 
 
 def _parsed(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, list[Job]]:
@@ -164,13 +163,5 @@ def _parsed(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, list[Jo
         ]
     except ConfigError as e:
         faults += e.faults
-    _refuse(faults, 12)
+    refuse(faults, 12)
     return options, jobs
-
-
-def _refuse(faults: Sequence[str], most: int) -> None:
-    """Raise the first faults, with the number of further ones."""
-    unique = list(dict.fromkeys(faults))
-    if unique:
-        more = [f"and {len(unique) - most} more like these"] if len(unique) > most else []
-        raise ConfigError([*unique[:most], *more])

@@ -36,7 +36,7 @@ from muscle_plugin.device import (
     fix_workspaces,
     memory_for,
 )
-from muscle_plugin.errors import DeviceError, Interrupted
+from muscle_plugin.errors import DeviceError, Interrupted, RunError
 from muscle_plugin.files import save_tensors
 from muscle_plugin.nets.build import NetBuilder, builder_instead_of
 from muscle_plugin.run_files import BEST, LATEST, earlier_checkpoints
@@ -312,7 +312,12 @@ class Host(USBAlgorithm):
             Interrupted: a stop was requested (see :meth:`request_stop`); a checkpoint has been written.
             DeviceError: out of memory.
             NotFinite: the loss, the gradient or the weights.
+            RunError: outside a run of this package's, there are checkpoints that training from step 0 would replace.
         """
+        if self.recorder is None and not self.it and not self.settings.overwrite and (self.run_dir / LATEST).exists():
+            raise RunError(
+                f"{self.run_dir}: already holds a run; load_model continues it, another save_name keeps both"
+            )
         self.model.train()
         self._begin_alike()
         per_epoch = max(1, self.num_iter_per_epoch)
