@@ -84,11 +84,7 @@ def fix_workspaces(device: torch.device, deterministic: bool) -> None:
 @contextlib.contextmanager
 def deterministic_kernels(device: torch.device, asked: bool, tell: Callable[[str], None]) -> Iterator[None]:
     """Within it, a GPU uses deterministic algorithms if ``asked``, else those that cuDNN finds fastest. A CPU is deterministic
-    in any case.
-
-    Args:
-        tell: called with the name of an operation that has no deterministic algorithm, each time it runs.
-    """
+    in any case. ``tell`` is called with the name of an operation that has no such algorithm, each time it runs."""
     if device.type != "cuda":
         yield
         return

@@ -57,6 +57,8 @@ class Images:
 
 def _place(kind: str, name: str, thing: object, plugins: Mapping[str, Any], owner: str | None) -> str:
     """The file that defines what is to have a name, unless ``plugins`` or an ``owner`` has something of this name."""
+    if not callable(thing):
+        raise PluginError(f"{kind} {name!r}: a function is expected, got {type(thing).__name__}")
     place = place_of(thing)
     what = f"{place}: {kind} {name!r}"
     if not isinstance(name, str) or not NAME.fullmatch(name):

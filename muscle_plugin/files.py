@@ -67,7 +67,7 @@ def atomic_write(path: Path, earlier: Sequence[Path] = ()) -> Iterator[BinaryIO]
 
 
 def _replace(new: Path, path: Path, earlier: Sequence[Path]) -> None:
-    """Rename ``new`` to ``path``. Whenever the process dies, the names lead to whole and different files, one fewer at most."""
+    """Rename ``new`` to ``path``. Whenever the process dies, the names lead to whole and different files."""
     second_name = new.with_suffix(".old.part")
     try:
         if earlier:
@@ -85,6 +85,14 @@ def _shift(files: Sequence[Path]) -> None:
     absent = next((i for i, path in enumerate(files) if not path.exists()), len(files) - 1)
     for i in range(absent, 0, -1):
         os.replace(files[i - 1], files[i])
+
+
+def finish_move(path: Path, earlier: Sequence[Path]) -> None:
+    """Complete a replacement of ``path`` during which a process was killed; no other may be writing there."""
+    for second_name in path.parent.glob(f".{path.name}.*.old.part"):
+        if earlier and path.exists() and not path.samefile(second_name):
+            _shift(earlier)
+            os.replace(second_name, earlier[0])
 
 
 def remove_parts(folder: Path) -> None:
@@ -178,13 +186,8 @@ def read_whole(path: Path) -> bytes:
 def load_tensors(path: Path, device: torch.device | str = "cpu", content: bytes | None = None) -> dict[str, Any]:
     """Read a checkpoint, a mapping that ``torch.save`` wrote, without running any code in it.
 
-    Args:
-        device: for the tensors that were on a GPU.
-        content: of the file, if it has been read already.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-        DamagedError: it is damaged, holds more than plain data, or is compressed.
+    Tensors that were on a GPU go to ``device``; ``content`` is the file's, if it has been read already. A DamagedError if it
+    is damaged, holds more than plain data, or is compressed.
     """
     import torch
 

@@ -79,16 +79,18 @@ def schedule(
     Raises:
         InputError: no such schedule, or a value out of range.
     """
+    if not 0 < total_steps < math.inf:
+        raise InputError(f"schedule: total_steps must be more than 0, got {total_steps}")
+    if not (0 <= warmup <= total_steps and 0 <= num_cycles < math.inf and 1 <= reaches_zero_at < math.inf):
+        raise InputError(
+            f"schedule: warmup must be between 0 and the run's {total_steps} steps, num_cycles 0 or more and reaches_zero_at 1"
+            f" or more, got {warmup}, {num_cycles} and {reaches_zero_at}"
+        )
+    if (name != "usb" and (warmup, num_cycles) != (0, 7 / 16)) or (name != "cosine" and reaches_zero_at != 1):
+        raise InputError("schedule: warmup and num_cycles are options of usb, reaches_zero_at is one of cosine")
     if name == "usb":
-        if not (0 <= warmup <= total_steps and num_cycles >= 0):
-            raise InputError(
-                f"schedule: warmup must be between 0 and the run's {total_steps} steps and num_cycles 0 or more, got"
-                f" {warmup} and {num_cycles}"
-            )
         return partial(usb_cosine, total=total_steps, warmup=warmup, num_cycles=num_cycles)
     if name == "cosine":
-        if not reaches_zero_at >= 1:
-            raise InputError(f"schedule: reaches_zero_at is a multiple of the run, 1 or more, got {reaches_zero_at}")
         return partial(cosine, end=total_steps * reaches_zero_at)
     if name == "constant":
         return constant

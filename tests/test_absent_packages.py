@@ -229,11 +229,27 @@ def test_what_is_imported_already_or_not_listed_is_left_alone(package):
     assert asks.loads is json.loads
 
 
-def test_a_logger_that_refuses_is_one_line(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", [RuntimeError, ModuleNotFoundError])
+def test_a_logger_that_refuses_is_one_line(kind, tmp_path, monkeypatch, capsys):
     from muscle_plugin import cli
 
     wandb = pytest.importorskip("wandb")
-    monkeypatch.setattr(wandb, "init", Mock(side_effect=wandb.errors.UsageError("No API key configured.")))
+    monkeypatch.setattr(wandb, "init", Mock(side_effect=kind("No API key configured.")))
     settings = {**SHORT, "algorithm": "fixmatch", "save_dir": tmp_path, "save_name": "r", "use_wandb": True}
     assert cli.run_command("train", [f"--{k}={v}" for k, v in settings.items()], "train.py") == 2
     assert capsys.readouterr().err == "error: --use_wandb: No API key configured.\n"
+
+
+def test_a_net_of_a_plugin_needs_no_usb(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom muscle_plugin.extend import net\n\n@net('mine')\n"
+        "def mine(num_classes, channels, img_size):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * img_size**2, num_classes))\n"
+    )
+    code = """
+from muscle_plugin.extend import load
+from muscle_plugin.nets.build import net_builder
+load(settings["file"])
+out = net_builder("mine", False, 1, 8, {})(num_classes=3).num_features
+"""
+    assert without(["semilearn"], code, file=str(tmp_path / "mine.py")) == 64

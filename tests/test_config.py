@@ -4,8 +4,8 @@ import json
 import re
 import subprocess
 import sys
-import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -308,10 +308,8 @@ def test_answers_without_loading_torch(words):
         "except SystemExit: pass\n"
         "assert not {'torch', 'semilearn', 'numpy'} & set(sys.modules), 'a heavy module was loaded'"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - start < 20  # a generous bound on a loaded machine: what counts is the line above
 
 
 @pytest.mark.slow
@@ -399,3 +397,11 @@ def test_the_ratio_that_was_given_last_is_the_one_compared(tmp_path):
     assert not load_settings(tmp_path / "a.yaml", batch_size=4, uratio=1).notices
     (notice,) = load_settings(tmp_path / "a.yaml", total_batch=10, uratio=2).notices
     assert re.match(r"ratio 2 .*2\.333", notice)
+
+
+def test_a_home_directory_is_the_same_for_every_command():
+    resolved = load_settings(save_dir="~/runs", data_dir="~/data")
+    assert resolved.run_dir.parent == Path.home() / "runs"
+    assert resolved.settings.data_dir == str(Path.home() / "data")
+    (fault,) = faults(save_dir="~no_such_user/runs")
+    assert fault == "--save_dir: there is no such user, got '~no_such_user/runs'"

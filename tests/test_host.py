@@ -1,5 +1,7 @@
 """The host: runs that learn, write what they promise, are cut off and go on exactly."""
 
+import ast
+import inspect
 import json
 import os
 import re
@@ -16,13 +18,16 @@ import torch
 from conftest import CONFIGS, ROOT
 from sklearn import metrics as sklearn_metrics
 
+from muscle_plugin.algorithms.muscle import Muscle
 from muscle_plugin.errors import DataError, DeviceError, InputError, Interrupted, RunError
 from muscle_plugin.files import atomic_write, load_tensors, save_tensors
 from muscle_plugin.runs.environment import environment
 from muscle_plugin.runs.train import resume_command
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.training.evaluation import prediction_metrics
-from muscle_plugin.training.hooks import EMA
+from muscle_plugin.training.hooks import EMA, HostLoggingHook
+from muscle_plugin.training.host import Host
+from muscle_plugin.training.state import NOT_CAPTURED
 
 
 def lines(run_dir):
@@ -437,3 +442,16 @@ def test_checkpoints_of_an_earlier_run_are_not_replaced_from_python(build_short)
     again.load_model(again.run_dir / "latest_model.pth")
     again.train()
     build_short(algorithm="fixmatch", num_train_iter=2, overwrite=True).train()
+
+
+@pytest.mark.parametrize("owner", [Host, Muscle, HostLoggingHook])
+def test_what_our_mixins_keep_never_joins_the_state_of_usbs_classes(owner):
+    """An attribute that one of them sets is annotated, and so left out, or one of USB's own that is saved by name."""
+    tree = ast.parse(inspect.getsource(owner))
+    stored = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }
+    assert stored
+    assert stored - NOT_CAPTURED <= {*inspect.get_annotations(owner), "device"}

@@ -69,10 +69,8 @@ def test_yaml_builds_no_objects(tmp_path, mark):
 )  # fmt: skip
 def test_small_yaml_cannot_become_large(text, message, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
-    began = time.monotonic()
     with pytest.raises(ConfigError, match=message):
         load_settings(tmp_path / "c.yaml")
-    assert time.monotonic() - began < 10
 
 
 def test_extends_brings_in_a_bounded_number_of_files(tmp_path):

@@ -165,6 +165,8 @@ def test_usb_itself_knows_both_forms(tmp_path):
      ({"name": "my own"}, "algorithm 'my own': .*letters, digits and _"),
      ({"views": "x_lb, y_lb, x_ulb_s, x_wild"}, "algorithm 'own': .*train_step .*x_wild"),
      ({"views": "x_lb, y_lb, x_ulb_s, **kw"}, r"algorithm 'own': .*train_step .*\*\*kw.* view"),
+     ({"views": "x_lb, y_lb, x_ulb_s, /"}, "algorithm 'own': .*train_step .*x_lb.* one by one"),
+     ({"views": "*x_lb"}, r"algorithm 'own': .*train_step .*\*x_lb.* one by one"),
      ({"argument": 'SSL_Argument("--mi_weight", float, 1.0)'}, "algorithm 'own': .*--mi_weight .*MUSCLE"),
      ({"argument": 'SSL_Argument("--strength", list, [])'}, "algorithm 'own': .*--strength: .*int, float, str or str2bool"),
      ({"argument": 'SSL_Argument("--strength", int, 0.5)'}, r"--strength: .*default .*'int'.*0\.5"),
@@ -404,6 +406,7 @@ def test_a_data_set_may_be_a_list_of_files(tmp_path):
      ({"test": [6]}, r"positions of the 6 images.*int64 \(1,\): \[6\]"),
      ({"test": [-1]}, r"positions of the 6 images.*: \[-1\]"), ({"test": [[1]]}, r"positions .*int64 \(1, 1\)"),
      ({"test": 3}, r"positions .*int64 \(\): 3"),
+     ({"test": np.zeros(0, bool)}, r"positions .*bool \(0,\)"), ({"test": [None, "a"]}, r"positions .*object \(2,\)"),
      ({"test": [0, 0, 0, 0, 0, 1]}, r"\.astype\(bool\).*different positions.*: \[0 0 0 0 0 1\]"),
      ({"test": [False] * 4}, r"test .*\b6 .*bool.*\(4,\)"),
      ({"test": [0.5]}, r"test .*float64 \(1,\)"), ({"classes": "abc"}, "classes .*'abc'"),
@@ -570,3 +573,15 @@ def test_predict_wants_the_net_and_nothing_else(short_run, tmp_path, monkeypatch
     assert re.fullmatch(rf"error: --plugins: {tmp_path}/flatt\.py: .*\n", capsys.readouterr().err)
     assert main([*words, "--plugins", "flat.py"]) == 0
     assert len((tmp_path / "o.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("register", [net("thing"), dataset("thing", img_size=8)])
+def test_only_functions_can_be_registered(register):
+    assert "a function is expected, got int" in fault(lambda: register(5))
+
+
+def test_a_module_in_a_package_that_fails_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing_package").mkdir()
+    (tmp_path / "failing_package" / "__init__.py").write_text("raise RuntimeError('no')")
+    assert fault(lambda: load("failing_package.module")) == "failing_package.module: RuntimeError: no"

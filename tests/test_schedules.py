@@ -113,6 +113,10 @@ def test_schedules_drive_torchs_scheduler():
     ("name", "total", "options", "message"),
     [
         ("cosin", 10, {}, "'cosin'.* usb, cosine, constant"),
+        ("usb", 0, {}, r"total_steps .*\b0\b"),
+        ("cosine", math.inf, {}, "total_steps .*inf"),
+        ("constant", 10, {"warmup": 1}, "warmup .*usb"),
+        ("usb", 10, {"reaches_zero_at": 2}, "reaches_zero_at .*cosine"),
         ("usb", 10, {"warmup": -1}, r"warmup .*\b0 .*\b10 .*-1\b"),
         ("usb", 10, {"warmup": 11}, r"warmup .*\b0 .*\b10 .*\b11\b"),
         ("usb", 10, {"num_cycles": -1}, r"num_cycles .*\b0 .*-1\b"),

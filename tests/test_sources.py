@@ -559,3 +559,19 @@ def test_every_data_set_has_a_source_and_hidden_files_are_left_out(tmp_path):
     picture(tmp_path / "deep" / "er" / "C.PNG")
     (tmp_path / "notes.txt").write_text("x")
     assert find_images(tmp_path) == [tmp_path / "deep" / "er" / "C.PNG"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
+    for name in ("labelled/a", "labelled/b", "test/a"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    inside = Path.iterdir
+
+    def refusing(folder):
+        if folder.name == "test":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return inside(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    with pytest.raises(PermissionError):
+        load_source("folder", SourceOptions(tmp_path, 8, cache_dirs=[tmp_path / "cache"]))

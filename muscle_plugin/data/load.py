@@ -18,10 +18,7 @@ def load_data(settings: RunSettings) -> Source:
     Raises:
         DataError: the data set cannot be read, or has another number of classes than the settings say.
     """
-    try:
-        data_dir = Path(settings.data_dir).expanduser()
-    except RuntimeError as e:  # no such user
-        raise DataError(f"data_dir: {settings.data_dir}: {e}") from None
+    data_dir = Path(settings.data_dir)
     # beside the data if that can be written, else beside the runs
     packed = [data_dir / ".packed", Path(settings.save_dir) / ".packed"]
     options = SourceOptions(

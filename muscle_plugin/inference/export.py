@@ -126,7 +126,9 @@ def load_exported(folder: str | Path, device: str = "auto") -> Predictor:
     try:
         own = read_json(folder / CONFIG).get(OURS)
     except (OSError, InputError) as e:
-        raise InputError(f"{folder / CONFIG}: absent or damaged ({first_line(e)})") from None
+        raise InputError(
+            f"{folder / CONFIG}: absent or damaged ({getattr(e, 'strerror', None) or first_line(e)})"
+        ) from None
     if not isinstance(own, dict) or own.get("format") != FORMAT:
         raise InputError(f"{folder / CONFIG}: not written by muscle-plugin export, in format {FORMAT}")
     weights = load_safetensors(folder / WEIGHTS)

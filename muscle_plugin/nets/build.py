@@ -17,7 +17,7 @@ from torch import nn
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import USBNet
-from muscle_plugin.nets.foreign import plugged_net, torchvision_net, usb_net
+from muscle_plugin.nets.foreign import plugged_net, torchvision_net
 from muscle_plugin.nets.own import CLASSES
 from muscle_plugin.registry.names import DATASETS, NETS, PLUGIN_NETS, TIMM
 from muscle_plugin.settings.schema import OF_ONES_OWN, RunSettings
@@ -154,20 +154,16 @@ def net_builder(
         return partial(torchvision_net, net)
     if net in PLUGIN_NETS:
         return partial(plugged_net, net, in_channels=channels, img_size=img_size)
-    of_usb, needs = dict[str, NetBuilder](), "; USB's need semilearn, which is not installed: pip install semilearn"
-    if find_spec("semilearn") is not None:
-        from muscle_plugin.usb.names import nets
+    own = f"{', '.join((*NETS, *PLUGIN_NETS))}, {TIMM}<name>"
+    if find_spec("semilearn") is None:
+        advice = "USB's nets need semilearn, which is not installed: pip install semilearn"
+        raise InputError(f"net: {shown(repr(net))} is none of {own}; {advice}")
+    from muscle_plugin.usb.nets import names, usb_net
 
-        # those for text and sound, which have no number at the end, would fetch their weights
-        of_usb = {n: x for n, x in vars(nets).items() if n[-1].isdigit() and not n.startswith("_") and callable(x)}
-        needs = ""
-    if net not in of_usb:
-        known = list(dict.fromkeys((*NETS, *PLUGIN_NETS, *sorted(of_usb))))
-        raise InputError(
-            f"net: unknown {shown(repr(net))}{did_you_mean(net, known)}{OF_ONES_OWN}; known: {', '.join(known)},"
-            f" {TIMM}<name>{needs}"
-        )
-    return partial(usb_net, net, of_usb[net])
+    if net not in (of_usb := names()):
+        near = did_you_mean(net, (*NETS, *PLUGIN_NETS, *of_usb))
+        raise InputError(f"net: unknown {shown(repr(net))}{near}{OF_ONES_OWN}; known: {own}, {', '.join(of_usb)}")
+    return partial(usb_net, net)
 
 
 def builder_of(settings: RunSettings) -> NetBuilder:

@@ -1,13 +1,9 @@
-"""Nets of torchvision, of USB and of plugins, with the calling convention of USB's nets."""
+"""Nets of torchvision and of plugins, with the calling convention of USB's nets."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import inspect
-import os
-import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.files import load_tensors
 from muscle_plugin.nets.base import BackboneNet, cut_last_linear
 from muscle_plugin.nets.weights import misfit, read_weights
 from muscle_plugin.registry.names import PLUGIN_NETS
@@ -45,48 +40,6 @@ def torchvision_net(
     whole.backbone = net
     whole.set_heads(cut[1].in_features, num_classes)
     return whole
-
-
-def usb_net(
-    name: str,
-    build: Callable[..., nn.Module],
-    num_classes: int,
-    pretrained: bool = False,
-    pretrained_path: str | Path | None = None,
-) -> nn.Module:
-    """Build a net of USB's; its pretrained weights come from a file or a URL, and are read without running code."""
-    if not pretrained:
-        return build(num_classes=num_classes)
-    where = str(pretrained_path or "")
-    from_url = "://" in where
-    if not from_url and not Path(where).is_file():
-        raise InputError(
-            f"net: {where or 'pretrain_path'}: no such file of weights for {name}; give --pretrain_path FILE"
-        )
-    try:
-        if not from_url:
-            load_tensors(Path(where))
-        with _weights_only():
-            return build(num_classes=num_classes, pretrained=True, pretrained_path=where)
-    except (OSError, http.client.HTTPException) as e:
-        instead = "without a network give a copy of it as --pretrain_path FILE, or --use_pretrain false"
-        raise InputError(f"net: {where}: cannot be downloaded ({e}); {instead}") from e
-    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as e:
-        raise InputError(f"net: {where}: not weights of {name} as USB publishes them ({first_line(e)})") from e
-
-
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """Make ``torch.load`` refuse code. USB 0.3.2 leaves ``weights_only`` to torch: off before 2.6, and in torch.hub."""
-    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(key)
-    os.environ[key] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(key)
-        if before is not None:
-            os.environ[key] = before
 
 
 def plugged_net(

@@ -41,12 +41,9 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 
 def normalise_rows(features: Tensor) -> Tensor:
-    """Divide rows by their Euclidean length, into a new float32 tensor; rows of zeros stay zero.
+    """Divide rows, (n, d) of any real dtype, by their Euclidean length, into a new float32 tensor; rows of zeros stay zero.
 
     Each row is first divided by its largest entry, so that squares of huge or tiny features neither overflow nor vanish.
-
-    Args:
-        features: (n, d) of any real dtype.
 
     Raises:
         InputError: not of shape (n, d) with n, d >= 1, or entries that are NaN or infinite.

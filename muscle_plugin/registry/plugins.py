@@ -64,8 +64,9 @@ def place_of(thing: object) -> str:
 
 def fingerprints(plugins: Iterable[str]) -> dict[str, str | None]:
     """SHA-256 of each plugin's file (of a package: of its ``__init__.py``); None where it has none that can be read."""
-    files = {w: Path(w if _is_file(w) else getattr(sys.modules.get(w), "__file__", None) or "?") for w in plugins}
-    return {w: hashlib.sha256(f.read_bytes()).hexdigest() if f.is_file() else None for w, f in files.items()}
+    files = {w: w if _is_file(w) else getattr(sys.modules.get(w), "__file__", None) for w in plugins}
+    readable = {w: Path(f) for w, f in files.items() if f and os.access(f, os.R_OK)}
+    return {w: hashlib.sha256(readable[w].read_bytes()).hexdigest() if w in readable else None for w in files}
 
 
 def load_all(plugins: Iterable[str], reserved: Collection[str]) -> None:
@@ -80,16 +81,20 @@ def load_all(plugins: Iterable[str], reserved: Collection[str]) -> None:
 def _load(word: str, reserved: Collection[str]) -> None:
     try:
         found = os.path.isfile(word) if _is_file(word) else word in sys.modules or importlib.util.find_spec(word)
-    except (ImportError, ValueError):  # of a package that holds it
+    except (ModuleNotFoundError, ValueError):  # of a package that would hold it
         found = False
+    except Exception as e:
+        raise PluginError(fault_in(e, None, word)) from e
     if not found:
         raise PluginError(f"{word}: no such file or module; a file's name ends in .py")
-    known = {**base_algorithms(), **dict.fromkeys(NOT_HOSTED)}
-    # loads torch, and USB: some versions cannot be imported by anything but this module
-    from muscle_plugin.usb.names import ALGORITHMS, AlgorithmBase
+    known: dict[str, Any] = {}
+    of_usb: dict[str, Any] = {}
+    if importlib.util.find_spec("semilearn"):  # a plugin's net alone can be used without it
+        known = {**base_algorithms(), **dict.fromkeys(NOT_HOSTED)}
+        # loads torch, and USB: some versions cannot be imported by anything but this module
+        from muscle_plugin.usb.names import AlgorithmBase, registered
 
-    ALGORITHMS.keys()  # a USB that loads plugins does so now
-    of_usb: dict[str, Any] = ALGORITHMS._dict
+        of_usb = registered()
     tables: tuple[dict[str, Any], ...] = (of_usb, PLUGIN_ALGORITHMS, PLUGIN_DATASETS, PLUGIN_NETS, DATASETS)
     before = [dict(t) for t in tables]
     try:
@@ -146,9 +151,11 @@ def _entry(name: object, cls: object, base: Any, reserved: Collection[str]) -> A
         raise PluginError(f"{what}: {cls.__name__} has no train_step")
     views = list(inspect.signature(train_step).parameters.values())[1:]
     for view in views:
-        if view.name not in STEP_PARAMETERS:
+        by_name = view.kind in (view.POSITIONAL_OR_KEYWORD, view.KEYWORD_ONLY)
+        if view.name not in STEP_PARAMETERS or not by_name:
             raise PluginError(
-                f"{what}: train_step asks for {view}, a view this package does not make; known: {', '.join(STEP_PARAMETERS)}"
+                f"{what}: train_step asks for {view}; it must name the views that it takes one by one, of those that this"
+                f" package makes: {', '.join(STEP_PARAMETERS)}"
             )
     class_name = f"{cls.__name__} of {place_of(cls)}"
     return Algorithm(name, class_name, tuple(v.name for v in views), _arguments(what, cls, reserved))

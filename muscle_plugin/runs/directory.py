@@ -10,18 +10,25 @@ import traceback
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TextIO
+from weakref import WeakSet
 
 from muscle_plugin.errors import ConfigError, DamagedError, Interrupted, RunError
-from muscle_plugin.files import read_json, read_whole, remove_parts, write_json, write_text
+from muscle_plugin.files import finish_move, read_json, read_whole, remove_parts, write_json, write_text
 from muscle_plugin.run_files import (
     BEST,
     CONFIG_FILE,
     FAILURE_FILE,
     LATEST,
     SPLIT_FILE,
+    earlier_checkpoints,
     saved_checkpoints,
 )
 from muscle_plugin.settings.resolve import Resolved, began_otherwise, differing_settings
+
+#: Locks of this process. A forked child (a loader's worker) must not keep them when this process is killed.
+_locks: WeakSet[TextIO] = WeakSet()
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
 @contextlib.contextmanager
@@ -35,7 +42,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         lock = os.fdopen(os.open(place.parent / f".{place.name}.lock", flags, 0o666), "r+")
     except (OSError, RuntimeError) as e:  # RuntimeError: a link to itself
         raise RunError(f"{run_dir}: cannot be created: {getattr(e, 'strerror', e)}") from None
-    os.register_at_fork(after_in_child=lock.close)  # a loader's worker must not keep it when this process is killed
+    _locks.add(lock)
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,6 +122,7 @@ def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
     """Lock a run directory and make it ready (only ``overwrite`` deletes); yields the checkpoints to resume from, if any."""
     settings = resolved.settings
     with run_lock(run_dir):
+        finish_move(run_dir / LATEST, earlier_checkpoints(run_dir, settings.keep_checkpoints - 1))
         checkpoints = checkpoints_or_refusal(run_dir, resolved)
         if settings.overwrite and not checkpoints and is_worth_keeping(run_dir):
             shutil.rmtree(run_dir)

@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,10 +149,11 @@ def _faults_of_loggers() -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        package = type(e).__module__.partition(".")[0]
-        if package not in ("wandb", "aim"):
-            raise
-        raise RunError(f"--use_{package}: {first_line(e)}") from e
+        modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(e.__traceback__)]
+        for package in ("wandb", "aim"):
+            if f"semilearn.core.hooks.{package}" in modules:
+                raise RunError(f"--use_{package}: {first_line(e)}") from e
+        raise
 
 
 def resume_command(command: Sequence[str], resolved: Resolved, from_own: bool) -> str:

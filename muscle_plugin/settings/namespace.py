@@ -35,10 +35,7 @@ def from_namespace(args: Namespace, own: Collection[str] = ()) -> Resolved:
 
     USB gives every one of its settings a value and takes any other key: a key that resembles no setting brings a notice. A
     configuration file that USB read (``args.c``) counts as in a run of this package; a value that is not the file's was given
-    over it. ``own`` are the settings that the algorithm's class declares.
-
-    Raises:
-        ConfigError: with every fault found.
+    over it. ``own`` are the settings that the algorithm's class declares. A ConfigError has every fault found.
     """
     if isinstance(resolved := getattr(args, "resolved", None), Resolved):
         return resolved
@@ -106,12 +103,8 @@ def _other_keys(
 
 
 def write_for_usb(args: Namespace, settings: RunSettings, rank: int = 0, world_size: int = 1, **facts: object) -> None:
-    """Write into USB's namespace what its classes and its train.py read: the settings, in USB's types and under its names.
-
-    Args:
-        facts: what only the data and the device tell: ``gpu``, ``amp``, ``num_classes``, ``num_labels``, ``num_train_iter``
-            in place of the settings; ``lb_dest_len``, ``ulb_dest_len``.
-    """
+    """Write into USB's namespace what its classes and its train.py read: the settings, in USB's types and under its names, and
+    ``facts`` that only the data and the device tell, some in place of settings."""
     labelled, unlabelled = settings.batch_size, settings.total_batch - settings.batch_size
     vars(args).update(
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -80,9 +81,6 @@ def batch_composition(layers: Sequence[Layer]) -> tuple[int, int]:
     """(J, I): labelled and unlabelled images per step, from ``total_batch``/``ratio`` or USB's ``batch_size``/``uratio``.
 
     A later layer overrides an earlier one, whichever pair of names it uses. With B given, J = round(B / (1 + r)).
-
-    Raises:
-        ConfigError: two names in one layer that contradict each other, or no room for an image of either kind.
     """
     total, labelled, ratio = 128, 0, Fraction(1)
     for layer in layers:
@@ -200,6 +198,10 @@ def _cleaned(layer: Layer, faults: list[str]) -> Layer:
                 faults.append(f"{spelled(key, layer)}: {e}")
         elif reason := refusal(value):
             faults.append(f"{spelled(key, layer)}: {reason}")
+        elif isinstance(value, str) and value.startswith("~"):  # a path in a home directory
+            values[key] = os.path.expanduser(value)
+            if values[key] == value:
+                faults.append(f"{spelled(key, layer)}: there is no such user, got {shown(repr(value))}")
         elif value == "None" or (key == "num_train_iter" and str(value) == "0"):
             values[key] = None
         elif key == "resume":  # USB's files set it in every run, the first one too
@@ -245,7 +247,7 @@ def _about_ratio(settings: RunSettings, layers: Sequence[Layer]) -> list[str]:
     asked = next((float(x) for x in reversed(given) if x is not None), None)
     if asked is None or abs(settings.ratio - asked) <= 1e-3:
         return []
-    sizes = f"{settings.batch_size} labelled + {settings.total_batch - settings.batch_size} unlabelled images a step"
+    sizes = f"{settings.batch_size} labelled + {settings.total_batch - settings.batch_size} unlabelled images per step"
     return [f"ratio {asked:g} becomes {settings.ratio:.3f}: {sizes} is nearest to it"]
 
 

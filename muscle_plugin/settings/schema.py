@@ -156,9 +156,9 @@ class RunSettings(BaseModel):
         None, RESULT, "subclasses per class without labels (cifar20); default: the data set's", ge=0)
     include_lb_to_ulb: bool = setting(False, RESULT, "use the labelled images as unlabelled ones too (USB: yes; MUSCLE: no)")
     weak_augment: Filled[str] = setting(None, STEP, "weak views; default: the data set's")
-    hard_augment: Filled[str] = setting(None, STEP, "hard (strong) views; default: the data set's")
+    hard_augment: Filled[str] = setting(None, STEP, "strong views; default: the data set's")
     hard_ops: int | None = setting(
-        None, STEP, "operations of RandAugment per hard view; default: 2, for randaugment_usb 3", ge=1, le=14)
+        None, STEP, "operations of RandAugment per strong view; default: 2, for randaugment_usb 3", ge=1, le=14)
     labels_csv: str | None = setting(None, RESULT, "of dataset folder: table of file,label[,split] over data_dir")
     skip_bad_images: bool = setting(False, RESULT, "leave out image files that cannot be read")
     allow_outside: bool = setting(False, RESULT, "links of an image folder, and names in labels_csv, may leave data_dir")
@@ -212,10 +212,10 @@ class MuscleSettings(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     mi_weight: float = setting(1.0, STEP, "alpha of equation 7: weight of the mutual information", ge=0)
-    hard_views: int = setting(3, STEP, "V: hard views per weak view (paper: 3)", ge=1, le=64)
+    hard_views: int = setting(3, STEP, "V: strong views per weak view (paper: 3)", ge=1, le=64)
     mi_labelled: bool = setting(True, STEP, "labelled images take part in the mutual information (section 4.3)")
     mi_batch_norm: Literal["joint", "separate"] = setting(
-        "joint", STEP, "hard views share the forward, and so the batch statistics, of the base, or have their own"
+        "joint", STEP, "strong views share the forward, and so the batch statistics, of the base, or have their own"
     )
 
 

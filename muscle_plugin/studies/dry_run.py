@@ -146,7 +146,7 @@ def _seconds_per_step(algorithm: Host, start: int) -> float:
     algorithm.register_hook(Clock(), priority="LOWEST")
     algorithm.loader_dict["eval"] = ()  # the last step evaluates
     # the first step of a later stage would propagate labels over all images
-    algorithm.it = start and min(start + 1, algorithm.num_train_iter - 1)
+    algorithm.it = min(start + 1, algorithm.num_train_iter - 1) if start else 0
     with contextlib.suppress(_Enough):
         algorithm.train()
     steps = [b - a for a, b in pairwise(times)]

@@ -63,7 +63,7 @@ class LocalPool:
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(at_once)
 
-    def _run(self, *work: Any) -> tuple[str, str]:
+    def _run(self, config: str, overrides: dict[str, Any], command: list[str]) -> tuple[str, str]:
         gpu, process = self._idle.pop()
         spawn = multiprocessing.get_context("spawn")
         try:
@@ -72,16 +72,16 @@ class LocalPool:
                     return "stopped", "not started"
                 process = process or ProcessPoolExecutor(1, spawn, initializer=_begin_process, initargs=(gpu,))
                 try:
-                    return process.submit(execute, *work).result()
+                    return process.submit(execute, config, overrides, command).result()
                 except BrokenProcessPool:
                     process = None
         finally:
             self._idle.append((gpu, process))
         return "failed", f"failed: its process died {RETRIES + 1} times (killed, or out of memory?)"
 
-    def submit(self, *work: Any) -> Future[tuple[str, str]]:
+    def submit(self, config: str, overrides: dict[str, Any], command: list[str]) -> Future[tuple[str, str]]:
         """Return the future result of :func:`execute` with these arguments."""
-        return self._threads.submit(self._run, *work)
+        return self._threads.submit(self._run, config, overrides, command)
 
     def stop(self) -> None:
         """Start nothing more; runs in progress save and stop."""
@@ -147,8 +147,8 @@ class RayPool:
         self._task = ray.remote(num_cpus=cpus_per_run, num_gpus=gpus_per_run, max_retries=RETRIES)(execute)
         self._tasks: list[Any] = []
 
-    def submit(self, *work: Any) -> Future[tuple[str, str]]:
-        task = self._task.remote(*work)
+    def submit(self, config: str, overrides: dict[str, Any], command: list[str]) -> Future[tuple[str, str]]:
+        task = self._task.remote(config, overrides, command)
         self._tasks.append(task)
         return task.future()  # type: ignore[no-any-return]
 

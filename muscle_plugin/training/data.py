@@ -67,12 +67,7 @@ def image_sets(source: Source, split: Split) -> dict[str, ImageSet | None]:
 class StepLoader:
     """One kind of image of the steps that follow the algorithm's present one, an epoch per iteration: a loader for
     ``semilearn.Trainer.fit``, which yields for each step the entries of ``Batches.batch`` that belong to that kind.
-
-    Args:
-        shared: step -> its batch; the same dictionary for both kinds.
-
-    Raises:
-        RunError: on iteration, steps have been taken but no weight was updated (the ``Trainer`` of USB's git main).
+    ``shared``: step -> its batch, the same dictionary for both kinds.
     """
 
     sampler = None

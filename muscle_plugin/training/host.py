@@ -36,7 +36,7 @@ from muscle_plugin.device import (
     fix_workspaces,
     memory_for,
 )
-from muscle_plugin.errors import DeviceError, Interrupted, RunError
+from muscle_plugin.errors import DataError, DeviceError, Interrupted, RunError
 from muscle_plugin.files import save_tensors
 from muscle_plugin.nets.build import NetBuilder, builder_instead_of
 from muscle_plugin.run_files import BEST, LATEST, earlier_checkpoints
@@ -369,6 +369,8 @@ class Host(USBAlgorithm):
         :func:`muscle_plugin.training.evaluation.prediction_metrics` under USB's keys (``eval/top-1-acc``, ...)."""
         net = self.ema_model if isinstance(self.ema, EMA) else self.model
         scores, truth = predict(self, net, self.loader_dict[eval_dest], out_key)
+        if not len(truth):
+            raise DataError(f"{self.settings.dataset}: there are no images to evaluate on")
         groups = self.test_sequestered if eval_dest == "eval" else None
         out: dict[str, Any] = {f"{eval_dest}/{k}": v for k, v in prediction_metrics(scores, truth, groups).items()}
         if return_logits:
@@ -378,14 +380,10 @@ class Host(USBAlgorithm):
     # -- checkpoints
 
     def save_model(self, save_name: str, save_path: str | Path, *further: str) -> None:
-        """Write a checkpoint, whole or not at all; with several processes the first one writes it.
-
-        Args:
-            further: names under which to write the same once more.
+        """Write a checkpoint, whole or not at all, also under ``further`` names; of several processes the first one writes.
 
         Raises:
             NotFinite: something in the weights; the file that is there stays.
-            RuntimeError: the processes hold different weights.
             WriteError: earlier checkpoints are as they were.
         """
         with self.clock.paused():

@@ -23,9 +23,9 @@ from muscle_plugin.training.state import StrictModel
 
 #: Consecutive non-finite steps allowed under fp16 by default; the loss scaler leaves them out and scales down.
 FP16_STEPS = 20
-#: MUSCLE has collapsed if H(z) stays below this share of ln C for so many log lines in a row.
+#: MUSCLE has collapsed if H(z) stays below this share of ln C for so many consecutive log lines.
 LOW_ENTROPY, LOW_ENTROPY_LINES = 0.1, 5
-#: A net has collapsed if it gives more than this share of the test images one class in so many evaluations in a row.
+#: A net has collapsed if it gives more than this share of the test images one class in so many consecutive evaluations.
 ONE_CLASS, ONE_CLASS_EVALUATIONS = 0.95, 3
 
 LOSS, GRADIENT = "loss", "gradient"
@@ -158,7 +158,7 @@ class TrainingMonitor:
         begin = min(first.values(), default=step)
         decisive = [n for n in (LOSS, GRADIENT) if n in first]
         what = f"the {' and the '.join(decisive)}" if decisive else lost[0] if lost else f"the {LOSS}"
-        row = f" in more than {self.limit} steps in a row (nonfinite_steps)" if self.limit and decisive else ""
+        row = f" in more than {self.limit} consecutive steps (nonfinite_steps)" if self.limit and decisive else ""
         terms = [n for n, at in first.items() if at == begin and n not in (LOSS, GRADIENT)]
         parts = [f"step {begin}: {what} {'are' if len(decisive) > 1 else 'is'} not finite{row}; noticed at step {step}"]
         if terms:
@@ -194,14 +194,9 @@ class TrainingMonitor:
             )
 
     def see_evaluation(self, step: int, share: float, largest: float, last: bool) -> None:
-        """Warn of a net that has come to give nearly all test images one class, or does so at the end of the run. A net (and
-        even more its average) that does so at first is no news.
-
-        Args:
-            share: of the test images that get the class most often given.
-            largest: share of the test images that are of the largest class.
-            last: whether the run ends here.
-        """
+        """Warn of a net that has come to give nearly all test images one class, or does so at the end of the run: its ``share``
+        gets the class most often given, ``largest`` is that of the largest class. A net (and even more its average) that
+        does so at first is no news."""
         if largest > 0.5:  # such a net may be right
             return
         self.state.has_varied |= share <= 0.5

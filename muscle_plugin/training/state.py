@@ -1,9 +1,10 @@
 """The state that USB's classes keep in attributes of the algorithm and its hooks, as plain data.
 
 Class-wise thresholds, queues and moving averages are such attributes; USB's ``get_save_dict`` knows some of them. Here every
-attribute of a USB class that is a tensor, an array, a number, a text, an object with a ``state_dict``, or a plain container of
-these is taken, so that a class that forgets to save something resumes exactly all the same. Attributes of this package's own
-mixins are never taken: :mod:`muscle_plugin.training.checkpoint` saves by name what must last.
+attribute of an algorithm's class that is a tensor, an array, a number, a text, an object with a ``state_dict``, or a plain
+container of these is taken, so that a class that forgets to save something resumes exactly all the same. The attributes of
+``Host``, ``Muscle`` and their hooks, which these classes annotate (a test sees to it), are never taken:
+:mod:`muscle_plugin.training.checkpoint` saves by name what must last.
 """
 
 from __future__ import annotations
@@ -130,14 +131,8 @@ def _may_set(obj: object, name: str, packed: object) -> bool:
 
 
 def restore_object(obj: object, state: dict[str, Any], on: torch.device | None = None) -> None:
-    """Undo :func:`capture_object`; state that has come into being since is deleted.
-
-    Args:
-        on: where tensors go, unless the attribute is a tensor elsewhere; None: where they are.
-
-    Raises:
-        InputError: it would set what is no state.
-    """
+    """Undo :func:`capture_object`; state that has come into being since is deleted, and what is no state is refused. Tensors go
+    ``on`` a device, unless the attribute is a tensor elsewhere; None: they stay where they are."""
     for name, packed in state.items():
         if not _may_set(obj, name, packed):
             raise InputError(f"it would set {type(obj).__name__}.{name}")

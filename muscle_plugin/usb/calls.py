@@ -38,9 +38,6 @@ def replaced(*stand_ins: tuple[type | object, str, object]) -> Iterator[None]:
                 setattr(owner, name, value)
 
 
-# ---------------------------------------------------------------------------------------------------------- on a CPU
-
-
 class _NoEvent:
     """Stands in for ``torch.cuda.Event``."""
 
@@ -81,8 +78,6 @@ def usb_calls_on(device: torch.device | str) -> Iterator[None]:
         ):
             yield
 
-
-# ------------------------------------------------------------------------------------------------- waiting for a GPU
 
 _item, _to, _cuda = Tensor.item, Tensor.to, Tensor.cuda
 

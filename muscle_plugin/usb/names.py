@@ -119,3 +119,9 @@ with warnings.catch_warnings(), imported_when_used("semilearn"):
     # (asking the registry would load plugins, this package among them, in the middle of its own import)
     if hasattr(semilearn.algorithms, "sequencematch"):
         vars(semilearn.algorithms.sequencematch.sequencematch).setdefault("feat_dict", None)
+
+
+def registered() -> dict[str, type]:
+    """USB's own table of algorithms, to be restored after a plugin that fails."""
+    ALGORITHMS.keys()  # a USB that loads plugins does so now
+    return ALGORITHMS._dict  # type: ignore[no-any-return]

@@ -48,4 +48,5 @@ def read_image_files(
 
 def class_folders(folder: Path) -> list[Path]:
     """Return the folders in ``folder``, if it is one, in order of name; hidden ones are left out."""
-    return sorted(p for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
+    inside = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in inside if p.is_dir() and not p.name.startswith("."))
