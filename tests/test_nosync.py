@@ -19,7 +19,7 @@ from muscle_plugin.files import load_tensors
 from muscle_plugin.registry.catalogue import all_algorithms
 from muscle_plugin.training.evaluation import in_top
 from muscle_plugin.training.hooks import EMA, compute_update_on, keep_how, read
-from muscle_plugin.usb.calls import no_waiting, usb_calls_on
+from muscle_plugin.usb.calls import no_waiting, speed_patches, usb_calls_on
 from muscle_plugin.usb.names import (
     AlgorithmBase,
     DistAlignQueueHook,
@@ -37,6 +37,7 @@ from muscle_plugin.usb.thresholds import (
 )
 
 CPU = torch.device("cpu")
+of_patches = pytest.mark.skipif(not speed_patches(), reason="MUSCLE_USB_PATCHES=0 switches off what is tested")
 
 
 @pytest.mark.slow
@@ -90,6 +91,7 @@ def test_the_counter_sees_it(what, count):
     assert sum(waits.seen.values()) == count, waits.seen
 
 
+@of_patches
 def test_only_usbs_floats_are_put_off():
     usb = {"__name__": "semilearn.algorithms.x"}
     ask = {n: eval("lambda t: t.item()", {"__name__": n}) for n in (usb["__name__"], "my_algorithm", "torch.optim.sgd")}
@@ -268,6 +270,7 @@ def test_two_processes_hold_what_one_would(tmp_path):
                 torch.testing.assert_close(held[name], value)
 
 
+@of_patches
 @pytest.mark.parametrize("usb", list(TAKE_OVER))
 def test_usbs_instance_is_taken_over_with_what_it_holds(build_short, usb):
     name = {"Flex": "flexmatch", "Free": "freematch", "Soft": "softmatch", "Dist": "comatch"}[usb.__name__[:4]]
