@@ -173,7 +173,8 @@ class Batches:
         return {strength: views for strength, views in found.items() if views}
 
     def _draw(self, step: int) -> tuple[dict[str, Any], Parcel]:
-        """What is drawn for a step: the parameters of the views of each strength, and what the device needs."""
+        """What is drawn for a step: the parameters of the views by strength, and what the device needs: by strength the rows of
+        the views' images and, for the kernel, their packed plans; entries of the batch by their own names."""
         index = {kind: stream.batch(step) for kind, stream in self.order.items()}
         rows = self.images.rows(index)
         plans, send = {}, {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED]}
