@@ -174,7 +174,7 @@ class Batches:
 
     def _draw(self, step: int) -> tuple[dict[str, Any], Parcel]:
         """What is drawn for a step: the parameters of the views by strength, and what the device needs: by strength the rows of
-        the views' images and, for the kernel, their packed plans; entries of the batch by their own names."""
+        the views' images or, for the kernel, the packed plan, which has them; entries of the batch by their own names."""
         index = {kind: stream.batch(step) for kind, stream in self.order.items()}
         rows = self.images.rows(index)
         plans, send = {}, {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED]}
@@ -182,9 +182,11 @@ class Batches:
             augment = self._augment[strength]
             random = self._random(step, {n: (v.count, self.size[v.images]) for n, v in views.items()})
             plans[strength] = plan = augment.draw(random, self._shape)
-            send[strength] = torch.cat([rows[v.images].repeat(v.count) for v in views.values()])
+            of_views = torch.cat([rows[v.images].repeat(v.count) for v in views.values()])
             if self._kernel is not None and augment.apply is apply_plan and self._kernel.takes(plan):
-                send[f"{strength} plan"] = self._kernel.pack(plan, send[strength], *self._shape[1:])
+                send[f"{strength} plan"] = self._kernel.pack(plan, of_views, *self._shape[1:])
+            else:
+                send[strength] = of_views
         if "x_ulb_s_0_rot" in self.parameters:
             send["rot_v"] = self._random(step, {"rot_v": (1, self.size[UNLABELLED])}).integers(4)
         if "x_ulb_rot" in self.parameters:

@@ -100,15 +100,13 @@ def _test_mask(found: np.ndarray, count: int) -> Tensor:
     """(count,) bool of a mask, or of positions."""
     if found.dtype == bool and found.shape == (count,):
         return torch.from_numpy(found.copy())
-    whole = found.dtype.kind in "iu" or (
-        found.dtype.kind == "f" and not found.size
-    )  # of an empty list NumPy makes floats
-    if not whole or found.ndim != 1 or len({*found.tolist()} & {*range(count)}) < len(found):
+    whole = found.dtype.kind in ("iu" if found.size else "iuf")  # of an empty list NumPy makes floats
+    if not whole or found.ndim != 1 or (test := np.isin(np.arange(count), found)).sum() < len(found):
         raise DataError(
             f"test must be {count} truth values (.astype(bool) makes them of 0 and 1), or different positions of the {count}"
             f" images; got {found.dtype} {found.shape}: {shown(found)}"
         )
-    return torch.from_numpy(np.isin(np.arange(count), found))
+    return torch.from_numpy(test)
 
 
 def _array(name: str, given: object) -> np.ndarray:
