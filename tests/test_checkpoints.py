@@ -19,7 +19,7 @@ from processes import needs_fork
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muscle_plugin.algorithms.muscle import Muscle
-from muscle_plugin.errors import DamagedError, InputError, RunError, WriteError
+from muscle_plugin.errors import DamagedError, InputError, Interrupted, RunError, WriteError
 from muscle_plugin.files import atomic_write, finish_move, load_tensors, read_whole, remove_parts, save_tensors
 from muscle_plugin.run_files import CHECKPOINT_FORMAT, saved_checkpoints
 from muscle_plugin.runs.recorder import Recorder
@@ -38,6 +38,19 @@ def flip(path, place=None):
 
 def steps(run_dir):
     return [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def lose_checkpoints(run_dir, before_the_first):
+    """Delete them all; also as if the run had been killed ``before_the_first``."""
+    for path in run_dir.glob("*.pth"):
+        path.unlink()
+    if before_the_first:
+        result = json.loads((run_dir / "result.json").read_text())
+        (run_dir / "result.json").write_text(json.dumps(result | {"steps": 0, "complete": False}))
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
 def same_weights(a, b):
@@ -213,12 +226,60 @@ def test_a_run_that_died_before_its_first_checkpoint_says_that_it_starts_anew(sh
     from muscle_plugin.settings.resolve import load_settings
 
     short_run(**SAVING)
-    for path in saved_checkpoints(tmp_path / "r"):
-        path.unlink()
     whole = steps(tmp_path / "r")
+    lose_checkpoints(tmp_path / "r", before_the_first=True)
     train(load_settings(None, **SHORT, **SAVING, save_dir=str(tmp_path), resume="auto"))
     assert re.search(f"note: {tmp_path / 'r'}: .*no checkpoint", capsys.readouterr().out)
     assert steps(tmp_path / "r") == whole
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",), ("--resume", "auto")])
+@pytest.mark.parametrize(
+    ("lost", "changed"),
+    [
+        ("nothing", {"load_path": "typo.pth", "lr": 0.001}),
+        ("nothing", {"lr": 0.001}),
+        ("checkpoints", {"lr": 0.001}),
+        ("checkpoints", {}),
+        ("checkpoints and result", {}),
+        ("all before the first checkpoint", {"lr": 0.001}),
+    ],
+)
+def test_nothing_but_overwrite_begins_a_run_anew(short_run, tmp_path, capsys, resume, lost, changed):
+    """Whatever of a finished run is left: neither a wrong path nor another setting replaces it."""
+    from muscle_plugin.cli import run_command
+
+    short_run(**SAVING)
+    run_dir = tmp_path / "r"
+    if lost != "nothing":
+        lose_checkpoints(run_dir, before_the_first=lost.startswith("all"))
+    if lost.endswith("result"):
+        (run_dir / "result.json").unlink()
+    kept, settings = files(run_dir), SHORT | SAVING | {"save_dir": tmp_path} | changed
+    words = [str(w) for k, v in settings.items() for w in (f"--{k}", v)]
+    assert run_command("train", [*words, *resume], "train.py") == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    typo = "load_path" in changed and resume
+    assert re.match("error: load_path: typo.pth: no such file" if typo else f"error: {run_dir}\\b", error)
+    assert typo or "--overwrite" in error or "began with other settings: lr was 0.05, now 0.001" in error
+    assert files(run_dir) == kept
+
+
+@pytest.mark.slow
+def test_a_stopped_run_whose_checkpoints_are_gone_is_not_begun_at_step_0(short_run, tmp_path, monkeypatch):
+    save = Host._save_if_due
+
+    def stop(self):
+        if self.it == 3:
+            self.request_stop()
+        save(self)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(Host, "_save_if_due", stop)
+        short_run(**SAVING)
+    lose_checkpoints(tmp_path / "r", before_the_first=False)
+    with pytest.raises(RunError, match=r"unfinished run \(step 3 of 6\), but no checkpoint.*--overwrite"):
+        short_run(**SAVING, resume="auto")
 
 
 def test_a_named_checkpoint_is_used_or_refused(short_run, tmp_path):

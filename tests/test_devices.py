@@ -230,17 +230,18 @@ def test_a_run_on_a_cpu_asks_nothing_of_a_gpu(short_run, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("named_by", ["flag", "file"])
-def test_the_command_to_resume_neither_rewinds_a_run_nor_drops_its_lines(
-    short_run, tmp_path, monkeypatch, capsys, named_by
+@pytest.mark.parametrize("again", ["as printed", "as printed, of a file", "as at first", "as at first, auto"])
+def test_a_run_from_a_checkpoint_of_another_is_interrupted_twice_and_neither_rewinds_nor_drops_lines(
+    short_run, tmp_path, monkeypatch, capsys, again
 ):
-    """A run that began from a checkpoint of another is interrupted twice; each time the printed command is followed."""
+    """Each time the printed command is followed, or the first one is given again, as a scheduler does."""
     sizes = {"num_train_iter": 12, "num_save_iter": 3, "num_log_iter": 1, "keep_checkpoints": 4}
     short_run(save_name="whole", **sizes)
     start = tmp_path / "whole" / "previous_model_3.pth"
     assert load_tensors(start)["it"] == 3
     (tmp_path / "c.yaml").write_text(f"load_path: {start}\n")
-    named = ["--load_path", str(start)] if named_by == "flag" else ["--c", str(tmp_path / "c.yaml")]
+    named = ["--c", str(tmp_path / "c.yaml")] if again.endswith("file") else ["--load_path", str(start)]
+    named += ["--resume", "auto"] if again.endswith("auto") else ["--resume"]
     save = Host._save_if_due
     stops = iter((5, 8))
 
@@ -251,11 +252,14 @@ def test_the_command_to_resume_neither_rewinds_a_run_nor_drops_its_lines(
 
     monkeypatch.setattr(Host, "_save_if_due", stop)
     at = next(stops)
-    assert train(tmp_path, *named, "--resume", save_name="r", **sizes) == 130
+    assert train(tmp_path, *named, save_name="r", **sizes) == 130
     for at in (*stops, None):
         program, script, *words = shlex.split(capsys.readouterr().err.partition("to resume: ")[2])
         assert (program, script) == ("python", "train.py")
-        assert cli.run_command("train", words, "train.py") == (130 if at else 0)
+        if again.startswith("as printed"):
+            assert cli.run_command("train", words, "train.py") == (130 if at else 0)
+        else:
+            assert train(tmp_path, *named, save_name="r", **sizes) == (130 if at else 0)
     whole, cut = (
         [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "r")
     )

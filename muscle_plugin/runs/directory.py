@@ -21,6 +21,7 @@ from muscle_plugin.run_files import (
     FAILURE_FILE,
     LATEST,
     SPLIT_FILE,
+    checkpoint_of,
     earlier_checkpoints,
     saved_checkpoints,
 )
@@ -53,19 +54,22 @@ def run_lock(run_dir: Path) -> Iterator[None]:
 
 
 def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
-    """The checkpoints to resume from, newest first; empty for a new run. A RunError if it may neither start nor resume."""
-    settings = resolved.settings
-    latest = Path(settings.load_path) if settings.load_path else run_dir / LATEST
-    checkpoints = [p for p in [latest] if p.is_file()] if settings.load_path else saved_checkpoints(run_dir)
-    if settings.resume != "no" and checkpoints:
-        _refuse_other_settings(run_dir / CONFIG_FILE, resolved)
-        return checkpoints
-    kept = is_worth_keeping(run_dir)
-    if settings.resume == "yes":
-        start = "leave out --resume to start this run"
-        if kept and not settings.load_path:
-            start = f"--overwrite in place of --resume deletes {run_dir} and starts this run"
-        raise RunError(f"{latest}: no checkpoint to resume from; {start}")
+    """The checkpoints to resume from, newest first; empty for a new run. A RunError if it may neither start nor resume.
+
+    ``load_path`` names where a run begins: once it has checkpoints of its own it resumes from those, so that the same command
+    may be given again after each interruption. Only ``--resume`` with one of the run's own files goes back to that.
+    """
+    settings, own = resolved.settings, saved_checkpoints(run_dir)
+    if settings.resume != "no":
+        named = checkpoint_of(Path(settings.load_path)) if settings.load_path else run_dir / LATEST
+        inside = named.resolve().parent == run_dir.resolve()
+        if not named.is_file() and not (inside and named.name == LATEST):
+            raise RunError(f"load_path: {named}: no such file")
+        back = settings.load_path and inside and settings.resume == "yes"
+        if checkpoints := [named] if named.is_file() and (back or not own) else own:
+            _refuse_other_settings(run_dir / CONFIG_FILE, resolved)
+            return checkpoints
+    kept = is_worth_keeping(run_dir, resolved)
     if kept and settings.overwrite:
         if not (run_dir / CONFIG_FILE).is_file():
             raise RunError(
@@ -73,37 +77,44 @@ def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
             )
         if run_dir.is_symlink():
             raise RunError(f"{run_dir} is a link, so --overwrite leaves it alone; name {run_dir.resolve()} itself")
-    elif kept and settings.resume != "auto":
-        raise RunError(
-            f"{run_dir} already holds {_describe(run_dir, checkpoints)}--overwrite deletes it, another --save_name keeps both"
-        )
+    elif kept:
+        what, finished = _description(run_dir)
+        if settings.resume != "no":
+            ways = f"{what}, but no checkpoint to resume from; --overwrite in place of --resume deletes it"
+        else:
+            ways = f"{what}; {'--resume continues it, ' if own and not finished else ''}--overwrite deletes it"
+        raise RunError(f"{run_dir} already holds {ways}, another --save_name keeps both")
+    elif settings.resume == "yes":
+        raise RunError(f"{run_dir / LATEST}: no checkpoint to resume from; leave out --resume to start this run")
     return []
 
 
-def is_worth_keeping(run_dir: Path) -> bool:
-    """Whether it holds anything but a run of ours that ended before its first checkpoint."""
+def is_worth_keeping(run_dir: Path, resolved: Resolved) -> bool:
+    """Whether it holds anything but what the same run left when it ended before its first checkpoint, or another one before
+    its first line of metrics."""
     names = {p.name for p in run_dir.iterdir()} if run_dir.is_dir() else set()
     if not names:
         return False
     logs = {"log.txt", "environment.json", "metrics.jsonl", "result.json", "tensorboard"}
+    if CONFIG_FILE not in names or names - logs - {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE}:
+        return True
+    logged = "metrics.jsonl" in names and (run_dir / "metrics.jsonl").stat().st_size
     try:
-        steps = read_json(run_dir / "result.json")["steps"]  # also of a run whose checkpoints were deleted
-    except FileNotFoundError:
-        steps = 0
+        # a result of some steps is from after a checkpoint, which may have been deleted
+        steps = read_json(run_dir / "result.json")["steps"] if "result.json" in names else logged
+        return bool(steps or (logged and differing_settings(run_dir / CONFIG_FILE, resolved)))
     except (OSError, ValueError, KeyError):
         return True  # unreadable: better kept
-    return bool(steps or names - logs - {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE} or CONFIG_FILE not in names)
 
 
-def _describe(run_dir: Path, checkpoints: Sequence[Path]) -> str:
-    """What a folder holds, and whether it can be resumed: the beginning of a list of ways out."""
-    resume = "; --resume continues it, " if checkpoints else "; "
+def _description(run_dir: Path) -> tuple[str, bool]:
+    """What a folder holds, and whether that is a finished run."""
     try:
         result = read_json(run_dir / "result.json")
-        steps = f"(step {result['steps']} of {result['num_train_iter']})"
-        return f"a finished run {steps}; " if result["complete"] else f"an unfinished run {steps}{resume}"
+        kind = "a finished" if result["complete"] else "an unfinished"
+        return f"{kind} run (step {result['steps']} of {result['num_train_iter']})", bool(result["complete"])
     except (OSError, ValueError, KeyError):
-        return f"files{resume}"
+        return "files", False
 
 
 def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
@@ -124,7 +135,7 @@ def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
     with run_lock(run_dir):
         finish_move(run_dir / LATEST, earlier_checkpoints(run_dir, settings.keep_checkpoints - 1))
         checkpoints = checkpoints_or_refusal(run_dir, resolved)
-        if settings.overwrite and not checkpoints and is_worth_keeping(run_dir):
+        if settings.overwrite and not checkpoints and is_worth_keeping(run_dir, resolved):
             shutil.rmtree(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         _refuse_links(run_dir)

@@ -10,6 +10,7 @@ import shlex
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,11 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         stack.enter_context(distributed.joined(device, settings.dist_timeout))
         first = distributed.rank() == 0
         distributed.from_first(lambda: _check_processes_and_packages(resolved))
-        checkpoints = distributed.from_first(lambda: stack.enter_context(prepared(run_dir, resolved)))
+        checkpoints, own = distributed.from_first(
+            lambda: (stack.enter_context(prepared(run_dir, resolved)), saved_checkpoints(run_dir))
+        )
+        if settings.load_path and checkpoints == own:  # the run is past the one that is named
+            resolved = replace(resolved, settings=settings.model_copy(update={"load_path": None}))
         progress = Progress(quiet or not first)
         failure = stack.enter_context(failure_file(run_dir, resolved.name)) if first else {}
         logger = stack.enter_context(log_file(run_dir)) if first else None

@@ -198,7 +198,7 @@ class RunSettings(BaseModel):
     save_dir: str = setting("./runs", PLACE, "folder of runs")
     save_name: Filled[str] = setting(None, PLACE, "run directory in save_dir; default: algorithm_dataset_labels_seed")
     resume: Literal["no", "yes", "auto"] = setting("no", PLACE, "resume from the last checkpoint; auto: if there is one")
-    load_path: str | None = setting(None, PLACE, "checkpoint to resume from; default: the run's own")
+    load_path: str | None = setting(None, PLACE, "checkpoint to begin from, with resume, until the run has its own")
     overwrite: bool = setting(False, PLACE, "delete the run of this name and start anew (resume comes first)")
     use_tensorboard: bool = setting(True, PLACE, "write TensorBoard events")
     use_wandb: bool = setting(False, PLACE, "log to Weights & Biases by USB's hook")
