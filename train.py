@@ -2,8 +2,7 @@
 
 import sys
 
-from muscle_plugin.cli import in_utf8, run_command
+from muscle_plugin.cli import as_program, run_command
 
 if __name__ == "__main__":
-    in_utf8()
-    sys.exit(run_command("train", sys.argv[1:], "train.py"))
+    sys.exit(as_program(lambda: run_command("train", sys.argv[1:], "train.py")))

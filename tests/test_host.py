@@ -15,12 +15,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS, ROOT, SHORT
 from sklearn import metrics as sklearn_metrics
 
 from muscle_plugin.algorithms.muscle import Muscle
 from muscle_plugin.errors import DataError, DeviceError, InputError, Interrupted, RunError
 from muscle_plugin.files import atomic_write, load_tensors, save_tensors
+from muscle_plugin.run_files import saved_checkpoints
 from muscle_plugin.runs.environment import environment
 from muscle_plugin.runs.train import resume_command
 from muscle_plugin.settings.resolve import load_settings
@@ -249,6 +250,46 @@ def test_ctrl_c_while_starting_is_no_traceback(monkeypatch):
         monkeypatch.setattr(command, "configuration", press)
     assert run_command("train", ["--lr", "1"], "train.py") == 130
     assert main(["data", "show"]) == 130
+
+
+def test_a_second_ctrl_c_in_the_middle_of_a_checkpoint_stops_at_once(tmp_path, monkeypatch, capsys):
+    """PyTorch makes an error of its own of an interruption while it writes."""
+    from muscle_plugin import cli, files
+
+    save, write = Host._save_if_due, files._Hashing.write
+
+    def press_once(self):
+        if self.it == 3:
+            signal.raise_signal(signal.SIGINT)
+        save(self)
+
+    def press_again(self, data):
+        if saved_checkpoints(tmp_path / "r"):
+            signal.raise_signal(signal.SIGINT)
+        return write(self, data)
+
+    monkeypatch.setattr(Host, "_save_if_due", press_once)
+    monkeypatch.setattr(files._Hashing, "write", press_again)
+    settings = SHORT | {"num_save_iter": 2, "save_dir": tmp_path, "save_name": "r"}
+    assert cli.run_command("train", [str(w) for k, v in settings.items() for w in (f"--{k}", v)], "train.py") == 130
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1] == "stopped at once; if there is a checkpoint, --resume continues from it"
+    assert all(line.startswith("note: ") for line in filter(None, lines[:-1]))
+    (checkpoint,) = saved_checkpoints(tmp_path / "r")
+    assert load_tensors(checkpoint)["it"] == 2
+    assert not (tmp_path / "r" / "failure.json").exists()
+
+
+def test_ctrl_c_while_python_ends_is_no_traceback():
+    code = (
+        "import atexit, signal, sys\n"
+        "from muscle_plugin.cli import as_program\n"
+        "atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "def press(): signal.raise_signal(signal.SIGINT)\n"
+        "sys.exit(as_program(press))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_overwrite_leaves_other_folders_alone(short_run, tmp_path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from muscle_plugin.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Interrupted, UserError
@@ -26,12 +27,22 @@ COMMANDS = {
 }
 
 
-def in_utf8() -> None:
-    """Restart this command in Python's UTF-8 mode if the locale encodes file names otherwise (``LANG=C`` with
-    ``PYTHONUTF8=0``, Latin-1): files that a configuration names would not be found."""
+def as_program(command: Callable[[], int]) -> int:
+    """Run a command as all that this process does; returns the exit status. A Ctrl-C that comes once it has ended is ignored:
+    Python, which is taking its modules apart, would print where it was.
+
+    If the locale encodes file names otherwise (``LANG=C`` with ``PYTHONUTF8=0``, Latin-1), the process begins again in
+    Python's UTF-8 mode: files that a configuration names would not be found.
+    """
     if sys.getfilesystemencoding() != "utf-8":
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
+    try:
+        return command()
+    except KeyboardInterrupt:  # while it printed a fault
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_first_process() -> bool:
@@ -77,8 +88,8 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``muscle-plugin``."""
     if argv is None:
-        in_utf8()
-    words = list(sys.argv[1:] if argv is None else argv)
+        return as_program(lambda: main(sys.argv[1:]))
+    words = list(argv)
     if words and words[0] in COMMANDS:
         return run_command(words[0], words[1:], f"muscle-plugin {words[0]}")
     parser = argparse.ArgumentParser(prog="muscle-plugin", description="MUSCLE for USB (arXiv 2012.00150).")

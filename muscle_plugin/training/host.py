@@ -433,15 +433,22 @@ class Host(USBAlgorithm):
 
     @contextlib.contextmanager
     def stop_on_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM request a stop; a second Ctrl-C ends the process at once."""
+        """Ctrl-C and SIGTERM request a stop; a second Ctrl-C raises KeyboardInterrupt."""
+        at_once = False
 
-        def handler(*_: object) -> None:
+        def handler(number: int, _: object) -> None:
+            nonlocal at_once
+            if at_once := number == signal.SIGINT and self.stop_requested:
+                raise KeyboardInterrupt
             self.request_stop()
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
         kept = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
+        except Exception as e:
+            if at_once:  # PyTorch, interrupted in the middle of a file, has an error of its own
+                raise KeyboardInterrupt from e
+            raise
         finally:
             for s, previous in kept.items():
                 signal.signal(s, previous)
