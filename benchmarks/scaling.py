@@ -281,7 +281,7 @@ def over_order(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def over_stream(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Gathering from a mapped file, in this process and with a worker."""
+    """Gathering from a mapped file, when asked and in a thread ahead."""
     n, side = options.stream_images, 224
     device, batch = torch.device(options.device), 64
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,8 @@
 """Order, splits, views, and where the images of a step come from."""
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, SHORT
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -16,7 +19,7 @@ from muscle_plugin.data.augment import augmentation
 from muscle_plugin.data.batches import Batches, quarter_turns
 from muscle_plugin.data.datasets.digits import digits
 from muscle_plugin.data.load import choose_split, load_data
-from muscle_plugin.data.loader import OneAhead, Parcel, ResidentImages, StreamedImages, fits
+from muscle_plugin.data.loader import Ahead, Parcel, ResidentImages, StreamedImages, fits
 from muscle_plugin.data.normalise import Normaliser, pixel_statistics
 from muscle_plugin.data.sampler import IndexStream
 from muscle_plugin.data.source import Source, SourceOptions
@@ -362,6 +365,20 @@ def test_where_the_images_live_changes_no_weight(short_run, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
+def test_images_are_gathered_where_there_is_no_shared_memory(tmp_path):
+    """A container's /dev/shm may be small, or full."""
+    own = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = "mount -t tmpfs -o size=4k,nr_inodes=1 tmpfs /dev/shm"
+    if shutil.which("unshare") is None or subprocess.run([*own, mount], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    settings = SHORT | {"data_on": "host", "num_workers": 2, "save_dir": tmp_path, "save_name": "r"}
+    words = [str(w) for k, v in settings.items() for w in (f"--{k}", v)]
+    train = shlex.join([sys.executable, "-m", "muscle_plugin.cli", "train", *words])
+    done = subprocess.run([*own, f"{mount} && exec {train}"], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_streaming_draws_nothing_from_the_generators_of_training():
     before = torch.get_rng_state()
     images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
@@ -381,7 +398,7 @@ def test_what_is_drawn_ahead_is_what_would_be_drawn_in_the_step():
         drawn.append(step)
         return made._draw(step)
 
-    made._drawn = ahead = OneAhead(draw, CPU)
+    made._drawn = ahead = Ahead(draw, CPU)
     plain = batches()
 
     def same(step):
@@ -390,7 +407,7 @@ def test_what_is_drawn_ahead_is_what_would_be_drawn_in_the_step():
         assert all(torch.equal(there[k], here[k]) for k in here)
 
     same(0)
-    ahead._next[1].result(60)
+    ahead._drawn[1].result(60)
     assert drawn == [0, 1]
     for step in (1, 2, 7, 8, 3):  # in order, elsewhere, and going back
         same(step)
@@ -405,7 +422,7 @@ def test_a_fault_in_drawing_ahead_comes_up_in_its_step():
             raise DataError("no step 1")
         return step
 
-    ahead = OneAhead(draw, CPU)
+    ahead = Ahead(draw, CPU)
     assert ahead(0) == 0
     with pytest.raises(DataError, match="no step 1"):
         ahead(1)

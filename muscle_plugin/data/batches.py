@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from muscle_plugin.data.augment import AFTER_WEAK, Augmentation, augmentation
 from muscle_plugin.data.batch_random import BatchRandom, BatchSlice
-from muscle_plugin.data.loader import OneAhead, Parcel, ResidentImages, StreamedImages, fits
+from muscle_plugin.data.loader import Ahead, Parcel, ResidentImages, StreamedImages, fits
 from muscle_plugin.data.normalise import Normaliser, pixel_statistics
 from muscle_plugin.data.randaugment import apply as apply_plan
 from muscle_plugin.data.sampler import IndexStream
@@ -85,18 +85,17 @@ class Batches:
         self.notes: list[str] = []
         self._kernel = self._find_kernel()
         # drawing takes CPU time, during which a GPU would wait
-        self._drawn = OneAhead(self._draw, device) if device.type == "cuda" else self._draw
+        self._drawn = Ahead(self._draw, device) if device.type == "cuda" else self._draw
 
     def add_views(self, views: Mapping[str, View]) -> None:
         """Make these views, and no other ones, beside those that the step asks for: a view of count V is (V * N, ...),
         V-major."""
         self.views = {**self._asked, **views}
-        if isinstance(self._drawn, OneAhead):
+        if isinstance(self._drawn, Ahead):
             self._drawn.forget()
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return everything that the step's ``train_step`` asks for, on the device, images normalised."""
-        # before anything is drawn: loader workers fork, which is safe only while no thread draws
         pool = self.images.of_step(step)
         plans, parcel = self._drawn(step)
         sent = parcel.unpack()

@@ -1,4 +1,4 @@
-"""How the images of a step reach the device: from its memory or, where a set does not fit there, by a DataLoader's workers.
+"""How the images of a step reach the device: from its memory or, where a set does not fit there, by threads that gather ahead.
 
 Both give the same images for the same step, so a run's views do not depend on the choice.
 """
@@ -13,7 +13,6 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from muscle_plugin.data.sampler import IndexStream
 
@@ -23,7 +22,6 @@ Tensors = Mapping[str, Tensor]
 #: A set stays on the device if it takes no more than this share of the free memory.
 SHARE = 0.5
 _ALIGNED = 16  # bytes between the tensors of a parcel
-_NO_END = 2**62  # steps; a loader is asked for as many as training needs
 
 
 def fits(images: Tensor, device: torch.device) -> bool:
@@ -31,7 +29,7 @@ def fits(images: Tensor, device: torch.device) -> bool:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else _NO_END
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**62
     return images.numel() <= SHARE * free
 
 
@@ -54,22 +52,54 @@ class ResidentImages:
         return self.pool
 
 
-def _gather(images: Tensor, members: Tensors, order: Mapping[str, IndexStream], step: int) -> Tensor:
-    return images[torch.cat([members[kind][stream.batch(step)] for kind, stream in order.items()])].contiguous()
+def _gather(images: Tensor, members: Tensors, order: Mapping[str, IndexStream], pinned: bool, step: int) -> Tensor:
+    rows = images[torch.cat([members[kind][stream.batch(step)] for kind, stream in order.items()])].contiguous()
+    return rows.pin_memory() if pinned else rows
+
+
+class Ahead(Generic[T]):
+    """Calls ``draw(step)``, and in ``threads`` threads those of as many steps that follow, before they are asked for.
+
+    ``draw`` must be a function of the step alone, until :meth:`forget` is called.
+    """
+
+    def __init__(self, draw: Callable[[int], T], device: torch.device, threads: int = 1) -> None:
+        begin = None
+        if device.type == "cuda":  # a thread begins on the first GPU, which may not be this one
+            begin = partial(torch.cuda.set_device, torch.cuda.current_device() if device.index is None else device)
+        self._pool = ThreadPoolExecutor(threads, "ahead", begin)
+        self._draw, self._threads = draw, threads
+        self._drawn: dict[int, Future[T]] = {}
+
+    def __call__(self, step: int) -> T:
+        if step not in self._drawn:
+            self.forget()
+        for i in range(step, step + self._threads + 1):
+            if i not in self._drawn:
+                self._drawn[i] = self._pool.submit(self._draw, i)
+        return self._drawn.pop(step).result()
+
+    def forget(self) -> None:
+        """Drop what has been drawn ahead."""
+        for future in self._drawn.values():
+            if not future.cancel():
+                future.exception()  # waits: what it draws from is not to be used by two threads
+        self._drawn.clear()
 
 
 class StreamedImages:
-    """The same, gathered ahead by ``workers`` processes (0: when asked) from the host's memory or a mapped file, ``pool``.
+    """The same, gathered ahead by ``workers`` threads (0: when asked) from the host's memory or a mapped file, ``pool``.
 
-    Consecutive steps are cheap; any other step restarts the workers.
+    PyTorch gathers without Python's lock, so that threads do it as fast as processes, which need room in /dev/shm and can be
+    killed one by one. Consecutive steps are cheap; any other step begins anew.
     """
 
     def __init__(
         self, images: Tensor, members: Tensors, order: Mapping[str, IndexStream], device: torch.device, workers: int
     ) -> None:
-        self.pool, self._device, self._workers = images, device, workers
-        self._gather = partial(_gather, images, members, order)
-        self._iterator: Iterator[Tensor] | None = None
+        self.pool, self._device = images, device
+        gather = partial(_gather, images, members, order, device.type == "cuda")
+        self._gather: Callable[[int], Tensor] = Ahead(gather, device, workers) if workers else gather
         self._last, self._found = -1, images[:0]
 
     def rows(self, index: Tensors) -> Tensors:
@@ -79,49 +109,9 @@ class StreamedImages:
 
     def of_step(self, step: int) -> Tensor:
         """A step's images, and no others, on the device."""
-        if step == self._last:
-            return self._found
-        if self._iterator is None or step != self._last + 1:
-            loader = DataLoader(
-                range(step, _NO_END),  # type: ignore[arg-type]
-                batch_size=None,
-                collate_fn=self._gather,
-                num_workers=self._workers,
-                pin_memory=self._device.type == "cuda",
-                generator=torch.Generator(),  # its own: the workers' seeds must not be drawn from training's
-            )
-            self._iterator = iter(loader)
-        self._last, self._found = step, next(self._iterator).to(self._device, non_blocking=True)
+        if step != self._last:
+            self._last, self._found = step, self._gather(step).to(self._device, non_blocking=True)
         return self._found
-
-
-class OneAhead(Generic[T]):
-    """Calls ``draw(step)``, and in a thread ``draw(step + 1)`` before it is asked for.
-
-    ``draw`` must be a function of the step alone, until :meth:`forget` is called.
-    """
-
-    def __init__(self, draw: Callable[[int], T], device: torch.device) -> None:
-        begin = None
-        if device.type == "cuda":  # a thread begins on the first GPU, which may not be this one
-            begin = partial(torch.cuda.set_device, torch.cuda.current_device() if device.index is None else device)
-        self._pool = ThreadPoolExecutor(1, "draws", begin)
-        self._draw, self._next = draw, (-1, Future[T]())
-
-    def __call__(self, step: int) -> T:
-        ahead, future = self._next
-        if ahead != step:
-            self.forget()
-            future = self._pool.submit(self._draw, step)
-        drawn = future.result()
-        self._next = (step + 1, self._pool.submit(self._draw, step + 1))
-        return drawn
-
-    def forget(self) -> None:
-        """Drop what has been drawn ahead."""
-        if not self._next[1].cancel():
-            self._next[1].exception()  # waits: what it draws from is not to be used by two threads
-        self._next = (-1, Future())
 
 
 class Parcel:

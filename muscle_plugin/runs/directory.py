@@ -27,7 +27,7 @@ from muscle_plugin.run_files import (
 )
 from muscle_plugin.settings.resolve import Resolved, began_otherwise, differing_settings
 
-#: Locks of this process. A forked child (a loader's worker) must not keep them when this process is killed.
+#: Locks of this process. A forked child (a worker of a plugin) must not keep them when this process is killed.
 _locks: WeakSet[TextIO] = WeakSet()
 os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 

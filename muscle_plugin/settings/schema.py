@@ -166,7 +166,7 @@ class RunSettings(BaseModel):
         None, PLACE, "folder for arrays made of image files; default: .packed in data_dir or save_dir")
     data_on: Literal["auto", "device", "host"] = setting(
         "auto", MACHINE, "where the images are kept: auto: on the device if they fit; host: copied step by step")
-    num_workers: int = setting(2, MACHINE, "processes that load images, with data_on host", ge=0, le=64)
+    num_workers: int = setting(2, MACHINE, "threads that gather images ahead, with data_on host", ge=0, le=64)
 
     # -- net
     net_dropout: float | None = setting(None, STEP, "dropout of the net; default: the net's", ge=0, lt=1)
