@@ -6,6 +6,7 @@ from pathlib import Path
 
 from muscle_plugin.data.checks import check_labels
 from muscle_plugin.data.datasets import load_source
+from muscle_plugin.data.images import PixelRange
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.data.splits import Split, draw_split, read_split
 from muscle_plugin.errors import DataError
@@ -21,6 +22,7 @@ def load_data(settings: RunSettings) -> Source:
     data_dir = Path(settings.data_dir)
     # beside the data if that can be written, else beside the runs
     packed = [data_dir / ".packed", Path(settings.save_dir) / ".packed"]
+    black, _, white = (settings.pixel_range or "").partition(",")
     options = SourceOptions(
         data_dir,
         settings.img_size,
@@ -29,6 +31,7 @@ def load_data(settings: RunSettings) -> Source:
         skip_bad_images=settings.skip_bad_images,
         cache_dirs=[Path(settings.cache_dir)] if settings.cache_dir else packed,
         allow_outside=settings.allow_outside,
+        pixel_range=PixelRange(int(black), int(white), overrides=True) if white else None,
     )
     source = load_source(settings.dataset, options)
     classes = len(source.classes)
