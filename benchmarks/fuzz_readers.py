@@ -50,7 +50,7 @@ def read_config(folder: Path) -> Callable[[bytes], None]:
 
 def read_csv(folder: Path) -> Callable[[bytes], None]:
     """Reads a text as a table of labels over a folder of three images."""
-    from muscle_plugin.data.datasets.image_folder import read_label_table
+    from muscle_plugin.data.datasets.label_table import read_label_table
     from muscle_plugin.errors import DataError
 
     root, table = folder / "images", folder / "t.csv"
@@ -61,7 +61,7 @@ def read_csv(folder: Path) -> Callable[[bytes], None]:
     def one(data: bytes) -> None:
         table.write_bytes(data)
         try:
-            items = read_label_table(root, table, False)
+            items = read_label_table(root, table, False, [])
             _expect(all(item.path.resolve().is_relative_to(root.resolve()) for item in items), items)
         except DataError as e:
             _expect(str(e), "no words")

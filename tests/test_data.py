@@ -124,8 +124,6 @@ def test_impossible_splits_say_so():
         draw_split(DIGITS, 15, 0)
     with pytest.raises(DataError, match=r"\b1000 .*class '\d'.* 1\d\d\b"):
         draw_split(DIGITS, 10_000, 0)
-    with pytest.raises(DataError, match="no unlabelled"):
-        draw_split(toy([0, 1]), 2, 0)
     with pytest.raises(DataError, match="class '5'"):
         draw_split(DIGITS, 20, 0, imbalance=1000)
     with pytest.raises(DataError, match="subclasses.*cifar20"):
@@ -452,9 +450,21 @@ def asked(**changed):
         "dataset": "digits", "data_dir": ".", "img_size": 8, "num_classes": None, "labels_csv": None,
         "skip_bad_images": False, "allow_outside": False, "cache_dir": None, "save_dir": "runs", "num_labels": 20,
         "seed": 0, "split_seed": None, "split_file": None, "include_lb_to_ulb": False, "lb_imb_ratio": 1.0,
-        "sequestered": 0,
+        "sequestered": 0, "pixel_range": None, "algorithm": "fixmatch",
     }  # fmt: skip
     return SimpleNamespace(**{**settings, **changed})
+
+
+def test_only_algorithms_that_see_unlabelled_images_need_some(tmp_path):
+    source = toy([0, 1, 0, 1])
+    assert len(choose_split(asked(num_labels=2), source).unlabelled) == 2
+    with pytest.raises(DataError, match="4 leaves no unlabelled image of 4"):
+        choose_split(asked(num_labels=4), source)
+    split = choose_split(asked(num_labels=4, algorithm="supervised"), source)
+    assert split.unlabelled.tolist() == [0, 1, 2, 3]
+    write_split(tmp_path / "s.json", split, source)
+    again = choose_split(asked(num_labels=4, algorithm="supervised", split_file=str(tmp_path / "s.json")), source)
+    assert torch.equal(again.unlabelled, split.unlabelled)
 
 
 def test_data_are_loaded_from_settings_which_stay_as_they_are():

@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from muscle_plugin.cli import main
+from muscle_plugin.files import save_tensors
 from muscle_plugin.inference.predict import Predictor
 
 NAMES = ("zero", "one", "two", "three")
@@ -215,3 +216,300 @@ def test_faulty_requests_are_one_line(words, message, capsys):
     assert main(words) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert re.search(message, line)
+
+
+# ------------------------------------------------------------------------------------- folders and tables as users have them
+
+
+def picture(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+
+
+def command(capsys, *words):
+    """Run a command on a folder; (whether it was done, what it printed, or its one line of error)."""
+    small = [
+        "--dataset",
+        "folder",
+        "--img_size",
+        "16",
+        "--num_threads",
+        "1",
+        "--total_batch",
+        "4",
+        "--net",
+        "small_cnn",
+    ]
+    status = main([*words[:-1], *small, *words[-1]] if isinstance(words[-1], list) else [*words, *small])
+    out, err = capsys.readouterr()
+    errors = [x for x in err.splitlines() if x.startswith("error: ")]
+    assert (status, len(errors)) in ((0, 0), (2, 1)), (status, err)
+    return status == 0, errors[0] if errors else out
+
+
+@pytest.fixture
+def show(capsys, tmp_path):
+    """``data show`` of the images under ``tmp_path``, by FixMatch."""
+
+    def call(*words):
+        return command(capsys, "data", "show", ["--algorithm", "fixmatch", "--data_dir", str(tmp_path), *words])
+
+    return call
+
+
+@pytest.fixture
+def show_table(show, tmp_path):
+    """``data show`` of six images with this table of labels."""
+    for i in range(6):
+        picture(tmp_path / f"{i}.png", i)
+
+    def call(text):
+        (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+        return show("--labels_csv", "t.csv")
+
+    return call
+
+
+def classes_in(shown):
+    """class -> numbers of its labelled, unlabelled and test images, in a table of ``data show``."""
+    cells = [[c.strip() for c in line.strip("│").split("│")] for line in shown.splitlines() if line.startswith("│")]
+    return {name: tuple(int(n or 0) for n in numbers) for name, *numbers in cells}
+
+
+@pytest.mark.parametrize(
+    "marker", ["-1", "nan", "NaN", "NA", "None", "null", "?", "unlabeled", "Unlabelled", "n/a", "<NA>", " NaN "]
+)
+def test_markers_of_absence_in_a_table_are_unlabelled(marker, show_table):
+    done, shown = show_table(f"file,label\n0.png,cat\n1.png,dog\n2.png,{marker}\n3.png,{marker}\n4.png,\n")
+    assert done
+    assert classes_in(shown) == {"cat": (1, 0, 0), "dog": (1, 0, 0), "(class not known)": (0, 4, 0)}
+    assert re.search(rf"note: .*t\.csv: .*unlabelled: 2 labels '{re.escape(marker.strip())}'\n", shown)
+    done, error = show_table(f"0.png,cat\n1.png,dog\n2.png,{marker},test\n")
+    assert not done
+    assert re.search("line 3: .*test image needs a label", error)
+
+
+def test_a_table_whose_classes_are_all_markers_but_one_says_what_was_taken_for_what(show_table):
+    done, error = show_table("0.png,1\n1.png,-1\n2.png,-1\n")
+    assert not done
+    assert re.search("at least two classes .*only '1' .*2 labels '-1'", error)
+
+
+@pytest.mark.parametrize("label", ['"cat,dog"', '"[""cat""]"', "cat|dog", "\"('cat', 'dog')\"", '"x;cat"', "emu|gnu"])
+def test_several_labels_in_a_cell_are_refused(label, show_table):
+    done, error = show_table(f"0.png,cat\n1.png,dog\n2.png,{label}\n")
+    assert not done
+    assert re.search("line 3: .*several labels, or a list; .*one class", error)
+
+
+def test_a_comma_in_a_class_name_is_part_of_it(show_table):
+    done, shown = show_table('0.png,"tench, Tinca tinca"\n1.png,"hen, biddy"\n')
+    assert done
+    assert classes_in(shown).keys() == {"tench, Tinca tinca", "hen, biddy", "(class not known)"}
+
+
+def test_a_space_before_a_quote_is_no_part_of_a_label(show_table):
+    done, shown = show_table('0.png, "cat"\n1.png,cat\n "2.png", "dog"\n')
+    assert done
+    assert classes_in(shown)["cat"] == (2, 0, 0)
+
+
+@pytest.mark.parametrize("names", [("Cat", "cat"), ("1", "1.0"), ("\u00e9", "e\u0301"), ("red fox", "red_fox")])
+@pytest.mark.parametrize("layout", ["table", "folder"])
+def test_classes_that_may_be_one_are_named(names, layout, show, show_table, tmp_path):
+    if layout == "table":
+        done, shown = show_table("".join(f"{i}.png,{name}\n" for i, name in enumerate((*names, "-2", "2"))))
+    else:
+        for i, name in enumerate((*names, "x")):
+            picture(tmp_path / "labelled" / name / "1.png", i)
+        picture(tmp_path / "unlabelled" / "1.png", 9)
+        if len(list((tmp_path / "labelled").iterdir())) < 3:
+            pytest.skip("this file system takes the names for one")
+        done, shown = show()
+    assert done
+    listed = " and ".join(sorted(map(ascii, names)))
+    (note,) = [line for line in shown.splitlines() if "told apart" in line]
+    assert sorted(re.findall(r"'[^']+'", note)) == sorted(re.findall(r"'[^']+'", listed))
+
+
+def test_folders_that_are_no_classes(show, tmp_path):
+    for i, name in enumerate(("cat", "dog", "none", "unlabelled", "__MACOSX", ".cache", "@eaDir")):
+        picture(tmp_path / "labelled" / name / "1.png", i)
+        picture(tmp_path / "labelled" / "cat" / "@eaDir" / f"{i}.png", 10 + i)
+        picture(tmp_path / "unlabelled" / "__MACOSX" / f"{i}.png", 20 + i)
+    picture(tmp_path / "unlabelled" / "1.png", 30)
+    done, shown = show()
+    assert done
+    assert classes_in(shown) == {**dict.fromkeys(("cat", "dog", "none"), (1, 0, 0)), "(class not known)": (0, 2, 0)}
+    assert re.search("note: .*labelled/unlabelled: 1 image taken as unlabelled", shown)
+    assert re.search("note: .*labelled/none: is a class like others", shown)
+    picture(tmp_path / "test" / "unlabelled" / "1.png", 40)
+    done, error = show()
+    assert not done
+    assert re.search("test/unlabelled: cannot be a class", error)
+
+
+def test_a_table_is_read_by_the_names_of_its_columns(show_table):
+    rows = [("0.png", "s1", "train", "cat"), ("1.png", "s2", "", "dog"), ("2.png", "s1", "test", "dog")]
+    expected = {"cat": (1, 0, 0), "dog": (1, 0, 1), "(class not known)": (0, 3, 0)}
+    for head in ("file,subject,split,label", "File_Name,,Subset,Class", "image path,subject.id,set,category"):
+        done, shown = show_table("\n".join([head, *map(",".join, rows)]))
+        assert done
+        assert classes_in(shown) == expected
+    assert re.search("note: .*columns passed over: 'subject.id'", shown)
+    done, shown = show_table("\n".join(["label;path;split", *(f"{r[3]};{r[0]};{r[2]}" for r in rows)]))
+    assert done
+    assert classes_in(shown) == expected
+    done, shown = show_table("\n".join(["file,species,split", *(f"{r[0]},{r[3]},{r[2]}" for r in rows)]))
+    assert done
+    assert classes_in(shown) == expected
+    assert re.search("note: .*column 'species' is taken for the label", shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,cat,dog\n0.png,0.0,1.0\n1.png,1.0,0.0\n", r"no column is called label,.* found 'file', 'cat', 'dog'; .*one-hot"),
+        ("file,split\n0.png,train\n1.png,test\n", "no column is called label"),
+        ("picture,species\n0.png,cat\n1.png,dog\n", r"no column is called file,.* found 'picture', 'species'; .*paths"),
+        ("subject,label,which\ns1,cat,0.png\ns2,dog,1.png\n", "no column is called file,.* 'subject', 'label', 'which'"),
+        ("id,label\nx0,cat\nx1,dog\n", "no column is called file,.* 'id', 'label'"),
+        ("file,label,class\n0.png,cat,1\n1.png,dog,2\n", "more than one column may be the label: 'label', 'class'"),
+        ("0.png,s1,train,cat\n1.png,s2,train,dog\n", "line 1: 4 columns, expected 3; .* need a head"),
+        ("file,label\n0.png,cat\n1.png,dog,big\n", "line 3: 3 columns, expected 2; quote"),
+        ("0.png,cat,train\n1.png,dog,val\n", "line 2: split must be train or test, got 'val'; no validation"),
+        ("x.png,cat\n1.png,dog\n", "line 1: .*x.png: no such image"),
+        ("file,label\n", "expected lines of file,label"),
+    ],
+)  # fmt: skip
+def test_tables_that_cannot_be_read_say_what_is_in_them(text, message, show_table):
+    done, error = show_table(text)
+    assert not done
+    assert re.search(message, error)
+
+
+LAYOUTS = {"train": ("train/{}", "train/ is taken for labelled/"), "Labelled": ("Labelled/{}", "Labelled/ is taken for"),
+           "top": ("{}", "no labelled/; taken for classes: 'cat', 'dog'")}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_whose_meaning_is_clear_train_without_unlabelled_images(layout, capsys, show, tmp_path):
+    where, note = LAYOUTS[layout]
+    for i, name in enumerate(("cat", "dog")):
+        for j in range(4):
+            picture(tmp_path / "d" / where.format(name) / f"{j}.png", 10 * i + j)
+        picture(tmp_path / "d" / "test" / name / "1.png", 50 + i)
+    picture(tmp_path / "d" / "val" / "cat" / "1.png", 60)
+    (tmp_path / "d" / "docs").mkdir()
+    where = ["--data_dir", str(tmp_path / "d"), "--save_dir", str(tmp_path / "runs")]
+    train = ["--algorithm", "supervised", *where, "--save_name", "x", "--epoch", "2", "--use_tensorboard", "false"]
+    done, printed = command(capsys, "train", train)
+    assert done
+    assert re.search(f"note: .*{note}", printed)
+    assert re.search("note: passed over in .*'docs', 'val'; used: ", printed)
+    assert re.search("note: no image is left unlabelled; supervised needs none", printed)
+    result = json.loads((tmp_path / "runs" / "x" / "result.json").read_text())
+    assert (result["num_labels"], result["steps"], result["complete"]) == (8, 8, True)
+    done, printed = command(capsys, "train", [*train, "--resume", "auto"])
+    assert done
+    done, error = show(*where)
+    assert not done
+    assert "8 leaves no unlabelled image of 8" in error
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["cat/1", "unlabelled/1"], ["cat/1", "dog/1", "unlabelled/1"], ["one/labelled/cat/1", "two/labelled/dog/1"], ["cat/1"],
+     ["photos/cat/1", "photos/dog/1"], ["val/cat/1", "test/cat/1"]],
+)  # fmt: skip
+def test_folders_that_may_mean_anything_are_refused(names, show, tmp_path):
+    for i, name in enumerate(names):
+        picture(tmp_path / f"{name}.png", i)
+    done, error = show()
+    assert not done
+    assert "expected the folder labelled/" in error
+
+
+def test_a_folder_in_a_folder_is_not_taken_for_classes(show, tmp_path):
+    for i, name in enumerate(("labelled/cat", "labelled/dog", "unlabelled")):
+        picture(tmp_path / "train" / name / "1.png", i)
+    done, error = show()
+    assert not done
+    assert re.search("train/labelled: cannot be a class", error)
+
+
+def test_long_names_of_classes_leave_room_for_the_numbers(show, tmp_path):
+    for i, name in enumerate(("labelled/" + 200 * "x", "labelled/dog", "unlabelled")):
+        picture(tmp_path / name / "1.png", i)
+    done, shown = show()
+    assert done
+    assert all(word in shown for word in (" labelled ", " unlabelled ", " test "))
+    assert shown.count("x") >= 200
+    assert re.search(r"│ x+ +│ +1 │ +0 │ +0 │", shown)
+
+
+def deep_png(pixels, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint16)).save(path)
+
+
+def test_12_bits_are_seen_in_training_and_prediction_alike(capsys, show, tmp_path):
+    rng = np.random.default_rng(0)
+    for part in ("labelled/cat", "labelled/dog", "unlabelled"):
+        for i in range(3):
+            pixels = rng.integers(0, 4096 if part == "unlabelled" else 900, (16, 16))
+            deep_png(pixels, tmp_path / "d" / part / f"{i}.png")
+            eight = tmp_path / "eight" / part / f"{i}.png"
+            eight.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels >> 4).astype(np.uint8)).save(eight)
+    where = ["--data_dir", str(tmp_path / "d"), "--save_dir", str(tmp_path / "runs")]
+    done, shown = show(*where)
+    assert done
+    assert re.search(
+        r"note: 9 images of more than 8 bits, 0 to 4\d+: 0 is black and 4095 white \(from these values", shown
+    )
+    done, shown = show(*where, "--pixel_range=-1000,400")
+    assert done
+    assert "-1000 is black and 400 white (pixel_range)" in shown
+    done, shown = show("--data_dir", str(tmp_path / "eight"), "--pixel_range", "0,9")
+    assert done
+    assert "pixel_range has no effect" in shown
+
+    steps = ["--algorithm", "fixmatch", "--num_train_iter", "4", "--use_tensorboard", "false", "--save_name", "x"]
+    assert command(capsys, "train", [*steps, *where])[0]
+    probabilities = []
+    for images in ("d", "eight"):
+        out = tmp_path / f"{images}.csv"
+        assert (
+            predict("--checkpoint", tmp_path / "runs" / "x", "--images", tmp_path / images / "labelled", "--out", out)
+            == 0
+        )
+        probabilities.append([row["probability"] for row in table(out)])
+        assert ("4095 white (as in training)" in capsys.readouterr().err) == (images == "d")
+    assert probabilities[0] == probabilities[1]
+
+    content = torch.load(tmp_path / "runs" / "x" / "latest_model.pth", weights_only=True)
+    del content["images"]["pixel_values"]  # as in checkpoints of earlier versions
+    save_tensors(tmp_path / "old.pth", content)
+    args = [
+        "--checkpoint",
+        tmp_path / "old.pth",
+        "--images",
+        tmp_path / "d" / "labelled",
+        "--out",
+        tmp_path / "old.csv",
+    ]
+    assert predict(*args) == 0
+    assert "65535 white (as in training)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["5", "7,7", "9,3", "a,b", "0.1,0.5", ""])
+def test_a_pixel_range_that_is_none_is_refused(given, show):
+    done, error = show(f"--pixel_range={given}")
+    assert not done
+    assert re.search("--pixel_range: two whole numbers .*0,4095", error)
+
+
+def test_a_pixel_range_is_for_image_files(capsys):
+    assert main(["data", "show", "--dataset", "digits", "--pixel_range", "0,255"]) == 2
+    assert "--pixel_range: only for image files" in capsys.readouterr().err

@@ -1,10 +1,13 @@
 """Data sets read from files: the formats of torchvision, image folders, tables, Mini-ImageNet, and packed arrays."""
 
 import codecs
+import io
 import os
 import pickle
 import re
 import stat
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from muscle_plugin.data.datasets import READERS, load_source
 from muscle_plugin.data.datasets.digits import digits
 from muscle_plugin.data.datasets.image_folder import image_folder
 from muscle_plugin.data.datasets.miniimagenet import miniimagenet
-from muscle_plugin.data.images import decode, find_images
+from muscle_plugin.data.images import PixelRange, decode, find_images
 from muscle_plugin.data.packed import pack
 from muscle_plugin.data.source import SourceOptions
 from muscle_plugin.errors import DataError
@@ -289,6 +292,105 @@ def test_sixteen_bits_turned_transparent_and_animated_images(tmp_path):
     assert decode(tmp_path / "moving.gif", 8).max() < 20
 
 
+RAMP = np.arange(256).reshape(16, 16)
+
+
+def deep_png(values, significant_bits=None):
+    """A grey PNG of 16 bits, with an sBIT chunk if asked for."""
+    file = io.BytesIO()
+    Image.fromarray(values.astype(np.uint16)).save(file, "PNG")
+    content = file.getvalue()
+    if significant_bits is None:
+        return content
+    chunk = b"sBIT" + bytes([significant_bits])
+    return content[:33] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+
+
+def deep_tiff(values, order="<", photometric=1, bits=None, most=None):
+    """A grey TIFF of one strip, of the integers that ``values`` has; Pillow writes few of these."""
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    bits = bits or 8 * values.dtype.itemsize
+    tags = {256: values.shape[1], 257: len(values), 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: len(values),
+            279: len(data), **({281: most} if most else {}), 339: 2 if values.dtype.kind == "i" else 1}  # fmt: skip
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data))
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return head + data + struct.pack(order + "H", len(tags)) + entries + b"\0\0\0\0"
+
+
+def pgm(values, maxval):
+    return b"P5 16 16 %d\n" % maxval + values.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    {
+        "12 bits in a PNG": deep_png(16 * RAMP + 7),
+        "which says so": deep_png(16 * RAMP + 7, 12),
+        "which says so and has scaled them": deep_png(256 * RAMP + (RAMP & 0xF0), 12),
+        "which has 16": deep_png(257 * RAMP, 16),
+        "16 bits in a TIFF": deep_tiff((257 * RAMP).astype("u2")),
+        "of the other byte order": deep_tiff((257 * RAMP).astype("u2"), ">"),
+        "10 bits in it": deep_tiff((4 * RAMP).astype("u2")),
+        "where it says 12": deep_tiff((16 * RAMP).astype("u2"), most=4095),
+        "where it says what is wrong": deep_tiff((257 * RAMP).astype("u2"), most=255),
+        "32 bits": deep_tiff((RAMP.astype("u4") << 24) + 99),
+        "8 bits in 32": deep_tiff(RAMP.astype("i4")),
+        "white is 0": deep_tiff((65535 - 257 * RAMP).astype("u2"), photometric=0),
+        "maxval 4095": pgm(16 * RAMP + RAMP // 16, 4095),
+        "maxval 65535": pgm(257 * RAMP, 65535),
+    }.items(),
+    ids=lambda x: x[0],
+)
+def test_grey_values_of_more_than_8_bits_keep_256_levels(content, tmp_path):
+    (tmp_path / "x.png").write_bytes(content[1])
+    assert (decode(tmp_path / "x.png", 16) == RAMP).all()
+
+
+def test_dark_images_keep_the_range_of_their_file_or_of_the_others(tmp_path):
+    dark = RAMP // 32  # of 256 levels
+    for name, content in {
+        "scaled": deep_png(256 * dark, 12), "12": deep_png(16 * dark + 1, 12), "pgm": pgm(16 * dark, 4095),
+        "tiff": deep_tiff((16 * dark).astype("u2"), most=4000), "bright": deep_png(16 * RAMP),
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "unsaid").write_bytes(deep_png(16 * dark))
+    files = [tmp_path / n for n in ("unsaid", "bright", "scaled", "12", "tiff", "pgm")]
+    packed = pack("x", tmp_path, files, 16, [tmp_path / ".packed"])
+    assert all((packed.images[i].numpy() == dark).all() for i in (0, 2, 3, 4, 5))
+    assert packed.pixel_range == (0, 4095, False)
+    assert pack("x", tmp_path, files, 16, [tmp_path / ".packed"]).notes == packed.notes  # from the array file
+    mine = pack("x", tmp_path, files, 16, [tmp_path / ".packed"], PixelRange(0, 127, overrides=True))
+    assert (mine.images[3, 0].numpy() == (2 * (16 * dark + 1)).clip(0, 255)).all()
+    assert (mine.images[5, 0].numpy() == (32 * dark).clip(0, 255)).all()  # in the file's values, not in Pillow's
+    assert any("0 is black and 127 white (pixel_range)" in note for note in mine.notes)
+
+
+def test_negative_values_are_darker_than_others(tmp_path):
+    (tmp_path / "x.tif").write_bytes(deep_tiff((16 * RAMP - 1024).astype("i2")))
+    grey = decode(tmp_path / "x.tif", 16)[0].ravel().astype(int)
+    assert (np.diff(grey) >= 0).all()
+    assert grey[0] == 0
+    assert len(set(grey)) > 200
+    window = decode(tmp_path / "x.tif", 16, PixelRange(-512, 511, overrides=True))[0].ravel()
+    assert (window == (4 * RAMP.ravel() - 128).clip(0, 255)).all()
+
+
+def test_colours_of_16_bits_that_use_12_are_told_of(tmp_path):
+    def colour_png(value):
+        rows = 4 * (b"\0" + struct.pack(">H", value) * 12)
+        chunks = (b"IHDR" + struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows), b"IEND")
+        framed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+    for name, value in (("a", 4000), ("b", 100)):
+        (tmp_path / f"{name}.png").write_bytes(colour_png(value))
+    files = sorted(tmp_path.glob("*.png"))
+    (note,) = pack("x", tmp_path, files, 8, [tmp_path / ".packed"]).notes
+    assert re.search("2 colour images of 16 bits: .*upper 8", note)
+    (tmp_path / "b.png").write_bytes(colour_png(60000))
+    assert pack("x", tmp_path, files, 8, [tmp_path / ".packed"]).notes == ()
+
+
 def test_unreadable_images_say_why(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(DataError, match=r"text\.png: not"):
@@ -437,7 +539,7 @@ def decoded(monkeypatch):
     """The files decoded since the start of the test."""
     seen = []
     real = image_files.decode
-    monkeypatch.setattr(image_files, "decode", lambda path, size: (seen.append(path), real(path, size))[1])
+    monkeypatch.setattr(image_files, "decode", lambda path, *how: (seen.append(path), real(path, *how))[1])
     return seen
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from muscle_plugin.data.checks import check_labels
 from muscle_plugin.data.datasets import load_source
+from muscle_plugin.data.images import PixelRange
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.data.splits import Split, draw_split, read_split
 from muscle_plugin.errors import DataError
+from muscle_plugin.registry.catalogue import sees_unlabelled
 from muscle_plugin.settings.schema import RunSettings
+from muscle_plugin.text import shown
 
 
 def load_data(settings: RunSettings) -> Source:
@@ -21,6 +28,7 @@ def load_data(settings: RunSettings) -> Source:
     data_dir = Path(settings.data_dir)
     # beside the data if that can be written, else beside the runs
     packed = [data_dir / ".packed", Path(settings.save_dir) / ".packed"]
+    black, _, white = (settings.pixel_range or "").partition(",")
     options = SourceOptions(
         data_dir,
         settings.img_size,
@@ -29,31 +37,52 @@ def load_data(settings: RunSettings) -> Source:
         skip_bad_images=settings.skip_bad_images,
         cache_dirs=[Path(settings.cache_dir)] if settings.cache_dir else packed,
         allow_outside=settings.allow_outside,
+        pixel_range=PixelRange(int(black), int(white), overrides=True) if white else None,
     )
     source = load_source(settings.dataset, options)
     classes = len(source.classes)
     if settings.num_classes not in (None, classes):
         raise DataError(f"num_classes: {settings.dataset} has {classes} classes here, got {settings.num_classes}")
     check_labels(source, settings.dataset)
-    return source
+    return replace(source, notes=(*source.notes, *_alike(source.classes)))
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """Name classes that may be one: but for capitals, what separates words, Unicode's forms, or the end of a number."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        plain = re.sub(r"(?<=\d)\.0+$", "", unicodedata.normalize("NFKC", name).casefold().strip())
+        groups.setdefault(re.sub(r"[\s_-]+", " ", plain), []).append(shown(ascii(name)))
+    advice = "are told apart; if they are one, give them one name"
+    return [f"classes {' and '.join(group)} {advice}" for group in groups.values() if len(group) > 1]
 
 
 def choose_split(settings: RunSettings, source: Source) -> Split:
     """Read the labelled subset from ``split_file``, or draw it.
 
     Raises:
-        DataError: it can be neither drawn nor read, or disagrees with ``num_labels``.
+        DataError: it can be neither drawn nor read, disagrees with ``num_labels``, or leaves no unlabelled image where some
+            are needed.
     """
     s = settings
-    if not s.split_file:
-        return draw_split(source, s.num_labels, split_seed(s), s.include_lb_to_ulb, s.lb_imb_ratio, s.sequestered)
-    split = read_split(Path(s.split_file), source, s.include_lb_to_ulb)
-    if s.num_labels not in (None, len(split.labelled)):
+    if s.split_file:
+        split = read_split(Path(s.split_file), source, s.include_lb_to_ulb)
+        if s.num_labels not in (None, len(split.labelled)):
+            raise DataError(
+                f"split_file: {s.split_file} has {len(split.labelled)} labelled images, but num_labels is {s.num_labels};"
+                " leave num_labels out or make them agree"
+            )
+    else:
+        split = draw_split(source, s.num_labels, split_seed(s), s.include_lb_to_ulb, s.lb_imb_ratio, s.sequestered)
+    if len(split.unlabelled):
+        return split
+    if sees_unlabelled(s.algorithm):
         raise DataError(
-            f"split_file: {s.split_file} has {len(split.labelled)} labelled images, but num_labels is {s.num_labels}; leave"
-            " num_labels out or make them agree"
+            f"num_labels: {len(split.labelled)} leaves no unlabelled image of {len(source.train)}; give fewer, more unlabelled"
+            " images, or --include_lb_to_ulb true, which uses the labelled ones without their labels too"
         )
-    return split
+    note = f"no image is left unlabelled; {s.algorithm} needs none, and an epoch is a pass over the labelled ones"
+    return replace(split, unlabelled=split.labelled, notes=(note,))
 
 
 def split_seed(settings: RunSettings) -> int:

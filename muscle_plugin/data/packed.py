@@ -16,21 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muscle_plugin.data.images import cores, decode_all, name_below
+from muscle_plugin.data.images import PixelRange, cores, decode_all, find_pixel_range, name_below
 from muscle_plugin.errors import DataError
 from muscle_plugin.files import atomic_write, write_json
 
 #: Version of array files; to be raised when ``images.decode`` makes other pixels of the same file.
-PACK_FORMAT = 2
+PACK_FORMAT = 3
 _CHECKED_BYTES = 64 << 20  # bytes per checksum
 
 
 @dataclass(frozen=True)
 class Pack:
-    """(N, 3, size, size) uint8 images mapped from their file, and by row why some could not be read."""
+    """(N, 3, size, size) uint8 images mapped from their file, by row why some could not be read, and what
+    :func:`~.images.find_pixel_range` returned."""
 
     images: Tensor
     bad: dict[int, str]
+    pixel_range: PixelRange | None
+    notes: tuple[str, ...]
 
     def faults(self) -> str:
         """Say why rows could not be read: the first reasons, and how many more there are."""
@@ -38,13 +41,16 @@ class Pack:
         return f"{len(self.bad)} image file(s) cannot be used: {'; '.join([*self.bad.values()][:5])}{more}"
 
 
-def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterable[Path]) -> Pack:
+def pack(
+    name: str, root: Path, files: Sequence[Path], size: int, places: Iterable[Path],
+    pixel_range: PixelRange | None = None,
+) -> Pack:  # fmt: skip
     """Return the images of ``files`` at one size, from an earlier call's array file or decoded into a new one.
 
-    An array file is used if the files have the names, sizes and times that it was made from, and its checksums hold. Of the
-    folders in ``places`` all are searched, and the first that can be written is used.
+    An array file is used if the files have the names, sizes and times that it was made from, ``pixel_range`` is the same,
+    and its checksums hold. Of the folders in ``places`` all are searched, and the first that can be written is used.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(pixel_range or "").encode())
     for file in files:
         digest.update(os.fsencode(name_below(root, file)))
         try:
@@ -62,7 +68,7 @@ def pack(name: str, root: Path, files: Sequence[Path], size: int, places: Iterab
     reasons = []
     for path in paths:
         try:
-            return _write(path, key, shape, root, files)
+            return _write(path, key, shape, root, files, pixel_range)
         except OSError as e:
             reasons.append(f"{path.parent}: {e.strerror or e}")
     raise DataError(
@@ -90,18 +96,27 @@ def _open(path: Path, key: dict[str, object], shape: tuple[int, ...]) -> Pack | 
         images = _map(path)
         same = header["key"] == key and images.shape == shape and images.dtype == torch.uint8
         if same and header["checksums"] == _checksums(images.numpy()):
-            return Pack(images, {int(i): str(reason) for i, reason in header["bad"].items()})
+            pixel_range = PixelRange(*header["pixel_range"]) if header["pixel_range"] else None
+            bad = {int(i): str(reason) for i, reason in header["bad"].items()}
+            return Pack(images, bad, pixel_range, tuple(header["notes"]))
     return None
 
 
-def _write(path: Path, key: dict[str, object], shape: tuple[int, ...], root: Path, files: Sequence[Path]) -> Pack:
+def _write(
+    path: Path, key: dict[str, object], shape: tuple[int, ...], root: Path, files: Sequence[Path],
+    given: PixelRange | None,
+) -> Pack:  # fmt: skip
     with atomic_write(path) as file:
         array = np.lib.format.open_memmap(file.name, "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):  # claim the room: a full disk is an error here, and not a signal later
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
-        bad = decode_all(files, shape[-1], array)
+        pixel_range, notes = find_pixel_range(files, given, "pixel_range")
+        if given and not notes:
+            notes = ["pixel_range has no effect: no image has more than 8 bits"]
+        bad = decode_all(files, shape[-1], array, pixel_range)
         array.flush()
-        header = {"root": str(root), "key": key, "bad": bad, "checksums": _checksums(array)}
+        about = {"bad": bad, "pixel_range": pixel_range, "notes": notes}
+        header = {"root": str(root), "key": key, **about, "checksums": _checksums(array)}
         del array
     images = _map(path)  # before another process can take it for an older one
     write_json(path.with_suffix(".json"), header)
@@ -111,4 +126,4 @@ def _write(path: Path, key: dict[str, object], shape: tuple[int, ...], root: Pat
             if other.stem != path.stem and json.loads(other.read_text())["root"] == str(root):
                 other.unlink()
                 other.with_suffix(".npy").unlink()
-    return Pack(images, bad)
+    return Pack(images, bad, pixel_range, tuple(notes))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muscle_plugin.data.images import PixelRange
+
 _RESIZED_AT_A_TIME = 1024  # images; all of them as floats would need four times their memory
 
 
@@ -26,6 +28,7 @@ class Source:
         subclasses, subclass_names: (P,) int64 finer labels and their names, if the data set has them (CIFAR-20).
         notes: remarks for the user on how the data was read.
         names: (P,) file names of the images, if each has a file of its own.
+        pixel_range: black and white among grey values of more than 8 bits, if there were files of such.
     """
 
     images: Tensor
@@ -37,6 +40,7 @@ class Source:
     subclass_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     names: Sequence[str] = ()
+    pixel_range: PixelRange | None = None
 
     @property
     def train_labels(self) -> Tensor:
@@ -66,6 +70,7 @@ class SourceOptions:
         labels_csv: table of labels of an image folder.
         skip_bad_images: leave out unreadable image files instead of failing.
         cache_dirs: folders for packed array files, by preference.
+        pixel_range: black and white among grey values of more than 8 bits; None: as the files say, or show.
         allow_outside: follow links out of ``data_dir``, and accept files outside it in ``labels_csv``.
     """
 
@@ -76,6 +81,7 @@ class SourceOptions:
     skip_bad_images: bool = False
     cache_dirs: Sequence[Path] = ()
     allow_outside: bool = False
+    pixel_range: PixelRange | None = None
 
 
 def resize(images: Tensor, size: int) -> Tensor:

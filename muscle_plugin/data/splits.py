@@ -22,11 +22,13 @@ SPLIT_FORMAT = 1
 
 @dataclass(frozen=True)
 class Split:
-    """Positions among a source's training images, int64, ascending; ``sequestered``: subclasses that give no labels."""
+    """Positions among a source's training images, int64, ascending; ``sequestered``: subclasses that give no labels;
+    ``notes``: remarks for the user."""
 
     labelled: Tensor
     unlabelled: Tensor
     sequestered: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def draw_split(
@@ -43,7 +45,7 @@ def draw_split(
             remaining subclasses share the labels equally.
 
     Raises:
-        DataError: the labels cannot be shared so, a class has too few images, or no image is left unlabelled.
+        DataError: the labels cannot be shared so, or a class has too few images.
     """
     generator = torch.Generator().manual_seed(derive(seed, "split"))
     groups, names = source.train_labels, source.classes
@@ -103,13 +105,7 @@ def _with_rest(source: Source, labelled: Tensor, include_labelled: bool, sequest
     keep = torch.ones(len(source.train), dtype=torch.bool)
     if not include_labelled:
         keep[labelled] = False
-    unlabelled = keep.nonzero().flatten()
-    if not len(unlabelled):
-        raise DataError(
-            f"num_labels: {len(labelled)} leaves no unlabelled image of {len(keep)}; give fewer, more unlabelled images, or"
-            " --include_lb_to_ulb true, which uses the labelled ones without their labels too"
-        )
-    return Split(labelled, unlabelled, sequestered)
+    return Split(labelled, keep.nonzero().flatten(), sequestered)
 
 
 def fingerprint(source: Source) -> str:

@@ -11,6 +11,7 @@ import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from muscle_plugin.data.images import PixelRange
 from muscle_plugin.data.normalise import Normaliser
 from muscle_plugin.errors import DamagedError, InputError
 from muscle_plugin.files import load_tensors
@@ -36,6 +37,8 @@ class NetInfo(BaseModel):
     channels: Literal[1, 3]
     mean: list[float]
     std: list[float]
+    #: Of grey values of more than 8 bits; a checkpoint that does not say it is from when all were taken for 16 bits.
+    pixel_values: PixelRange | None = PixelRange(0, 65535, overrides=True)
     step: int = Field(validation_alias=AliasChoices("it", "step"))
     weights: Literal["averaged", "live"] = "averaged"
     algorithm: str | None = Field(None, validation_alias=AliasChoices("algorithm_name", "algorithm"))

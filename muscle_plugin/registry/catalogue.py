@@ -171,6 +171,12 @@ def muscle_algorithms() -> dict[str, Algorithm]:
     return composed | {MUSCLE_PREFIX + n: a for n, a in bases.items() if WEAK_UNLABELLED_VIEW in a.views}
 
 
+def sees_unlabelled(algorithm: str) -> bool:
+    """Whether a step of this algorithm sees unlabelled images, as far as is known: MUSCLE's does."""
+    base = base_algorithms().get(algorithm)
+    return base is None or any(view.endswith("_ulb") or "_ulb_" in view for view in base.views)
+
+
 def all_algorithms() -> dict[str, Algorithm]:
     """Every algorithm that can be trained, by name."""
     return base_algorithms() | muscle_algorithms()

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from muscle_plugin.registry.catalogue import MUSCLE, stage_1_epochs
-from muscle_plugin.registry.names import DATASETS, DatasetInfo
+from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, DatasetInfo
 from muscle_plugin.settings.schema import MOST_CHARACTERS, MOST_WHOLE, OF_ONES_OWN, WITHOUT_LABELS, RunSettings
 from muscle_plugin.text import did_you_mean, shown
 
@@ -101,7 +101,10 @@ def _split_faults(s: RunSettings, info: DatasetInfo) -> list[str]:
     if s.split_file and s.lb_imb_ratio != 1:
         faults.append("lb_imb_ratio: split_file says which images are labelled; give one of the two")
     files = ("folder", "miniimagenet", "eurosat")
-    for name, allowed in (("labels_csv", files[:1]), ("skip_bad_images", files), ("allow_outside", files)):
+    for name, allowed in (
+        ("labels_csv", files[:1]), ("skip_bad_images", files), ("allow_outside", files),
+        ("pixel_range", (*files, *PLUGIN_DATASETS)),
+    ):  # fmt: skip
         if getattr(s, name) and s.dataset not in allowed:
             faults.append(f"{name}: only for image files (dataset {', '.join(allowed)}), not for {s.dataset}")
     return faults

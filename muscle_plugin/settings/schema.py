@@ -81,6 +81,13 @@ def _known_device(name: str) -> str:
     return name
 
 
+def _two_numbers(text: str | None) -> str | None:
+    low, _, high = ("0,1" if text is None else text).partition(",")
+    if re.fullmatch(r"-?\d{1,10},-?\d{1,10}", f"{low},{high}") and int(low) < int(high):
+        return text
+    raise PydanticCustomError("range", "two whole numbers are expected, the lower first, as 0,4095")
+
+
 class RunSettings(BaseModel):
     """Settings that every run has."""
 
@@ -160,6 +167,9 @@ class RunSettings(BaseModel):
     hard_ops: int | None = setting(
         None, STEP, "operations of RandAugment per strong view; default: 2, for randaugment_usb 3", ge=1, le=14)
     labels_csv: str | None = setting(None, RESULT, "of dataset folder: table of file,label[,split] over data_dir")
+    pixel_range: Annotated[str | None, AfterValidator(_two_numbers)] = setting(
+        None, RESULT, "values that become black and white, of image files with more than 8 bits: 0,4095 (below 0:"
+        " --pixel_range=-1000,400); default: what the files say, else show")
     skip_bad_images: bool = setting(False, RESULT, "leave out image files that cannot be read")
     allow_outside: bool = setting(False, RESULT, "links of an image folder, and names in labels_csv, may leave data_dir")
     cache_dir: str | None = setting(

@@ -42,7 +42,8 @@ class Timing:
     def steps_of(self, resolved: Resolved) -> int:
         """The training steps of a run of this kind."""
         s = resolved.settings
-        return resolved.steps(self.images - (0 if s.include_lb_to_ulb else s.num_labels or self.labelled))
+        unlabelled = self.images - (0 if s.include_lb_to_ulb else s.num_labels or self.labelled)
+        return resolved.steps(unlabelled or self.images)
 
     def seconds(self, steps: int, done: int) -> float:
         """Seconds from step ``done`` to the end of a run of ``steps``; stages take their share of any run."""

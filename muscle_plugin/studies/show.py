@@ -12,6 +12,7 @@ from torch import Tensor
 
 from muscle_plugin.data.splits import class_counts
 from muscle_plugin.data.views import STRONG
+from muscle_plugin.text import shown
 
 if TYPE_CHECKING:
     from muscle_plugin.training.host import Host
@@ -25,9 +26,9 @@ def counts_table(algorithm: Host) -> Table:
         title=f"{algorithm.settings.dataset}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled,"
         f" {len(source.test)} test images of {height} x {width}, {source.images.shape[1]} channel(s)"
     )
-    table.add_column("class", no_wrap=True)
+    table.add_column("class", overflow="fold")
     for name in ("labelled", "unlabelled", "test"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     hidden: dict[int, list[str]] = {}
     if split.sequestered and source.subclasses is not None:
         table.add_column("gives no labels", overflow="fold")
@@ -38,7 +39,7 @@ def counts_table(algorithm: Host) -> Table:
     test_counts = torch.bincount(test[test >= 0], minlength=len(source.classes))
     labelled, unlabelled = class_counts(source, split.labelled), class_counts(source, split.unlabelled)
     for c, name in enumerate(source.classes):
-        cells = [name, *(str(int(counts[c])) for counts in (labelled, unlabelled, test_counts))]
+        cells = [shown(name), *(str(int(counts[c])) for counts in (labelled, unlabelled, test_counts))]
         table.add_row(*cells, *([", ".join(hidden.get(c, []))] if hidden else []))
     if unknown := len(split.unlabelled) - int(unlabelled.sum()):
         table.add_row("(class not known)", "", str(unknown), "")

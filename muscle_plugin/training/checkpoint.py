@@ -149,6 +149,7 @@ def _about_images(host: Host) -> dict[str, Any]:
         "net_options": dict(getattr(host.net_builder, "keywords", {}).get("options") or {}),
         "mean": mean.tolist(),
         "std": std.tolist(),
+        "pixel_values": list(host.source.pixel_range or ()) or None,
     }
 
 

@@ -161,7 +161,7 @@ class Host(USBAlgorithm):
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)
-        self.notes = list(source.notes)
+        self.notes = [*source.notes, *split.notes]
         if not rank:  # the others show none
             self.notes += [*find_oddities(source, split), *self.batches.notes]
         self.notes += prepare((self.model, self.ema_model), settings, self.batches, self.device)

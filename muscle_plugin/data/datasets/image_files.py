@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from muscle_plugin.data.images import leads_out, name_below
+from muscle_plugin.data.images import leads_out, name_below, of_the_user
 from muscle_plugin.data.packed import pack
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
@@ -31,7 +31,8 @@ def read_image_files(
     files = [x.path for x in items]
     if not options.allow_outside and (path := leads_out(root, files)):
         raise DataError(f"{path}: a link out of {root}; --allow_outside true follows such links")
-    packed = pack(name, root, files, options.img_size, options.cache_dirs)
+    packed = pack(name, root, files, options.img_size, options.cache_dirs, options.pixel_range)
+    notes = [*notes, *packed.notes]
     good = torch.ones(len(files), dtype=torch.bool)
     if packed.bad:
         if not options.skip_bad_images:
@@ -43,10 +44,13 @@ def read_image_files(
     is_test = torch.tensor([x.test for x in items])
     train, test = ((good & chosen).nonzero().flatten() for chosen in (~is_test, is_test))
     names = [str(name_below(root, f)) for f in files]
-    return Source(packed.images, labels, train, test, tuple(classes), notes=tuple(notes), names=names)
+    return Source(
+        packed.images, labels, train, test, tuple(classes),
+        notes=tuple(notes), names=names, pixel_range=packed.pixel_range,
+    )  # fmt: skip
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders in ``folder``, if it is one, in order of name; hidden ones are left out."""
+    """Return the folders in ``folder``, if it is one, in order of name; without those that are not the user's."""
     inside = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in inside if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in inside if p.is_dir() and of_the_user(p.name))

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import os
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from muscle_plugin.data.datasets.image_files import LabelledFile, class_folders, read_image_files
+from muscle_plugin.data.datasets.label_table import ABSENT, read_label_table
 from muscle_plugin.data.images import find_images, unknown_files
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
-from muscle_plugin.text import did_you_mean, shown
+from muscle_plugin.text import did_you_mean, plural, shown
 
-_MOST_BYTES = 1 << 28  # of a table of labels
+_LABELLED, _UNLABELLED = ("labelled", "labeled"), ("unlabelled", "unlabeled")
+#: Folders in which images lie by what they are for, not by class.
+_NO_CLASSES = frozenset([*_LABELLED, *_UNLABELLED, "train", "test", "val", "valid", "validation"])
 
 
 def image_folder(options: SourceOptions) -> Source:
     """Read ``labelled/<class>/*``, ``unlabelled/*`` and, if there is a test set, ``test/<class>/*``; or, with ``labels_csv``,
-    any tree of images and a table of columns file, label and, optionally, split (train or test).
+    any tree of images and a table of columns file, label and, optionally, split (train or test). Folders by class alone, in
+    ``data_dir`` or its ``train/``, are labelled images.
 
     Classes are in alphabetical order. An image that the table does not name, or gives no label, is unlabelled.
     """
@@ -31,11 +31,12 @@ def image_folder(options: SourceOptions) -> Source:
     if table is not None and not table.exists() and (root / table).exists():
         table = root / table
     notes: list[str] = []
-    items = read_label_table(root, table, options.allow_outside) if table else _from_folders(root, notes)
+    items = read_label_table(root, table, options.allow_outside, notes) if table else _from_folders(root, notes)
     classes = sorted({x.label for x in items if x.label is not None and not x.test})
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
-        raise DataError(f"{table or root}: images of at least two classes must be labelled, found {found}")
+        how = f" ({'; '.join(notes)})" if notes else ""
+        raise DataError(f"{table or root}: images of at least two classes must be labelled, found {found}{how}")
     tested = {x.label: x.path for x in items if x.test}
     for name, path in tested.items():
         if name not in classes:
@@ -45,90 +46,59 @@ def image_folder(options: SourceOptions) -> Source:
 
 
 def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
-    """The image files in the folders of ``root``; adds notes on what else is there."""
-    labelled, unlabelled, test = (
-        next((root / n for n in names if (root / n).is_dir()), None)
-        for names in (("labelled", "labeled"), ("unlabelled", "unlabeled"), ("test",))
-    )
+    """The image files in the folders of ``root``; adds notes on what else is there, and on what was understood."""
+    folders = class_folders(root)
+    labelled, unlabelled, test = (_called(names, folders) for names in (_LABELLED, _UNLABELLED, ("test",)))
+    labelled, classes = labelled or _called(("train",), folders), []
+    if labelled is None and unlabelled is None and (classes := _classes_among(folders)):
+        labelled = root
+        notes.append(f"{root}: no labelled/; taken for classes: {_named(classes)}")
     if labelled is None:
-        there = ", ".join(shown(repr(p.name)) for p in class_folders(root)[:5]) or "no folder"
+        there = ", ".join(shown(repr(p.name)) for p in folders[:5]) or "no folder"
         raise DataError(
             f"{root}: expected the folder labelled/ with a folder for each class, beside unlabelled/ and, optionally, test/"
             f" (found {there}); or give a table of file and label as --labels_csv"
         )
+    for folder, name in ((labelled, "labelled"), (unlabelled, "unlabelled"), (test, "test")):
+        if folder and folder != root and folder.name not in (*_LABELLED, *_UNLABELLED, "test"):
+            notes.append(f"{root}: {folder.name}/ is taken for {name}/")
     items = []
     for folder in filter(None, (labelled, test)):
-        for of_class in class_folders(folder):
-            files = find_images(of_class)
+        for of_class in classes if folder == root else class_folders(folder):
+            files, name = find_images(of_class), of_class.name.lower()
             if not files:
                 raise DataError(f"{of_class}: no image in it; put some there, or remove the folder")
-            items += [LabelledFile(f, of_class.name, folder is test) for f in files]
+            if name in _LABELLED or (name in _UNLABELLED and folder is test):
+                raise DataError(f"{of_class}: cannot be a class; images go into labelled/<class>/ and test/<class>/")
+            if name in _UNLABELLED:
+                notes.append(f"{of_class}: {plural(len(files), 'image')} taken as unlabelled")
+            elif name in ABSENT and folder is labelled:
+                notes.append(f"{of_class}: is a class like others; images without a label go into unlabelled/")
+            items += [LabelledFile(f, None if name in _UNLABELLED else of_class.name, folder is test) for f in files]
         if stray := [f for f in find_images(folder) if f.parent == folder]:
             raise DataError(f"{stray[0]}: lies in no class; images go into {folder.name}/<class>/")
     if unlabelled is not None:
         items += [LabelledFile(f, None) for f in find_images(unlabelled)]
-    parts = [p for p in (labelled, unlabelled, test) if p is not None]
+    parts = [p for p in (*(classes or [labelled]), unlabelled, test) if p is not None]
     # some file systems know one folder by `test` and by `Test`
-    if others := [p for p in class_folders(root) if not any(p.samefile(x) for x in parts)]:
-        names = ", ".join(shown(repr(p.name)) for p in others[:5]) + (", …" if others[5:] else "")
-        notes.append(f"passed over in {root}: {names}; used: {', '.join(p.name for p in parts)}")
+    if others := [p for p in folders if not any(p.samefile(x) for x in parts)]:
+        notes.append(f"passed over in {root}: {_named(others)}; used: {', '.join(p.name for p in parts[:8])}")
     notes += [f"{root}: {line}" for line in unknown_files(parts)]
     return items
 
 
-def read_label_table(root: Path, table: Path, allow_outside: bool) -> list[LabelledFile]:
-    """Return the files that a table of file, label and, optionally, train or test names, by paths relative to ``root``, and the
-    images below ``root`` that it does not name."""
-    # image -> its label and whether it is for testing, once a line has named it
-    found: dict[Path, tuple[str | None, bool] | None] = dict.fromkeys(find_images(root))
-    by_real: dict[str, Path] = {}  # by path with links resolved; made if a row needs it
-    for line, row in _rows(table):
-        where = f"{table} line {line}"
-        name, label, split = ([c.strip() for c in row] + ["", "", ""])[:3]
-        relative = Path(os.path.normpath(name)) if name else Path()
-        outside = relative.is_absolute() or relative.parts[:1] == ("..",)
-        path = root / relative
-        if outside:  # or so it is written: an absolute path may lead to an image of the folder
-            by_real = by_real or {os.path.realpath(p): p for p in found}
-            with contextlib.suppress(OSError, ValueError):  # what is no path at all
-                path = by_real.get(os.path.realpath(path), path)
-        if not name or (outside and path not in found and not allow_outside):
-            hint = "; --allow_outside true permits others" if name else ""
-            raise DataError(f"{where}: {shown(repr(name))} is not the path of a file in {root}{hint}")
-        if outside and os.path.isfile(path):
-            found.setdefault(path)
-        if path not in found:
-            raise DataError(f"{where}: {shown(path)}: no such image")
-        if split.lower() not in ("", "train", "test"):
-            raise DataError(f"{where}: split must be train or test, got {shown(repr(split))}")
-        entry = (label or None, split.lower() == "test")
-        if entry == (None, True):
-            raise DataError(f"{where}: a test image needs a label")
-        if found[path] not in (None, entry):
-            raise DataError(f"{where}: {shown(name)} has another label in an earlier line")
-        found[path] = entry
-    return [LabelledFile(path, *(entry or (None, False))) for path, entry in found.items()]
+def _called(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
+    """The first folder of such a name, else one that differs in capitals alone."""
+    exact = [f for name in names for f in folders if f.name == name]
+    return next(iter([*exact, *(f for f in folders if f.name.lower() in names)]), None)
 
 
-def _rows(table: Path) -> list[tuple[int, list[str]]]:
-    """Lines of a table with their numbers, without its header; separated by comma, semicolon or tab."""
-    try:
-        with table.open("rb") as f:  # of a device no more than this is read
-            raw = f.read(_MOST_BYTES + 1)
-        if len(raw) > _MOST_BYTES:
-            raise DataError(f"{table}: larger than {_MOST_BYTES >> 20} MB; not a table of labels")
-        text = raw.decode("utf-8-sig")
-    except (OSError, ValueError) as e:
-        raise DataError(f"{table}: cannot be read: {shown(e)}") from None
-    first = re.split("[\r\n]", text.strip(), maxsplit=1)[0]
-    separator = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as e:
-        raise DataError(f"{table} line {reader.line_num}: not a table of file and label: {e}") from None
-    if rows and rows[0][1][0].strip().lower() in ("file", "filename", "image", "path"):
-        del rows[0]
-    if not rows or len(rows[0][1]) < 2:
-        raise DataError(f"{table}: expected lines of file,label")
-    return rows
+def _classes_among(folders: Sequence[Path]) -> list[Path]:
+    """Those that hold images, if they can be classes and nothing else."""
+    found = [f for f in folders if f.name.lower() not in _NO_CLASSES and find_images(f)]
+    nested = any(_called(sorted(_NO_CLASSES), class_folders(f)) for f in found)
+    return [] if nested or len(found) < 2 else found
+
+
+def _named(folders: Sequence[Path]) -> str:
+    return ", ".join(shown(repr(p.name)) for p in folders[:5]) + (", …" if folders[5:] else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,9 +40,9 @@ def _checked(returned: object, name: str, channels: int, options: SourceOptions)
         raise DataError(f"returns {type(returned).__name__}, which has no {', '.join(missing)}; return Images(...)")
     given, given_labels, given_test, given_classes = (getattr(returned, p) for p in parts)
     classes = _classes(given_classes, DATASETS[name].num_classes)
-    names: list[str] = []
+    of_files: dict[str, Any] = {}
     if isinstance(given, (list, tuple)) and all(isinstance(x, (str, os.PathLike)) for x in given):
-        images, names = _decoded(given, name, channels, options)
+        images, of_files = _decoded(given, name, channels, options)
     else:
         images = _pixels(_array("images", given), channels)
     count = len(images)
@@ -54,7 +55,7 @@ def _checked(returned: object, name: str, channels: int, options: SourceOptions)
     test = _test_mask(_array("test", given_test), count)
     if not (labels[~test] >= 0).any():
         raise DataError("no image for training has a label")
-    source = Source(images, labels, (~test).nonzero().flatten(), test.nonzero().flatten(), classes, names=names)
+    source = Source(images, labels, (~test).nonzero().flatten(), test.nonzero().flatten(), classes, **of_files)
     check_labels(source, "labels")
     return source
 
@@ -85,15 +86,16 @@ def _pixels(found: np.ndarray, channels: int) -> Tensor:
 
 def _decoded(
     files: Sequence[str | os.PathLike[str]], name: str, channels: int, options: SourceOptions
-) -> tuple[Tensor, list[str]]:
+) -> tuple[Tensor, dict[str, Any]]:
     if channels != 3:
         raise DataError("image files are read as RGB: register it with channels=3")
     root = options.data_dir
     paths = [root / Path(f).expanduser() for f in files]
-    packed = pack(name, root, paths, options.img_size, options.cache_dirs)
+    packed = pack(name, root, paths, options.img_size, options.cache_dirs, options.pixel_range)
     if packed.bad:
         raise DataError(packed.faults())
-    return packed.images, [str(name_below(root, p)) for p in paths]
+    names = [str(name_below(root, p)) for p in paths]
+    return packed.images, {"names": names, "notes": packed.notes, "pixel_range": packed.pixel_range}
 
 
 def _test_mask(found: np.ndarray, count: int) -> Tensor:
