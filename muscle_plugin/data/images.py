@@ -31,8 +31,8 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 262, 28
 
 
 class PixelRange(NamedTuple):
-    """The grey values of more than 8 bits that become black and white, in files that do not say it themselves or, if it
-    ``overrides``, in all."""
+    """The grey values of more than 8 bits that become black and white, in files that do not say it or, if it ``overrides``, in
+    others too; not in formats whose values Pillow has scaled (PGM, JPEG 2000)."""
 
     black: int
     white: int
@@ -156,19 +156,17 @@ def _is_deep(image: Image.Image) -> bool:
 def _deep_values(path: Path, image: Image.Image, given: PixelRange | None) -> tuple[np.ndarray, PixelRange | None]:
     """The upright (H, W) int64 grey values of an image of more than 8 bits, and their range, as far as the file says it or
     ``given`` overrides it."""
-    tags, tile = getattr(image, "tag_v2", {}), [*getattr(image, "tile", ()), ("raw",)][0]
+    tags = getattr(image, "tag_v2", {})
     values = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
     signed = tags.get(_SAMPLE_FORMAT, (1,))[0] != 1
     if tags and not signed:  # Pillow reads 32 bits as signed ones
         values &= 0xFFFFFFFF
+    if image.format in ("PPM", "JPEG2000"):  # Pillow has scaled them
+        return values, PixelRange(0, 65535)
     if given is not None and given.overrides:
-        if image.format == "PPM" and tile[0] != "raw":  # back to the values in the file
-            values = (values * tile[3][-1] + 32767) // 65535
         return values, given
     said = None
-    if image.format in ("PPM", "JPEG2000"):  # Pillow has scaled them
-        said = PixelRange(0, 65535)
-    elif image.format == "PNG":
+    if image.format == "PNG":
         with path.open("rb") as file:
             _, _, bits = file.read(1 << 16).partition(b"IDAT")[0].partition(b"\0\0\0\1sBIT")
         if bits:
@@ -190,11 +188,9 @@ def _covering(least: int, most: int) -> PixelRange:
     return PixelRange(-(1 << (-least - 1).bit_length()) if least < 0 else 0, (1 << bits) - 1)
 
 
-def find_pixel_range(
-    files: Sequence[Path], given: PixelRange | None, source: str
-) -> tuple[PixelRange | None, list[str]]:
-    """Return the range of grey values of more than 8 bits in those of ``files`` that do not say it: ``given``, which is from
-    ``source``, else that of all their values (None: there are none); and lines for the user on what is used."""
+def find_pixel_range(files: Sequence[Path], given: PixelRange | None) -> tuple[PixelRange | None, list[str]]:
+    """Return the range of grey values of more than 8 bits in those of ``files`` that do not say it: ``given``, else that of all
+    their values (None: there are none); and lines for the user on what is used."""
     dark: list[bool] = []  # of each colour image of 16 bits
 
     def look(path: Path) -> tuple[PixelRange | None, int, int] | None:
@@ -214,7 +210,9 @@ def find_pixel_range(
         _, lows, highs = zip(*(x for x in deep if x[0] == said), strict=True)
         used = said or given or _covering(min(lows), max(highs))
         common = common or (None if said else used)
-        whence = source if used == given else "as the files say" if said else "from these values; see pixel_range"
+        whence = (
+            "pixel_range" if used == given else "as the files say" if said else "from these values; see pixel_range"
+        )
         values = f"{plural(len(lows), 'image')} of more than 8 bits, {min(lows)} to {max(highs)}"
         lines.append(f"{values}: {used.black} is black and {used.white} white ({whence})")
     if dark and all(dark):

@@ -110,7 +110,7 @@ def _write(
         array = np.lib.format.open_memmap(file.name, "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):  # claim the room: a full disk is an error here, and not a signal later
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
-        pixel_range, notes = find_pixel_range(files, given, "pixel_range")
+        pixel_range, notes = find_pixel_range(files, given)
         if given and not notes:
             notes = ["pixel_range has no effect: no image has more than 8 bits"]
         bad = decode_all(files, shape[-1], array, pixel_range)

@@ -37,8 +37,8 @@ class NetInfo(BaseModel):
     channels: Literal[1, 3]
     mean: list[float]
     std: list[float]
-    #: Of grey values of more than 8 bits; a checkpoint that does not say it is from when all were taken for 16 bits.
-    pixel_values: PixelRange | None = PixelRange(0, 65535, overrides=True)
+    #: None: no image of training needed one, and each is seen by its own values.
+    pixel_values: PixelRange | None = None
     step: int = Field(validation_alias=AliasChoices("it", "step"))
     weights: Literal["averaged", "live"] = "averaged"
     algorithm: str | None = Field(None, validation_alias=AliasChoices("algorithm_name", "algorithm"))
