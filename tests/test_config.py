@@ -1,9 +1,12 @@
 """Settings: layering, checking, the command line, and that none of it loads torch or semilearn."""
 
+import inspect
 import json
+import math
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +16,18 @@ import torch
 from conftest import CONFIGS, ROOT
 
 from muscle_plugin.cli import main
+from muscle_plugin.data.views import STRONG, views_of
 from muscle_plugin.errors import ConfigError
-from muscle_plugin.registry.catalogue import NOT_HOSTED, all_algorithms, muscle_algorithms, usb_algorithms
+from muscle_plugin.files import load_tensors
+from muscle_plugin.registry.catalogue import (
+    NOT_HOSTED,
+    all_algorithms,
+    base_algorithms,
+    muscle_algorithms,
+    usb_algorithms,
+)
+from muscle_plugin.settings.effects import IDLE, NO_SHARPENING, NO_STRONG_VIEW, NO_ULB_LOSS_RATIO, NO_USE_CAT
+from muscle_plugin.settings.namespace import from_namespace
 from muscle_plugin.settings.resolve import batch_composition, load_settings, resolve
 from muscle_plugin.settings.schema import (
     MACHINE,
@@ -67,6 +80,7 @@ def test_every_config_resolves_to_what_its_name_says(name):
         ("classic_cv/fixmatch_cifar10_4000", {"num_labels": "40"}, "fixmatch_cifar10_40_0"),
         ("fixmatch_cifar100_10000", {"num_labels": 1000}, "fixmatch_cifar100_1000_0"),
         ("muscle_fixmatch_digits_10", {"algorithm": "muscle_flexmatch"}, "muscle_flexmatch_digits_10_0"),
+        ("fixmatch_digits_100", {"dataset": "cifar10"}, "fixmatch_cifar10_100_0"),
         ("fixmatch_digits_100", {"split_file": "mine/split.json"}, "fixmatch_digits_split_0"),
         ("fixmatch_digits_100", {"num_labels": "100", "seed": 3, "lr": 0.1}, "fixmatch_digits_100_3"),
         ("classic_cv/fixmatch_cifar10_4000", {"epoch": 2}, "classic_cv-fixmatch_cifar10_4000_0"),
@@ -81,8 +95,11 @@ def test_values_of_python_and_its_libraries(tmp_path):
     given = {
         "save_dir": tmp_path, "seed": np.int64(3), "lr": np.float64(0.5), "ratio": Fraction(7, 2),
         "momentum": torch.tensor(0.5), "use_cat": np.bool_(False), "epoch": np.array(2), "total_batch": torch.tensor(9),
+        "weight_decay": np.float32(0.25), "clip_grad": np.longdouble(2), "overwrite": torch.tensor(True),
+        "net": np.str_("cnn13"),
     }  # fmt: skip
     s = load_settings(None, **given).settings
+    assert (s.weight_decay, s.clip_grad, s.overwrite, s.net) == (0.25, 2.0, True, "cnn13")
     assert (s.save_dir, s.seed, s.lr, s.ratio) == (str(tmp_path), 3, 0.5, 3.5)
     assert (s.momentum, s.use_cat, s.epoch, s.total_batch) == (0.5, False, 2, 9)
     assert [type(v) for v in (s.seed, s.use_cat, s.epoch)] == [int, bool, int]
@@ -276,6 +293,56 @@ def test_usb_files_keep_working(tmp_path):
     assert any(re.search(r"\bclip\b", n) for n in resolved.notices)
 
 
+NUMBERS = [(a.name, x) for a in base_algorithms().values() for x in a.arguments if x.type is not bool]
+
+
+def test_every_number_of_an_algorithm_has_bounds_that_its_default_keeps():
+    assert [(name, x.name) for name, x in NUMBERS if not x.bounds] == []
+    for name in base_algorithms():
+        assert settings_model(name).model_validate({"algorithm": name})  # defaults are validated
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "setting", "values"),
+    [
+        ("fixmatch", "p_cutoff", ("95", "-1", "1.01", "nan", "inf")),
+        ("muscle_fixmatch", "p_cutoff", ("95",)),
+        ("freematch", "ema_p", ("1.5", "1", "-0.1")),
+        ("freematch", "T", ("0", "-1", "nan", "inf")),
+        ("softmatch", "n_sigma", ("0", "-2", "1.5")),
+        ("comatch", "proj_size", ("0", "-1", "9007199254740992")),
+        ("comatch", "queue_batch", ("0", "-1")),
+        ("simmatch", "da_len", ("0", "-1")),
+        ("dash", "gamma", ("0", "0.5")),
+        ("dash", "num_wu_eval_iter", ("0",)),
+        ("dash", "num_wu_iter", ("-1",)),
+        ("pimodel", "unsup_warm_up", ("0", "40", "-0.4")),
+        ("uda", "tsa_schedule", ("quadratic",)),
+        ("labelprop", "lp_start", ("1.5", "-0.5", "nan")),
+        ("labelprop", "lp_k", ("0",)),
+        ("labelprop", "lp_alpha", ("0", "1")),
+        ("meanteacher_original", "consistency_rampup", ("-1",)),
+        ("contrastive", "temperature", ("0",)),
+        ("softmatch", "per_class", ("true",)),
+        ("vat", "vat_embed", ("true",)),
+        ("fixmatch", "momentum", ("0",)),
+        ("fixmatch", "num_warmup_iter", ("5 --lr_schedule cosine",)),
+    ],
+)
+def test_values_with_which_no_algorithm_can_train_are_one_line(algorithm, setting, values, capsys):
+    for value in values:
+        words = f"train fixmatch_digits_10 --algorithm {algorithm} --{setting} {value}".split()
+        assert main(words) == 2
+        assert re.fullmatch(rf"error: --{setting}: .*\n", capsys.readouterr().err), value
+
+
+@pytest.mark.parametrize(("algorithm", "argument"), [(n, x) for n, x in NUMBERS if x.type is float])
+def test_no_number_of_an_algorithm_is_infinite_or_none(algorithm, argument):
+    for value in (math.nan, math.inf, -math.inf, "nan"):
+        (fault,) = faults(algorithm=algorithm, epoch=10, **{argument.name: value})
+        assert re.match(f"--{argument.name}: input should be .*, got ", fault)
+
+
 def test_the_catalogue_is_what_usb_registers():
     from semilearn.core.utils import ALGORITHMS
 
@@ -380,6 +447,118 @@ def test_notices_for_what_was_not_taken_as_given():
     assert any(re.search(r"ratio 2\.5 .*2\.556", n) for n in load_settings(None, ratio="2.5", total_batch=96).notices)
     assert any("load_path" in n for n in load_settings(None, load_path="x").notices)
     assert load_settings(None, ratio=3, total_batch=96).notices == ()
+
+
+#: Settings that change nothing as the others stand.
+IDLE_CASES = [
+    ({"optim": "AdamW", "lr": 0.001}, {"momentum": 0.5}),
+    ({"weight_decay": 0}, {"decay_all": True}),
+    ({}, {"init_head": True}),
+    ({}, {"load_path": "x"}),
+    ({"data_on": "device"}, {"num_workers": 0}),
+    ({}, {"cache_dir": "x"}),
+    ({"device": "cpu"}, {"deterministic": False}),
+    ({"split_file": "split.npy", "num_labels": None}, {"split_seed": 5}),
+    ({"algorithm": "supervised"}, {"hard_augment": "crop"}),
+    ({"algorithm": "labelprop", "epoch": 2}, {"use_cat": False}),
+    ({"algorithm": "contrastive"}, {"ulb_loss_ratio": 0.5}),
+    (
+        {"algorithm": "muscle_fixmatch", "mi_weight": 0},
+        {"hard_views": 2, "mi_labelled": False, "mi_batch_norm": "separate"},
+    ),
+    ({"algorithm": "fixmatch", "hard_label": False}, {"T": 0.1}),
+    ({"algorithm": "softmatch"}, {"T": 0.1}),
+    ({"algorithm": "freematch"}, {"T": 0.1}),
+    ({"algorithm": "comatch"}, {"hard_label": False, "smoothing_alpha": 0.5}),
+    ({"algorithm": "simmatch"}, {"K": 7, "in_loss_ratio": 0.5, "smoothing_alpha": 0.5}),
+    ({"algorithm": "softmatch"}, {"dist_align": False}),
+    ({"algorithm": "pseudolabel", "ulb_loss_ratio": 0}, {"unsup_warm_up": 0.1}),
+    ({"algorithm": "comatch", "contrast_loss_ratio": 0}, {"contrast_p_cutoff": 0.1}),
+    ({"algorithm": "contrastive", "contrastive_weight": 0}, {"temperature": 0.1}),
+    ({"algorithm": "meanteacher_original", "consistency": 0}, {"consistency_rampup": 1, "logit_distance": 1.0}),
+    (
+        {"algorithm": "labelprop", "lp_start": 1},
+        {"lp_k": 2, "lp_gamma": 1, "lp_alpha": 0.5, "lp_max_iter": 2, "lp_tol": 0.1},
+    ),
+]
+
+
+@pytest.mark.parametrize(("others", "idle"), IDLE_CASES)
+def test_a_setting_without_effect_brings_a_notice(others, idle):
+    found = load_settings(None, **others, **idle).notices
+    assert [n.partition(" has no effect: ")[0] for n in found] == [f"--{k}" for k in sorted(idle, key=place_in_table)]
+    assert load_settings(None, **others).notices == ()
+
+
+def place_in_table(setting):
+    return " ".join(names for names, *_ in IDLE).split().index(setting)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("others", "idle"), IDLE_CASES)
+def test_a_setting_with_that_notice_changes_no_weight(others, idle, short_run, tmp_path):
+    np.save(tmp_path / "split.npy", np.array([int(np.flatnonzero(digits_labels() == c)[0]) for c in range(10)]))
+    if "split_file" in others:
+        others = others | {"split_file": str(tmp_path / "split.npy")}
+    short = {"num_train_iter": 3, "epoch": 1, **others}
+    short_run(save_name="a", **short)
+    short_run(save_name="b", **short, **idle)
+    nets = [load_tensors(tmp_path / name / "latest_model.pth")["ema_model"] for name in "ab"]
+    assert all(torch.equal(v, nets[1][k]) for k, v in nets[0].items())
+
+
+def digits_labels():
+    from muscle_plugin.data.load import load_data
+
+    return load_data(load_settings(None).settings).train_labels.numpy()
+
+
+def test_notices_are_for_what_the_user_gave(tmp_path, capsys):
+    """Not for a configuration of this package, nor for a default that is spelled out."""
+    assert load_settings("fixmatch_digits_10", optim="AdamW", data_on="device").notices == ()
+    assert load_settings("usb_cv/fixmatch_cifar100_200", use_pretrain=False).notices == ()
+    assert load_settings(None, optim="AdamW", momentum=0.9, num_workers=2, data_on="device").notices == ()
+    assert load_settings(None, algorithm="supervised", hard_augment="digits_hard").notices == ()
+    of_usb_alone = Namespace(algorithm="elsewhere", dataset="digits", ulb_loss_ratio=0.5, use_cat=False)
+    assert from_namespace(of_usb_alone).notices == ()
+    (tmp_path / "mine.yaml").write_text("optim: AdamW\nmomentum: 0.5\n")
+    assert main(["train", str(tmp_path / "mine.yaml"), "-alg", "fixmatch", "-ds", "digits", "--print-config"]) == 0
+    assert capsys.readouterr().err == "note: mine.yaml: momentum has no effect: only optim SGD uses it\n"
+
+
+def test_a_path_of_pretrained_weights_means_to_use_them(tmp_path, capsys):
+    words = ["train", "fixmatch_digits_10", "--net", "wrn_28_2", "--pretrain_path", "mine.pth"]
+    assert main([*words, "--print-config"]) == 0
+    assert "use_pretrain: true\n" in capsys.readouterr().out
+    assert main([*words, "--use_pretrain", "false"]) == 2
+    assert re.fullmatch("error: --pretrain_path: .*--use_pretrain false.*\n", capsys.readouterr().err)
+    (tmp_path / "off.yaml").write_text("use_pretrain: false\n")
+    (tmp_path / "both.yaml").write_text(
+        "use_pretrain: false\npretrain_path: other.pth\n"
+    )  # USB's way to leave them out
+    assert load_settings(tmp_path / "off.yaml", pretrain_path="mine.pth").settings.use_pretrain
+    assert not load_settings("usb_cv/fixmatch_cifar100_200", use_pretrain="false").settings.use_pretrain
+    both = load_settings(tmp_path / "both.yaml")
+    assert not both.settings.use_pretrain
+    assert both.notices == ("both.yaml: pretrain_path has no effect: use_pretrain is false",)
+
+
+def test_the_table_of_settings_without_effect_is_what_the_classes_do():
+    from muscle_plugin.algorithms.compose import algorithm_class
+
+    modules = ("semilearn.algorithms", "muscle_plugin.algorithms.")
+    for name, entry in base_algorithms().items():
+        classes = [c for c in algorithm_class(name).__mro__[1:] if c.__module__.startswith(modules)]
+        source = "".join(map(inspect.getsource, classes))
+        assert ("self.lambda_u" not in source) == (name in NO_ULB_LOSS_RATIO), name
+        assert ("self.use_cat" not in source) == (name in NO_USE_CAT), name
+        strengths = {v.strength for v in views_of(entry.views, name).values()}
+        assert (STRONG not in strengths) == (name in NO_STRONG_VIEW), name
+        # of pseudo-labels made of probabilities (softmax=False) PseudoLabelingHook does not use T
+        sharpened = source.count("T=self.T") - len(re.findall(r"T=self\.T,\s+softmax=False", source))
+        otherwise = re.search(r"/ self\.T|T=self\.T\)", source)
+        has_t = any(a.name == "T" for a in entry.arguments)
+        assert (has_t and not sharpened and not otherwise) == (name in NO_SHARPENING), name
 
 
 def test_no_arguments_ask_for_some():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import muscle_plugin.usb.names  # noqa: F401  (makes semilearn importable with this torch and timm)
+from muscle_plugin.cli import main
 from muscle_plugin.nets import OWN_NETS, NetOptions, build_net, net_options
 from muscle_plugin.nets.foreign import torchvision_net
 from muscle_plugin.nets.own import channels
@@ -421,3 +423,21 @@ def test_usbs_nets_take_weights_from_a_file_and_say_what_is_wrong_with_it(tmp_pa
             build_short(**small, use_pretrain=True, pretrain_path=str(tmp_path / path))
     with pytest.raises(ValueError, match=r"/weights\.pth: .*downloaded .*--pretrain_path FILE"):
         build_short(**small, use_pretrain=True, pretrain_path="http://127.0.0.1:9/weights.pth")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--net wrn_28_2 --pretrain_path none.pth",
+        "--net timm:test_resnet --pretrain_path none.pth",
+        "--net resnet18 --net_from_name true --pretrain_path none.pth",
+        "--net resnet18 --net_from_name true --use_pretrain true",
+        "--net small_cnn --pretrain_path none.pth",
+    ],
+)
+def test_pretrained_weights_that_cannot_be_had_end_before_training(words, tmp_path, capsys):
+    place = ["--save_dir", str(tmp_path), "--save_name", "a"]
+    assert main(["train", "fixmatch_digits_10", *words.split(), *place]) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert re.match("error: .*(none.pth: no such file|--pretrain_path FILE|small_cnn has no pretrained weights)", last)
+    assert not (tmp_path / "a" / "result.json").exists()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -17,12 +18,15 @@ from pydantic_core import PydanticUndefined
 from muscle_plugin.registry.catalogue import MUSCLE_PREFIX, base_algorithms, muscle_algorithms
 from muscle_plugin.registry.names import DATASETS
 from muscle_plugin.settings.command_line import SHORT_FLAGS
+from muscle_plugin.settings.effects import NO_SHARPENING
 from muscle_plugin.settings.schema import MACHINE, PLACE, WITHOUT_EFFECT, MuscleSettings, RunSettings, affecting
 
 #: What settings of USB's algorithms mean for which USB has no help, in all algorithms or in one (``ALGORITHM.NAME``).
 MEANINGS = {
-    "hard_label": "pseudo-labels are the likeliest class; false: the probabilities, sharpened by T",
+    "hard_label": "pseudo-labels are the likeliest class; false: the probabilities",
     "T": "temperature that sharpens pseudo-labels which are probabilities (hard_label false)",
+    **dict.fromkeys((f"{a}.T" for a in NO_SHARPENING), "no effect: USB does not sharpen these pseudo-labels"),
+    **dict.fromkeys(("comatch.hard_label", "crmatch.hard_label"), "no effect: USB's class does not use it"),
     "p_cutoff": "least confidence of a prediction that becomes a pseudo-label",
     "ema_p": "momentum of the averages behind thresholds and distribution alignment",
     "ent_loss_ratio": "weight of the fairness loss",
@@ -48,10 +52,10 @@ MEANINGS = {
     "simmatch.T": "temperature of the similarities",
     "simmatch.K": "no effect: USB puts the number of labelled images in its place",
     "simmatch.in_loss_ratio": "weight of the loss between similarities of instances",
-    "softmatch.dist_align": "distribution alignment of pseudo-labels",
+    "softmatch.dist_align": "no effect: USB aligns the distribution of pseudo-labels in any case",
     "softmatch.dist_uniform": "towards equal classes; false: towards the predictions on labelled images",
     "softmatch.n_sigma": "an image whose confidence is below the mean has the weight of a Gaussian of width sigma / n_sigma",
-    "softmatch.per_class": "mean and variance of the confidence for each class",
+    "softmatch.per_class": "mean and variance of the confidence for each class; true is refused, as USB's class fails with it",
 }
 
 #: Of classes that override what USB calls: the methods that others would call.
@@ -162,7 +166,8 @@ def algorithms() -> str:
         if not own:
             without.append(names)
             continue
-        rows = [_row(a.name, _kind(a.type), a.default, _cell(meaning(name, a)), False) for a in own]
+        kinds = [", ".join(filter(None, [_kind(a.type), _bounds([SimpleNamespace(**dict(a.bounds))])])) for a in own]
+        rows = [_row(a.name, k, a.default, _cell(meaning(name, a)), False) for a, k in zip(own, kinds, strict=True)]
         parts.append(f"### {name}\n\nOf {names}.\n\n{_table(rows)}")
     return "\n\n".join([*parts, f"### None of their own\n\n{', '.join(without)}."])
 

@@ -28,7 +28,11 @@ def torchvision_net(
     if name not in known:
         raise InputError(f"net: torchvision has no {name!r}; known: {', '.join(known)}")
     net = torchvision.models.get_model(name, weights=None)
-    if pretrained and pretrained_path:
+    if pretrained:
+        if not pretrained_path:
+            raise InputError(
+                f"net: pretrained weights of torchvision's {name} are read from a file: --pretrain_path FILE"
+            )
         state = read_weights(Path(pretrained_path))
         if fault := misfit(state, net.state_dict()):
             raise InputError(f"net: {pretrained_path}: not weights of torchvision's {name}: {fault}")

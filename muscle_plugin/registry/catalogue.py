@@ -29,14 +29,40 @@ HAVE_MUSCLE = ("musclefixmatch",)
 NOT_HOSTED = {"multimatch": "multimatch trains nets of several heads, which USB has for text alone"}
 
 
+#: What a number means, as bounds for pydantic's ``Field``.
+Bounds = tuple[tuple[str, Any], ...]
+SHARE: Bounds = (("ge", 0), ("le", 1))  # a probability, a part of the run
+MOMENTUM: Bounds = (("ge", 0), ("lt", 1))
+WEIGHT: Bounds = (("ge", 0),)  # a size or a number of steps that may be 0, too
+POSITIVE: Bounds = (("gt", 0),)  # a temperature, a divisor
+COUNT: Bounds = (("ge", 1), ("le", 2**31))
+#: Bounds of the settings of USB's algorithms, of 0.3.2 and git main, by name; of one algorithm by ``ALGORITHM.NAME``.
+USB_BOUNDS: dict[str, Bounds] = {
+    **dict.fromkeys(("p_cutoff", "contrast_p_cutoff", "smoothing_alpha"), SHARE),
+    "ema_p": MOMENTUM,
+    **dict.fromkeys(
+        ("contrast_loss_ratio", "ent_loss_ratio", "in_loss_ratio", "kl_loss_ratio", "rot_loss_ratio"), WEIGHT
+    ),
+    "mi_loss_ratio": WEIGHT,  # of the MUSCLE that the patches add
+    **dict.fromkeys(("T", "C"), POSITIVE),
+    **dict.fromkeys(("K", "da_len", "proj_size", "queue_batch", "num_wu_eval_iter", "n_sigma"), COUNT),
+    **dict.fromkeys(("mixup_alpha", "num_wu_iter", "rho_min", "vat_eps"), WEIGHT),
+    "gamma": (("ge", 1),),  # the threshold of dash falls
+    "unsup_warm_up": (("gt", 0), ("le", 1)),  # USB divides by it
+    "meanteacher.unsup_warm_up": SHARE,
+    "tsa_schedule": (("pattern", "^(none|linear|log|exp)$"),),
+}
+
+
 @dataclass(frozen=True)
 class Argument:
-    """One setting that an algorithm adds, as in USB's ``SSL_Argument``."""
+    """One setting that an algorithm adds, as in USB's ``SSL_Argument``, with the values that it may have."""
 
     name: str
     type: type
     default: Any
     help: str = ""
+    bounds: Bounds = ()
 
 
 @dataclass(frozen=True)
@@ -50,21 +76,21 @@ class Algorithm:
 
 
 _MEAN_TEACHER = (
-    Argument("consistency", float, 100.0, "weight of the consistency loss; its authors take 100"),
-    Argument("consistency_rampup", int, 5, "epochs over which that weight rises"),
-    Argument("logit_distance", float, 0.01, "weight that ties the two heads of a net that has two"),
+    Argument("consistency", float, 100.0, "weight of the consistency loss; its authors take 100", WEIGHT),
+    Argument("consistency_rampup", int, 5, "epochs over which that weight rises", WEIGHT),
+    Argument("logit_distance", float, 0.01, "weight that ties the two heads of a net that has two", WEIGHT),
 )
 _LABEL_PROPAGATION = (
-    Argument("lp_start", float, 0.5, "share of the epochs that is stage 1, without pseudo-labels"),
-    Argument("lp_k", int, 50, "nearest neighbours in the graph"),
-    Argument("lp_gamma", float, 3.0, "power of the affinity"),
-    Argument("lp_alpha", float, 0.99, "strength of the diffusion, below 1"),
-    Argument("lp_max_iter", int, 20, "iterations of conjugate gradients"),
-    Argument("lp_tol", float, 1e-6, "relative residual at which they end"),
+    Argument("lp_start", float, 0.5, "share of the epochs that is stage 1, without pseudo-labels", SHARE),
+    Argument("lp_k", int, 50, "nearest neighbours in the graph", COUNT),
+    Argument("lp_gamma", float, 3.0, "power of the affinity", POSITIVE),
+    Argument("lp_alpha", float, 0.99, "strength of the diffusion", (("gt", 0), ("lt", 1))),
+    Argument("lp_max_iter", int, 20, "iterations of conjugate gradients", COUNT),
+    Argument("lp_tol", float, 1e-6, "relative residual at which they end", WEIGHT),
 )
 _CONTRASTIVE = (
-    Argument("contrastive_weight", float, 1.0, "weight of the contrastive loss"),
-    Argument("temperature", float, 0.5, "temperature of NT-Xent"),
+    Argument("contrastive_weight", float, 1.0, "weight of the contrastive loss", WEIGHT),
+    Argument("temperature", float, 0.5, "temperature of NT-Xent", POSITIVE),
 )
 _TWO_WEAK_VIEWS = ("x_lb", "y_lb", "x_lb_w2", "x_ulb_w", "x_ulb_w2")
 
@@ -100,7 +126,7 @@ def _literal(node: ast.expr) -> Any:
         return eval(compile(ast.Expression(node), "<default>", "eval"), {"__builtins__": {}})
 
 
-def _arguments(function: ast.FunctionDef) -> tuple[Argument, ...]:
+def _arguments(algorithm: str, function: ast.FunctionDef) -> tuple[Argument, ...]:
     types = {"int": int, "float": float, "str": str, "str2bool": bool}
     found = []
     for call in ast.walk(function):
@@ -109,7 +135,9 @@ def _arguments(function: ast.FunctionDef) -> tuple[Argument, ...]:
             texts = [*call.args[3:4], *(k.value for k in call.keywords if k.arg == "help")]
             text = _literal(texts[0]) if texts else ""
             wanted = types[getattr(kind, "id", "str")]
-            found.append(Argument(_literal(name).lstrip("-"), wanted, _literal(default), text))
+            key = _literal(name).lstrip("-")
+            bounds = USB_BOUNDS.get(f"{algorithm}.{key}") or USB_BOUNDS.get(key, ())
+            found.append(Argument(key, wanted, _literal(default), text, bounds))
     return tuple(found)
 
 
@@ -153,7 +181,7 @@ def usb_algorithms() -> dict[str, Algorithm]:
     for name in sorted(names.keys() - NOT_HOSTED):
         step, arguments = method(names[name], "train_step"), method(names[name], "get_argument")
         views = tuple(a.arg for a in step.args.args if a.arg != "self") if step else ()
-        catalogue[name] = Algorithm(name, names[name], views, _arguments(arguments) if arguments else ())
+        catalogue[name] = Algorithm(name, names[name], views, _arguments(name, arguments) if arguments else ())
     return catalogue
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from fractions import Fraction
+from numbers import Integral, Real
 from pathlib import Path
 
-from muscle_plugin.registry.catalogue import MUSCLE, stage_1_epochs
+from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_PREFIX, stage_1_epochs
 from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, DatasetInfo
 from muscle_plugin.settings.schema import MOST_CHARACTERS, MOST_WHOLE, OF_ONES_OWN, WITHOUT_LABELS, RunSettings
 from muscle_plugin.text import did_you_mean, shown
 
+#: Data sets that are read from image files.
+IMAGE_FILES = ("folder", "miniimagenet", "eurosat")
+
 
 def plain(value: object) -> object:
     """A path as text; a fraction, a scalar of NumPy or PyTorch as a number; anything else as it is."""
-    if isinstance(value, Fraction):
+    if isinstance(value, Real) and not isinstance(value, Integral):
         return float(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -50,16 +53,24 @@ def cross_checks(settings: RunSettings) -> list[str]:
     elif s.stage == "pretrain" and s.algorithm == MUSCLE and not getattr(s, "mi_weight", 1):
         faults.append("mi_weight: 0 leaves stage pretrain nothing to train on")
     start = getattr(s, "lp_start", None)
-    if start is not None and not 0 <= start <= 1:
-        faults.append(f"lp_start: a share of the epochs, from 0 to 1, got {start:g}")
-    elif start is not None and ((start > 0) != (stage_1_epochs(start, s.epoch) > 0)):
+    if start is not None and ((start > 0) != (stage_1_epochs(start, s.epoch) > 0)):
         faults.append(
             f"lp_start: {start:g} of {s.epoch} epoch(s) leaves no whole one for the first stage; give more --epoch"
         )
     if s.overwrite and s.resume == "yes":
         faults.append("overwrite: deletes the run that --resume goes on with; give one of the two")
-    if s.lr_schedule != "cosine" and s.lr_zero_at != 1:
-        faults.append("lr_zero_at: only with --lr_schedule cosine")
+    for name, needed, default in (("lr_zero_at", "cosine", 1), ("num_warmup_iter", "usb", 0)):
+        if s.lr_schedule != needed and getattr(s, name) != default:
+            faults.append(f"{name}: only with --lr_schedule {needed}")
+    if s.optim == "SGD" and s.momentum == 0:
+        faults.append("momentum: USB's SGD has Nesterov momentum, which must be greater than 0")
+    base = s.algorithm.removeprefix(MUSCLE_PREFIX)
+    for name, of, why in (
+        ("per_class", "softmatch", "USB's class reads an attribute that it does not have"),
+        ("vat_embed", "vat", "it is for nets of text"),
+    ):
+        if base == of and getattr(s, name):
+            faults.append(f"{name}: true cannot be trained: {why}")
     if s.amp and s.precision not in ("fp32", "auto", "fp16"):
         faults.append(f"amp: true is precision fp16, but precision is {s.precision}; give one of the two")
     if s.nonfinite_steps and not s.amp and s.precision not in ("auto", "fp16"):
@@ -100,7 +111,7 @@ def _split_faults(s: RunSettings, info: DatasetInfo) -> list[str]:
         )
     if s.split_file and s.lb_imb_ratio != 1:
         faults.append("lb_imb_ratio: split_file says which images are labelled; give one of the two")
-    files = ("folder", "miniimagenet", "eurosat")
+    files = IMAGE_FILES
     for name, allowed in (
         ("labels_csv", files[:1]), ("skip_bad_images", files), ("allow_outside", files),
         ("pixel_range", (*files, *PLUGIN_DATASETS)),

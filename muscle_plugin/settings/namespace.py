@@ -51,7 +51,11 @@ def from_namespace(args: Namespace, own: Collection[str] = ()) -> Resolved:
     settings = settings_model(str(asked) if hosted else MUSCLE).model_fields
     faults, notices = _other_keys({k: places.get(k, Layer("")) for k in given if k not in settings}, given, own)
 
-    layers = [Layer(x.source, {k: v for k, v in x.values.items() if k in settings}) for x in files]
+    # what has an effect in a class that only USB knows is not known here: no notices
+    layers = [
+        replace(x, values={k: v for k, v in x.values.items() if k in settings}, shipped=x.shipped or not hosted)
+        for x in files
+    ]
     values = {k: v for k, v in given.items() if k in settings and not (k in in_files and in_files[k] == v)}
     by_files = any(k in in_files for k in BATCH_SETTINGS)
     for key, other in (("batch_size", "total_batch"), ("uratio", "ratio")):
@@ -63,7 +67,7 @@ def from_namespace(args: Namespace, own: Collection[str] = ()) -> Resolved:
     if not hosted:
         values["algorithm"] = MUSCLE
     try:
-        resolved = resolve([*layers, Layer("", values)], config_name(path) if files else None)
+        resolved = resolve([*layers, Layer("", values, not hosted)], config_name(path) if files else None)
     except ConfigError as e:
         raise ConfigError([*faults, *e.faults]) from None
     if faults:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from muscle_plugin.errors import ConfigError, PluginError
 from muscle_plugin.registry.names import DATASETS
 from muscle_plugin.registry.plugins import load_all, located
 from muscle_plugin.settings.checks import cross_checks, plain, refusal
+from muscle_plugin.settings.effects import idle_settings
 from muscle_plugin.settings.schema import (
     MACHINE,
     MOST_IMAGES,
@@ -175,10 +176,15 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
     except ConfigError as e:
         faults += e.faults
     faults += _placed(cross_checks(settings), where)
+    given = where.get("pretrain_path")
+    contradicted = given is not None and given is where.get("use_pretrain") and given.source == "command line"
+    if contradicted and settings.pretrain_path and not settings.use_pretrain:
+        faults.append("--pretrain_path: contradicts --use_pretrain false; give one of the two")
     if faults:
         raise ConfigError(faults)
-    if settings.load_path and settings.resume == "no":
-        notices.append(f"{spelled('load_path', where['load_path'])} has no effect without resume")
+    for key, reason in idle_settings(settings).items():
+        if not where[key].shipped:
+            notices.append(f"{spelled(key, where[key])} has no effect: {reason}")
     notices += _about_ratio(settings, layers)
     own, _ = _merged(layers[:-1])
     return Resolved(_finished(settings, name, own), {k: x.source for k, x in where.items()}, tuple(notices), name)
@@ -186,7 +192,8 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
 
 def _cleaned(layer: Layer, faults: list[str]) -> Layer:
     """A layer without what no setting can be, which is added to ``faults``, and in this package's spelling: USB has the
-    word None, a truth value for ``resume``, and 0 steps for any number of whole epochs."""
+    word None, a truth value for ``resume``, and 0 steps for any number of whole epochs. A path of pretrained weights means to
+    use them."""
     values: dict[str, Any] = {}
     for key, given in layer.values.items():
         value = plain(given)
@@ -208,7 +215,9 @@ def _cleaned(layer: Layer, faults: list[str]) -> Layer:
             values[key] = {"true": "auto", "false": "no"}.get(str(value).lower(), value)
         else:
             values[key] = value
-    return Layer(layer.source, values)
+    if values.get("pretrain_path"):
+        values.setdefault("use_pretrain", True)
+    return replace(layer, values=values)
 
 
 def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, Layer]]:

@@ -185,7 +185,8 @@ class RunSettings(BaseModel):
     net_double_head: bool = setting(False, STEP, "a second head for the consistency loss (cnn13, resnet18_84)")
     net_l2: bool = setting(False, STEP, "L2-normalised features before the classifier (cnn13, resnet18_84)")
     net_from_name: bool = setting(False, STEP, "take `net` from torchvision.models")
-    use_pretrain: bool = setting(False, RESULT, "start from pretrain_path; nets of timm without one: from its hub")
+    use_pretrain: bool = setting(
+        False, RESULT, "start from pretrained weights: of pretrain_path, which implies it, or of timm's hub without one")
     pretrain_path: str = setting("", RESULT, "file of pretrained weights, for nets of USB, torchvision and timm")
 
     # -- device
@@ -265,7 +266,7 @@ def settings_model(algorithm: object) -> type[RunSettings]:
 @cache
 def _model(entry: Algorithm, with_muscle: bool) -> type[RunSettings]:
     fields: dict[str, Any] = {
-        a.name: (a.type, Field(a.default, description=a.help or f"of {entry.name}, see USB"))
+        a.name: (a.type, Field(a.default, description=a.help or f"of {entry.name}, see USB", **dict(a.bounds)))
         for a in entry.arguments
         if a.name not in RunSettings.model_fields
     }

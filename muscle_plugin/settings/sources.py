@@ -27,10 +27,12 @@ EXAMPLE = "muscle_fixmatch_digits_10"
 
 @dataclass
 class Layer:
-    """Settings from one place (a file, the command line), named for error messages; the name may be empty."""
+    """Settings from one place (a file, the command line), named for error messages; the name may be empty. ``shipped``: a
+    configuration of this package."""
 
     source: str
     values: dict[str, Any] = field(default_factory=dict)
+    shipped: bool = False
 
 
 def config_directory() -> Path:
@@ -164,7 +166,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
         if len(seen) + len(layers) >= MOST_FILES:
             raise ConfigError([f"{path}: extends brings in more than {MOST_FILES} files"])
         layers += read_yaml(_base_file(path, base), (*seen, path))
-    return [*layers, Layer(path.name, content)]
+    return [*layers, Layer(path.name, content, config_name(path) is not None)]
 
 
 def _base_file(path: Path, base: str) -> Path:
