@@ -152,6 +152,60 @@ def test_failed_and_cut_off_runs_and_damaged_folders_are_shown(make_run, tmp_pat
     assert "muscle_digits_10_3" in html
 
 
+def test_a_run_whose_metrics_end_in_half_a_line_is_shown(make_run, tmp_path, capsys):
+    for seed in range(3):
+        path = make_run("muscle_digits_10", seed, 0.9) / "metrics.jsonl"
+        path.write_bytes(path.read_bytes()[: -(1, 2, 60)[seed]])  # without its line end; cut off in the last line
+    _, markdown = made(tmp_path)
+    assert row(markdown, "MUSCLE")[0] == "90.00 ± 0.00 (n = 3)"
+    assert capsys.readouterr().err == ""
+    counts = [len(json.loads(line)["evaluations"]) for line in (tmp_path / "out" / "runs.jsonl").open()]
+    assert counts == [4, 3, 3]
+    path.write_text(path.read_text().replace("}", "", 1))  # damaged in its middle
+    made(tmp_path)
+    assert re.fullmatch(r"note: left out: .*muscle_digits_10_2: metrics\.jsonl: line 1: .*\n", capsys.readouterr().err)
+
+
+def strict(text):
+    """JSON text as any other reader has it: NaN and Infinity are none."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.mark.parametrize("value", ["null", "NaN"])
+def test_what_was_not_finite_is_a_gap_for_every_reader(make_run, tmp_path, capsys, value):
+    classic(make_run)
+    path = tmp_path / "runs" / "classic_cv-muscle_fixmatch_cifar10_40_0"
+    for key in ("eval/loss", "eval/top-5-acc", "lr", "eval/top-1-acc"):
+        lines = (path / "metrics.jsonl").read_text().splitlines()
+        number = 1 if key == "eval/top-1-acc" else 0
+        lines[number] = re.sub(f'"{key}": [^,]+', f'"{key}": {value}', lines[number])
+        (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    result = re.sub('"entropy": [^,]+', f'"entropy": {value}', (path / "result.json").read_text())
+    (path / "result.json").write_text(result)
+    made(tmp_path)
+    assert capsys.readouterr().err == ""
+    summaries = [strict(line) for line in (tmp_path / "out" / "runs.jsonl").open()]
+    (mine,) = [s for s in summaries if s["path"].endswith("cifar10_40_0")]
+    assert [step for step, _ in mine["evaluations"]] == [262_144, 786_432, 1_048_576]
+    assert mine["result"]["last_evaluation"]["entropy"] is None
+    assert report([str(tmp_path / "out" / "runs.jsonl"), "--out", str(tmp_path / "again")]) == 0
+    assert exported(tmp_path) == 0
+    log = tmp_path / "usb" / "saved_models" / "classic_cv" / "muscle_fixmatch_cifar10_40_0" / "log.txt"
+    assert [line.split("] ")[1].split()[0] for line in log.read_text().splitlines()] == ["262144", "786432", "1048576"]
+    assert not re.search("None|nan|inf", log.read_text())
+
+
+@pytest.mark.parametrize("value", ["null", "NaN"])
+def test_a_finished_run_without_a_finite_accuracy_has_none(make_run, tmp_path, value):
+    path = make_run("muscle_digits_10", 0, 0.9)
+    for name in ("result.json", "metrics.jsonl"):
+        text = (path / name).read_text()
+        (path / name).write_text(re.sub('("[a-z0-9]+_top1"|"eval/top-1-acc"): [^,]+', rf"\1: {value}", text))
+    html, markdown = made(tmp_path)
+    assert "| muscle_digits_10_0 | finished |  |  |  | 1200 |" in markdown
+    assert "<h2>Curves<" not in html
+
+
 @pytest.mark.slow
 def test_order_and_overlap_of_folders_do_not_matter_and_summaries_say_the_same(make_run, tmp_path):
     for seed in (0, 1):
