@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ruamel.yaml import YAML
 from muscle_plugin import cli
 from muscle_plugin.settings.resolve import load_settings, resolve
 from muscle_plugin.settings.sources import Layer
+from muscle_plugin.studies import plots
 from muscle_plugin.studies.definitions import study_configs
 from muscle_plugin.studies.groups import critical_difference, groups_of, rank, scores_by_setting
 from muscle_plugin.studies.runs import find_runs
@@ -204,6 +206,38 @@ def test_a_finished_run_without_a_finite_accuracy_has_none(make_run, tmp_path, v
     html, markdown = made(tmp_path)
     assert "| muscle_digits_10_0 | finished |  |  |  | 1200 |" in markdown
     assert "<h2>Curves<" not in html
+
+
+def test_no_warning_of_a_library_is_printed(make_run, tmp_path, recwarn):
+    for a in ("muscle", "fixmatch", "supervised"):  # all alike, so that the Friedman test divides 0 by 0
+        for labels in (10, 20, 100):
+            make_run(f"{a}_digits_{labels}", 0, 0.5)
+    for seed in range(1, 100):  # more than a legend has room for
+        make_run("muscle_digits_10", seed, 0.5)
+    for number in range(12):  # names that are long, and in a script that the font lacks
+        path = make_run("muscle_digits_10", number, 0.5, where="other", num_labels=20, lr=0.01 + number / 1000)
+        path.rename(path.parent / f"{'猫' * 60}{number}_{number}")
+    (tmp_path / "other").rename(tmp_path / "runs" / "other")
+    _, markdown = made(tmp_path)
+    assert "## Ranking" in markdown
+    assert "p = 1;" in markdown
+    assert [str(w.message) for w in recwarn] == []
+
+
+def test_a_legend_has_as_many_lines_as_it_has_colours(monkeypatch):
+    lines = [(f"seed {i}", [SimpleNamespace(curve=lambda _: {1: 0.5, 2: 0.6})]) for i in range(50)]
+    figures = []
+    monkeypatch.setattr(plots, "_svg", figures.append)
+    plots.accuracy_curves(lines)
+    plots.accuracy_curves(lines[:20])
+    many, few = [f.axes[0].get_legend() for f in figures]
+    assert len(figures[0].axes[0].lines) == 50
+    assert (
+        [t.get_text() for t in many.get_texts()]
+        == [t.get_text() for t in few.get_texts()]
+        == [n for n, _ in lines[:20]]
+    )
+    assert (many.get_title().get_text(), few.get_title().get_text()) == ("the first 20 of 50", "")
 
 
 @pytest.mark.slow
