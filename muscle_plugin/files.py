@@ -107,9 +107,19 @@ def write_text(path: Path, text: str) -> None:
         f.write(text.encode(errors="backslashreplace"))  # file names need not be text
 
 
+def to_json(content: object, **style: Any) -> str:
+    """Return plain data as JSON; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(from_json(json.dumps(content)), allow_nan=False, **style)
+
+
+def from_json(text: str) -> Any:
+    """Parse JSON; NaN and infinity, which earlier versions wrote, become None."""
+    return json.loads(text, parse_constant=lambda _: None)
+
+
 def write_json(path: Path, content: object) -> None:
     """Replace a JSON file."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, to_json(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a pipe would not end
         raise InputError(f"{path.name}: not a file")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = from_json(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise InputError(f"{path.name}: nested too deep") from None
     except ValueError as e:

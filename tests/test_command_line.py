@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from processes import in_processes, needs_fork
 
 from muscle_plugin import cli, distributed
@@ -58,6 +59,48 @@ def fails(monkeypatch):
 def test_each_fault_is_a_line_with_its_status(fails, capsys, error, status, lines):
     assert fails(error) == status
     assert capsys.readouterr().err.splitlines() == lines
+
+
+LONG = "a" * 300  # a file's name has at most 255 bytes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train supervised_digits_10 --save_dir runs --save_name {}",
+        "train supervised_digits_10 --save_dir runs --save_name {umlauts}",
+        "train supervised_digits_10 --save_dir {}",
+        "train supervised_digits_10 --save_dir runs --resume auto --load_path {}/latest_model.pth",
+        "train supervised_digits_10 --save_dir runs --init_from {}",
+        "train supervised_digits_10 --save_dir runs --save_name x --split_file {}",
+        "train muscle_fixmatch_folder --save_dir runs --data_dir {}",
+        "train muscle_fixmatch_folder --save_dir runs --data_dir . --labels_csv {}",
+        "train {}",
+        "sweep supervised_digits_10 --seeds 1 --save_dir {}",
+        "demo --out {}",
+        "report . --out {}",
+        "report {}.jsonl",
+        "data show supervised_digits_10 --out {}.png",
+        "data show supervised_digits_10 --save_split {}",
+        "predict --checkpoint r --images r --out {}",
+        "predict --checkpoint {} --images . --out out.csv",
+        "predict --checkpoint r --images {} --out out.csv",
+        "export --checkpoint r --out {}",
+        "export --checkpoint {} --out out",
+    ],
+)
+def test_a_name_too_long_for_a_file_is_one_line(words, short_run, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    if "r" in words.split() or words.startswith("report"):
+        short_run(algorithm="supervised", save_name="r")
+    Image.new("L", (8, 8)).save("r/a.png" if (tmp_path / "r").exists() else "a.png")
+    capfd.readouterr()
+    assert cli.main(words.format(LONG, umlauts="ä" * 130).split()) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "File name too long" in line
+    assert "Errno" not in line
+    assert not list(tmp_path.glob(".*.part"))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried\nto allocate")])

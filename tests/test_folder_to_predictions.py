@@ -60,6 +60,34 @@ def table(path: Path):
         return list(csv.DictReader(f))
 
 
+def test_every_file_of_a_run_is_json_though_nobody_knows_whether_pseudo_labels_are_right(folder, tmp_path):
+    short = [
+        "--algorithm",
+        "labelprop",
+        "--num_train_iter",
+        "8",
+        "--epoch",
+        "4",
+        "--num_eval_iter",
+        "2",
+        "--num_log_iter",
+        "2",
+    ]
+    assert (
+        main(["train", *SETTINGS, *short, "--data_dir", str(folder), "--save_dir", str(tmp_path), "--save_name", "r"])
+        == 0
+    )
+    texts = {p.name: p.read_text() for p in (tmp_path / "r").glob("*.json*")}
+    assert {"metrics.jsonl", "result.json", "environment.json"} <= texts.keys()
+    for name, text in texts.items():
+        for part in text.splitlines() if name.endswith("l") else [text]:
+            json.loads(part, parse_constant=lambda word, name=name: pytest.fail(f"{name}: {word}"))
+    lines = [json.loads(line) for line in texts["metrics.jsonl"].splitlines()]
+    assert None in [line.get("train/pseudo_accuracy", "absent") for line in lines]
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    assert "1 finished" in (tmp_path / "report" / "report.md").read_text()
+
+
 @pytest.mark.slow
 def test_it_learns_from_the_folder_and_predicts_what_it_measured(run, folder, tmp_path):
     result = json.loads((run / "result.json").read_text())

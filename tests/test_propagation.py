@@ -8,13 +8,16 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_moons
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 
 from muscle_plugin.errors import InputError
@@ -606,8 +609,16 @@ def test_iterations_and_convergence_are_reported_as_they_were():
         ({"alpha": math.nan}, "alpha.*nan"),
         ({"gamma": 0}, r"^gamma: .*\b0$"),
         ({"k": 0}, r"^k\b.*\b1, .*\b0\b"),
-        ({"max_iter": 0}, "max_iter.* 1e-06, 0"),
-        ({"tol": -1}, "tol"),
+        ({"max_iter": 0}, r"^max_iter: .*\b1, .*\b0$"),
+        ({"max_iter": 2.5}, r"^max_iter: .*whole.*2\.5"),
+        ({"k": 2.5}, r"^k: .*whole number of at least 1, .*2\.5"),
+        ({"probes": "4"}, "^probes: .*'4'"),
+        ({"seed": None}, "^seed: .*None"),
+        ({"approximate_above": 1.5}, r"^approximate_above: .*1\.5"),
+        ({"gamma": "3"}, "^gamma: .*'3'"),
+        ({"alpha": None}, "^alpha: .*None"),
+        ({"tol": -1}, r"^tol: .*\b0, .*-1"),
+        ({"tol": "small"}, "^tol: .*'small'"),
         ({"neighbours": "some"}, "^neighbours: .*auto, exact, approximate, .*'some'"),
         ({"backend": "gpu"}, "^backend: .*auto, faiss, torch, .*'gpu'"),
         ({"labels": torch.full((120,), -1)}, "^labels: .*labelled"),
@@ -616,7 +627,11 @@ def test_iterations_and_convergence_are_reported_as_they_were():
         ({"labels": torch.zeros(7).long()}, r"^labels: .*\b120 .*\(7,\)"),
         ({"labels": torch.zeros(120)}, r"^labels: .*\b120 integers.*float32"),
         ({"features": torch.zeros(120)}, r"^features: .*\(n, d\).*\(120,\)"),
+        ({"labels": torch.full((120,), 255).byte(), "num_classes": 256}, r"^labels: 255 .*-1 .*uint8"),
+        ({"labels": torch.zeros(120).cfloat()}, r"^labels: .*\b120 integers.*complex64"),
+        ({"features": torch.zeros(120, 2).cfloat()}, "^features: .*real.*complex64"),
         ({"num_classes": 0}, r"^num_classes: .*\b1, .*\b0\b"),
+        ({"num_classes": 2.5}, r"^num_classes: .*whole.*2\.5"),
         ({"features": torch.zeros(0, 3), "labels": torch.zeros(0).long()}, "^labels: .*labelled"),
     ],
 )
@@ -625,6 +640,40 @@ def test_wrong_input_is_named(change, message):
     arguments = {"features": x, "labels": y, "num_classes": 3} | change
     with pytest.raises(InputError, match=message):
         propagate(**arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("neighbours", ["exact", "approximate"])
+def test_numpys_numbers_are_as_good_as_pythons(backend, neighbours):
+    x, y, _ = clusters()
+    given = {
+        "k": 7,
+        "gamma": 2.5,
+        "alpha": 0.75,
+        "max_iter": 9,
+        "tol": 0.125,
+        "approximate_above": 90,
+        "probes": 3,
+        "seed": 5,
+    }
+    expected = propagate(x, y, 3, backend=backend, neighbours=neighbours, **given)
+    for kind in (np.int16, np.uint8):
+        scalars = {n: np.float32(v) if isinstance(v, float) else kind(v) for n, v in given.items()}
+        result = propagate(x, y.to(torch.int16), kind(3), backend=backend, neighbours=neighbours, **scalars)
+        assert torch.equal(result.labels, expected.labels)
+        assert torch.equal(result.weights, expected.weights)
+
+
+def test_labels_of_an_unsigned_dtype_are_all_labelled():
+    x, _, truth = clusters()
+    for dtype in (torch.uint8, torch.uint16, torch.uint32, torch.uint64):
+        assert torch.equal(propagate(x, truth.to(dtype), 3, k=5).labels, truth)
+
+
+def test_seeds_of_more_than_32_bits_are_as_good_as_any():
+    x, y, _ = clusters()
+    for seed in (2**31, 2**40):
+        assert propagate(x, y, 3, k=5, neighbours="approximate", seed=seed).stats.neighbours == "approximate"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -735,8 +784,9 @@ def test_estimator_predicts_new_points_by_their_neighbours():
     model = DiffusionLabelPropagation(k=10).fit(x[:300], y[:300])
     assert (model.predict(x[300:]) == truth[300:].numpy()).mean() > 0.95
     np.testing.assert_allclose(model.predict_proba(torch.zeros(2, 8)), 0.25)
-    with pytest.raises(InputError, match=r"^X: .*\(m, 8\).*\(5, 3\)"):
-        model.predict(np.zeros((5, 3)))
+    for wrong in (np.zeros((5, 3)), torch.zeros(5, 3)):
+        with pytest.raises(ValueError, match=r"3 features.* 8 features"):
+            model.predict(wrong)
 
 
 def test_estimator_settings_are_those_of_propagate():
@@ -804,16 +854,97 @@ def test_estimator_takes_tensors_that_numpy_does_not_know():
     assert model.score(x.bfloat16(), truth) > 0.9
 
 
-def test_estimator_that_is_not_fitted_says_so():
-    with pytest.raises(NotFittedError):
-        DiffusionLabelPropagation().predict_proba(np.zeros((2, 3)))
+@pytest.mark.parametrize("ask", ["predict", "predict_proba", "score"])
+def test_estimator_that_is_not_fitted_says_so(ask):
+    x, y, truth = clusters()
+    model = DiffusionLabelPropagation(k=0)
+    for _ in range(2):
+        with pytest.raises(NotFittedError):
+            getattr(model, ask)(*((x, truth) if ask == "score" else (x,)))
+        with pytest.raises(InputError, match="^k: "):  # a fit that fails fits nothing
+            model.fit(x, y)
+
+
+def test_a_fit_that_fails_leaves_the_one_before():
+    x, y, _ = clusters()
+    model = DiffusionLabelPropagation(k=5).fit(x, y)
+    before = model.predict(x)
+    with pytest.raises(InputError, match="^labels: "):
+        model.fit(x, y - 5)
+    np.testing.assert_array_equal(model.predict(x), before)
+
+
+def test_grid_search_over_numpys_numbers():
+    x, _, truth = clusters()
+    grid = {"k": np.arange(3, 9, 2), "gamma": np.float32([1, 3]), "max_iter": np.arange(4, 6), "seed": np.arange(2)}
+    search = GridSearchCV(DiffusionLabelPropagation(), grid, cv=2, error_score="raise").fit(x.numpy(), truth.numpy())
+    assert search.best_score_ > 0.8
+    assert search.best_params_["k"] in (3, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"k": 2.5}, "k"), ({"k": 0}, "k"), ({"gamma": -1}, "gamma"), ({"num_classes": 2.5}, "num_classes")],
+)
+def test_estimator_names_a_wrong_setting_in_fit_and_in_predict(changes, name):
+    x, y, _ = clusters()
+    with pytest.raises(InputError, match=f"^{name}: .*received {next(iter(changes.values()))}"):
+        DiffusionLabelPropagation(**changes).fit(x, y)
+    if name != "num_classes":
+        with pytest.raises(InputError, match=f"^{name}: "):
+            DiffusionLabelPropagation().fit(x, y).set_params(**changes).predict(x)
+
+
+def test_columns_of_a_table_keep_their_places():
+    x, y, _ = clusters()
+    table = pd.DataFrame(x.numpy(), columns=list("abcdefgh"))
+    model = DiffusionLabelPropagation(k=5).fit(table, pd.Series(y.numpy(), index=range(7, 127)))
+    assert model.feature_names_in_.tolist() == list("abcdefgh")
+    assert (model.n_features_in_, len(model.predict(table))) == (8, 120)
+    for other in (table[list("hgfedcba")], table.rename(columns={"a": "z"})):
+        with pytest.raises(ValueError, match="feature names should match"):
+            model.predict(other)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("classes", [None, 256])
+def test_a_minus_one_that_wrapped_around_is_no_class(dtype, kind, classes):
+    x, y, truth = clusters()
+    wrapped = y.numpy().astype(dtype)
+    with pytest.raises(InputError, match=rf"^y: {wrapped.max()} .*-1 .*{dtype}"):
+        DiffusionLabelPropagation(k=5, num_classes=classes).fit(x, kind(wrapped))
+    model = DiffusionLabelPropagation(k=5).fit(x, kind(truth.numpy().astype(dtype)))
+    assert model.classes_.tolist() == [0, 1, 2]
+    assert model.predict(x).dtype == dtype
+
+
+def test_estimator_takes_arrays_of_any_layout_without_a_word(recwarn):
+    x, y, _ = clusters()
+    x, y = x.float().numpy(), y.numpy()
+    expected = DiffusionLabelPropagation(k=5, num_classes=3).fit(x, y).weights_
+    read_only = x.copy(), y.copy()
+    for array in read_only:
+        array.flags.writeable = False
+    for arrays in ((x.tolist(), y.tolist()), (np.asfortranarray(x), y[::-1].copy()[::-1]), read_only,
+                  (x.astype(">f8"), y.astype(">i8")), (x.astype(np.longdouble), y), (x.astype(object), y)):  # fmt: skip
+        model = DiffusionLabelPropagation(k=5, num_classes=3).fit(*arrays)
+        np.testing.assert_allclose(model.weights_, expected, atol=1e-5)
+        assert (model.predict(arrays[0]) == model.predict(x)).all()
+    assert not [w for w in recwarn if w.category is UserWarning]
 
 
 def test_estimator_refuses_what_it_cannot_read():
     x, y, _ = clusters()
     with pytest.raises(InputError, match="^y: .*integers"):
         DiffusionLabelPropagation().fit(x, y.double())
-    with pytest.raises(InputError, match="^X: .*numbers"):
+    with pytest.raises(ValueError, match="could not convert string"):
         DiffusionLabelPropagation().fit(np.array([["a"], ["b"]]), np.array([0, -1]))
+    with pytest.raises(TypeError, match="[Ss]parse"):
+        DiffusionLabelPropagation().fit(sparse.csr_array(x.numpy()), y)
+    with pytest.raises(ValueError, match="NaN"):
+        DiffusionLabelPropagation().fit(np.full((120, 2), np.nan), y)
+    with pytest.raises(ValueError, match="2D"):
+        DiffusionLabelPropagation().fit(torch.zeros(120), y)
     with pytest.raises(InputError, match="one labelled point"):
         DiffusionLabelPropagation().fit(x, np.full(120, -1))

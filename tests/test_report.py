@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ruamel.yaml import YAML
 from muscle_plugin import cli
 from muscle_plugin.settings.resolve import load_settings, resolve
 from muscle_plugin.settings.sources import Layer
+from muscle_plugin.studies import plots
 from muscle_plugin.studies.definitions import study_configs
 from muscle_plugin.studies.groups import critical_difference, groups_of, rank, scores_by_setting
 from muscle_plugin.studies.runs import find_runs
@@ -150,6 +152,92 @@ def test_failed_and_cut_off_runs_and_damaged_folders_are_shown(make_run, tmp_pat
     assert "OutOfMemoryError: &lt;no&gt; memory" in html
     assert "cannot be read" in html
     assert "muscle_digits_10_3" in html
+
+
+def test_a_run_whose_metrics_end_in_half_a_line_is_shown(make_run, tmp_path, capsys):
+    for seed in range(3):
+        path = make_run("muscle_digits_10", seed, 0.9) / "metrics.jsonl"
+        path.write_bytes(path.read_bytes()[: -(1, 2, 60)[seed]])  # without its line end; cut off in the last line
+    _, markdown = made(tmp_path)
+    assert row(markdown, "MUSCLE")[0] == "90.00 ± 0.00 (n = 3)"
+    assert capsys.readouterr().err == ""
+    counts = [len(json.loads(line)["evaluations"]) for line in (tmp_path / "out" / "runs.jsonl").open()]
+    assert counts == [4, 3, 3]
+    path.write_text(path.read_text().replace("}", "", 1))  # damaged in its middle
+    made(tmp_path)
+    assert re.fullmatch(r"note: left out: .*muscle_digits_10_2: metrics\.jsonl: line 1: .*\n", capsys.readouterr().err)
+
+
+def strict(text):
+    """JSON text as any other reader has it: NaN and Infinity are none."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.mark.parametrize("value", ["null", "NaN"])
+def test_what_was_not_finite_is_a_gap_for_every_reader(make_run, tmp_path, capsys, value):
+    classic(make_run)
+    path = tmp_path / "runs" / "classic_cv-muscle_fixmatch_cifar10_40_0"
+    for key in ("eval/loss", "eval/top-5-acc", "lr", "eval/top-1-acc"):
+        lines = (path / "metrics.jsonl").read_text().splitlines()
+        number = 1 if key == "eval/top-1-acc" else 0
+        lines[number] = re.sub(f'"{key}": [^,]+', f'"{key}": {value}', lines[number])
+        (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    result = re.sub('"entropy": [^,]+', f'"entropy": {value}', (path / "result.json").read_text())
+    (path / "result.json").write_text(result)
+    made(tmp_path)
+    assert capsys.readouterr().err == ""
+    summaries = [strict(line) for line in (tmp_path / "out" / "runs.jsonl").open()]
+    (mine,) = [s for s in summaries if s["path"].endswith("cifar10_40_0")]
+    assert [step for step, _ in mine["evaluations"]] == [262_144, 786_432, 1_048_576]
+    assert mine["result"]["last_evaluation"]["entropy"] is None
+    assert report([str(tmp_path / "out" / "runs.jsonl"), "--out", str(tmp_path / "again")]) == 0
+    assert exported(tmp_path) == 0
+    log = tmp_path / "usb" / "saved_models" / "classic_cv" / "muscle_fixmatch_cifar10_40_0" / "log.txt"
+    assert [line.split("] ")[1].split()[0] for line in log.read_text().splitlines()] == ["262144", "786432", "1048576"]
+    assert not re.search("None|nan|inf", log.read_text())
+
+
+@pytest.mark.parametrize("value", ["null", "NaN"])
+def test_a_finished_run_without_a_finite_accuracy_has_none(make_run, tmp_path, value):
+    path = make_run("muscle_digits_10", 0, 0.9)
+    for name in ("result.json", "metrics.jsonl"):
+        text = (path / name).read_text()
+        (path / name).write_text(re.sub('("[a-z0-9]+_top1"|"eval/top-1-acc"): [^,]+', rf"\1: {value}", text))
+    html, markdown = made(tmp_path)
+    assert "| muscle_digits_10_0 | finished |  |  |  | 1200 |" in markdown
+    assert "<h2>Curves<" not in html
+
+
+def test_no_warning_of_a_library_is_printed(make_run, tmp_path, recwarn):
+    for a in ("muscle", "fixmatch", "supervised"):  # all alike, so that the Friedman test divides 0 by 0
+        for labels in (10, 20, 100):
+            make_run(f"{a}_digits_{labels}", 0, 0.5)
+    for seed in range(1, 100):  # more than a legend has room for
+        make_run("muscle_digits_10", seed, 0.5)
+    for number in range(12):  # names that are long, and in a script that the font lacks
+        path = make_run("muscle_digits_10", number, 0.5, where="other", num_labels=20, lr=0.01 + number / 1000)
+        path.rename(path.parent / f"{'猫' * 60}{number}_{number}")
+    (tmp_path / "other").rename(tmp_path / "runs" / "other")
+    _, markdown = made(tmp_path)
+    assert "## Ranking" in markdown
+    assert "p = 1;" in markdown
+    assert [str(w.message) for w in recwarn] == []
+
+
+def test_a_legend_has_as_many_lines_as_it_has_colours(monkeypatch):
+    lines = [(f"seed {i}", [SimpleNamespace(curve=lambda _: {1: 0.5, 2: 0.6})]) for i in range(50)]
+    figures = []
+    monkeypatch.setattr(plots, "_svg", figures.append)
+    plots.accuracy_curves(lines)
+    plots.accuracy_curves(lines[:20])
+    many, few = [f.axes[0].get_legend() for f in figures]
+    assert len(figures[0].axes[0].lines) == 50
+    assert (
+        [t.get_text() for t in many.get_texts()]
+        == [t.get_text() for t in few.get_texts()]
+        == [n for n, _ in lines[:20]]
+    )
+    assert (many.get_title().get_text(), few.get_title().get_text()) == ("the first 20 of 50", "")
 
 
 @pytest.mark.slow

@@ -142,6 +142,8 @@ def read_split(path: Path, source: Source, include_labelled: bool) -> Split:
         indices, hidden = (_read_npy if path.suffix == ".npy" else _read_json)(path, source)
     except DataError:
         raise
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read as a split: {e.strerror or e}") from None
     except Exception as e:  # NumPy parses the head of its files as Python
         raise DataError(f"{path}: cannot be read as a split: {type(e).__name__}: {shown(e)}") from None
     if not isinstance(indices, list) or not indices or not all(type(i) is int for i in indices):

@@ -26,6 +26,8 @@ from muscle_plugin.propagation.graph import (
     locality_order,
     nearest_neighbours,
     normalise_rows,
+    number,
+    whole,
 )
 
 # classes solved at a time: a bound on memory
@@ -203,23 +205,31 @@ def class_weights(labels: Tensor, num_classes: int) -> Tensor:
     return torch.where(counts > 0, len(labels) / num_classes / counts.clamp(min=1), 0)
 
 
-def _check(features: Tensor, labels: Tensor, num_classes: int, alpha: float, tol: float, max_iter: int) -> None:
-    if labels.shape != features.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+def as_int64(labels: Tensor, name: str = "labels") -> Tensor:
+    """Convert integers to int64. A -1 written into an unsigned dtype becomes its largest value, which is refused, not taken for
+    a class."""
+    wide = labels.long()
+    if not labels.dtype.is_signed and bool((wide == wide.new_tensor(-1).to(labels.dtype).long()).any()):
+        wrapped = f"{torch.iinfo(labels.dtype).max} is what -1 (unlabelled) becomes in {labels.dtype}"
+        raise InputError(f"{name}: {wrapped}; give labels of a signed dtype")
+    return wide
+
+
+def _checked(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The labels in int64; InputError if they do not fit the features and classes."""
+    dtype = labels.dtype
+    if labels.shape != features.shape[:1] or dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
         raise InputError(
             f"labels: expected {len(features)} integers, one per row of features, "
-            f"received {labels.dtype} of shape {tuple(labels.shape)}"
+            f"received {dtype} of shape {tuple(labels.shape)}"
         )
-    if num_classes < 1:
-        raise InputError(f"num_classes: expected at least 1, received {num_classes}")
+    labels = as_int64(labels)
     low, high = (int(x) for x in labels.aminmax()) if len(labels) else (-1, -1)
     if low < -1 or not 0 <= high < num_classes:
         raise InputError(
             f"labels: expected -1 (unlabelled) to {num_classes - 1} and at least one labelled point, received {low} to {high}"
         )
-    if not 0 < alpha < 1:
-        raise InputError(f"alpha: expected a number between 0 and 1, both excluded, received {alpha}")
-    if not tol >= 0 or max_iter < 1:
-        raise InputError(f"tol, max_iter: expected at least 0 and 1, received {tol}, {max_iter}")
+    return labels
 
 
 @torch.no_grad()
@@ -260,9 +270,10 @@ def propagate(
         InputError: shapes, labels or settings outside their range; NaN or infinity in the features.
         ImportError: backend "faiss" without faiss.
     """
-    labels = labels.to(features.device)
-    _check(features, labels, num_classes, alpha, tol, max_iter)
-    labels = labels.long()
+    num_classes, max_iter = whole("num_classes", num_classes), whole("max_iter", max_iter)
+    alpha = number("alpha", alpha, "a number between 0 and 1, both excluded", lambda v: 0 < v < 1)
+    tol, seed = number("tol", tol, "a number of at least 0", lambda v: v >= 0), whole("seed", seed, -math.inf)
+    labels = _checked(features, labels.to(features.device), num_classes)
     chosen = choose_backend(backend, features.device)
     times = []
 

@@ -12,8 +12,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.propagation.diffusion import propagate
-from muscle_plugin.propagation.graph import choose_backend, normalise_rows, search
+from muscle_plugin.propagation.diffusion import as_int64, propagate
+from muscle_plugin.propagation.graph import above_zero, choose_backend, normalise_rows, search, whole
+
+try:
+    from sklearn.utils.validation import validate_data
+except ImportError:  # scikit-learn before 1.6
+    validate_data = BaseEstimator._validate_data
 
 
 @dataclass(eq=False, repr=False)
@@ -40,6 +45,7 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         n_unreached_: number of points that the diffusion did not reach.
         timings_: seconds of "knn", "graph" and "diffusion".
         n_features_in_: d.
+        feature_names_in_: (d,) names of the columns, if ``X`` had names.
     """
 
     k: int = 50
@@ -58,27 +64,29 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         """Propagate the labels.
 
         Args:
-            X: (n, d) features; the work is done on the device of a tensor.
-            y: (n,) integers, -1 for unlabelled.
+            X: (n, d) features, also of a DataFrame; the work is done on the device of a tensor.
+            y: (n,) integers, -1 for unlabelled. In an unsigned dtype all are labelled, and its largest value is refused, since
+                it may be a -1 that wrapped around.
 
         Raises:
-            InputError: shapes, labels or settings outside their range; NaN or infinity in ``X``.
+            InputError: labels or settings outside their range.
+            ValueError, TypeError: of scikit-learn, for ``X`` of another shape, not finite, not numbers, or sparse.
         """
-        features = _tensor(X)
+        features = self._tensor(X, reset=True)
         given = y.cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
-        if not np.issubdtype(given.dtype, np.integer):
+        if given.dtype.kind not in "iu":
             raise InputError(f"y: expected integers, -1 for unlabelled, received {given.dtype}")
+        codes = as_int64(torch.from_numpy(given.astype(given.dtype.newbyteorder("="), order="C")), "y").numpy()
         if self.num_classes is None:
-            self.classes_ = np.unique(given[given >= 0])
-            codes = np.where(given >= 0, np.searchsorted(self.classes_, given), given)
+            classes = np.unique(given[given >= 0])
+            codes = np.where(given >= 0, np.searchsorted(classes, given), codes)
         else:
-            self.classes_, codes = np.arange(self.num_classes), given
+            classes = np.arange(whole("num_classes", self.num_classes))
         settings = self.get_params()
         del settings["num_classes"]
-        result = propagate(features, torch.from_numpy(codes), max(1, len(self.classes_)), **settings)
+        result = propagate(features, torch.from_numpy(codes), max(1, len(classes)), **settings)
         stats = result.stats
-        self.n_features_in_ = features.shape[1]
-        self.transduction_ = self.classes_[result.labels.cpu().numpy()]
+        self.classes_, self.transduction_ = classes, classes[result.labels.cpu().numpy()]
         self.label_distributions_ = result.distributions.cpu().numpy()
         self.weights_ = result.weights.cpu().numpy()
         self.class_weights_ = result.class_weights.cpu().numpy()
@@ -100,15 +108,14 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: np.ndarray | Tensor) -> np.ndarray:
         """Return for new points, (m, d), the affinity-weighted mean distribution, (m, C), of their k nearest training points;
         uniform for a point without a positive affinity to any of them."""
-        check_is_fitted(self)
-        queries = _tensor(X)
-        if queries.dim() != 2 or queries.shape[1] != self.n_features_in_:
-            raise InputError(f"X: expected shape (m, {self.n_features_in_}), received {tuple(queries.shape)}")
+        check_is_fitted(self, "weights_")
+        k, gamma = whole("k", self.k), above_zero("gamma", self.gamma)
+        queries = self._tensor(X, reset=False)
         base = normalise_rows(self._features)
         backend = choose_backend(self.backend, base.device)
         queries = normalise_rows(queries.to(base.device))
-        similarity, index = search(base, queries, min(self.k, len(base)), backend)
-        affinity = similarity.clamp(min=0).pow(self.gamma)
+        similarity, index = search(base, queries, min(k, len(base)), backend)
+        affinity = similarity.clamp(min=0).pow(gamma)
         total = affinity.sum(1, keepdim=True).cpu()
         near = torch.from_numpy(self.label_distributions_)[index.cpu()]
         mean = torch.einsum("mk,mkc->mc", affinity.cpu(), near) / total
@@ -116,13 +123,13 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: np.ndarray | Tensor) -> np.ndarray:
         """Return the classes of new points, (m,): the largest of :meth:`predict_proba`."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        best = self.predict_proba(X).argmax(1)  # first, since it says so where fit was not called
+        return self.classes_[best]
 
-
-def _tensor(x: np.ndarray | Tensor) -> Tensor:
-    if isinstance(x, Tensor):
-        return x
-    array = np.asarray(x)
-    if array.dtype.kind not in "fiub" or array.ndim != 2:
-        raise InputError(f"X: expected numbers of shape (n, d), received {array.dtype} of shape {array.shape}")
-    return torch.from_numpy(np.ascontiguousarray(array))
+    def _tensor(self, X: np.ndarray | Tensor, reset: bool) -> Tensor:
+        """``X`` after scikit-learn's checks: shape, finite numbers, and columns as in :meth:`fit` unless ``reset``."""
+        if isinstance(X, Tensor):  # its shape alone: it stays on its device, and NumPy does not know every dtype
+            validate_data(self, np.broadcast_to(np.int8(0), X.shape), reset=reset)
+            return X
+        array = validate_data(self, X, reset=reset, dtype=[np.float32, np.float64])
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch warns of what it could not write to

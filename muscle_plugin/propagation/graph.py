@@ -6,9 +6,10 @@ without faiss through torch alone (backend "torch").
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from numbers import Integral, Real
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -40,16 +41,36 @@ def choose_backend(backend: str, device: torch.device) -> str:
     return backend
 
 
+def number(name: str, value: Any, expected: str, fits: Callable[[Any], bool], kind: type = Real) -> Any:
+    """Return a setting as a Python number, as faiss and torch require; InputError if it is of another kind or does not fit."""
+    right = isinstance(value, kind) and fits(value)
+    if not right:
+        raise InputError(f"{name}: expected {expected}, received {value!r}")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def whole(name: str, value: Any, least: float = 1) -> int:
+    """:func:`number` for integers."""
+    bound = f" of at least {least}" if least > -np.inf else ""
+    return number(name, value, f"a whole number{bound}", lambda v: v >= least, Integral)
+
+
+def above_zero(name: str, value: Any) -> float:
+    """:func:`number` for numbers above 0."""
+    return number(name, value, "a number above 0", lambda v: v > 0)
+
+
 def normalise_rows(features: Tensor) -> Tensor:
     """Divide rows, (n, d) of any real dtype, by their Euclidean length, into a new float32 tensor; rows of zeros stay zero.
 
     Each row is first divided by its largest entry, so that squares of huge or tiny features neither overflow nor vanish.
 
     Raises:
-        InputError: not of shape (n, d) with n, d >= 1, or entries that are NaN or infinite.
+        InputError: not real, not of shape (n, d) with n, d >= 1, or entries that are NaN or infinite.
     """
-    if features.dim() != 2 or 0 in features.shape:
-        raise InputError(f"features: expected shape (n, d) with n, d >= 1, received {tuple(features.shape)}")
+    if features.dim() != 2 or 0 in features.shape or features.is_complex():
+        received = f"{features.dtype} of shape {tuple(features.shape)}"
+        raise InputError(f"features: expected real numbers of shape (n, d) with n, d >= 1, received {received}")
     unit = torch.empty(features.shape, dtype=torch.float32, device=features.device)
     bad = 0
     for source, target in zip(features.split(BLOCK), unit.split(BLOCK), strict=True):
@@ -116,8 +137,8 @@ def nearest_neighbours(
     """
     if method not in NEIGHBOURS:
         raise InputError(f"neighbours: expected one of {', '.join(NEIGHBOURS)}, received {method!r}")
-    if k < 1 or probes < 1:
-        raise InputError(f"k, probes: expected at least 1, received {k}, {probes}")
+    k, probes, seed = whole("k", k), whole("probes", probes), whole("seed", seed, -np.inf)
+    approximate_above = whole("approximate_above", approximate_above, 0)
     backend = choose_backend(backend, unit.device)
     n = len(unit)
     k = min(k, n - 1)
@@ -153,7 +174,8 @@ def _without_self(similarity: Tensor, index: Tensor, rows: Tensor) -> tuple[Tens
 def _inverted_file(unit: Tensor, k: int, probes: int, seed: int) -> Found:
     lists = _lists(len(unit))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(unit.shape[1]), unit.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.min_points_per_centroid, index.nprobe = seed, 1, min(probes, lists)
+    index.cp.seed = (seed + 2**31) % 2**32 - 2**31  # of 32 bits in faiss
+    index.cp.min_points_per_centroid, index.nprobe = 1, min(probes, lists)
     index.train(unit[_some(unit, lists * 32, seed)].numpy())
     index.add(unit.numpy())
     for rows in torch.arange(len(unit)).split(BLOCK):
@@ -245,8 +267,7 @@ def affinity_graph(neighbours: NearestNeighbours, gamma: float = 3.0, *, backend
     Raises:
         InputError: gamma not above 0.
     """
-    if not gamma > 0:
-        raise InputError(f"gamma: expected a number above 0, received {gamma}")
+    gamma = above_zero("gamma", gamma)
     values, index = neighbours.similarity, neighbours.index
     values.clamp_(min=0).pow_(gamma)
     degree = values.sum(1, dtype=torch.float64)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from muscle_plugin import distributed
 from muscle_plugin.errors import WriteError
-from muscle_plugin.files import atomic_write, write_json, writing
+from muscle_plugin.files import atomic_write, to_json, write_json, writing
 from muscle_plugin.runs.progress import Progress
 from muscle_plugin.training import Host
 from muscle_plugin.training.hooks import accuracies
@@ -68,7 +68,7 @@ class Recorder:
         """Append a line of metrics; the step is counted from 1, seconds are training time."""
         step = algorithm.it + 1
         line = {"step": step, "epoch": algorithm.epoch, **values, "seconds": round(algorithm.clock.seconds(), 3)}
-        data = json.dumps(line).encode() + b"\n"
+        data = to_json(line).encode() + b"\n"
         with writing(self._path):
             if self._metrics.write(data) != len(data):  # the rest would be refused
                 raise WriteError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))

@@ -126,12 +126,13 @@ def rank(scores: Mapping[str, Mapping[str, float]]) -> Ranking | None:
     if k < 3 or n < 2:
         return None
     ranks = table.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
-    p_value = float(stats.friedmanchisquare(*table.to_numpy().T).pvalue)
+    with np.errstate(invalid="ignore"):  # 0 / 0 if all are alike
+        p_value = float(stats.friedmanchisquare(*table.to_numpy().T).pvalue)
     return Ranking(
         tuple(table.index),
         ranks.to_dict(),
         {algorithm: tuple(table[algorithm]) for algorithm in ranks.index},
-        p_value if math.isfinite(p_value) else 1.0,  # all alike
+        p_value if math.isfinite(p_value) else 1.0,
         critical_difference(k, n),
         tuple(left_out),
     )

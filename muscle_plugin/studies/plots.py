@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from muscle_plugin.studies.definitions import StudyFigure
 from muscle_plugin.studies.groups import Ranking
 from muscle_plugin.studies.runs import ACCURACY, Run, mean_and_std
+from muscle_plugin.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,15 +44,21 @@ PANELS = {
 }
 
 
+def _write(figure: Figure, out: Path | BinaryIO, **style: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name that the font cannot write: a box stands for it
+        figure.savefig(out, **style)
+
+
 def _svg(figure: Figure) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
+    _write(figure, out, format="svg", metadata={"Date": None})
     return out.getvalue()
 
 
 def _save(figure: Figure, path: Path, dpi: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    _write(figure, path, dpi=dpi)
 
 
 def _tidy(axes: Axes) -> None:
@@ -74,9 +82,11 @@ def _band(axes: Axes, runs: Sequence[Run], key: str, scale: float, **style: Any)
 def _accuracy(axes: Axes, lines: Lines, **legend: Any) -> None:
     palette = matplotlib.colormaps["tab10" if len(lines) <= 10 else "tab20"]
     for number, (name, runs) in enumerate(lines):
-        _band(axes, runs, ACCURACY, 100, color=palette(number % palette.N), label=name, linewidth=1.4)
+        label = shown(name, 70) if number < palette.N else None  # a longer legend would have no room
+        _band(axes, runs, ACCURACY, 100, color=palette(number % palette.N), label=label, linewidth=1.4)
     axes.set(xlabel="step", ylabel="test accuracy (%)")
-    axes.legend(loc="lower right", **legend)
+    more = f"the first {palette.N} of {len(lines)}" if len(lines) > palette.N else None
+    axes.legend(loc="lower right", title=more, title_fontsize="x-small", **legend)
     _tidy(axes)
 
 
@@ -117,7 +127,7 @@ def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
 def accuracy_curves(lines: Lines) -> bytes:
     """Draw test accuracy over steps, mean and range over runs; returns an SVG."""
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
-    _accuracy(figure.subplots(), lines, fontsize="x-small", ncols=2)
+    _accuracy(figure.subplots(), lines, fontsize="x-small", ncols=1 if any(len(n) > 30 for n, _ in lines) else 2)
     return _svg(figure)
 
 

@@ -42,10 +42,10 @@ def contents(runs: Sequence[Run], rule: str) -> dict[str, Any]:
     run_curves = []
     settings: dict[str, dict[str, Sequence[Run]]] = {}
     for group, name in zip(groups, names_in_settings(groups), strict=True):
-        if any(ACCURACY in m for r in group.runs for m in r.metrics if not r.pretrained):
-            seeds = [(f"seed {r.result.get('seed', '?')}", [r]) for r in group.runs]
+        if evaluated := [r for r in group.runs if r.curve(ACCURACY) and not r.pretrained]:
+            seeds = [(f"seed {r.result.get('seed', '?')}", [r]) for r in evaluated]
             run_curves.append(_picture(group.name, plots.accuracy_curves(seeds)))
-            settings.setdefault(group.setting, {})[name] = [r for r in group.runs if r.metrics]
+            settings.setdefault(group.setting, {})[name] = evaluated
     return {
         "rule": rule,
         "rules": RULES,

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from muscle_plugin.errors import ConfigError, InputError
-from muscle_plugin.files import read_json, write_text
+from muscle_plugin.files import from_json, read_json, to_json, write_text
 from muscle_plugin.run_files import LATEST, SPLIT_FILE
 from muscle_plugin.settings.resolve import load_settings, resolve
 from muscle_plugin.settings.schema import MACHINE, PLACE, SEED, affecting
@@ -45,7 +45,7 @@ class Run:
 
     path: Path  #: of a summary: where it was
     result: dict[str, Any]  #: empty if the run never got so far
-    metrics: list[dict[str, float]]
+    metrics: list[dict[str, Any]]  #: step -> numbers; None for one that was not finite
     environment: dict[str, Any]
     #: Name in ``benchmark_configs``; None if it has none, or has another algorithm, data set or number of labels.
     config: str | None
@@ -55,8 +55,8 @@ class Run:
     settings: dict[str, Any]  #: without ``config``: those that decide the result, except the seed
 
     def curve(self, key: str) -> dict[float, float]:
-        """A logged value by step."""
-        return {m["step"]: m[key] for m in self.metrics if key in m}
+        """A logged value by step, where it was finite."""
+        return {m["step"]: value for m in self.metrics if (value := m.get(key)) is not None}
 
     @property
     def state(self) -> str:
@@ -107,9 +107,9 @@ class _Result(BaseModel, strict=True):
 
 
 class _Line(BaseModel, strict=True, extra="allow"):
-    __pydantic_extra__: dict[str, float | None]  # a loss may be infinite
+    __pydantic_extra__: dict[str, float | None]
     step: _Number
-    accuracy: _Number = Field(0.0, validation_alias=ACCURACY)
+    accuracy: _Number | None = Field(None, validation_alias=ACCURACY)
 
 
 class _Files(BaseModel, strict=True):
@@ -130,6 +130,19 @@ def _check(result: object, metrics: object, environment: Mapping[str, Any]) -> N
         raise ValueError(f"{shown(place)}: not what a run writes") from None
 
 
+def _read_metrics(path: Path) -> list[Any]:
+    """The lines of ``metrics.jsonl`` but for what a kill or a full disk cut off at its end."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    metrics = []
+    for number, line in enumerate(lines, 1):
+        try:
+            metrics.append(from_json(line))
+        except ValueError:
+            if number < len(lines):  # a whole file ends in an empty one
+                raise InputError(f"{path.name}: line {number}: not what a run writes") from None
+    return metrics
+
+
 def read_run(path: Path) -> Run:
     """The run in a directory; an exception if it holds no run, or one whose files are damaged."""
 
@@ -139,8 +152,7 @@ def read_run(path: Path) -> Run:
     failed, environment = content("failure.json"), content("environment.json")
     failure = None if failed.get("error") is None else str(failed["error"])
     result = read_json(path / "result.json") if failure is None else content("result.json")
-    lines = (path / "metrics.jsonl").read_text().splitlines() if (path / "metrics.jsonl").is_file() else []
-    metrics = [json.loads(line) for line in lines]
+    metrics = _read_metrics(path / "metrics.jsonl")
     _check(result, metrics, environment)
     config, changed, settings = _placed(path / "config.yaml", environment.get("config", failed.get("config")))
     return Run(path, result, metrics, environment, config, changed, failure, settings)
@@ -230,7 +242,7 @@ def write_summaries(runs: Sequence[Run], path: Path) -> None:
             "result": run.result, "environment": run.environment, "settings": run.settings,
             "evaluations": [[int(s), round(v, 6)] for s, v in run.curve(ACCURACY).items()],
         }  # fmt: skip
-        lines.append(json.dumps(content, ensure_ascii=False) + "\n")
+        lines.append(to_json(content, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
 
 
@@ -245,7 +257,7 @@ def read_summaries(path: Path) -> list[Run]:
         if not line:
             continue
         try:
-            content = json.loads(line)
+            content = from_json(line)
             metrics = [{"step": step, ACCURACY: accuracy} for step, accuracy in content["evaluations"]]
             _check(content["result"], metrics, content["environment"])
             config = content["config"] if content["config"] in _known_configurations() else None

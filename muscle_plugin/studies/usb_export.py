@@ -149,12 +149,12 @@ def log_text(run: Run, uses_ema: bool) -> str:
     began = datetime.fromisoformat(run.environment["started"])
     best, best_step, lines = -1.0, 0, []
     for line in run.metrics:
-        if ACCURACY not in line:
+        if line.get(ACCURACY) is None:
             continue
         step = int(line["step"])
         if line[ACCURACY] > best:
             best, best_step = line[ACCURACY], step
-        values = {k: round(v, 4) for k, v in line.items() if k == "lr" or "/" in k}
+        values = {k: round(v, 4) for k, v in line.items() if v is not None and (k == "lr" or "/" in k)}
         at = (began + timedelta(seconds=line.get("seconds") or 0)).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
         lines.append(
             f"[{at} INFO] {step} iteration, USE_EMA: {uses_ema}, {values},BEST_EVAL_ACC: {best:.4f}, at {best_step} iters\n"
