@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,23 @@ def prepare(nets: Sequence[nn.Module], settings: RunSettings, batches: Batches, 
         if settings.compile != "no":
             net.forward = CompiledForward(net, settings.compile)
     return notes
+
+
+@contextlib.contextmanager
+def enough_images_for(net: str, size: Mapping[str, int]) -> Iterator[None]:
+    """Turn what PyTorch raises where batch norm has one value per channel into an InputError that says what to do.
+    ``size``: kind -> images per step in this process."""
+    try:
+        yield
+    except ValueError as e:
+        if "more than 1 value per channel" not in str(e):
+            raise
+        images = " + ".join(f"{n} {kind}" for kind, n in size.items())
+        raise InputError(
+            f"net: {net} cannot train on one image alone, of which its batch norm sees one value per channel; a step has"
+            f" {images} images (of each process): give 2 or more of both (--batch_size, --ratio), a larger --img_size or"
+            " another --net"
+        ) from e
 
 
 def _images_channels_last(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
