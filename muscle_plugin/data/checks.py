@@ -49,11 +49,8 @@ def find_shortage(split: Split, labelled: int, unlabelled: int, epochs: int, ste
     """Describe too few images for a step of ``labelled`` + ``unlabelled`` ones, or for a run whose ``steps`` follow from
     its epochs (else None)."""
     notes = []
-    for kind, size, n in (
-        ("labelled", labelled, len(split.labelled)),
-        ("unlabelled", unlabelled, len(split.unlabelled)),
-    ):
-        if size >= MANY_TIMES * n:
+    for kind, size, images in (("labelled", labelled, split.labelled), ("unlabelled", unlabelled, split.unlabelled)):
+        if size >= MANY_TIMES * (n := len(images)):
             notes.append(
                 f"a step shows each {kind} image {size / n:.3g} times (there are {n}); a smaller --total_batch"
                 f" (it is {labelled + unlabelled}) takes less time"

@@ -230,12 +230,8 @@ class TrainingMonitor:
             )
 
     def see_utilisation(self, step: int, steps: int, ratio: float, cutoff: float | None) -> None:
-        """Warn where hardly any unlabelled image has got a pseudo-label in the first part of a run of ``steps``.
-
-        Args:
-            ratio: the share that got one since the last log line.
-            cutoff: the confidence from which on they get one, where it is a setting.
-        """
+        """Warn where hardly any unlabelled image has got a pseudo-label in the first part of a run of ``steps``: ``ratio``
+        of them since the last log line, by a confidence of at least ``cutoff``, where that is a setting."""
         self.state.utilised = max(self.state.utilised, ratio)
         if self.state.utilised < LOW_UTILISATION and step >= UTILISED_BY * steps:
             lower = f"a lower --p_cutoff (it is {cutoff:g}), " if cutoff is not None else ""
