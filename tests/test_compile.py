@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import CONFIGS, ROOT
 
-from muscle_plugin.errors import InputError
+from muscle_plugin.errors import ConfigError, InputError
 from muscle_plugin.files import load_tensors
 from muscle_plugin.training.nets import CompiledForward
 
@@ -114,3 +114,10 @@ def test_without_a_compiler_it_is_one_line(tmp_path):
     assert re.match(r"error: compile: .*g\+\+.*--compile no", line)
     assert "Traceback" not in done.stderr
     assert done.returncode
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_one_image_for_batch_norm_is_not_blamed_on_the_compiler(short_run):
+    with pytest.raises(ConfigError, match="^net: .*one image"):
+        short_run(algorithm="supervised", compile="default", total_batch=2)

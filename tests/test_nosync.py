@@ -153,7 +153,7 @@ def test_several_processes_keep_the_thresholds_in_which_usb_is_wrong(monkeypatch
     monkeypatch.setenv("MUSCLE_USB_PATCHES", "0")
     monkeypatch.setattr("muscle_plugin.distributed.world_size", lambda: 2)
     hook = SoftMatchWeightingHook(4)
-    take_over(hook)
+    take_over(hook, 8)
     assert type(hook) is SoftMatchWeights
 
 

@@ -13,15 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from processes import in_processes, needs_fork
 
-from muscle_plugin.algorithms.muscle import Muscle
+from muscle_plugin.algorithms.label_propagation import PseudoLabels
+from muscle_plugin.algorithms.muscle import Muscle, chance_information
 from muscle_plugin.cli import run_command
-from muscle_plugin.data.checks import check_labels, equal_images, find_oddities
+from muscle_plugin.data.checks import check_labels, equal_images, find_oddities, find_shortage
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
 from muscle_plugin.errors import ConfigError, DataError, InputError, Interrupted, NotFinite, WriteError
 from muscle_plugin.files import load_tensors
+from muscle_plugin.losses import mutual_information
 from muscle_plugin.runs import logs
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.training import Host
@@ -46,9 +49,28 @@ def spoil(monkeypatch, steps, value=NAN, term="train/mi"):
     monkeypatch.setattr(Muscle, "train_step", train_step)
 
 
-def monitor(limit, said=None):
-    """A monitor of losses on the CPU, and what it tells the user."""
-    return TrainingMonitor(CPU, limit, [].append if said is None else said.append, lambda saved: "advice")
+def monitor(limit, said=None, labelled=(4,) * 10):
+    """A monitor of losses on the CPU, which keeps what it tells the user in ``said``."""
+    tell = [].append if said is None else said.append
+    return TrainingMonitor(CPU, limit, tell, lambda *_: "advice", torch.tensor(labelled))
+
+
+def image_folder(root, labelled, unlabelled=0, test=None):
+    """Noise of 16 x 16 pixels, brighter by class: so many images of each class, and so many without one."""
+    rng = np.random.default_rng(0)
+    kinds = {f"{part}/{c}": n for part, of in (("labelled", labelled), ("test", test or {})) for c, n in of.items()}
+    for number, (place, n) in enumerate({**kinds, "unlabelled": unlabelled}.items()):
+        (root / place).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.integers(0, 100, (16, 16, 3), np.uint8) + 60 * (number % 2)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / place / f"{i}.png")
+    return root
+
+
+def train(tmp_path, words):
+    """Run ``train`` on a single thread, into ``tmp_path``, and return its status."""
+    words = f"{words} --save_dir {tmp_path} --save_name r --num_threads 1 --use_tensorboard false"
+    return run_command("train", words.split(), "train.py")
 
 
 def failure(run_dir):
@@ -65,8 +87,10 @@ def test_a_learning_rate_far_too_high_is_one_line_with_status_1(tmp_path, capsys
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(r"error: step \d+: .*\bloss .* step \d+; .*\btrain/.*no checkpoint", line)
     assert re.search(r"--lr .*\b1e\+06\b.* --clip_grad 1", line)
+    assert "no update" not in line
     found = failure(tmp_path / "r")
     assert found["error"] == f"NotFinite: {line.removeprefix('error: ')}"
+    assert found["weights_not_finite"] is None  # nobody looked
     assert found["noticed_at_step"] % 10 == 0
     assert 1 < found["not_finite_since_step"]["loss"] <= found["noticed_at_step"]
 
@@ -144,9 +168,42 @@ def test_weights_lost_in_the_last_step_reach_no_checkpoint(short_run, tmp_path, 
 
     step.count = 0
     monkeypatch.setattr(torch.optim.SGD, "step", step)
-    with pytest.raises(NotFinite, match=r"^step 6: .*weight of the net .*\bstep 6;"):
+    with pytest.raises(NotFinite, match=r"^step 6: .*weight of the net .*\bstep 6;.* smaller --lr "):
         short_run(algorithm="fixmatch", save_name="r", num_save_iter=2)
     assert load_tensors(tmp_path / "r" / "latest_model.pth")["it"] == 4
+    assert any("weight of the net" in name for name in failure(tmp_path / "r")["weights_not_finite"])
+
+
+@pytest.mark.parametrize("lost_at", [1, 2])
+def test_the_learning_rate_is_blamed_only_where_weights_were_updated(short_run, monkeypatch, lost_at):
+    spoil(monkeypatch, {lost_at})
+    with pytest.raises(NotFinite) as caught:
+        short_run(algorithm="muscle", save_name="r", num_log_iter=3)
+    assert ("smaller --lr" in str(caught.value)) == (lost_at > 1)
+    assert ("learning rate is not the cause" in str(caught.value)) == (lost_at == 1)
+
+
+def test_the_learning_rate_can_be_blamed_after_a_warm_up_of_the_algorithms_own(short_run, monkeypatch):
+    """Dash trains before its first step."""
+    spoil(monkeypatch, {1})
+    with pytest.raises(NotFinite, match="^step 1: .* smaller --lr"):
+        short_run(algorithm="muscle_dash", num_wu_iter=2, save_name="r")
+
+
+def test_a_value_lost_before_does_not_date_the_loss():
+    watch, one = monitor(0), torch.tensor(1.0)
+    for step, loss in enumerate((one, one, one * NAN), 1):
+        watch.observe(step, loss, None, None, {"train/x": one * NAN})
+    with pytest.raises(NotFinite, match="^step 3: the loss .*first non-finite .*train/x"):
+        watch.check(3, {"longest": 1, "losses": 1}, {})
+
+
+@pytest.mark.parametrize("more", ["", " --precision bf16", " --uratio 0.5 --batch_size 2"])
+def test_softmatch_needs_a_variance(tmp_path, capsys, more):
+    words = f"--c softmatch_digits_10 --batch_size 1 --uratio 1 --img_size 32{more}"
+    assert train(tmp_path, words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: softmatch: .*variance .*\b2 or more unlabelled", line)
 
 
 def test_a_stop_saves_nothing_that_is_lost(short_run, tmp_path, monkeypatch):
@@ -333,10 +390,23 @@ def test_mutual_informations_collapse_is_said_once():
     watch = monitor(0, said)
     low, high = 0.05 * math.log(10), 0.5 * math.log(10)
     for step, h in enumerate([low] * (LOW_ENTROPY_LINES - 1) + [high] + [low] * 30):
-        watch.see_entropy(step, h, 10)
+        watch.see_entropy(step, h)
     assert len(said) == 1
     assert re.match(rf"H\(z\) .* {low:.3f} .* step {2 * LOW_ENTROPY_LINES - 1}\b.* 2\.30\b", said[0])
     assert [*watch.state.told.values()] == said
+    assert "larger --mi_weight" in said[0]
+
+
+def test_the_entropy_of_uneven_labels_is_no_collapse():
+    said = []
+    watch = monitor(0, said, (499, 1))
+    for step in range(20):
+        watch.see_entropy(step, 0.014)  # as 499 : 1 has
+    assert not said
+    for step in range(20):
+        watch.see_entropy(step, 0.001)
+    assert "mi_weight" not in said[0]  # which would pull towards equal classes
+    assert "labelled images of each class (there are 1 to 499)" in said[0]
 
 
 def test_one_class_for_all_test_images():
@@ -351,9 +421,16 @@ def test_one_class_for_all_test_images():
     last = monitor(0)
     last.see_evaluation(9, 1.0, 0.1, True)
     assert len(last.state.told) == 1
-    uneven = monitor(0)
-    uneven.see_evaluation(9, 1.0, 0.9, True)  # there it is right
-    assert not uneven.state.told
+    for share, largest, told in (
+        (0.9, 0.9, False),  # there it is right
+        (0.992, 0.9, False),
+        (0.997, 0.9, True),
+        (1.0, 1.0, False),
+        (1.0, 500 / 501, True),
+    ):
+        uneven = monitor(0)
+        uneven.see_evaluation(9, share, largest, True)
+        assert bool(uneven.state.told) == told
 
 
 def test_one_class_is_said_once_whatever_the_share():
@@ -381,7 +458,144 @@ def test_a_collapsed_run_says_so(short_run, tmp_path, monkeypatch):
     assert "warning: H(z) " in (tmp_path / "r" / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("algorithm", ["fixmatch", "muscle_fixmatch"])
+def test_the_majority_class_for_all_is_said(tmp_path, algorithm):
+    root = image_folder(tmp_path / "f", {"many": 100, "few": 1}, 60, {"many": 20, "few": 2})
+    words = f"--c muscle_fixmatch_folder --data_dir {root} --algorithm {algorithm} --img_size 16 --num_train_iter 12"
+    assert train(tmp_path, f"{words} --epoch 1 --num_eval_iter 4 --ema_m 0") == 0
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert result["last_evaluation"]["balanced_acc"] == 0.5
+    (text,) = [w for w in result["warnings"] if "test images" in w]
+    assert re.match(r"100\.0 % .*\bclass .*\b90\.9 %.*balanced_acc.* labelled images .*\b1 to 100\b", text)
+    assert "mi_weight" not in text
+
+
+# --------------------------------------------------------------------------------- pseudo-labels, and chance agreement
+
+
+@pytest.mark.parametrize("algorithm", ["fixmatch", "muscle_fixmatch", "pseudolabel", "uda"])
+def test_pseudo_labels_that_nothing_gets_are_said_once(tmp_path, capsys, algorithm):
+    words = f"--c fixmatch_digits_10 --algorithm {algorithm} --num_train_iter 8 --epoch 1 --num_log_iter 1"
+    assert train(tmp_path, f"{words} --p_cutoff 1.0 --total_batch 16") == 0
+    (text,) = [w for w in json.loads((tmp_path / "r" / "result.json").read_text())["warnings"] if "util_ratio" in w]
+    assert re.match(r"train/util_ratio .*0\.01 .*step 4 of 8: .*--p_cutoff \(it is 1\)", text)
+    assert capsys.readouterr().out.count(f"warning: {text}") == 1
+
+
+def test_pseudo_labels_that_come_in_time_are_enough():
+    said = []
+    watch = monitor(0, said)
+    for step, ratio in enumerate((0, 0, 0, 0.02, 0, 0, 0, 0), 1):
+        watch.see_utilisation(step, 8, ratio, None)
+    assert not said
+    resumed = monitor(0, said)
+    resumed.load(MonitorState.model_validate(dict(watch.state)))
+    resumed.see_utilisation(9, 10, 0, 0.95)
+    assert not said
+    late = monitor(0, said)
+    late.see_utilisation(7, 10, 0, None)
+    assert "p_cutoff" not in said[0]
+
+
+@pytest.mark.parametrize(("images", "classes", "documented"), [(128, 10, 0.224), (1024, 10, 0.021), (128, 1000, 5.21)])
+def test_chance_is_what_the_documents_say(images, classes, documented):
+    assert chance_information(images, classes) == pytest.approx(documented, rel=0.25)
+
+
+def test_chance_is_the_information_of_independent_predictions():
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.nn.functional.one_hot(torch.randint(30, (2, 50), generator=generator), 30).float()
+    assert chance_information(50, 30) == pytest.approx(float(mutual_information(one, other)), abs=1e-4)
+
+
+@pytest.mark.parametrize(("more", "noted"), [("", True), ("--mi_weight 0", False), ("--algorithm fixmatch", False)])
+def test_too_many_classes_for_a_batch_are_noted(tmp_path, capsys, more, noted):
+    root = image_folder(tmp_path / "f", {f"c{i:03d}": 1 for i in range(300)}, 4)
+    words = f"--c muscle_fixmatch_folder --data_dir {root} --total_batch 128 --num_train_iter 1 --epoch 1 --img_size 16"
+    assert train(tmp_path, f"{words} {more}") == 0
+    notes = [x for x in capsys.readouterr().out.splitlines() if x.startswith("note: the mutual information")]
+    assert len(notes) == noted
+    assert not noted or re.search(r"\b128 images and 300 classes .*\b4\.5 nats.*\b5\.7\b.*--total_batch", notes[0])
+
+
+# ----------------------------------------------------------------------------------------------- one image in a forward
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--c supervised_digits_10",
+        "--c fixmatch_digits_10 --use_cat false",
+        "--c supervised_digits_10 --algorithm vat --uratio 1",
+        "--c supervised_digits_10 --algorithm mixmatch --uratio 1",
+        "--c supervised_digits_10 --algorithm dash --num_wu_iter 2",
+        "--c muscle_digits_10",
+        pytest.param("--c muscle_digits_10 --net timm:resnet18 --img_size 32", marks=pytest.mark.slow),
+    ],
+)
+def test_one_image_of_one_value_per_channel_is_one_line(tmp_path, capsys, words):
+    assert train(tmp_path, f"{words} --batch_size 1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: net: .*\bone image\b.*\b1 labelled \+ \d unlabelled\b.*--batch_size", line)
+    assert not (tmp_path / "r" / "latest_model.pth").exists()
+    assert train(tmp_path, f"{words} --batch_size 2 --num_train_iter 1 --epoch 1") == 0  # in the same directory
+
+
+def test_one_image_trains_where_the_net_can(tmp_path):
+    assert train(tmp_path, "--c supervised_digits_10 --batch_size 1 --img_size 32 --num_train_iter 2 --epoch 1") == 0
+    assert train(tmp_path / "b", "--c fixmatch_digits_10 --batch_size 1 --uratio 1 --num_train_iter 2 --epoch 1") == 0
+
+
+@pytest.mark.parametrize("algorithm", ["muscle", "muscle_vat", "muscle_simmatch"])
+def test_data_show_runs_the_trial_step_as_training_does(tmp_path, capsys, algorithm):
+    """On this device, and with the same errors."""
+    out = tmp_path / "views.png"
+    words = f"show --c muscle_digits_10 --algorithm {algorithm} --out {out}".split()
+    assert run_command("data", words, "muscle-plugin data") == 0
+    assert out.is_file()
+    capsys.readouterr()
+    assert run_command("data", [*words, "--batch_size", "1", "--uratio", "1"], "muscle-plugin data") == 2
+    assert re.match("error: net: .*one image", capsys.readouterr().err)
+
+
 # --------------------------------------------------------------------------------------------------------------- data
+
+
+def test_few_images_make_a_step_of_each_epoch(tmp_path, capsys, monkeypatch):
+    refreshed = []
+    inner = PseudoLabels.refresh_pseudo_labels
+
+    def refresh(self):
+        refreshed.append(self.it)
+        inner(self)
+
+    monkeypatch.setattr(PseudoLabels, "refresh_pseudo_labels", refresh)
+    root = image_folder(tmp_path / "f", {"a": 4, "b": 4}, 3, {"a": 4, "b": 4})
+    words = (
+        f"--c muscle_fixmatch_folder --data_dir {root} --algorithm labelprop --epoch 8 --num_log_iter 1 --img_size 16"
+    )
+    assert train(tmp_path, words) == 0
+    assert refreshed == [4, 5, 6, 7]
+    logged = rows(tmp_path / "r")
+    assert [r["epoch"] for r in logged] == list(range(8))
+    assert [r["lr"] for r in logged[:3]] == [r["lr"] for r in logged[4:7]]  # the schedule of either stage
+    notes = [x for x in capsys.readouterr().out.splitlines() if x.startswith("note: ")]
+    assert any(re.search(r"each unlabelled image 24 times \(there are 3\).*--total_batch", n) for n in notes)
+    assert any(re.search(r"only 8 steps \(8 epochs of 3 unlabelled images\).*--epoch", n) for n in notes)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_where_epochs_give_its_length(tmp_path, capsys):
+    root = image_folder(tmp_path / "f", {"a": 4, "b": 4}, 3)
+    words = f"--c muscle_fixmatch_folder --data_dir {root} --epoch 8 --num_warmup_iter"
+    assert train(tmp_path, f"{words} 8") == 2
+    assert "num_warmup_iter: 8 leaves no step of the 8" in capsys.readouterr().err
+
+
+def test_a_usual_run_has_no_note_on_its_length():
+    split = Split(torch.arange(10), torch.arange(1427))
+    assert find_shortage(split, 64, 64, 60, 1338) == []
+    assert find_shortage(split, 64, 64, 1, None) == []  # num_train_iter was asked for
+    assert len(find_shortage(split, 80, 64, 1, 22)) == 2
 
 
 def source(labels, train, test, classes=3, images=None):

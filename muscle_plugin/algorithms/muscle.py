@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,22 @@ else:
 EXTRA_HARD = {LABELLED: "x_lb_h", UNLABELLED: "x_ulb_h"}
 #: The weak views that it adds where the base has none.
 USUAL_WEAK = {LABELLED: "x_lb", UNLABELLED: WEAK_UNLABELLED_VIEW}
+
+
+#: The share of ln C from which on agreement by chance is noted.
+MOSTLY_CHANCE = 2 / 3
+
+
+def chance_information(images: int, classes: int) -> float:
+    """The mutual information, in nats, of one draw of independent one-hot predictions of two views: how far the estimate
+    from so many images can be off."""
+    one, other = torch.randint(classes, (2, images), generator=torch.Generator().manual_seed(0))
+    both = torch.cat([one * classes + other, other * classes + one])  # as the joint distribution is symmetrised
+    marginal, joint = (
+        float(torch.special.entr(values.unique(return_counts=True)[1] / len(values)).sum())
+        for values in (torch.cat([one, other]), both)
+    )
+    return 2 * marginal - joint
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,14 @@ class Muscle(Host):
         super().__init__(args, *others, **named)
         self.mi_loss = MutualInformationLoss(self.settings.mi_weight, global_batch=True)
         self.plan = None
+        n = sum(self.batch_sizes) if self.settings.mi_labelled else self.batch_sizes[1]
+        chance, most = chance_information(n, self.num_classes), math.log(self.num_classes)
+        if self.mi_loss.weight and chance > MOSTLY_CHANCE * most:
+            self.notes.append(
+                f"the mutual information of {n} images and {self.num_classes} classes is mostly chance: predictions that"
+                f" know nothing of one another can show {chance:.1f} nats, of at most {most:.1f}; a larger --total_batch"
+                " helps"
+            )
 
     def prepare_steps(self) -> None:
         """Observe in a trial step, which is undone, what the base forwards; then ask for the views it lacks."""

@@ -1,4 +1,4 @@
-"""What can be wrong with data before training: labels out of range, classes without images, duplicate images."""
+"""What can be wrong with data before training: labels out of range, classes without images, duplicates, too few images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from torch import Tensor
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split, class_counts
 from muscle_plugin.errors import DataError
+from muscle_plugin.text import plural
 
 #: Bytes of pixels up to which duplicates are looked for: reading more takes several seconds.
 COMPARED_BYTES = 4 << 30
+#: A step that holds each image so many times, and epochs that make fewer steps than this, are noted.
+MANY_TIMES, FEW_STEPS = 8, 100
 
 
 def check_labels(source: Source, dataset: str) -> None:
@@ -40,6 +43,22 @@ def find_oddities(source: Source, split: Split) -> list[str]:
             more = f" (and {len(empty) - 5} more)" if len(empty) > 5 else ""
             notes.append(f"no {kind} of class {', '.join(empty[:5])}{more}")
     return notes + _duplicates(source, split)
+
+
+def find_shortage(split: Split, labelled: int, unlabelled: int, epochs: int, steps: int | None) -> list[str]:
+    """Describe too few images for a step of ``labelled`` + ``unlabelled`` ones, or for a run whose ``steps`` follow from
+    its epochs (else None)."""
+    notes = []
+    for kind, size, images in (("labelled", labelled, split.labelled), ("unlabelled", unlabelled, split.unlabelled)):
+        if size >= MANY_TIMES * (n := len(images)):
+            notes.append(
+                f"a step shows each {kind} image {size / n:.3g} times (there are {n}); a smaller --total_batch"
+                f" (it is {labelled + unlabelled}) takes less time"
+            )
+    if steps and steps < FEW_STEPS:
+        of = f"{plural(epochs, 'epoch')} of {plural(len(split.unlabelled), 'unlabelled image')}"
+        notes.append(f"the run has only {plural(steps, 'step')} ({of}); a larger --epoch trains longer")
+    return notes
 
 
 def _duplicates(source: Source, split: Split) -> list[str]:

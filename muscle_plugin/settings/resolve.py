@@ -56,9 +56,13 @@ class Resolved:
         return Path(self.settings.save_dir) / str(self.settings.save_name)
 
     def steps(self, unlabelled: int) -> int:
-        """The training steps of the run: ``num_train_iter``, or ``epoch`` passes over so many unlabelled images."""
+        """The training steps of the run: ``num_train_iter``, or ``epoch`` passes over so many unlabelled images, of a step
+        or more each. Raises ConfigError where ``num_warmup_iter`` takes all of them."""
         s = self.settings
-        return s.num_train_iter or max(1, round(s.epoch * unlabelled / (s.total_batch - s.batch_size)))
+        steps = s.num_train_iter or max(s.epoch, round(s.epoch * unlabelled / (s.total_batch - s.batch_size)))
+        if s.num_warmup_iter >= steps:
+            raise ConfigError([f"num_warmup_iter: {s.num_warmup_iter} leaves no step of the {steps}"])
+        return steps
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, plain values; :func:`resolve` makes the same run of them."""

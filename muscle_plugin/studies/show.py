@@ -52,7 +52,8 @@ def views_of_first_batch(algorithm: Host, columns: int = 12) -> dict[str, Tensor
         warnings.simplefilter("ignore")
         algorithm.epoch = 0
         algorithm.call_hook("before_run")
-        algorithm.prepare_steps()
+        with algorithm.computing():
+            algorithm.prepare_steps()
     batches = algorithm.batches
     batch = batches.batch(0)
     rows: dict[str, Tensor] = {}

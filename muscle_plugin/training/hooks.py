@@ -258,7 +258,10 @@ class HostLoggingHook(Hook):
             rate = algorithm.optimizer.param_groups[-1]["lr"]
             algorithm.record({"lr": float(rate), **means, **now})
             if "train/entropy" in means:
-                monitor.see_entropy(step, means["train/entropy"], algorithm.num_classes)
+                monitor.see_entropy(step, means["train/entropy"])
+            if "train/util_ratio" in means:
+                cutoff = getattr(algorithm.settings, "p_cutoff", None)
+                monitor.see_utilisation(step, algorithm.num_train_iter, means["train/util_ratio"], cutoff)
             monitor.state.last_line = {"step": step, **means}
             self.sums, self.counts = {}, Counter()
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from muscle_plugin import distributed
 from muscle_plugin.data.batches import Batches, LabelledPasses
-from muscle_plugin.data.checks import find_oddities
+from muscle_plugin.data.checks import find_oddities, find_shortage
 from muscle_plugin.data.load import choose_split, load_data
 from muscle_plugin.data.loader import FixedImages
 from muscle_plugin.data.source import Source
-from muscle_plugin.data.splits import Split
+from muscle_plugin.data.splits import Split, class_counts
 from muscle_plugin.data.views import LABELLED, UNLABELLED
 from muscle_plugin.device import (
     autocast_context,
@@ -55,7 +55,7 @@ from muscle_plugin.training.hooks import (
     restarting_schedule,
 )
 from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor, advice
-from muscle_plugin.training.nets import check_compiler, prepare, synchronise_batch_norm
+from muscle_plugin.training.nets import check_compiler, enough_images_for, prepare, synchronise_batch_norm
 from muscle_plugin.training.protocols import Recorder, TensorBoardLog
 from muscle_plugin.training.state import outside_state
 from muscle_plugin.usb.calls import no_waiting, usb_calls_on
@@ -147,10 +147,11 @@ class Host(USBAlgorithm):
         if source.subclasses is not None and len(split.sequestered):
             self.test_sequestered = torch.isin(source.subclasses[source.test], torch.tensor(split.sequestered))
         self.batch_sizes = settings.batch_size, settings.total_batch - settings.batch_size
+        steps = resolved.steps(len(split.unlabelled))
         write_for_usb(
             args, settings, rank, distributed.world_size(), gpu=self.device.index, amp=self.precision != "fp32",
             num_classes=len(source.classes), num_labels=len(split.labelled),
-            num_train_iter=resolved.steps(len(split.unlabelled)),
+            num_train_iter=steps,
             lb_dest_len=len(split.labelled), ulb_dest_len=len(split.unlabelled),
         )  # fmt: skip
         self.evaluations, self.last_metrics = [], {}
@@ -163,7 +164,11 @@ class Host(USBAlgorithm):
             super().__init__(args, net_builder, tb_log, logger, **kwargs)
         self.notes = [*source.notes, *split.notes]
         if not rank:  # the others show none
-            self.notes += [*find_oddities(source, split), *self.batches.notes]
+            self.notes += find_oddities(source, split)
+            self.notes += find_shortage(
+                split, *self.batch_sizes, settings.epoch, None if settings.num_train_iter else steps
+            )
+            self.notes += self.batches.notes
         self.notes += prepare((self.model, self.ema_model), settings, self.batches, self.device)
         if rank:  # the same initial weights everywhere, other dropout masks and mixtures
             seed_everything(derive(settings.seed, "process", rank) % 2**32)
@@ -172,7 +177,7 @@ class Host(USBAlgorithm):
         allowed = FP16_STEPS if settings.nonfinite_steps is None else settings.nonfinite_steps
         limit = allowed if self.precision == "fp16" else 0
         help_after = partial(advice, settings, self.precision, self.run_dir)
-        self.monitor = TrainingMonitor(self.device, limit, self._warn, help_after)
+        self.monitor = TrainingMonitor(self.device, limit, self._warn, help_after, class_counts(source, split.labelled))
 
     @property
     def device(self) -> torch.device:
@@ -234,7 +239,7 @@ class Host(USBAlgorithm):
     def register_hook(self, hook: Hook, name: str | None = None, priority: str | int = "NORMAL") -> None:
         """As USB's, with the host's hook where USB's would synchronise, lose or mis-measure something."""
         hook_name = name if name is not None else type(hook).__name__
-        take_over(hook)
+        take_over(hook, self.batch_sizes[1])
         replacement = REPLACEMENTS.get(type(hook))
         if type(hook) not in NOT_NEEDED:
             super().register_hook(replacement() if replacement else hook, hook_name, priority)
@@ -248,7 +253,9 @@ class Host(USBAlgorithm):
     # -- training
 
     @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
+    def computing(self) -> Iterator[None]:
+        """What surrounds the steps: USB's calls and kernels for this device; what they run into becomes a UserError."""
+
         def tell(operation: str) -> None:
             text = f"{operation} has no deterministic algorithm here: equal seeds may give other weights"
             self.monitor.warn(text, text)
@@ -259,6 +266,7 @@ class Host(USBAlgorithm):
             usb_calls_on(self.device),
             deterministic_kernels(self.device, self.settings.deterministic, tell),
             memory_for("a training step", less),
+            enough_images_for(self.settings.net, self.batches.size),
         ):
             yield
 
@@ -278,7 +286,7 @@ class Host(USBAlgorithm):
         loaders["eval"] = fixed_images(self, self.source.train[self.split.labelled])
         began, rates = dict(self.scheduler.state_dict()), [g["lr"] for g in self.optimizer.param_groups]
         try:
-            with self._computing():
+            with self.computing():
                 stage()
         finally:
             loaders["eval"] = test
@@ -300,7 +308,7 @@ class Host(USBAlgorithm):
         The batches are those of :meth:`train`. Where there is no GPU, call ``Trainer`` within ``usb_calls_on("cpu")``.
         """
         self._begin_alike()
-        with usb_calls_on(self.device):
+        with self.computing():
             self.prepare_steps()
         shared: dict[int, dict[str, Tensor]] = {}
         return StepLoader(self, LABELLED, shared), StepLoader(self, UNLABELLED, shared), self.loader_dict["eval"]
@@ -324,7 +332,7 @@ class Host(USBAlgorithm):
         if self.recorder is None and self.logger is not None:  # USB's train.py knows of no notes
             for note in self.notes:
                 self.logger.info(note)
-        with self._computing():
+        with self.computing():
             self.epoch = self._epoch_of(self.it)
             self.call_hook("before_run")
             self.prepare_steps()

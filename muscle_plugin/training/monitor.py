@@ -1,4 +1,5 @@
-"""Watches a run's numbers: non-finite losses end it before they reach a checkpoint, a collapse is reported once.
+"""Watches a run's numbers: non-finite losses end it before they reach a checkpoint; a collapse, and a lack of pseudo-labels,
+are reported once.
 
 What a step finds stays on the device, in a few scalars and one number per logged value. It is read where the program waits
 for the device anyway: at log steps, before evaluations and before checkpoints.
@@ -23,10 +24,15 @@ from muscle_plugin.training.state import StrictModel
 
 #: Consecutive non-finite steps allowed under fp16 by default; the loss scaler leaves them out and scales down.
 FP16_STEPS = 20
-#: MUSCLE has collapsed if H(z) stays below this share of ln C for so many consecutive log lines.
+#: MUSCLE has collapsed if H(z) stays below this share of the labels' entropy for so many consecutive log lines.
 LOW_ENTROPY, LOW_ENTROPY_LINES = 0.1, 5
-#: A net has collapsed if it gives more than this share of the test images one class in so many consecutive evaluations.
-ONE_CLASS, ONE_CLASS_EVALUATIONS = 0.95, 3
+#: A net has collapsed if all classes but one get less than this share of the test images that are theirs in so many
+#: consecutive evaluations; with the second share it has not.
+OTHERS, OTHERS_FINE, ONE_CLASS_EVALUATIONS = 0.05, 0.5, 3
+#: Classes are uneven if one has more than this many times the labelled images of another.
+UNEVEN = 2
+#: Pseudo-labels teach next to nothing where up to this share of a run fewer of the unlabelled images got one.
+LOW_UTILISATION, UTILISED_BY = 0.01, 0.5
 
 LOSS, GRADIENT = "loss", "gradient"
 SHOWN = 10  # names of tensors in failure.json
@@ -53,6 +59,7 @@ class MonitorState(StrictModel):
     losses_seen: float = 0.0
     low_entropy: int = 0
     one_class: int = 0
+    utilised: float = 0.0
     has_varied: bool = False
 
     def on(self, device: torch.device) -> MonitorState:
@@ -68,7 +75,9 @@ class TrainingMonitor:
     Args:
         limit: consecutive non-finite steps to allow; one more ends the run.
         tell: shows a warning to the user.
-        advise: what to do after a failure, given the step of the last checkpoint, or None without one.
+        advise: what to do after a failure, given the step of the last checkpoint, or None without one, and whether
+            weights had been updated before.
+        labelled: (C,) labelled images per class.
 
     Attributes:
         state: what lasts.
@@ -77,9 +86,11 @@ class TrainingMonitor:
     """
 
     def __init__(
-        self, device: torch.device, limit: int, tell: Callable[[str], None], advise: Callable[[int | None], str]
-    ) -> None:
-        self.limit = limit
+        self, device: torch.device, limit: int, tell: Callable[[str], None], advise: Callable[[int | None, bool], str],
+        labelled: Tensor,
+    ) -> None:  # fmt: skip
+        self.limit, self.labelled = limit, labelled
+        self._observed = 0
         self._device, self._tell, self._advise = device, tell, advise
         self.saved: int | None = None
         none = torch.zeros((), dtype=torch.int64)
@@ -100,6 +111,7 @@ class TrainingMonitor:
             skipped: (), more than 0 if the loss scaler left the step out.
             log: what the step logs, of which floating-point scalars on the loss's device count.
         """
+        self._observed += 1
         values = {LOSS: loss} | ({} if gradient is None else {GRADIENT: gradient})
         decisive = len(values)
         tensors = {k: v for k, v in log.items() if isinstance(v, Tensor) and v.is_floating_point()}
@@ -148,18 +160,19 @@ class TrainingMonitor:
         if distributed.any_process(not all(flags)):
             self._fail(step, lost)
 
-    def _fail(self, step: int, lost: Sequence[str] = ()) -> NoReturn:
+    def _fail(self, step: int, lost: Sequence[str] | None = None) -> NoReturn:
+        """Raise NotFinite; ``lost`` are the tensors of the nets that are not finite, None: not looked at."""
         own = {n: at for names, t in self.state.first.items() for n, at in zip(names, t.tolist(), strict=True)}
         first: dict[str, int] = {}
         for found in distributed.gather_objects(own):
             for name, at in found.items():
                 if math.isfinite(at):
                     first[name] = min(int(at), first.get(name, int(at)))
-        begin = min(first.values(), default=step)
         decisive = [n for n in (LOSS, GRADIENT) if n in first]
+        begin = min((first[n] for n in decisive), default=step)
         what = f"the {' and the '.join(decisive)}" if decisive else lost[0] if lost else f"the {LOSS}"
         row = f" in more than {self.limit} consecutive steps (nonfinite_steps)" if self.limit and decisive else ""
-        terms = [n for n, at in first.items() if at == begin and n not in (LOSS, GRADIENT)]
+        terms = [n for n, at in first.items() if at <= begin and n not in (LOSS, GRADIENT)]
         parts = [f"step {begin}: {what} {'are' if len(decisive) > 1 else 'is'} not finite{row}; noticed at step {step}"]
         if terms:
             parts.append(f"first non-finite logged values: {', '.join(terms)}")
@@ -169,11 +182,13 @@ class TrainingMonitor:
         details = {
             "noticed_at_step": step,
             "not_finite_since_step": first,
-            "weights_not_finite": list(lost[:SHOWN]),
+            "weights_not_finite": None if lost is None else list(lost[:SHOWN]),
             "last_finite": self.state.last_line,
             "last_checkpoint_step": self.saved,
         }
-        raise NotFinite("; ".join([*parts, self._advise(self.saved)]), details)
+        # Dash's warm-up has counted steps of its own
+        updated = not decisive or begin > 1 or self._observed > step
+        raise NotFinite("; ".join([*parts, self._advise(self.saved, updated)]), details)
 
     def warn(self, about: str, text: str) -> None:
         """Tell the user: on the terminal, in the log and in ``result.json``; once per run and subject."""
@@ -181,42 +196,66 @@ class TrainingMonitor:
             self.state.told[about] = text
             self._tell(text)
 
-    def see_entropy(self, step: int, entropy: float, num_classes: int) -> None:
+    def _helpful(self, even: str = "") -> str:
+        """What may help against a collapse beside a smaller --lr: as many labels of each class, else ``even``."""
+        least, most = self.labelled.aminmax()
+        uneven = f", about as many labelled images of each class (there are {least} to {most})"
+        return uneven if most > UNEVEN * least else even
+
+    def see_entropy(self, step: int, entropy: float) -> None:
         """Warn of MUSCLE's collapse, given the mean H(z) since the last log line in nats."""
-        most = math.log(num_classes)
+        most = float(torch.special.entr(self.labelled / self.labelled.sum()).sum())
         self.state.low_entropy = self.state.low_entropy + 1 if entropy < LOW_ENTROPY * most else 0
         if self.state.low_entropy == LOW_ENTROPY_LINES:
             self.warn(
                 "entropy",
-                f"H(z) has collapsed: {entropy:.3f} nats at step {step}, of at most {most:.2f}: nearly all images get one"
-                " class. What may help: a smaller --lr, a larger --mi_weight or batch, a smaller --ulb_loss_ratio; and look at"
-                " the views with `muscle-plugin data show`",
+                f"H(z) has collapsed: {entropy:.3f} nats at step {step}, of the labels' {most:.2f}: nearly all images get"
+                " one class. What may help: a smaller --lr or --ulb_loss_ratio"
+                f"{self._helpful(', a larger --mi_weight or batch')}; and look at the views with `muscle-plugin data show`",
             )
 
     def see_evaluation(self, step: int, share: float, largest: float, last: bool) -> None:
         """Warn of a net that has come to give nearly all test images one class, or does so at the end of the run: its ``share``
         gets the class most often given, ``largest`` is that of the largest class. A net (and even more its average) that
         does so at first is no news."""
-        if largest > 0.5:  # such a net may be right
-            return
-        self.state.has_varied |= share <= 0.5
-        self.state.one_class = self.state.one_class + 1 if share > ONE_CLASS else 0
+        others, theirs = 1 - share, 1 - largest
+        self.state.has_varied |= others >= OTHERS_FINE * theirs
+        self.state.one_class = self.state.one_class + 1 if others < OTHERS * theirs else 0
         if self.state.one_class and (last or (self.state.has_varied and self.state.one_class >= ONE_CLASS_EVALUATIONS)):
             self.warn(
                 "one class",
-                f"{100 * share:.1f} % of the test images are given one and the same class at step {step}"
-                " (a smaller --lr may help; with --ema_m near 1 a short run's averaged net has not caught up yet)",
+                f"{100 * share:.1f} % of the test images are given one and the same class at step {step}, but the largest"
+                f" class has {100 * largest:.1f} % (see balanced_acc in result.json). What may help: a smaller --lr"
+                f"{self._helpful()}; with --ema_m near 1 a short run's averaged net has not caught up yet",
+            )
+
+    def see_utilisation(self, step: int, steps: int, ratio: float, cutoff: float | None) -> None:
+        """Warn where hardly any unlabelled image has got a pseudo-label in the first part of a run of ``steps``: ``ratio``
+        of them since the last log line, by a confidence of at least ``cutoff``, where that is a setting."""
+        self.state.utilised = max(self.state.utilised, ratio)
+        if self.state.utilised < LOW_UTILISATION and step >= UTILISED_BY * steps:
+            lower = f"a lower --p_cutoff (it is {cutoff:g}), " if cutoff is not None else ""
+            self.warn(
+                "utilisation",
+                f"train/util_ratio has stayed below {LOW_UTILISATION:g} up to step {step} of {steps}: hardly any unlabelled"
+                f" image passes the confidence threshold. What may help: {lower}more steps, more labelled images",
             )
 
 
-def advice(settings: RunSettings, precision: str, run_dir: Path, saved: int | None) -> str:
-    """What to do about a loss that is not finite, given the step of the run's last checkpoint."""
+def advice(settings: RunSettings, precision: str, run_dir: Path, saved: int | None, updated: bool) -> str:
+    """What to do about a loss that is not finite, given the step of the run's last checkpoint, and whether weights had
+    been updated before it."""
     helps = [f"a smaller --lr (it is {settings.lr:g})"]
     if not settings.clip_grad:
         helps.append("--clip_grad 1")
+    if not updated:
+        helps = ["other images or labels (see `muscle-plugin data show`)", f"other settings of {settings.algorithm}"]
+        if settings.init_from or settings.use_pretrain:
+            helps.append("other initial weights")
     if precision == "fp16":
         helps.append("--precision bf16 or fp32")
-    helpful = f"what usually helps: {', '.join(helps)}, in a run of another --save_name"
+    why = "" if updated else "no update came before it, so the learning rate is not the cause; "
+    helpful = f"{why}what usually helps: {', '.join(helps)}, in a run of another --save_name"
     if saved is None:
         return f"no checkpoint had been written; {helpful}"
     path = run_dir / LATEST

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from muscle_plugin import distributed
 from muscle_plugin.data.batches import Batches
-from muscle_plugin.errors import InputError
+from muscle_plugin.errors import ConfigError, InputError
 from muscle_plugin.nets.weights import load_weights
 from muscle_plugin.run_files import checkpoint_of
 from muscle_plugin.settings.schema import RunSettings
@@ -53,6 +54,28 @@ def prepare(nets: Sequence[nn.Module], settings: RunSettings, batches: Batches, 
     return notes
 
 
+#: In the message of PyTorch's batch norm, also as ``torch.compile`` passes it on.
+_ONE_VALUE = "more than 1 value per channel"
+
+
+@contextlib.contextmanager
+def enough_images_for(net: str, size: Mapping[str, int]) -> Iterator[None]:
+    """Turn what PyTorch raises where batch norm has one value per channel into a ConfigError that says what to do.
+    ``size``: kind -> images per step in this process."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as e:
+        if _ONE_VALUE not in str(e):
+            raise
+        images = " + ".join(f"{n} {kind}" for kind, n in size.items())
+        fault = (
+            f"net: {net} cannot train on one image alone, of which its batch norm sees one value per channel; a step has"
+            f" {images} images (of each process): give 2 or more of both (--batch_size, --ratio), a larger --img_size or"
+            " another --net"
+        )
+        raise ConfigError([fault]) from e
+
+
 def _images_channels_last(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """A hook before a net's forward. Its weights alone do not decide the layout where they are computed in the forward pass
     (weight norm of ``cnn13``), and pooling in the other layout takes twelve times as long."""
@@ -81,7 +104,7 @@ class CompiledForward:
         try:
             return self.compiled(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as e:
-            if out_of_memory(e):
+            if out_of_memory(e) or _ONE_VALUE in str(e):
                 raise
             raise InputError(
                 f"compile: {type(self.net).__name__} cannot be compiled ({type(e).__name__}: {first_line(e)}); use --compile no"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
+from muscle_plugin.errors import InputError
 from muscle_plugin.usb.calls import speed_patches
 from muscle_plugin.usb.names import (
     DistAlignQueueHook,
@@ -155,7 +156,13 @@ TAKE_OVER: dict[type, type] = {
 }
 
 
-def take_over(hook: Hook) -> None:
-    """Give a hook of USB's the class that computes the same on the device; another hook stays as it is."""
+def take_over(hook: Hook, unlabelled: int) -> None:
+    """Give a hook of USB's the class that computes the same on the device; another hook stays as it is. An InputError
+    where a step's ``unlabelled`` images, those of all processes, are too few for it."""
+    if isinstance(hook, SoftMatchWeightingHook) and not hook.per_class and unlabelled < 2:
+        raise InputError(
+            "softmatch: the variance of the confidences needs 2 or more unlabelled images per step, got 1;"
+            " give a larger --total_batch or --ratio"
+        )
     if type(hook) in TAKE_OVER and (speed_patches() or distributed.world_size() > 1):
         hook.__class__ = TAKE_OVER[type(hook)]
