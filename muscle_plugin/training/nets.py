@@ -68,9 +68,10 @@ def enough_images_for(net: str, size: Mapping[str, int]) -> Iterator[None]:
         if _ONE_VALUE not in str(e):
             raise
         images = " + ".join(f"{n} {kind}" for kind, n in size.items())
+        each = " in each process" if distributed.world_size() > 1 else ""
         fault = (
             f"net: {net} cannot train on one image alone, of which its batch norm sees one value per channel; a step has"
-            f" {images} images (of each process): give 2 or more of both (--batch_size, --ratio), a larger --img_size or"
+            f" {images} images{each}: give 2 or more of both (--batch_size, --ratio), a larger --img_size or"
             " another --net"
         )
         raise ConfigError([fault]) from e
