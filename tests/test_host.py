@@ -283,6 +283,7 @@ def test_a_second_ctrl_c_in_the_middle_of_a_checkpoint_stops_at_once(tmp_path, m
 def test_ctrl_c_while_python_ends_is_no_traceback():
     code = (
         "import atexit, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what runs in the background ignores it
         "from muscle_plugin.cli import as_program\n"
         "atexit.register(signal.raise_signal, signal.SIGINT)\n"
         "def press(): signal.raise_signal(signal.SIGINT)\n"

@@ -475,10 +475,10 @@ def test_the_majority_class_for_all_is_said(tmp_path, algorithm):
 
 @pytest.mark.parametrize("algorithm", ["fixmatch", "muscle_fixmatch", "pseudolabel", "uda"])
 def test_pseudo_labels_that_nothing_gets_are_said_once(tmp_path, capsys, algorithm):
-    words = f"--c fixmatch_digits_10 --algorithm {algorithm} --num_train_iter 8 --epoch 1 --num_log_iter 1"
+    words = f"--c fixmatch_digits_10 --algorithm {algorithm} --num_train_iter 100 --epoch 1 --num_log_iter 50"
     assert train(tmp_path, f"{words} --p_cutoff 1.0 --total_batch 16") == 0
     (text,) = [w for w in json.loads((tmp_path / "r" / "result.json").read_text())["warnings"] if "util_ratio" in w]
-    assert re.match(r"train/util_ratio .*0\.01 .*step 4 of 8: .*--p_cutoff \(it is 1\)", text)
+    assert re.match(r"train/util_ratio .*0\.01 .*step 100 of 100: .*--p_cutoff \(it is 1\)", text)
     assert capsys.readouterr().out.count(f"warning: {text}") == 1
 
 
@@ -486,14 +486,16 @@ def test_pseudo_labels_that_come_in_time_are_enough():
     said = []
     watch = monitor(0, said)
     for step, ratio in enumerate((0, 0, 0, 0.02, 0, 0, 0, 0), 1):
-        watch.see_utilisation(step, 8, ratio, None)
+        watch.see_utilisation(100 * step, 800, ratio, None)
     assert not said
     resumed = monitor(0, said)
     resumed.load(MonitorState.model_validate(dict(watch.state)))
-    resumed.see_utilisation(9, 10, 0, 0.95)
+    resumed.see_utilisation(900, 1000, 0, 0.95)
     assert not said
     late = monitor(0, said)
-    late.see_utilisation(7, 10, 0, None)
+    late.see_utilisation(60, 100, 0, None)
+    assert not said  # a trial of a few steps
+    late.see_utilisation(700, 1000, 0, None)
     assert "p_cutoff" not in said[0]
 
 

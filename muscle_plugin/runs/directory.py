@@ -80,7 +80,7 @@ def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
     elif kept:
         what, finished = _description(run_dir)
         if settings.resume != "no":
-            ways = f"{what}, but no checkpoint to resume from; --overwrite in place of --resume deletes it"
+            ways = f"{what}, but no checkpoint to resume from; delete it (--overwrite in place of --resume does)"
         else:
             ways = f"{what}; {'--resume continues it, ' if own and not finished else ''}--overwrite deletes it"
         raise RunError(f"{run_dir} already holds {ways}, another --save_name keeps both")

@@ -31,8 +31,8 @@ LOW_ENTROPY, LOW_ENTROPY_LINES = 0.1, 5
 OTHERS, OTHERS_FINE, ONE_CLASS_EVALUATIONS = 0.05, 0.5, 3
 #: Classes are uneven if one has more than this many times the labelled images of another.
 UNEVEN = 2
-#: Pseudo-labels teach next to nothing where up to this share of a run fewer of the unlabelled images got one.
-LOW_UTILISATION, UTILISED_BY = 0.01, 0.5
+#: Pseudo-labels teach next to nothing where up to this share of a run, and this step, fewer of the unlabelled images got one.
+LOW_UTILISATION, UTILISED_BY, UTILISED_BY_STEP = 0.01, 0.5, 100
 
 LOSS, GRADIENT = "loss", "gradient"
 SHOWN = 10  # names of tensors in failure.json
@@ -233,7 +233,7 @@ class TrainingMonitor:
         """Warn where hardly any unlabelled image has got a pseudo-label in the first part of a run of ``steps``: ``ratio``
         of them since the last log line, by a confidence of at least ``cutoff``, where that is a setting."""
         self.state.utilised = max(self.state.utilised, ratio)
-        if self.state.utilised < LOW_UTILISATION and step >= UTILISED_BY * steps:
+        if self.state.utilised < LOW_UTILISATION and step >= max(UTILISED_BY * steps, UTILISED_BY_STEP):
             lower = f"a lower --p_cutoff (it is {cutoff:g}), " if cutoff is not None else ""
             self.warn(
                 "utilisation",
