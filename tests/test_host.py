@@ -218,10 +218,35 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(short_run
     result = json.loads((tmp_path / "r" / "result.json").read_text())
     (tmp_path / "r" / "result.json").write_text(json.dumps(result | {"steps": 0, "complete": False}))
     (tmp_path / "r" / "metrics.jsonl").write_text('{"step": 2, "lr": 1}\n')
-    assert short_run(save_name="r")["complete"]
+    (tmp_path / "r" / ".latest_model.pth.12ab.part").write_text("half of the first one")
+    (tmp_path / "r" / "slurm-1.out").write_text("of a scheduler")
+    with pytest.raises(RunError, match="unfinished run.*--overwrite"):
+        short_run(save_name="r")
+    assert short_run(save_name="r", resume="auto")["complete"]
     assert [row["step"] for row in lines(tmp_path / "r")] == [2, 3, 4, 6]
     assert "lr" in lines(tmp_path / "r")[0]
     assert lines(tmp_path / "r")[0]["lr"] != 1
+
+
+@pytest.mark.parametrize("wrong", [{"num_labels": 7}, {"net": "nonsense"}, {"dataset": "folder", "num_classes": None}])
+def test_a_run_is_overwritten_only_by_one_that_can_begin(short_run, tmp_path, wrong):
+    short_run(save_name="r")
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir() if p.is_file()}
+    with pytest.raises((DataError, InputError)):
+        short_run(save_name="r", overwrite=True, **wrong)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir() if p.is_file()} == kept
+    assert {p.name for p in tmp_path.iterdir()} == {"r", ".r.lock"}
+
+
+def test_a_run_comes_back_if_the_one_that_was_to_overwrite_it_is_killed_first(short_run, tmp_path):
+    short_run(save_name="r")
+    (tmp_path / "r").rename(tmp_path / ".r.overwritten")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").write_text("lr: 1\n")
+    with pytest.raises(RunError, match=r"finished run \(step 6 of 6\)"):
+        short_run(save_name="r")
+    assert short_run(save_name="r", overwrite=True, seed=3)["seed"] == 3
+    assert {p.name for p in tmp_path.iterdir()} == {"r", ".r.lock"}
 
 
 def test_a_continuation_keeps_the_environment_it_began_in(short_run, tmp_path):

@@ -28,8 +28,8 @@ COMMANDS = {
 
 
 def as_program(command: Callable[[], int]) -> int:
-    """Run a command as all that this process does; returns the exit status. A Ctrl-C that comes once it has ended is ignored:
-    Python, which is taking its modules apart, would print where it was.
+    """Run a command as all that this process does; returns the exit status. A Ctrl-C after its end is ignored, for which Python
+    would print a traceback while it shuts down.
 
     If the locale encodes file names otherwise (``LANG=C`` with ``PYTHONUTF8=0``, Latin-1), the process begins again in
     Python's UTF-8 mode: files that a configuration names would not be found.

@@ -21,7 +21,9 @@ def main(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write: file, class, probability")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
     parser.add_argument("--batch", type=int, default=256, help="images at a time [%(default)s]")
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out files that cannot be read")
+    parser.add_argument(
+        "--skip-bad-images", "--skip_bad_images", action="store_true", help="leave out files that cannot be read"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
     add_plugins_of_net(parser)
     options = vars(parser.parse_args(list(argv)))

@@ -10,6 +10,7 @@ from torch import Tensor
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split, class_counts
 from muscle_plugin.errors import DataError
+from muscle_plugin.registry.catalogue import sees_unlabelled
 from muscle_plugin.text import plural
 
 #: Bytes of pixels up to which duplicates are looked for: reading more takes several seconds.
@@ -45,18 +46,24 @@ def find_oddities(source: Source, split: Split) -> list[str]:
     return notes + _duplicates(source, split)
 
 
-def find_shortage(split: Split, labelled: int, unlabelled: int, epochs: int, steps: int | None) -> list[str]:
+def find_shortage(
+    split: Split, algorithm: str, labelled: int, unlabelled: int, epochs: int, steps: int | None
+) -> list[str]:
     """Describe too few images for a step of ``labelled`` + ``unlabelled`` ones, or for a run whose ``steps`` follow from
     its epochs (else None)."""
     notes = []
-    for kind, size, images in (("labelled", labelled, split.labelled), ("unlabelled", unlabelled, split.unlabelled)):
+    if split.unlabelled is split.labelled:
+        notes.append(f"no unlabelled images; {algorithm} uses none, so an epoch is one pass over the labelled images")
+    kinds = [("labelled", labelled, split.labelled, "a larger --ratio")]
+    if sees_unlabelled(algorithm):
+        kinds.append(("unlabelled", unlabelled, split.unlabelled, f"a smaller --total_batch ({labelled + unlabelled})"))
+    for kind, size, images, less in kinds:
         if size >= MANY_TIMES * (n := len(images)):
             notes.append(
-                f"a step shows each {kind} image {size / n:.3g} times (there are {n}); a smaller --total_batch"
-                f" (it is {labelled + unlabelled}) takes less time"
+                f"each step repeats every {kind} image {size / n:.3g} times (only {n} exist); {less} trains faster"
             )
     if steps and steps < FEW_STEPS:
-        of = f"{plural(epochs, 'epoch')} of {plural(len(split.unlabelled), 'unlabelled image')}"
+        of = f"{plural(epochs, 'epoch')} over {plural(len(split.unlabelled), 'image')}"
         notes.append(f"the run has only {plural(steps, 'step')} ({of}); a larger --epoch trains longer")
     return notes
 

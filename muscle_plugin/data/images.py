@@ -210,9 +210,8 @@ def find_pixel_range(files: Sequence[Path], given: PixelRange | None) -> tuple[P
         _, lows, highs = zip(*(x for x in deep if x[0] == said), strict=True)
         used = said or given or _covering(min(lows), max(highs))
         common = common or (None if said else used)
-        whence = (
-            "pixel_range" if used == given else "as the files say" if said else "from these values; see pixel_range"
-        )
+        estimated = "estimated from the images; --pixel_range sets it"
+        whence = "pixel_range" if used == given else "as the files say" if said else estimated
         values = f"{plural(len(lows), 'image')} of more than 8 bits, {min(lows)} to {max(highs)}"
         lines.append(f"{values}: {used.black} is black and {used.white} white ({whence})")
     if dark and all(dark):

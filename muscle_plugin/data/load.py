@@ -53,8 +53,9 @@ def _alike(classes: Sequence[str]) -> list[str]:
     for name in classes:
         plain = re.sub(r"(?<=\d)\.0+$", "", unicodedata.normalize("NFKC", name).casefold().strip())
         groups.setdefault(re.sub(r"[\s_-]+", " ", plain), []).append(shown(ascii(name)))
-    advice = "are told apart; if they are one, give them one name"
-    return [f"classes {' and '.join(group)} {advice}" for group in groups.values() if len(group) > 1]
+    alike = [" and ".join(group) for group in groups.values() if len(group) > 1]
+    more = f" (and {len(alike) - 5} more like these)" if alike[5:] else ""
+    return [f"different classes: {'; '.join(alike[:5])}{more}; rename them if they are the same"] if alike else []
 
 
 def choose_split(settings: RunSettings, source: Source) -> Split:
@@ -78,11 +79,11 @@ def choose_split(settings: RunSettings, source: Source) -> Split:
         return split
     if sees_unlabelled(s.algorithm):
         raise DataError(
-            f"num_labels: {len(split.labelled)} leaves no unlabelled image of {len(source.train)}; give fewer, more unlabelled"
-            " images, or --include_lb_to_ulb true, which uses the labelled ones without their labels too"
+            f"all {len(source.train)} training images are labelled, none is left unlabelled: add unlabelled images, give a"
+            " smaller --num_labels, which hides the labels of the rest, or --include_lb_to_ulb true, which uses the labelled"
+            " images without their labels too"
         )
-    note = f"no image is left unlabelled; {s.algorithm} needs none, and an epoch is a pass over the labelled ones"
-    return replace(split, unlabelled=split.labelled, notes=(note,))
+    return replace(split, unlabelled=split.labelled)  # for the length of an epoch
 
 
 def split_seed(settings: RunSettings) -> int:

@@ -22,13 +22,11 @@ SPLIT_FORMAT = 1
 
 @dataclass(frozen=True)
 class Split:
-    """Positions among a source's training images, int64, ascending; ``sequestered``: subclasses that give no labels;
-    ``notes``: remarks for the user."""
+    """Positions among a source's training images, int64, ascending; ``sequestered``: subclasses that give no labels."""
 
     labelled: Tensor
     unlabelled: Tensor
     sequestered: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def draw_split(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muscle_plugin.data.images import decode_all, images_at, unknown_files
+from muscle_plugin.data.images import decode_all, find_pixel_range, images_at, unknown_files
 from muscle_plugin.device import choose_device
 from muscle_plugin.errors import DataError, InputError
 from muscle_plugin.files import refuse_existing, write_text
@@ -72,10 +72,15 @@ def label_images(
     predictor: Predictor, files: Sequence[Path], skip_bad_images: bool, batch: int
 ) -> Iterator[tuple[Path, str, float]]:
     """Yield (file, class, its probability) of every readable image; DataError for another, unless ``skip_bad_images``."""
+    pixel_range = predictor.info.pixel_values
+    if pixel_range is None:  # training needed none
+        pixel_range, notes = find_pixel_range(files, None)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     for first in range(0, len(files), batch):
         part = files[first : first + batch]
         images: np.ndarray = np.empty((len(part), 3, predictor.img_size, predictor.img_size), np.uint8)
-        bad = decode_all(part, predictor.img_size, images, predictor.info.pixel_values)
+        bad = decode_all(part, predictor.img_size, images, pixel_range)
         for reason in bad.values():
             if not skip_bad_images:
                 raise DataError(f"{reason}. --skip-bad-images leaves such files out")

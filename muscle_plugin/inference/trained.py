@@ -37,7 +37,6 @@ class NetInfo(BaseModel):
     channels: Literal[1, 3]
     mean: list[float]
     std: list[float]
-    #: None: no image of training needed one, and each is seen by its own values.
     pixel_values: PixelRange | None = None
     step: int = Field(validation_alias=AliasChoices("it", "step"))
     weights: Literal["averaged", "live"] = "averaged"

@@ -40,10 +40,6 @@ COUNT: Bounds = (("ge", 1), ("le", 2**31))
 USB_BOUNDS: dict[str, Bounds] = {
     **dict.fromkeys(("p_cutoff", "contrast_p_cutoff", "smoothing_alpha"), SHARE),
     "ema_p": MOMENTUM,
-    **dict.fromkeys(
-        ("contrast_loss_ratio", "ent_loss_ratio", "in_loss_ratio", "kl_loss_ratio", "rot_loss_ratio"), WEIGHT
-    ),
-    "mi_loss_ratio": WEIGHT,  # of the MUSCLE that the patches add
     **dict.fromkeys(("T", "C"), POSITIVE),
     **dict.fromkeys(("K", "da_len", "proj_size", "queue_batch", "num_wu_eval_iter", "n_sigma"), COUNT),
     **dict.fromkeys(("mixup_alpha", "num_wu_iter", "rho_min", "vat_eps"), WEIGHT),
@@ -136,7 +132,8 @@ def _arguments(algorithm: str, function: ast.FunctionDef) -> tuple[Argument, ...
             text = _literal(texts[0]) if texts else ""
             wanted = types[getattr(kind, "id", "str")]
             key = _literal(name).lstrip("-")
-            bounds = USB_BOUNDS.get(f"{algorithm}.{key}") or USB_BOUNDS.get(key, ())
+            usual = WEIGHT if key.endswith("_loss_ratio") else ()
+            bounds = USB_BOUNDS.get(f"{algorithm}.{key}") or USB_BOUNDS.get(key, usual)
             found.append(Argument(key, wanted, _literal(default), text, bounds))
     return tuple(found)
 

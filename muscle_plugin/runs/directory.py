@@ -80,7 +80,7 @@ def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
     elif kept:
         what, finished = _description(run_dir)
         if settings.resume != "no":
-            ways = f"{what}, but no checkpoint to resume from; delete it (--overwrite in place of --resume does)"
+            ways = f"{what}, but no checkpoint to resume from; --overwrite in place of --resume deletes it"
         else:
             ways = f"{what}; {'--resume continues it, ' if own and not finished else ''}--overwrite deletes it"
         raise RunError(f"{run_dir} already holds {ways}, another --save_name keeps both")
@@ -90,19 +90,22 @@ def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
 
 
 def is_worth_keeping(run_dir: Path, resolved: Resolved) -> bool:
-    """Whether it holds anything but what the same run left when it ended before its first checkpoint, or another one before
-    its first line of metrics."""
-    names = {p.name for p in run_dir.iterdir()} if run_dir.is_dir() else set()
-    if not names:
-        return False
+    """Whether a run that starts there would replace what somebody may want: a result, a checkpoint, metrics.
+
+    Where ``resume`` allows both, metrics of the same run before its first checkpoint do not count: they come again, and a job
+    that was killed must be able to start. Nor do files of others, which only ``overwrite`` would delete.
+    """
+    names = {p.name for p in run_dir.iterdir() if not p.name.startswith(".")} if run_dir.is_dir() else set()
+    fresh = resolved.settings.resume == "no"
     logs = {"log.txt", "environment.json", "metrics.jsonl", "result.json", "tensorboard"}
-    if CONFIG_FILE not in names or names - logs - {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE}:
+    others = names - logs - {CONFIG_FILE, SPLIT_FILE, FAILURE_FILE}
+    if any(fresh or name.endswith((".pth", ".damaged")) for name in others):
         return True
     logged = "metrics.jsonl" in names and (run_dir / "metrics.jsonl").stat().st_size
     try:
         # a result of some steps is from after a checkpoint, which may have been deleted
         steps = read_json(run_dir / "result.json")["steps"] if "result.json" in names else logged
-        return bool(steps or (logged and differing_settings(run_dir / CONFIG_FILE, resolved)))
+        return bool(steps or (logged and (fresh or differing_settings(run_dir / CONFIG_FILE, resolved))))
     except (OSError, ValueError, KeyError):
         return True  # unreadable: better kept
 
@@ -130,19 +133,49 @@ def _refuse_other_settings(saved_file: Path, resolved: Resolved) -> None:
 
 @contextlib.contextmanager
 def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
-    """Lock a run directory and make it ready (only ``overwrite`` deletes); yields the checkpoints to resume from, if any."""
+    """Lock a run directory and make it ready; yields the checkpoints to resume from, if any. Unless :func:`begin` is called
+    within the block, what was there before is there afterwards."""
     settings = resolved.settings
     with run_lock(run_dir):
+        _put_back(run_dir)  # after a kill
         finish_move(run_dir / LATEST, earlier_checkpoints(run_dir, settings.keep_checkpoints - 1))
         checkpoints = checkpoints_or_refusal(run_dir, resolved)
         if settings.overwrite and not checkpoints and is_worth_keeping(run_dir, resolved):
-            shutil.rmtree(run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _refuse_links(run_dir)
-        remove_parts(run_dir)
-        (run_dir / FAILURE_FILE).unlink(missing_ok=True)
-        write_text(run_dir / CONFIG_FILE, resolved.to_yaml(leave_out=("resume", "overwrite", "load_path")))
-        yield checkpoints
+            run_dir.rename(_overwritten(run_dir))
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            _refuse_links(run_dir)
+            remove_parts(run_dir)
+            if not checkpoints:
+                _write_settings(run_dir, resolved)
+            yield checkpoints
+        finally:
+            _put_back(run_dir)
+
+
+def begin(run_dir: Path, resolved: Resolved) -> None:
+    """Call once nothing can refuse the run any more: it gets its settings, and the one that it overwrites is deleted."""
+    _write_settings(run_dir, resolved)
+    if (overwritten := _overwritten(run_dir)).is_dir():
+        deleted = overwritten.with_suffix(".deleted")  # so that a kill puts nothing back that is no longer whole
+        shutil.rmtree(deleted, ignore_errors=True)
+        shutil.rmtree(overwritten.rename(deleted))
+
+
+def _write_settings(run_dir: Path, resolved: Resolved) -> None:
+    (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+    write_text(run_dir / CONFIG_FILE, resolved.to_yaml(leave_out=("resume", "overwrite", "load_path")))
+
+
+def _overwritten(run_dir: Path) -> Path:
+    """Where a run is while another one gets ready to replace it."""
+    return run_dir.with_name(f".{run_dir.name}.overwritten")
+
+
+def _put_back(run_dir: Path) -> None:
+    if _overwritten(run_dir).is_dir():
+        shutil.rmtree(run_dir, ignore_errors=True)
+        _overwritten(run_dir).rename(run_dir)
 
 
 def _refuse_links(run_dir: Path) -> None:
@@ -155,14 +188,16 @@ def _refuse_links(run_dir: Path) -> None:
             raise RunError(f"{path}: is {found}, and is not written to; delete it")
 
 
-def newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, bytes, dict[Path, str]]:
-    """The path and the content of the newest undamaged checkpoint, and the faults of the newer ones."""
+def newest_whole(checkpoints: Sequence[Path], named: bool = False) -> tuple[Path, bytes, dict[Path, str]]:
+    """The path and the content of the newest undamaged checkpoint, and the faults of the newer ones. ``named``: by the user."""
     damaged: dict[Path, str] = {}
     for path in checkpoints:
         try:
             return path, read_whole(path), damaged
         except DamagedError as e:
             damaged[path] = str(e)
+    if named:
+        raise RunError(f"load_path: {'; '.join(damaged.values())}")
     best = checkpoints[0].parent / BEST
     lost = f" ({best}, from which --init_from can start another run, would be deleted)" if best.is_file() else ""
     raise RunError(

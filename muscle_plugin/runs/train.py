@@ -25,7 +25,7 @@ from muscle_plugin.device import choose_device, keep_freed_memory
 from muscle_plugin.errors import DataError, DeviceError, Interrupted, RunError, WriteError
 from muscle_plugin.run_files import LATEST, SPLIT_FILE, saved_checkpoints
 from muscle_plugin.runs.build import build, pack_images, room_for_images_and_nets
-from muscle_plugin.runs.directory import failure_file, newest_whole, prepared
+from muscle_plugin.runs.directory import begin, failure_file, newest_whole, prepared
 from muscle_plugin.runs.environment import record_environment
 from muscle_plugin.runs.logs import log_file, output_to
 from muscle_plugin.runs.progress import Progress
@@ -59,16 +59,25 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         checkpoints, own = distributed.from_first(
             lambda: (stack.enter_context(prepared(run_dir, resolved)), saved_checkpoints(run_dir))
         )
-        if settings.load_path and checkpoints == own:  # the run is past the one that is named
+        notes = []
+        if settings.load_path and own and checkpoints == own:
+            notes = [f"load_path: {settings.load_path} is not used: the run resumes from its own checkpoint"]
             resolved = replace(resolved, settings=settings.model_copy(update={"load_path": None}))
         progress = Progress(quiet or not first)
-        failure = stack.enter_context(failure_file(run_dir, resolved.name)) if first else {}
+        failure: dict[str, object] = {}
+        if first and not checkpoints:
+            failure = stack.enter_context(failure_file(run_dir, resolved.name))
         logger = stack.enter_context(log_file(run_dir)) if first else None
         if settings.num_threads:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(settings.num_threads)
         keep_freed_memory()
         algorithm = _built(run_dir, resolved, checkpoints, logger)
+        algorithm.notes += notes
+        if first:
+            begin(run_dir, resolved)
+        if first and checkpoints:  # what could not be resumed has not failed
+            failure = stack.enter_context(failure_file(run_dir, resolved.name))
         stack.enter_context(saying_how_to_resume(run_dir, resolved, command))
         try:
             if first:
@@ -132,7 +141,7 @@ def _resume(
 ) -> None:
     """Go to the step of the newest whole checkpoint; ``named``: by the user."""
     # the first process reads for all: the other machines need not see the file
-    used, content, damaged = distributed.from_first(lambda: newest_whole(checkpoints))
+    used, content, damaged = distributed.from_first(lambda: newest_whole(checkpoints, named))
 
     def restore() -> None:
         with room_for_images_and_nets():

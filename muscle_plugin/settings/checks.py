@@ -61,7 +61,7 @@ def cross_checks(settings: RunSettings) -> list[str]:
         faults.append("overwrite: deletes the run that --resume goes on with; give one of the two")
     for name, needed, default in (("lr_zero_at", "cosine", 1), ("num_warmup_iter", "usb", 0)):
         if s.lr_schedule != needed and getattr(s, name) != default:
-            faults.append(f"{name}: only with --lr_schedule {needed}")
+            faults.append(f"{name}: requires --lr_schedule {needed}")
     if s.optim == "SGD" and s.momentum == 0:
         faults.append("momentum: USB's SGD has Nesterov momentum, which must be greater than 0")
     base = s.algorithm.removeprefix(MUSCLE_PREFIX)
@@ -81,7 +81,7 @@ def cross_checks(settings: RunSettings) -> list[str]:
     if s.gpu is not None and s.device not in ("auto", "cuda", f"cuda:{s.gpu}"):
         faults.append(f"gpu: {s.gpu} contradicts device {s.device}; give one of the two")
     if s.num_warmup_iter and s.num_train_iter and s.num_warmup_iter >= s.num_train_iter:
-        faults.append(f"num_warmup_iter: {s.num_warmup_iter} leaves no step of the {s.num_train_iter}")
+        faults.append(f"num_warmup_iter: {s.num_warmup_iter} must be less than the run's {s.num_train_iter} steps")
     if s.num_train_iter and s.num_train_iter < s.epoch:
         faults.append(f"num_train_iter: {s.num_train_iter} steps cannot hold {s.epoch} epochs; give --epoch 1 with it")
     if s.save_name is not None and (Path(s.save_name).name != s.save_name or s.save_name in ("", ".", "..")):
@@ -111,10 +111,9 @@ def _split_faults(s: RunSettings, info: DatasetInfo) -> list[str]:
         )
     if s.split_file and s.lb_imb_ratio != 1:
         faults.append("lb_imb_ratio: split_file says which images are labelled; give one of the two")
-    files = IMAGE_FILES
     for name, allowed in (
-        ("labels_csv", files[:1]), ("skip_bad_images", files), ("allow_outside", files),
-        ("pixel_range", (*files, *PLUGIN_DATASETS)),
+        ("labels_csv", IMAGE_FILES[:1]), ("skip_bad_images", IMAGE_FILES), ("allow_outside", IMAGE_FILES),
+        ("pixel_range", (*IMAGE_FILES, *PLUGIN_DATASETS)),
     ):  # fmt: skip
         if getattr(s, name) and s.dataset not in allowed:
             faults.append(f"{name}: only for image files (dataset {', '.join(allowed)}), not for {s.dataset}")

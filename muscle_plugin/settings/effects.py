@@ -22,6 +22,7 @@ NO_SHARPENING = frozenset(["adamatch", "defixmatch", "fixmatch", "flexmatch", "m
 
 #: Settings; whether they change nothing, given all settings and the name of the base algorithm; why, {} being the algorithm.
 IDLE: tuple[tuple[str, Callable[[Any, str], object], str], ...] = (
+    ("data_dir", lambda s, _: s.dataset == "digits", "digits come with scikit-learn"),
     ("momentum", lambda s, _: s.optim != "SGD", "only optim SGD uses it"),
     ("decay_all", lambda s, _: not s.weight_decay, "weight_decay is 0"),
     ("init_head", lambda s, _: not s.init_from, "init_from is not given"),
@@ -39,7 +40,7 @@ IDLE: tuple[tuple[str, Callable[[Any, str], object], str], ...] = (
     ("T", lambda _, base: base in NO_SHARPENING, "USB does not sharpen the pseudo-labels of {}"),
     ("T", lambda s, base: base in ("freematch", "softmatch") and s.hard_label, "hard_label is true"),
     ("hard_label", lambda _, base: base in ("comatch", "crmatch"), "USB's {} does not use it"),
-    ("rot_loss_ratio", lambda s, base: base == "crmatch" and s.rot_loss_ratio, "USB's crmatch takes any but 0 for 1"),
+    ("rot_loss_ratio", lambda s, base: base == "crmatch" and s.rot_loss_ratio, "USB's crmatch treats any value but 0 as 1"),
     ("K", lambda _, base: base == "simmatch", "USB uses the number of labelled images in its place"),
     ("dist_align", lambda _, base: base == "softmatch", "USB's softmatch aligns in any case"),
     ("smoothing_alpha in_loss_ratio", lambda s, base: base in ("comatch", "simmatch") and s.epoch == 1,

@@ -61,7 +61,7 @@ class Resolved:
         s = self.settings
         steps = s.num_train_iter or max(s.epoch, round(s.epoch * unlabelled / (s.total_batch - s.batch_size)))
         if s.num_warmup_iter >= steps:
-            raise ConfigError([f"num_warmup_iter: {s.num_warmup_iter} leaves no step of the {steps}"])
+            raise ConfigError([f"num_warmup_iter: {s.num_warmup_iter} must be less than the run's {steps} steps"])
         return steps
 
     def as_dict(self) -> dict[str, Any]:
@@ -180,10 +180,6 @@ def resolve(layers: Sequence[Layer], name: str | None = None) -> Resolved:
     except ConfigError as e:
         faults += e.faults
     faults += _placed(cross_checks(settings), where)
-    given = where.get("pretrain_path")
-    contradicted = given is not None and given is where.get("use_pretrain") and given.source == "command line"
-    if contradicted and settings.pretrain_path and not settings.use_pretrain:
-        faults.append("--pretrain_path: contradicts --use_pretrain false; give one of the two")
     if faults:
         raise ConfigError(faults)
     for key, reason in idle_settings(settings).items():

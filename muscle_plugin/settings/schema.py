@@ -169,7 +169,7 @@ class RunSettings(BaseModel):
     labels_csv: str | None = setting(None, RESULT, "of dataset folder: table of file,label[,split] over data_dir")
     pixel_range: Annotated[str | None, AfterValidator(_two_numbers)] = setting(
         None, RESULT, "values that become black and white, of image files with more than 8 bits: 0,4095 (below 0:"
-        " --pixel_range=-1000,400); default: what the files say, else show")
+        " --pixel_range=-1000,400); default: read from the files, else estimated from all images")
     skip_bad_images: bool = setting(False, RESULT, "leave out image files that cannot be read")
     allow_outside: bool = setting(False, RESULT, "links of an image folder, and names in labels_csv, may leave data_dir")
     cache_dir: str | None = setting(

@@ -109,7 +109,7 @@ def _timed(job: Job) -> Timing | str:
     never = {"num_eval_iter": MOST_WHOLE, "num_save_iter": MOST_WHOLE}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        changes = {"save_dir": folder, "init_from": None, "use_pretrain": False, "pretrain_path": "", **never}
+        changes = {"save_dir": folder, "init_from": None, "use_pretrain": False, **never}
         try:
             resolved = load_settings(job.config, **{**job.overrides, **changes})
             if resolved.settings.num_threads:

@@ -96,7 +96,8 @@ def _jobs_of_file(path: Path, seeds: int, shared: Mapping[str, Any]) -> list[Job
     settings = load_settings(path, **shared).settings
     name = (config_name(path) or path.stem).replace("/", "-")
     # the same places wherever the run is executed
-    overrides = dict(shared) | {k: os.path.abspath(getattr(settings, k)) for k in ("save_dir", "data_dir")}
+    places = ("save_dir", "data_dir") if settings.dataset != "digits" else ("save_dir",)  # digits are in no folder
+    overrides = dict(shared) | {k: os.path.abspath(getattr(settings, k)) for k in places}
     if "plugins" in shared:  # True stands for those that the file names
         overrides["plugins"] = settings.plugins
     jobs = []

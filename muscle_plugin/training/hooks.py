@@ -179,7 +179,9 @@ class HostEvaluationHook(Hook):
         if top1 > algorithm.best_eval_acc or len(algorithm.evaluations) == 1:
             algorithm.best_eval_acc, algorithm.best_it = top1, algorithm.it
         counts = algorithm.source.test_labels.bincount()
-        algorithm.monitor.see_evaluation(algorithm.it + 1, share, float(counts.max()) / int(counts.sum()), last)
+        algorithm.monitor.see_evaluation(
+            algorithm.it + 1, share, float(counts.max()) / int(counts.sum()), last, algorithm.settings.ema_m
+        )
 
     def after_run(self, algorithm: Host) -> None:
         algorithm.results_dict = {

@@ -162,11 +162,11 @@ class Host(USBAlgorithm):
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)
-        self.notes = [*source.notes, *split.notes]
+        self.notes = list(source.notes)
         if not rank:  # the others show none
             self.notes += find_oddities(source, split)
             self.notes += find_shortage(
-                split, *self.batch_sizes, settings.epoch, None if settings.num_train_iter else steps
+                split, settings.algorithm, *self.batch_sizes, settings.epoch, None if settings.num_train_iter else steps
             )
             self.notes += self.batches.notes
         self.notes += prepare((self.model, self.ema_model), settings, self.batches, self.device)

@@ -29,9 +29,12 @@ LOW_ENTROPY, LOW_ENTROPY_LINES = 0.1, 5
 #: A net has collapsed if all classes but one get less than this share of the test images that are theirs in so many
 #: consecutive evaluations; with the second share it has not.
 OTHERS, OTHERS_FINE, ONE_CLASS_EVALUATIONS = 0.05, 0.5, 3
+#: The averaged net has caught up if no more than this share of it is from the first weights.
+CAUGHT_UP = 0.1
 #: Classes are uneven if one has more than this many times the labelled images of another.
 UNEVEN = 2
-#: Pseudo-labels teach next to nothing where up to this share of a run, and this step, fewer of the unlabelled images got one.
+#: Pseudo-labels teach next to nothing if the share of unlabelled images that get one has stayed below the first number until
+#: this share of the run, and this step.
 LOW_UTILISATION, UTILISED_BY, UTILISED_BY_STEP = 0.01, 0.5, 100
 
 LOSS, GRADIENT = "loss", "gradient"
@@ -199,7 +202,7 @@ class TrainingMonitor:
     def _helpful(self, even: str = "") -> str:
         """What may help against a collapse beside a smaller --lr: as many labels of each class, else ``even``."""
         least, most = self.labelled.aminmax()
-        uneven = f", about as many labelled images of each class (there are {least} to {most})"
+        uneven = f", as many labelled images of each class (now {least} to {most})"
         return uneven if most > UNEVEN * least else even
 
     def see_entropy(self, step: int, entropy: float) -> None:
@@ -214,19 +217,21 @@ class TrainingMonitor:
                 f"{self._helpful(', a larger --mi_weight or batch')}; and look at the views with `muscle-plugin data show`",
             )
 
-    def see_evaluation(self, step: int, share: float, largest: float, last: bool) -> None:
+    def see_evaluation(self, step: int, share: float, largest: float, last: bool, ema_m: float) -> None:
         """Warn of a net that has come to give nearly all test images one class, or does so at the end of the run: its ``share``
-        gets the class most often given, ``largest`` is that of the largest class. A net (and even more its average) that
-        does so at first is no news."""
+        gets the class most often given, ``largest`` is that of the largest class; ``ema_m`` is the momentum of its average.
+        A net (and even more its average) that does so at first is no news."""
         others, theirs = 1 - share, 1 - largest
         self.state.has_varied |= others >= OTHERS_FINE * theirs
         self.state.one_class = self.state.one_class + 1 if others < OTHERS * theirs else 0
         if self.state.one_class and (last or (self.state.has_varied and self.state.one_class >= ONE_CLASS_EVALUATIONS)):
+            first = "a smaller --lr"
+            if ema_m**step > CAUGHT_UP:
+                first = f"more steps or a smaller --ema_m (it is {ema_m:g}): the averaged net has not caught up"
             self.warn(
                 "one class",
                 f"{100 * share:.1f} % of the test images are given one and the same class at step {step}, but the largest"
-                f" class has {100 * largest:.1f} % (see balanced_acc in result.json). What may help: a smaller --lr"
-                f"{self._helpful()}; with --ema_m near 1 a short run's averaged net has not caught up yet",
+                f" class has {100 * largest:.1f} % (see balanced_acc in result.json). What may help: {first}{self._helpful()}",
             )
 
     def see_utilisation(self, step: int, steps: int, ratio: float, cutoff: float | None) -> None:

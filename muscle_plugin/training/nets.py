@@ -70,9 +70,8 @@ def enough_images_for(net: str, size: Mapping[str, int]) -> Iterator[None]:
         images = " + ".join(f"{n} {kind}" for kind, n in size.items())
         each = " in each process" if distributed.world_size() > 1 else ""
         fault = (
-            f"net: {net} cannot train on one image alone, of which its batch norm sees one value per channel; a step has"
-            f" {images} images{each}: give 2 or more of both (--batch_size, --ratio), a larger --img_size or"
-            " another --net"
+            f"net: batch norm in {net} needs two or more images in a forward pass; a step has {images} images{each}. Raise"
+            " --batch_size or --ratio, or choose a larger --img_size or another --net"
         )
         raise ConfigError([fault]) from e
 

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from muscle_plugin.data.datasets.image_files import LabelledFile, class_folders, read_image_files
 from muscle_plugin.data.datasets.label_table import ABSENT, read_label_table
-from muscle_plugin.data.images import find_images, unknown_files
+from muscle_plugin.data.images import find_images, image_suffixes, unknown_files
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
 from muscle_plugin.text import did_you_mean, plural, shown
 
 _LABELLED, _UNLABELLED = ("labelled", "labeled"), ("unlabelled", "unlabeled")
 #: Folders in which images lie by what they are for, not by class.
-_NO_CLASSES = frozenset([*_LABELLED, *_UNLABELLED, "train", "test", "val", "valid", "validation"])
+_NO_CLASSES = frozenset([
+    *_LABELLED, *_UNLABELLED, "train", "test", "val", "valid", "validation", "images", "labels", "masks", "runs",
+])  # fmt: skip
 
 
 def image_folder(options: SourceOptions) -> Source:
@@ -94,10 +96,11 @@ def _called(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
 
 
 def _classes_among(folders: Sequence[Path]) -> list[Path]:
-    """Those that hold images, if they can be classes and nothing else."""
-    found = [f for f in folders if f.name.lower() not in _NO_CLASSES and find_images(f)]
-    nested = any(_called(sorted(_NO_CLASSES), class_folders(f)) for f in found)
-    return [] if nested or len(found) < 2 else found
+    """Those that hold images, not folders of them, if they can be classes and nothing else."""
+    suffixes = image_suffixes()
+    able = [f for f in folders if f.name.lower() not in _NO_CLASSES]
+    found = [f for f in able if any(file.suffix.lower() in suffixes for file in f.iterdir())]
+    return found if len(found) > 1 else []
 
 
 def _named(folders: Sequence[Path]) -> str:

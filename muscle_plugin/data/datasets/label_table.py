@@ -67,8 +67,9 @@ def read_label_table(root: Path, table: Path, allow_outside: bool, notes: list[s
         if path not in found:
             raise DataError(f"{where}: {shown(path)}: no such image")
         if split.lower() not in ("", "train", "test"):
-            hint = "; no validation images are used" if split.lower().startswith(("val", "dev")) else ""
-            raise DataError(f"{where}: split must be train or test, got {shown(repr(split))}{hint}")
+            raise DataError(
+                f"{where}: split must be train or test, got {shown(repr(split))}; write one of these, or leave the line out"
+            )
         if label.lower() not in ABSENT:
             first_lines.setdefault(label, where)
         else:
@@ -99,14 +100,14 @@ def _columns(table: Path, rows: list[tuple[int, list[str]]], notes: list[str]) -
     others = [i for i, word in enumerate(plain) if word and not any(i in places for places in at.values())]
     for kind, places in at.items():
         if len(places) > 1:
-            raise DataError(f"{table}: more than one column may be the {kind}: {_listed(head, places)}; rename others")
-    if not at["label"] and at["file"] and len(others) == 1:
+            raise DataError(f"{table}: several {kind} columns: {_listed(head, places)}; keep one, rename the others")
+    if not at["label"] and at["file"] and len(head) == 2:
         at["label"] = others
-        notes.append(f"{table}: column {_listed(head, others)} is taken for the label")
+        notes.append(f"{table}: column {_listed(head, others)} is taken as the label")
     elif others:
         notes.append(f"{table}: columns passed over: {_listed(head, others)}")
     for kind, advice in (
-        ("file", "give the one that holds the paths of the images such a name"),
+        ("file", "rename the column of image paths to one of these"),
         ("label", "it must hold the name of each image's class; one-hot columns, a 0 or 1 per class, are not read"),
     ):
         if not at[kind]:
@@ -123,16 +124,16 @@ def _listed(head: Sequence[str], places: Sequence[int]) -> str:
 
 
 def _refuse_lists(first_lines: dict[str, str]) -> None:
-    """Raise DataError at the first label that is a list. A comma alone makes none ("tench, Tinca tinca"): one of the parts must
-    be in another label too."""
+    """Raise DataError at the first label that is a list. A comma alone makes none ("tench, Tinca tinca"): all its parts must be
+    in other labels too."""
     parts = {label: {part.strip() for part in re.split("[,;|]", label)} for label in first_lines}
     counts = Counter(part for of_label in parts.values() for part in of_label)
     for label, where in first_lines.items():
-        shared = len(parts[label]) > 1 and any(counts[part] > 1 for part in parts[label])
-        if shared or "|" in label or re.fullmatch(r"\[.*\]|\{.*\}|\(.*,.*\)", label):
+        shared = len(parts[label]) > 1 and all(counts[part] > 1 for part in parts[label])
+        if shared or "|" in label or re.fullmatch(r"[\[{(].*[,\"'].*[\]})]", label):
             raise DataError(
-                f"{where}: {shown(repr(label))} looks like several labels, or a list; an image has one class: give its name"
-                " alone, or, if this is the name of a class, write it without separators and brackets"
+                f"{where}: {shown(repr(label))} looks like several labels; each image takes one class. If it is the name of"
+                " one class, remove the separators and brackets"
             )
 
 
