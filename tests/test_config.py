@@ -39,6 +39,7 @@ from muscle_plugin.settings.schema import (
     MuscleSettings,
     RunSettings,
     affecting,
+    owners,
     settings_model,
 )
 from muscle_plugin.settings.sources import Layer, config_directory, config_names, read_yaml
@@ -495,16 +496,20 @@ def place_in_table(setting):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("others", "idle"), IDLE_CASES)
+@pytest.mark.parametrize(("others", "idle"), [*IDLE_CASES, ({"algorithm": "fixmatch"}, {"hard_label": False})])
 def test_a_setting_with_that_notice_changes_no_weight(others, idle, short_run, tmp_path):
+    """The last case has an effect, which these runs show: every image passes the threshold."""
     np.save(tmp_path / "split.npy", np.array([int(np.flatnonzero(digits_labels() == c)[0]) for c in range(10)]))
     if "split_file" in others:
         others = others | {"split_file": str(tmp_path / "split.npy")}
     short = {"num_train_iter": 3, "epoch": 1, **others}
+    if others.get("algorithm") in owners("p_cutoff"):
+        short["p_cutoff"] = 0
     short_run(save_name="a", **short)
     short_run(save_name="b", **short, **idle)
     nets = [load_tensors(tmp_path / name / "latest_model.pth")["ema_model"] for name in "ab"]
-    assert all(torch.equal(v, nets[1][k]) for k, v in nets[0].items())
+    has_effect = idle == {"hard_label": False}
+    assert all(torch.equal(v, nets[1][k]) for k, v in nets[0].items()) != has_effect
 
 
 def digits_labels():
