@@ -47,6 +47,14 @@ def of_base(table, name):
     return table.get(name.removeprefix("muscle_"))
 
 
+#: Files that take minutes. Begun last, one of them would run alone on one core at the end.
+LONG = ("test_sweep", "test_processes", "test_checkpoints", "test_host")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def _quiet_warnings() -> Any:
     with warnings.catch_warnings():

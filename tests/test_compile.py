@@ -119,5 +119,5 @@ def test_without_a_compiler_it_is_one_line(tmp_path):
 @needs_compiler
 @pytest.mark.slow
 def test_one_image_for_batch_norm_is_not_blamed_on_the_compiler(short_run):
-    with pytest.raises(ConfigError, match="^net: .*one image"):
+    with pytest.raises(ConfigError, match="^net: .*two or more images"):
         short_run(algorithm="supervised", compile="default", total_batch=2)

@@ -62,7 +62,7 @@ def checkpoints_or_refusal(run_dir: Path, resolved: Resolved) -> list[Path]:
     settings, own = resolved.settings, saved_checkpoints(run_dir)
     if settings.resume != "no":
         named = checkpoint_of(Path(settings.load_path)) if settings.load_path else run_dir / LATEST
-        inside = named.resolve().parent == run_dir.resolve()
+        inside = os.path.realpath(named.parent) == os.path.realpath(run_dir)
         if not named.is_file() and not (inside and named.name == LATEST):
             raise RunError(f"load_path: {named}: no such file")
         back = settings.load_path and inside and settings.resume == "yes"

@@ -446,7 +446,8 @@ class Host(USBAlgorithm):
 
         def handler(number: int, _: object) -> None:
             nonlocal at_once
-            if at_once := number == signal.SIGINT and self.stop_requested:
+            if number == signal.SIGINT and self.stop_requested:
+                at_once = True
                 raise KeyboardInterrupt
             self.request_stop()
 
