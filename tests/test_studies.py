@@ -1,5 +1,6 @@
 """Studies: the paper's numbers, configurations of every cell, and that each of them can be built."""
 
+import gc
 import json
 
 import pytest
@@ -152,3 +153,5 @@ def test_every_configuration_can_be_built(name, monkeypatch, tmp_path):
     assert batch["x_lb"].shape == (settings.batch_size, info.channels, settings.img_size, settings.img_size)
     assert len(algorithm.split.labelled) == labels
     assert algorithm.num_classes == info.num_classes
+    del algorithm, batch
+    gc.collect()  # its parts refer to one another: several GB, otherwise
