@@ -36,6 +36,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_RAN_OUT.search(str(error))))
 
 
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """The first names, each in quotes, with an ellipsis for the others."""
+    quoted = [shown(repr(name)) for name in names]
+    return ", ".join([*quoted[:most], *["…"][: len(quoted) > most]])
+
+
 def plural(n: int, what: str) -> str:
     """``1 run``, ``2 runs``."""
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

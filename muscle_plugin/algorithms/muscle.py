@@ -91,8 +91,8 @@ class Muscle(Host):
         self.mi_loss = MutualInformationLoss(self.settings.mi_weight, global_batch=True)
         self.plan = None
         n = sum(self.batch_sizes) if self.settings.mi_labelled else self.batch_sizes[1]
-        chance, most = chance_information(n, self.num_classes), math.log(self.num_classes)
-        if self.mi_loss.weight and chance > MOSTLY_CHANCE * most:
+        most = math.log(self.num_classes)
+        if self.mi_loss.weight and (chance := chance_information(n, self.num_classes)) > MOSTLY_CHANCE * most:
             self.notes.append(
                 f"{n} images per step are too few for the mutual information of {self.num_classes} classes: independent"
                 f" predictions already score {chance:.1f} of at most {most:.1f} nats. Use a larger --total_batch"

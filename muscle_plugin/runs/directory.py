@@ -153,9 +153,11 @@ def prepared(run_dir: Path, resolved: Resolved) -> Iterator[list[Path]]:
             _put_back(run_dir)
 
 
-def begin(run_dir: Path, resolved: Resolved) -> None:
-    """Call once nothing can refuse the run any more: it gets its settings, and the one that it overwrites is deleted."""
-    _write_settings(run_dir, resolved)
+def begin(run_dir: Path, resolved: Resolved, resumed: bool) -> None:
+    """Call once nothing can refuse the run any more: one that is ``resumed`` gets its settings, and one that is overwritten is
+    deleted."""
+    if resumed:  # a new one has them
+        _write_settings(run_dir, resolved)
     if (overwritten := _overwritten(run_dir)).is_dir():
         deleted = overwritten.with_suffix(".deleted")  # so that a kill puts nothing back that is no longer whole
         shutil.rmtree(deleted, ignore_errors=True)

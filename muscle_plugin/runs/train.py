@@ -74,7 +74,7 @@ def train(resolved: Resolved, command: Sequence[str] = (), quiet: bool = False) 
         keep_freed_memory()
         algorithm = _built(run_dir, resolved, checkpoints, logger)
         algorithm.notes += notes
-        distributed.from_first(lambda: begin(run_dir, resolved))
+        distributed.from_first(lambda: begin(run_dir, resolved, bool(checkpoints)))
         if first and checkpoints:  # what could not be resumed has not failed
             failure = stack.enter_context(failure_file(run_dir, resolved.name))
         stack.enter_context(saying_how_to_resume(run_dir, resolved, command))

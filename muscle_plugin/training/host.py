@@ -147,11 +147,10 @@ class Host(USBAlgorithm):
         if source.subclasses is not None and len(split.sequestered):
             self.test_sequestered = torch.isin(source.subclasses[source.test], torch.tensor(split.sequestered))
         self.batch_sizes = settings.batch_size, settings.total_batch - settings.batch_size
-        steps = resolved.steps(len(split.unlabelled))
         write_for_usb(
             args, settings, rank, distributed.world_size(), gpu=self.device.index, amp=self.precision != "fp32",
             num_classes=len(source.classes), num_labels=len(split.labelled),
-            num_train_iter=steps,
+            num_train_iter=resolved.steps(len(split.unlabelled)),
             lb_dest_len=len(split.labelled), ulb_dest_len=len(split.unlabelled),
         )  # fmt: skip
         self.evaluations, self.last_metrics = [], {}
@@ -164,10 +163,9 @@ class Host(USBAlgorithm):
             super().__init__(args, net_builder, tb_log, logger, **kwargs)
         self.notes = list(source.notes)
         if not rank:  # the others show none
+            steps = None if settings.num_train_iter else self.num_train_iter
             self.notes += find_oddities(source, split)
-            self.notes += find_shortage(
-                split, settings.algorithm, *self.batch_sizes, settings.epoch, None if settings.num_train_iter else steps
-            )
+            self.notes += find_shortage(split, settings.algorithm, *self.batch_sizes, settings.epoch, steps)
             self.notes += self.batches.notes
         self.notes += prepare((self.model, self.ema_model), settings, self.batches, self.device)
         if rank:  # the same initial weights everywhere, other dropout masks and mixtures

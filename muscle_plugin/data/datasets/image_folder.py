@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from muscle_plugin.data.datasets.image_files import LabelledFile, class_folders, read_image_files
@@ -10,7 +11,7 @@ from muscle_plugin.data.datasets.label_table import ABSENT, read_label_table
 from muscle_plugin.data.images import find_images, image_suffixes, unknown_files
 from muscle_plugin.data.source import Source, SourceOptions
 from muscle_plugin.errors import DataError
-from muscle_plugin.text import did_you_mean, plural, shown
+from muscle_plugin.text import did_you_mean, listed, plural
 
 _LABELLED, _UNLABELLED = ("labelled", "labeled"), ("unlabelled", "unlabeled")
 #: Folders in which images lie by what they are for, not by class.
@@ -54,9 +55,9 @@ def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
     labelled, classes = labelled or _called(("train",), folders), []
     if labelled is None and unlabelled is None and (classes := _classes_among(folders)):
         labelled = root
-        notes.append(f"{root}: no labelled/; taken for classes: {_named(classes)}")
+        notes.append(f"{root}: no labelled/; taken for classes: {listed(p.name for p in classes)}")
     if labelled is None:
-        there = ", ".join(shown(repr(p.name)) for p in folders[:5]) or "no folder"
+        there = listed(p.name for p in folders) or "no folder"
         raise DataError(
             f"{root}: expected the folder labelled/ with a folder for each class, beside unlabelled/ and, optionally, test/"
             f" (found {there}); or give a table of file and label as --labels_csv"
@@ -77,31 +78,32 @@ def _from_folders(root: Path, notes: list[str]) -> list[LabelledFile]:
             elif name in ABSENT and folder is labelled:
                 notes.append(f"{of_class}: is a class like others; images without a label go into unlabelled/")
             items += [LabelledFile(f, None if name in _UNLABELLED else of_class.name, folder is test) for f in files]
-        if stray := [f for f in find_images(folder) if f.parent == folder]:
+        if stray := _images_in(folder):
             raise DataError(f"{stray[0]}: lies in no class; images go into {folder.name}/<class>/")
     if unlabelled is not None:
         items += [LabelledFile(f, None) for f in find_images(unlabelled)]
     parts = [p for p in (*(classes or [labelled]), unlabelled, test) if p is not None]
     # some file systems know one folder by `test` and by `Test`
     if others := [p for p in folders if not any(p.samefile(x) for x in parts)]:
-        notes.append(f"passed over in {root}: {_named(others)}; used: {', '.join(p.name for p in parts[:8])}")
+        names = listed(p.name for p in others)
+        notes.append(f"passed over in {root}: {names}; used: {', '.join(p.name for p in parts[:8])}")
     notes += [f"{root}: {line}" for line in unknown_files(parts)]
     return items
 
 
 def _called(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
     """The first folder of such a name, else one that differs in capitals alone."""
-    exact = [f for name in names for f in folders if f.name == name]
-    return next(iter([*exact, *(f for f in folders if f.name.lower() in names)]), None)
+    exact = (f for name in names for f in folders if f.name == name)
+    return next(chain(exact, (f for f in folders if f.name.lower() in names)), None)
 
 
 def _classes_among(folders: Sequence[Path]) -> list[Path]:
     """Those that hold images, not folders of them, if they can be classes and nothing else."""
-    suffixes = image_suffixes()
-    able = [f for f in folders if f.name.lower() not in _NO_CLASSES]
-    found = [f for f in able if any(file.suffix.lower() in suffixes for file in f.iterdir())]
+    found = [f for f in folders if f.name.lower() not in _NO_CLASSES and _images_in(f)]
     return found if len(found) > 1 else []
 
 
-def _named(folders: Sequence[Path]) -> str:
-    return ", ".join(shown(repr(p.name)) for p in folders[:5]) + (", …" if folders[5:] else "")
+def _images_in(folder: Path) -> list[Path]:
+    """The image files in a folder itself, as :func:`find_images` finds them, which looks into all folders below."""
+    suffixes, files = image_suffixes(), (f for f in folder.iterdir() if not f.name.startswith("."))
+    return sorted(f for f in files if f.suffix.lower() in suffixes and not f.is_dir())

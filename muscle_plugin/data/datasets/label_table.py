@@ -14,7 +14,7 @@ from pathlib import Path
 from muscle_plugin.data.datasets.image_files import LabelledFile
 from muscle_plugin.data.images import find_images, image_suffixes
 from muscle_plugin.errors import DataError
-from muscle_plugin.text import plural, shown
+from muscle_plugin.text import listed, plural, shown
 
 _MOST_BYTES = 1 << 28  # of a table of labels
 #: What programs write where there is no label, in lower case.
@@ -100,27 +100,25 @@ def _columns(table: Path, rows: list[tuple[int, list[str]]], notes: list[str]) -
     others = [i for i, word in enumerate(plain) if word and not any(i in places for places in at.values())]
     for kind, places in at.items():
         if len(places) > 1:
-            raise DataError(f"{table}: several {kind} columns: {_listed(head, places)}; keep one, rename the others")
+            several = listed((head[i] for i in places), 8)
+            raise DataError(f"{table}: several {kind} columns: {several}; keep one, rename the others")
+    named = listed((head[i] for i in others), 8)
     if not at["label"] and at["file"] and len(head) == 2:
         at["label"] = others
-        notes.append(f"{table}: column {_listed(head, others)} is taken as the label")
+        notes.append(f"{table}: column {named} is taken as the label")
     elif others:
-        notes.append(f"{table}: columns passed over: {_listed(head, others)}")
+        notes.append(f"{table}: columns passed over: {named}")
     for kind, advice in (
         ("file", "rename the column of image paths to one of these"),
         ("label", "it must hold the name of each image's class; one-hot columns, a 0 or 1 per class, are not read"),
     ):
         if not at[kind]:
             names = f"{', '.join(_HEADS[kind][:-1])} or {_HEADS[kind][-1]}"
-            raise DataError(f"{table}: no column is called {names}, found {_listed(head, range(len(head)))}; {advice}")
+            raise DataError(f"{table}: no column is called {names}, found {listed(head, 8)}; {advice}")
     del rows[0]
     if not rows:
         raise DataError(f"{table}: expected lines of file,label")
     return [places[0] if places else None for places in at.values()], len(head)
-
-
-def _listed(head: Sequence[str], places: Sequence[int]) -> str:
-    return ", ".join(shown(repr(head[i])) for i in places[:8]) + (", …" if places[8:] else "")
 
 
 def _refuse_lists(first_lines: dict[str, str]) -> None:
