@@ -45,7 +45,7 @@ TESTS = {
     ],
     "propagation/graph": ["tests/test_propagation.py"],
     "propagation/diffusion": ["tests/test_propagation.py"],
-    "propagation/estimator": ["tests/test_propagation.py", "-k", "estimator"],
+    "propagation/estimator": ["tests/test_estimator.py"],
 }
 #: What the tests import, or have imported by what they call (``torch.testing.assert_close`` takes 0.5 s the first time).
 IMPORTED = (
