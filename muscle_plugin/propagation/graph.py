@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from muscle_plugin.errors import InputError
@@ -26,6 +27,7 @@ except ImportError:
 BACKENDS = ("auto", "faiss", "torch")
 NEIGHBOURS = ("auto", "exact", "approximate")
 BLOCK = 1 << 16  # rows handled at a time where a temporary of all rows would cost memory
+ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}  # of a block of inner products: 64 and 512 MiB
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
@@ -60,7 +62,25 @@ def above_zero(name: str, value: Any) -> float:
     return number(name, value, "a number above 0", lambda v: v > 0)
 
 
-def normalise_rows(features: Tensor) -> Tensor:
+class SparseRows:
+    """An (n, d) CSR matrix of finite floats with as much of a CPU tensor's interface as :func:`propagate` needs."""
+
+    device, is_cuda = torch.device("cpu"), False
+
+    def __init__(self, matrix: sparse.csr_array) -> None:
+        self.matrix, self.shape = matrix, matrix.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> SparseRows:
+        return SparseRows(self.matrix[rows.numpy() if isinstance(rows, Tensor) else rows])
+
+    def split(self, size: int) -> list[SparseRows]:
+        return [self[first : first + size] for first in range(0, len(self), size)]
+
+
+def normalise_rows(features: Tensor | SparseRows) -> Tensor | SparseRows:
     """Divide rows, (n, d) of any real dtype, by their Euclidean length, into a new float32 tensor; rows of zeros stay zero.
 
     Each row is first divided by its largest entry, so that squares of huge or tiny features neither overflow nor vanish.
@@ -68,9 +88,12 @@ def normalise_rows(features: Tensor) -> Tensor:
     Raises:
         InputError: not real, not of shape (n, d) with n, d >= 1, or entries that are NaN or infinite.
     """
-    if features.dim() != 2 or 0 in features.shape or features.is_complex():
-        received = f"{features.dtype} of shape {tuple(features.shape)}"
-        raise InputError(f"features: expected real numbers of shape (n, d) with n, d >= 1, received {received}")
+    if isinstance(features, SparseRows):
+        matrix = features.matrix.tocoo().tocsr()  # which adds up entries of the same place
+        return SparseRows(normalize(normalize(matrix, norm="max")).astype(np.float32))
+    if features.dim() != 2 or 0 in features.shape or features.is_complex() or features.layout != torch.strided:
+        received = f"{features.layout} {features.dtype} of shape {tuple(features.shape)}"
+        raise InputError(f"features: expected dense real numbers of shape (n, d) with n, d >= 1, received {received}")
     unit = torch.empty(features.shape, dtype=torch.float32, device=features.device)
     bad = 0
     for source, target in zip(features.split(BLOCK), unit.split(BLOCK), strict=True):
@@ -85,14 +108,23 @@ def normalise_rows(features: Tensor) -> Tensor:
     return unit
 
 
-def search(base: Tensor, queries: Tensor, k: int, backend: str) -> tuple[Tensor, Tensor]:
+def inner_products(a: Tensor | SparseRows, b: Tensor | SparseRows) -> Tensor:
+    """(m, n) inner products of (m, d) with (n, d) rows, each dense or sparse."""
+    if not isinstance(a, SparseRows) and not isinstance(b, SparseRows):
+        return a @ b.T
+    left, right = (x.matrix if isinstance(x, SparseRows) else x.cpu().numpy() for x in (a, b))
+    product = left @ right.T
+    return torch.from_numpy(product.toarray() if sparse.issparse(product) else product)
+
+
+def search(base: Tensor | SparseRows, queries: Tensor | SparseRows, k: int, backend: str) -> tuple[Tensor, Tensor]:
     """Find the ``k`` rows of ``base``, (n, d), with the largest inner product with each query, (m, d), best first: (m, k)
     inner products, float32, and (m, k) row numbers, int64."""
-    if backend == "faiss":
+    if backend == "faiss" and isinstance(base, Tensor) and isinstance(queries, Tensor):
         similarity, index = faiss.knn(queries.numpy(), base.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
         return torch.from_numpy(similarity), torch.from_numpy(index)
-    entries = 1 << (27 if base.is_cuda else 24)  # of the block of inner products: 512 or 64 MiB
-    blocks = [(block @ base.T).topk(k) for block in queries.split(max(1, entries // len(base)))]
+    entries = ENTRIES.get(base.device.type, ENTRIES["cpu"])
+    blocks = [inner_products(block, base).topk(k) for block in queries.split(max(1, entries // len(base)))]
     return torch.cat([b.values for b in blocks]), torch.cat([b.indices for b in blocks])
 
 
@@ -109,7 +141,7 @@ class NearestNeighbours(NamedTuple):
 
 
 def nearest_neighbours(
-    unit: Tensor,
+    unit: Tensor | SparseRows,
     k: int,
     *,
     method: str = "auto",
@@ -127,7 +159,7 @@ def nearest_neighbours(
         unit: (n, d) float32 rows of unit length or zero.
         k: neighbours per row; n - 1 where n <= k. Where an approximate search finds fewer, the row itself with
             similarity 0 fills up.
-        method: "exact", "approximate", or "auto": approximate for n > ``approximate_above``.
+        method: "exact", "approximate", or "auto": approximate for n > ``approximate_above``. Sparse rows: exact.
         probes: lists that an approximate search compares with.
         backend: "faiss", "torch" or "auto".
         seed: of the clustering.
@@ -143,7 +175,9 @@ def nearest_neighbours(
     n = len(unit)
     k = min(k, n - 1)
     if method == "auto":
-        method = "approximate" if n > approximate_above else "exact"
+        method = "approximate" if n > approximate_above and isinstance(unit, Tensor) else "exact"
+    elif method == "approximate" and not isinstance(unit, Tensor):
+        raise InputError("neighbours: sparse features need 'exact' or 'auto', received 'approximate'")
     index = torch.arange(n, dtype=torch.int32, device=unit.device)[:, None].repeat(1, k)
     similarity = torch.zeros(n, k, dtype=torch.float32, device=unit.device)
     found: Found
@@ -201,16 +235,16 @@ def _lists(n: int) -> int:
     return min(n, round(2 * n**0.5))
 
 
-def _some(unit: Tensor, count: int, seed: int) -> Tensor:
+def _some(unit: Tensor | SparseRows, count: int, seed: int) -> Tensor:
     """Numbers of ``count`` rows drawn at random, all of them where there are fewer."""
     return torch.randperm(len(unit), generator=torch.Generator().manual_seed(seed))[:count].to(unit.device)
 
 
-def _nearest_centre(unit: Tensor, centres: Tensor) -> Tensor:
-    return torch.cat([(block @ centres.T).argmax(1) for block in unit.split(1 << 14)])
+def _nearest_centre(unit: Tensor | SparseRows, centres: Tensor | SparseRows) -> Tensor:
+    return torch.cat([inner_products(block, centres).argmax(1) for block in unit.split(1 << 14)])
 
 
-def locality_order(unit: Tensor, seed: int) -> Tensor:
+def locality_order(unit: Tensor | SparseRows, seed: int) -> Tensor:
     """Return a permutation, (n,) int64, that puts similar rows side by side: sorted by the nearest of about sqrt(n) / 2 rows.
 
     Neighbours then lie close in memory: a product with the graph takes a third to a half of the time (n = 50,000, clusters).
