@@ -30,7 +30,9 @@ def test_estimator_attributes(kind):
     y = np.where(y >= 0, names[y], -1)
     model = DiffusionLabelPropagation(k=8)
     assert model.fit(kind(x), kind(y)) is model
-    expected = propagate(x, torch.from_numpy(np.where(y >= 0, np.searchsorted(names, y), -1)), 3, k=8)
+    expected = propagate(
+        x, torch.from_numpy(np.where(y >= 0, np.searchsorted(names, y), -1)), 3, k=8, class_mass="uniform"
+    )
     assert model.classes_.tolist() == [4, 7, 9]
     np.testing.assert_array_equal(model.transduction_, names[expected.labels.numpy()])
     np.testing.assert_array_equal(model.weights_, expected.weights.numpy())
@@ -54,19 +56,15 @@ def test_estimator_predicts_new_points_by_their_neighbours():
             model.predict(wrong)
 
 
-def test_estimator_settings_are_those_of_propagate():
+def test_estimator_settings_are_those_of_propagate_with_defaults_for_few_labels():
     model = DiffusionLabelPropagation(k=7, gamma=2.0, backend="torch")
     assert clone(model).get_params() == model.get_params()
-    ours = model.set_params(k=50, gamma=3.0, backend="auto").get_params()
-    del ours["num_classes"]
-    signature = inspect.signature(propagate).parameters
-    assert ours == {n: p.default for n, p in signature.items() if p.default is not inspect.Parameter.empty}
-
-
-def test_estimator_has_the_defaults_of_propagate():
     ours = DiffusionLabelPropagation().get_params()
     assert ours.pop("num_classes") is None
-    assert ours == {n: inspect.signature(propagate).parameters[n].default for n in ours}
+    signature = inspect.signature(propagate).parameters
+    papers = {n: p.default for n, p in signature.items() if p.default is not inspect.Parameter.empty}
+    assert ours == papers | {"class_mass": "uniform", "k": None}
+    assert (papers["class_mass"], papers["k"]) == ("none", 50)
 
 
 def test_estimator_warns_of_points_and_classes_left_out():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,18 @@ from torch import Tensor
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.propagation.diffusion import as_int64, propagate
-from muscle_plugin.propagation.graph import SparseRows, above_zero, choose_backend, normalise_rows, search, whole
+from muscle_plugin.propagation.graph import (
+    AFFINITIES,
+    SparseRows,
+    above_zero,
+    affinities,
+    choice,
+    choose_backend,
+    default_k,
+    normalise_rows,
+    search,
+    whole,
+)
 
 try:
     from sklearn.utils.validation import validate_data
@@ -35,7 +47,8 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
     solved by conjugate gradients instead of fixed-point iterations, and every point gets a certainty weight.
 
     Parameters are those of :func:`propagate`, and ``num_classes``: C, for integer labels 0 to C - 1, some of which may
-    not occur; by default the classes are the labels that occur.
+    not occur; by default the classes are the labels that occur. The paper's are ``k=50, class_mass="none"``. Shares given
+    as ``class_mass`` are in the order of ``classes_``.
 
     Attributes:
         classes_: (C,) labels, sorted.
@@ -47,6 +60,8 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         converged_: whether every class reached ``tol``.
         residuals_: (C,) relative residuals.
         neighbours_: "exact" or "approximate".
+        k_: neighbours per point.
+        max_in_degree_: the most points that have one and the same point, a hub, among their neighbours.
         n_isolated_: number of points without an affinity to any other.
         n_unreached_: number of points that the diffusion did not reach.
         timings_: seconds of "knn", "graph" and "diffusion".
@@ -54,8 +69,11 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         feature_names_in_: (d,) names of the columns, if ``X`` had names.
     """
 
-    k: int = 50
+    method: str = "diffusion"
+    class_mass: str | Sequence[float] = "uniform"
+    k: int | None = None
     gamma: float = 3.0
+    affinity: str = "cosine"
     alpha: float = 0.99
     max_iter: int = 20
     tol: float = 1e-6
@@ -99,6 +117,7 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         self.converged_ = stats.converged
         self.residuals_ = stats.residuals.cpu().numpy()
         self.neighbours_ = stats.neighbours
+        self.k_, self.max_in_degree_ = stats.k, stats.in_degree
         self.n_isolated_, self.n_unreached_ = stats.isolated, stats.unreached
         self.timings_ = stats.seconds
         self._features = features
@@ -124,17 +143,18 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         """Return for new points, (m, d), the affinity-weighted mean distribution, (m, C), of their k nearest training points;
         uniform for a point without a positive affinity to any of them."""
         check_is_fitted(self, "weights_")
-        k, gamma = whole("k", self.k), above_zero("gamma", self.gamma)
+        gamma, affinity = above_zero("gamma", self.gamma), choice("affinity", self.affinity, AFFINITIES)
         queries = normalise_rows(self._rows(X, reset=False))
         base = normalise_rows(self._features)
         if isinstance(queries, Tensor):
             queries = queries.to(base.device)
+        k = default_k(len(base)) if self.k is None else whole("k", self.k)
         similarity, index = search(base, queries, min(k, len(base)), choose_backend(self.backend, base.device))
-        affinity = similarity.float().clamp(min=0).pow(gamma).cpu()
+        weights = affinities(similarity.float(), gamma, affinity).cpu()
         mean = torch.nn.functional.embedding_bag(  # without the (m, k, C) distributions in memory
-            index.cpu(), torch.from_numpy(self.label_distributions_), mode="sum", per_sample_weights=affinity
+            index.cpu(), torch.from_numpy(self.label_distributions_), mode="sum", per_sample_weights=weights
         )
-        total = affinity.sum(1, keepdim=True)
+        total = weights.sum(1, keepdim=True)
         return torch.where(total > 0, mean / total, 1 / mean.shape[1]).numpy()
 
     def predict(self, X: Any) -> np.ndarray:

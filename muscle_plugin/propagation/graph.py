@@ -26,15 +26,15 @@ except ImportError:
 
 BACKENDS = ("auto", "faiss", "torch")
 NEIGHBOURS = ("auto", "exact", "approximate")
+AFFINITIES = ("cosine", "local_scaling")
+LOCAL_SCALE = 7  # the neighbour whose distance is the local scale
 BLOCK = 1 << 16  # rows handled at a time where a temporary of all rows would cost memory
 ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}  # of a block of inner products: 64 and 512 MiB
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
     """Return "faiss" or "torch"; "auto" is "faiss" for CPU tensors where faiss can be imported."""
-    if backend not in BACKENDS:
-        raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, received {backend!r}")
-    if backend == "auto":
+    if choice("backend", backend, BACKENDS) == "auto":
         return "faiss" if device.type == "cpu" and faiss is not None else "torch"
     if backend == "faiss" and device.type != "cpu":
         raise InputError(f"backend: 'faiss' expects CPU tensors, received features on {device}")
@@ -78,6 +78,18 @@ class SparseRows:
 
     def split(self, size: int) -> list[SparseRows]:
         return [self[first : first + size] for first in range(0, len(self), size)]
+
+
+def default_k(n: int) -> int:
+    """Return 2 ln n neighbours, rounded: a graph of n points stays connected with a few times ln n (docs/propagation.md)."""
+    return max(1, round(2 * np.log(n)))
+
+
+def choice(name: str, value: Any, known: tuple[str, ...]) -> str:
+    """Return a setting that is one of the known names; InputError if it is not."""
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name}: expected one of {', '.join(known)}, received {value!r}")
+    return value
 
 
 def normalise_rows(features: Tensor | SparseRows) -> Tensor | SparseRows:
@@ -167,8 +179,7 @@ def nearest_neighbours(
     Raises:
         InputError: a setting outside its range.
     """
-    if method not in NEIGHBOURS:
-        raise InputError(f"neighbours: expected one of {', '.join(NEIGHBOURS)}, received {method!r}")
+    choice("neighbours", method, NEIGHBOURS)
     k, probes, seed = whole("k", k), whole("probes", probes), whole("seed", seed, -np.inf)
     approximate_above = whole("approximate_above", approximate_above, 0)
     backend = choose_backend(backend, unit.device)
@@ -274,13 +285,18 @@ class AffinityGraph:
         offsets: (n + 1,) int32.
         columns: (nnz,) int32.
         values: (nnz,) float32.
-        isolated: points without an affinity to any other.
+        degree: (n,) float32, the row sums of W.
     """
 
     offsets: Tensor
     columns: Tensor
     values: Tensor
-    isolated: int
+    degree: Tensor
+
+    @property
+    def isolated(self) -> int:
+        """Number of points without an affinity to any other."""
+        return int((self.degree == 0).sum())
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """S x of a dense (n, c) matrix of the dtype of ``values``."""
@@ -290,28 +306,54 @@ class AffinityGraph:
         )
 
 
-def affinity_graph(neighbours: NearestNeighbours, gamma: float = 3.0, *, backend: str = "auto") -> AffinityGraph:
+def affinities(similarity: Tensor, gamma: float, affinity: str, scale: Tensor | None = None) -> Tensor:
+    """Return (n, k) affinities of the (n, k) neighbours, best first, from their cosines, which are overwritten.
+
+    Args:
+        gamma: the power of the cosine.
+        affinity: "cosine", or "local_scaling": ``exp(-d_ij^2 / (s_i s_j))`` of the distances between unit rows, s_i being
+            the distance to the 7th neighbour (Zelnik-Manor, Perona 2004). A cosine of at most 0 gives 0 in both.
+        scale: (n, k) s_j of the neighbours; by default s_i, for points outside the graph.
+    """
+    if affinity == "cosine":
+        return similarity.clamp_(min=0).pow_(gamma)
+    own = local_scale(similarity)[:, None]
+    exponent = (2 - 2 * similarity).clamp_(min=0).div_(own * (own if scale is None else scale))
+    return exponent.neg_().exp_().masked_fill_(similarity <= 0, 0)
+
+
+def local_scale(similarity: Tensor) -> Tensor:
+    """(n,) distances between unit rows and their 7th neighbours, of (n, k) cosines, best first; at least float32's rounding."""
+    seventh = similarity[:, :LOCAL_SCALE].amin(1) if similarity.shape[1] else similarity.new_ones(len(similarity))
+    return (2 - 2 * seventh).clamp_(min=1e-6).sqrt_()
+
+
+def affinity_graph(
+    neighbours: NearestNeighbours, gamma: float = 3.0, *, affinity: str = "cosine", backend: str = "auto"
+) -> AffinityGraph:
     """Build S of the paper's section 4.1 from nearest neighbours, whose ``similarity`` is overwritten.
 
     Args:
         neighbours: of :func:`nearest_neighbours`.
-        gamma: exponent of the affinity, above 0.
+        gamma: exponent of the cosine, above 0.
+        affinity: "cosine" (the paper's) or "local_scaling" (see :func:`affinities`).
         backend: "faiss" (here: SciPy on the CPU), "torch" or "auto".
 
     Raises:
-        InputError: gamma not above 0.
+        InputError: a setting outside its range.
     """
-    gamma = above_zero("gamma", gamma)
-    values, index = neighbours.similarity, neighbours.index
-    values.clamp_(min=0).pow_(gamma)
+    gamma, affinity = above_zero("gamma", gamma), choice("affinity", affinity, AFFINITIES)
+    index, scale = neighbours.index, None
+    if affinity == "local_scaling":
+        scale = local_scale(neighbours.similarity).index_select(0, index.view(-1)).view(index.shape)
+    values = affinities(neighbours.similarity, gamma, affinity, scale)
     degree = values.sum(1, dtype=torch.float64)
     degree.index_add_(0, index.view(-1), values.view(-1).double())
     scale = torch.where(degree > 0, degree, 1).rsqrt().float()
     # D^-1/2 A D^-1/2: adding its transpose gives S
     values.mul_(scale[:, None]).mul_(scale.index_select(0, index.view(-1)).view_as(values))
-    isolated = int((degree == 0).sum())
     add_transpose = _add_transpose_scipy if choose_backend(backend, values.device) == "faiss" else _add_transpose_torch
-    return AffinityGraph(*add_transpose(values, index), isolated)
+    return AffinityGraph(*add_transpose(values, index), degree.float())
 
 
 def _add_transpose_scipy(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
