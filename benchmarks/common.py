@@ -354,7 +354,7 @@ def write_figures(options: argparse.Namespace, **figures: Any) -> None:
     gpu = torch.cuda.get_device_name() if getattr(options, "device", "cpu") == "cuda" else None
     about = {
         "benchmark": Path(sys.argv[0]).name,
-        "options": {k: v for k, v in vars(options).items() if k != "json"},
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "json"},
         "muscle_plugin": __version__, "git_revision": git_revision(), "torch": torch.__version__,
         "python": platform.python_version(), "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(), "gpu": gpu, "load_average": os.getloadavg()[0],

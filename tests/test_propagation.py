@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
+from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import load_digits, make_moons
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -19,6 +21,7 @@ from muscle_plugin.errors import InputError
 from muscle_plugin.propagation import (
     DiffusionLabelPropagation,
     affinity_graph,
+    class_mass,
     class_weights,
     conjugate_gradients,
     diffusion,
@@ -473,6 +476,269 @@ def test_any_real_dtype_also_under_autocast(dtype):
     assert result.weights.dtype == result.distributions.dtype == result.class_weights.dtype == torch.float32
     assert not result.weights.requires_grad
     assert torch.equal(result.labels, expected.labels)
+
+
+# ---------------------------------------------------------------------------------------------------- class mass
+
+CHOICES = [("diffusion", "uniform"), ("diffusion", "labels"), ("poisson_mbo", "none"), ("poisson_mbo", "uniform")]
+
+
+def few_labels(n=1500, c=5, seed=0, ratio=1.0):
+    """(features, one label per class, true classes) of overlapping Gaussians in 128 dimensions, where hubs abound; class j
+    is ``ratio`` times as frequent as class j + 1."""
+    rng = np.random.default_rng(seed)
+    sizes = ratio ** -np.arange(c)
+    truth = rng.choice(c, n, p=sizes / sizes.sum())
+    x = rng.normal(size=(c, 128))[truth] + 3.2 * rng.normal(size=(n, 128))
+    y = np.full(n, -1)
+    for j in range(c):
+        y[rng.choice(np.flatnonzero(truth == j))] = j
+    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(truth)
+
+
+def accuracy(result, y, truth):
+    return float((result.labels == truth)[y < 0].double().mean())
+
+
+def test_even_class_mass_is_zhus_normalisation_of_columns():
+    z = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    scores = class_mass.scale_classes(z, torch.full((4,), 0.25))
+    assert torch.equal(scores.argmax(1), (z / z.sum(0)).argmax(1))
+    assert ((scores >= 0) & (scores <= 1)).all()
+    hub = class_mass.scale_classes(z * torch.tensor([100.0, 1, 1, 1]), torch.full((4,), 0.25))
+    torch.testing.assert_close(hub, scores, atol=1e-4, rtol=0)
+
+
+def test_shares_weigh_what_exceeds_the_mean():
+    # by hand: columns sum to 2, so that ratios of rows 0 and 1 under shares of 3/4 and 1/4 are (1.2, 0.4) and (0.8, 1.6)
+    z = torch.tensor([[1.2, 0.4], [0.8, 1.6]])
+    shares = torch.tensor([0.75, 0.25])
+    assert class_mass.scale_classes(z, shares).tolist() == [[1, 0], [0, 1]]
+    # three classes: 0.5 (1.05 - 1) is more than 0.1 (1.2 - 1), although 1.2 is the larger ratio
+    z = torch.tensor([[1.05, 1.2, (1 - 0.525 - 0.12) / 0.4], [0.95, 0.8, 2 - (1 - 0.525 - 0.12) / 0.4]])
+    assert class_mass.scale_classes(z, torch.tensor([0.5, 0.1, 0.4]))[0].argmax() == 0
+    assert class_mass.scale_classes(z, torch.full((3,), 1 / 3))[0].argmax() == 1
+
+
+def test_rows_not_reached_and_classes_without_a_share_stay_empty():
+    z = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.2, 0.9], [0.2, 0.2, 0.2]])
+    scores = class_mass.scale_classes(z, torch.tensor([0.5, 0.5, 0]))
+    assert scores[0].tolist() == [0, 0, 0]
+    assert (scores[1:, 2] == 0).all()
+    assert (scores[1:].amax(1) == 1).all()
+    alone = class_mass.scale_classes(torch.tensor([[0.3, 0.0], [0.0, 0.0]]), torch.tensor([1.0, 0.0]))
+    assert alone.tolist() == [[1, 0], [0, 0]]
+
+
+def test_shares_of_the_classes():
+    labels = torch.tensor([0, 0, 0, 2, -1, -1])
+    assert class_mass.class_shares("none", labels, 3) is None
+    assert class_mass.class_shares("uniform", labels, 3).tolist() == [0.5, 0, 0.5]
+    assert class_mass.class_shares("labels", labels, 3).tolist() == [0.75, 0, 0.25]
+    given = class_mass.class_shares([2, 5, 6], labels, 3)  # class 1 has no label to start from
+    assert given.tolist() == [0.25, 0, 0.75]
+    assert torch.equal(class_mass.class_shares(np.array([0.2, 0.5, 0.6]), labels, 3), given)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["even", 3, None, [0.5, 0.5], [1, -1, 1], [1, float("nan"), 0], {"a": 1}, [[1, 1, 1]]]
+)
+def test_class_mass_that_cannot_be(wrong):
+    x, y, _ = clusters()
+    with pytest.raises(InputError, match=r"^class_mass: expected one of none, uniform, labels, or 3 shares") as error:
+        propagate(x, y, 3, k=5, class_mass=wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_shares_of_classes_without_labels_alone_are_refused():
+    x, y, _ = clusters(c=2)
+    with pytest.raises(InputError, match="class_mass: expected a share above 0 for a class with labels"):
+        propagate(x, y, 3, k=5, class_mass=[0, 0, 1])
+
+
+def test_class_mass_frees_pseudo_labels_from_hubs():
+    gains, more = [], []
+    for seed in range(5):
+        x, y, truth = few_labels(seed=seed)
+        none, even, mbo = (
+            accuracy(propagate(x, y, 5, k=15, method=method, class_mass=mass), y, truth)
+            for method, mass in (("diffusion", "none"), ("diffusion", "uniform"), ("poisson_mbo", "uniform"))
+        )
+        gains.append(even - none)
+        more.append(mbo - even)
+    assert min(gains) > 0  # 10 points and more on average, on each draw something
+    assert np.mean(gains) > 0.1
+    assert np.mean(more) > 0.05
+
+
+def test_true_shares_of_unequal_classes_help():
+    for seed in range(3):
+        x, y, truth = few_labels(seed=seed, ratio=1.8)
+        shares = torch.bincount(truth) / len(truth)
+        for method in ("diffusion", "poisson_mbo"):
+            told, even = (
+                accuracy(propagate(x, y, 5, k=15, method=method, class_mass=mass), y, truth)
+                for mass in (shares.numpy(), "uniform")
+            )
+            assert told > even
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_poisson_mbo_gives_classes_their_sizes(backend):
+    x, y, _ = few_labels()
+    for mass, sizes in (("uniform", [300] * 5), ([5, 4, 3, 2, 1], [500, 400, 300, 200, 100])):
+        result = propagate(x, y, 5, k=15, method="poisson_mbo", class_mass=mass, backend=backend)
+        counts = torch.bincount(result.labels, minlength=5)
+        assert (counts - torch.tensor(sizes)).abs().max() <= 8
+        check_sound(result, y, 5)
+        assert torch.equal(result.distributions[y < 0].argmax(1), result.labels[y < 0])
+
+
+def test_poisson_mbo_begins_with_the_sizes_that_the_diffusion_finds():
+    x, y, _ = few_labels(ratio=1.8)
+    even = torch.bincount(propagate(x, y, 5, k=15, class_mass="uniform").labels, minlength=5)
+    kept = torch.bincount(propagate(x, y, 5, k=15, method="poisson_mbo").labels, minlength=5)
+    assert (even - kept).abs().max() <= 8
+
+
+def test_heat_flows_as_in_the_loops_of_algorithm_2():
+    x, y, _ = clusters(60, c=3, noise=0.9)
+    found = nearest_neighbours(normalise_rows(x), 6)
+    graph = in_float64(affinity_graph(found))
+    root = np.diag(np.sqrt(graph.degree.double().numpy()))
+    w = root @ dense(graph) @ root
+    laplacian = np.diag(w.sum(1)) - w
+    start = torch.nn.functional.one_hot(torch.arange(60) % 3, 3).double()
+    u = start.numpy().copy()
+    source = np.zeros((60, 3))
+    for i in np.flatnonzero(y >= 0):
+        source[i] = np.eye(3)[y[i]] - 1 / 3
+    dt = 1 / w.sum(1).max()
+    for _ in range(40):
+        u = u - dt * (laplacian @ u - source)
+    seen = []
+    inner = class_mass.assign
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_mass, "assign", lambda scores, *a: seen.append(scores) or inner(scores, *a))
+        class_mass.volume_mbo(graph, y, start, torch.full((3,), 1 / 3))
+    torch.testing.assert_close(seen[0], start)
+    np.testing.assert_allclose(seen[1].numpy(), u, atol=1e-6)
+
+
+def test_assignment_is_nearly_the_best_of_its_sizes():
+    scores = torch.rand(300, 4, generator=torch.Generator().manual_seed(0))
+    sizes = torch.tensor([120.0, 90, 60, 30])
+    labels, shift = class_mass.assign(scores, sizes, torch.zeros(4))
+    counts = torch.bincount(labels, minlength=4)
+    assert (counts - sizes).abs().max() <= 1.2
+    places = np.repeat(np.arange(4), counts.numpy())
+    rows, columns = linear_sum_assignment(-scores.numpy()[:, places])
+    best = scores.numpy()[rows, places[columns]].sum()
+    assert scores[torch.arange(300), labels].sum().item() == pytest.approx(best, rel=1e-6)
+    assert torch.equal((scores + shift).argmax(1), labels)
+
+
+def test_poisson_mbo_is_as_accurate_as_graphlearnings():
+    graphlearning = pytest.importorskip("graphlearning", reason="graphlearning is not installed")
+    differences = []
+    for seed in range(5):
+        x, y, truth = few_labels(seed=seed)
+        graph = affinity_graph(nearest_neighbours(normalise_rows(x), 15))
+        root = np.diag(graph.degree.sqrt().numpy())
+        w = sparse.csr_matrix(root @ dense(graph) @ root)
+        rows = np.flatnonzero(y >= 0)
+        theirs = graphlearning.ssl.poisson_mbo(w, np.full(5, 0.2)).fit_predict(rows, y[rows].numpy())
+        ours = propagate(x, y, 5, k=15, method="poisson_mbo", class_mass="uniform")
+        differences.append(accuracy(ours, y, truth) - float((theirs == truth.numpy())[y < 0].mean()))
+    assert abs(np.mean(differences)) < 0.02
+
+
+@pytest.mark.parametrize(("method", "mass"), CHOICES)
+def test_every_choice_is_sound_where_points_are_missing_or_alike(method, mass):
+    settings = {"method": method, "class_mass": mass}
+    x, y, _ = clusters(60, d=6)
+    x = torch.cat([x, torch.zeros(60, 6)], 1)
+    x[10] = x[11] = 0
+    x[20:26] = 0
+    x[20:26, 8] = 1
+    y[[10, *range(20, 26)]] = -1
+    y[11] = 2
+    y[y == 1] = 2
+    result = propagate(x, y, 3, k=4, **settings)
+    check_sound(result, y, 3)
+    assert (~result.reached).nonzero().squeeze(1).tolist() == [10, *range(20, 26)]
+    assert result.stats.unlabelled_classes == (1,)
+    assert not (result.labels == 1).any()
+    for n in (1, 2, 5):
+        check_sound(propagate(*clusters(n, c=1, labelled=1)[:2], 2, **settings), clusters(n, c=1, labelled=1)[1], 2)
+    y = torch.tensor([0, 1] + [-1] * 28)
+    check_sound(propagate(torch.ones(30, 4), y, 2, k=40, **settings), y, 2)
+    check_sound(propagate(torch.zeros(30, 4), y, 2, k=40, **settings), y, 2)
+    one = torch.tensor([0] + [-1] * 29)
+    result = propagate(torch.ones(30, 4), one, 1, k=4, **settings)
+    check_sound(result, one, 1)
+    assert (result.labels == 0).all()
+
+
+@pytest.mark.parametrize(("method", "mass"), CHOICES)
+def test_every_choice_is_the_same_again_and_on_either_backend(method, mass):
+    x, y, _ = clusters(400, c=5)
+    a, b, c = (
+        propagate(x, y, 5, k=10, method=method, class_mass=mass, backend=backend)
+        for backend in (BACKENDS[0], BACKENDS[0], BACKENDS[-1])
+    )
+    assert torch.equal(a.labels, b.labels)
+    assert torch.equal(a.distributions, b.distributions)
+    assert (a.labels == c.labels).double().mean() > 0.99
+
+
+# ---------------------------------------------------------------------------------------------------- hubs
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_local_scaling_equals_the_loops(backend):
+    x = clusters(40, d=4)[0]
+    x[7] = 0
+    unit = normalise_rows(x)
+    found = nearest_neighbours(unit, 9, backend=backend)
+    near, cosine = found.index.numpy(), found.similarity.double().numpy().copy()
+    distance = np.sqrt(np.maximum(2 - 2 * cosine, 0))
+    scale = distance[:, 6]
+    w = np.zeros((40, 40))
+    for i in range(40):
+        for j, s, d in zip(near[i], cosine[i], distance[i], strict=True):
+            a = math.exp(-(d**2) / (scale[i] * scale[j])) if s > 0 else 0
+            w[i, j] += a
+            w[j, i] += a
+    degree = w.sum(1)
+    graph = affinity_graph(found, affinity="local_scaling", backend=backend)
+    np.testing.assert_allclose(graph.degree.numpy(), degree, rtol=1e-4)
+    root = np.sqrt(np.where(degree > 0, degree, 1))
+    np.testing.assert_allclose(dense(graph), w / root[:, None] / root, atol=1e-5)
+
+
+def test_the_largest_in_degree_is_reported():
+    x, y, _ = few_labels(300)
+    result = propagate(x, y, 5, k=6)
+    index = nearest_neighbours(normalise_rows(x), 6).index
+    assert result.stats.in_degree == torch.bincount(index.view(-1)).max() > 12
+    assert result.stats.k == 6
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 0), (2, 1), (40, 7), (400, 12)])
+def test_without_k_neighbours_grow_with_the_logarithm_of_the_points(n, k):
+    x, y, _ = clusters(n, c=1, labelled=1)
+    assert propagate(x, y, 1, k=None).stats.k == k
+
+
+@pytest.mark.parametrize(
+    ("setting", "known"), [("method", "diffusion, poisson_mbo"), ("affinity", "cosine, local_scaling")]
+)
+@pytest.mark.parametrize("wrong", ["gauss", 3, None, ["cosine"]])
+def test_an_unknown_method_or_affinity_is_named(setting, known, wrong):
+    x, y, _ = clusters()
+    with pytest.raises(InputError, match=f"^{setting}: expected one of {known}, received "):
+        propagate(x, y, 3, k=5, **{setting: wrong})
 
 
 # ---------------------------------------------------------------------------------------------------- edge cases

