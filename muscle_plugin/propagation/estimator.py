@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -214,9 +215,9 @@ def _labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
         as_int64(torch.from_numpy(given.astype(given.dtype.newbyteorder("="))), "y")
     labelled: Any = np.ones(len(given), dtype=bool)
     if given.dtype.kind in "ifO":
-        from pandas import isna  # knows all that stands for a missing value
-
-        labelled = ~isna(given)
+        pandas = sys.modules.get("pandas")  # there are no missing values of its own before it is loaded
+        missing = pandas.isna if pandas else np.vectorize(lambda v: v is None or v != v, otypes=[bool])
+        labelled = ~missing(given)
         labelled[labelled] = given[labelled] != -1
     labels = given[labelled]
     if not len(labels):
