@@ -22,7 +22,7 @@ import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.semi_supervised import LabelSpreading
 
-from muscle_plugin.propagation import affinity_graph, nearest_neighbours, normalise_rows, propagate
-from muscle_plugin.propagation.graph import default_k
+from muscle_plugin.propagation import affinity_graph, nearest_neighbours, normalise_rows, pseudo_labels
+from muscle_plugin.propagation.class_mass import class_shares
+from muscle_plugin.propagation.diffusion import solve
+from muscle_plugin.propagation.graph import default_k, locality_order
 
 OURS = {
     "diffusion (Iscen et al.)": ("diffusion", "none"),
@@ -156,28 +158,35 @@ def drawn(truth: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 # -------------------------------------------------------------------------------------------------------------- methods
 
 
-def weight_matrix(x: np.ndarray, k: int) -> sparse.csr_array:
-    """W of our graph, in float64."""
-    graph = affinity_graph(nearest_neighbours(normalise_rows(torch.from_numpy(x)), k))
-    n = len(x)
-    s = sparse.csr_array((graph.values.double().numpy(), graph.columns.numpy(), graph.offsets.numpy()), shape=(n, n))
-    root = sparse.diags_array(graph.degree.double().sqrt().numpy())
-    w = (root @ s @ root).tocsr()
-    w.sort_indices()
-    return w
+class Graphs:
+    """Our graph of the features, and W of it in float64."""
 
+    def __init__(self, x: np.ndarray, k: int) -> None:
+        unit = normalise_rows(torch.from_numpy(x))
+        self.order = locality_order(unit, 0)
+        near = nearest_neighbours(unit[self.order], k)
+        copy = near._replace(similarity=near.similarity.clone())
+        self.graphs = {"cosine": affinity_graph(near), "local": affinity_graph(copy, affinity="local_scaling")}
 
-def ours(x: np.ndarray, y: np.ndarray, k: int, classes: int, shares: np.ndarray, name: str) -> tuple[np.ndarray, float]:
-    """Labels and seconds. Those of the graph are left out, as they are with the others."""
-    method, mass = OURS[name]
-    affinity = "local_scaling" if "local" in name else "cosine"
-    settings: dict[str, Any] = {
-        "method": method,
-        "class_mass": shares if mass == "told" else mass,
-        "affinity": affinity,
-    }
-    found = propagate(torch.from_numpy(x), torch.from_numpy(y), classes, k=k, **settings)
-    return found.labels.numpy(), found.stats.seconds["diffusion"]
+    def weights(self) -> sparse.csr_array:
+        graph, n = self.graphs["cosine"], len(self.order)
+        entries = graph.values.double().numpy(), graph.columns.numpy(), graph.offsets.numpy()
+        root = sparse.diags_array(graph.degree.double().sqrt().numpy())
+        back = self.order.argsort().numpy()
+        w = (root @ sparse.csr_array(entries, shape=(n, n)) @ root).tocsr()[back][:, back]
+        w.sort_indices()
+        return w
+
+    def label(self, y: np.ndarray, classes: int, shares: np.ndarray, name: str) -> tuple[np.ndarray, float]:
+        """Labels by our method of that name, and seconds."""
+        method, mass = OURS[name]
+        labels = torch.from_numpy(y)
+        start = time.perf_counter()
+        known = class_shares(shares if mass == "told" else mass, labels, classes)
+        graph = self.graphs["local" if "local" in name else "cosine"]
+        z = solve(graph, labels, classes, method, known, 0.99, 1e-6, 20, self.order).x
+        found = pseudo_labels(z, labels)[0].numpy()
+        return found, time.perf_counter() - start
 
 
 def label_spreading(w: sparse.csr_array, x: np.ndarray, y: np.ndarray, iterations: int) -> np.ndarray:
@@ -272,9 +281,12 @@ def cases(
     smallest = np.bincount(truth).min()
     shares = np.bincount(truth) / n
 
+    graphs = lru_cache(1)(partial(Graphs, x))
+    graphs_of_some = cache(lambda seed: Graphs((some := unequal(x, truth, seed)[0]), default_k(len(some))))
+
     def by_us(name: str, k: int, per_class: int, seed: int) -> tuple[float, float]:
         y = drawn(truth, per_class, seed)
-        labels, seconds = ours(x, y, k, classes, shares, name)
+        labels, seconds = graphs(k).label(y, classes, shares, name)
         return float((labels == truth)[y < 0].mean()), seconds
 
     def by_peer(function: Callable[..., np.ndarray], per_class: int, seed: int) -> tuple[float, float]:
@@ -290,7 +302,7 @@ def cases(
         some, classes_of = unequal(x, truth, seed)
         y = draw(classes_of, per_class, seed)
         mass = np.bincount(classes_of, minlength=classes) / len(some)
-        labels, seconds = ours(some, y, default_k(len(some)), classes, mass, name)
+        labels, seconds = graphs_of_some(seed).label(y, classes, mass, name)
         rest = y < 0
         score = balanced_accuracy_score if balanced else accuracy_score
         return float(score(classes_of[rest], labels[rest])), seconds
@@ -310,7 +322,7 @@ def cases(
                 yield labels, name, partial(of_unequal, name, draw, per_class, balanced)
     else:
         k = default_k(n)
-        w = weight_matrix(x, k)
+        w = graphs(k).weights()
         for per_class in (m for m in (1, 5, 10, 100) if m * 1.5 <= smallest):
             for name in PEERED:
                 yield f"{per_class} a class", name, partial(by_us, name, k, per_class)

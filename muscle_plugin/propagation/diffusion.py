@@ -181,6 +181,28 @@ def _diffuse(
     return Solution(z, torch.cat([s.residuals for s in solutions]), torch.cat([s.iterations for s in solutions]))
 
 
+def solve(
+    graph: AffinityGraph,
+    labels: Tensor,
+    num_classes: int,
+    method: str,
+    shares: Tensor | None,
+    alpha: float,
+    tol: float,
+    max_iter: int,
+    order: Tensor,
+) -> Solution:
+    """(n, C) Z, or scores in its place; arguments as of :func:`propagate`, row i of ``graph`` being point ``order[i]``."""
+    solution = _diffuse(graph, labels, num_classes, alpha, tol, max_iter, order)
+    z = solution.x.clamp_(min=0)
+    if method == "poisson_mbo":
+        start = scale_classes(z, class_shares("uniform", labels, num_classes) if shares is None else shares)
+        z[order] = volume_mbo(graph, labels[order], start[order], shares)
+    elif shares is not None:
+        z = scale_classes(z, shares)
+    return solution._replace(x=z)
+
+
 def pseudo_labels(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute labels and weights from the solution of the diffusion (equations 7 and 11), which is overwritten.
 
@@ -316,13 +338,7 @@ def propagate(
         in_degree = int(torch.bincount(found.index.view(-1), minlength=1).max())
         del found, unit
         part_ends()
-        z, residuals, iterations = _diffuse(graph, labels, num_classes, alpha, tol, max_iter, order)
-        z.clamp_(min=0)
-        if method == "poisson_mbo":
-            start = scale_classes(z, class_shares("uniform", labels, num_classes) if shares is None else shares)
-            z[order] = volume_mbo(graph, labels[order], start[order], shares)
-        elif shares is not None:
-            z = scale_classes(z, shares)
+        z, residuals, iterations = solve(graph, labels, num_classes, method, shares, alpha, tol, max_iter, order)
         given, weights, distributions, reached = pseudo_labels(z, labels)
         balance = class_weights(given[reached | (labels >= 0)], num_classes)
         part_ends()
