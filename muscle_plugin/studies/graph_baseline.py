@@ -25,13 +25,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "label propagation on pixels, no training": {},
     "Poisson MBO on pixels, equal class sizes, no training": {"method": "poisson_mbo", "class_mass": "uniform"},
 }
-LARGEST = 32  # pixels a side: photographs are resized to it
+LARGEST = 16  # pixels a side, to which photographs are resized: on CIFAR-10 as accurate as 32 in a quarter of the time
 
 
 def on_pixels(settings: RunSettings) -> dict[str, tuple[float, float]]:
     """Return by name the accuracy on the test images, in percent, and seconds.
 
-    The graph is of the training images' pixels, (N, channels H W), not centred, at most 32 x 32; the labels are those of the
+    The graph is of the training images' pixels, (N, channels H W), not centred, at most 16 x 16; the labels are those of the
     settings' split.
 
     Raises:
@@ -55,8 +55,8 @@ def on_pixels(settings: RunSettings) -> dict[str, tuple[float, float]]:
 
 
 def baseline_rows(runs: Iterable[Run]) -> tuple[list[dict[str, str]], list[str]]:
-    """Return a row for each method, data set and number of labels among runs, over their seeds, and a line for each data set
-    that cannot be read."""
+    """Return a row for each method, data set and number of labels among finished runs, over their seeds, and a line for each
+    data set that cannot be read."""
     seen: set[tuple[str, int]] = set()
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     faults: dict[str, str] = {}
@@ -94,4 +94,5 @@ def _data(s: RunSettings) -> str:
         f"{n} {plain(v)}" for n in deciding if (v := getattr(s, n)) not in (RunSettings.model_fields[n].default, 0)
     ]
     others += [f"in {s.data_dir}"] if s.dataset in IMAGE_FILES else []
-    return ", ".join([f"{s.dataset}, {s.num_labels or 'all'} labels", f"{s.img_size} x {s.img_size}", *others])
+    labels = s.num_labels or ("given" if s.split_file else "all")
+    return ", ".join([f"{s.dataset}, {labels} labels", f"{s.img_size} x {s.img_size}", *others])
