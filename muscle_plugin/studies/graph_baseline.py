@@ -75,7 +75,7 @@ def baseline_rows(runs: Iterable[Run]) -> tuple[list[dict[str, str]], list[str]]
     rows = []
     for (data, name), of_seeds in sorted(found.items(), key=lambda item: natural_key(item[0][0])):
         accuracies, seconds = zip(*of_seeds, strict=True)
-        words = {"accuracy": summary(accuracies), "seconds": f"{mean_and_std(seconds)[0]:.2g}"}
+        words = {"accuracy": summary(accuracies), "seconds": f"{mean_and_std(seconds)[0]:.1f}"}
         rows.append({"data": data, "method": name} | words)
     return rows, list(faults.values())
 
