@@ -320,7 +320,14 @@ def test_every_number_of_an_algorithm_has_bounds_that_its_default_keeps():
         ("pimodel", "unsup_warm_up", ("0", "40", "-0.4")),
         ("uda", "tsa_schedule", ("quadratic",)),
         ("labelprop", "lp_start", ("1.5", "-0.5", "nan")),
-        ("labelprop", "lp_k", ("0",)),
+        ("labelprop", "lp_k", ("-1",)),
+        ("labelprop", "lp_method", ("mbo",)),
+        ("muscle_labelprop", "lp_affinity", ("knn",)),
+        (
+            "labelprop",
+            "lp_class_mass",
+            ("even", "0.5,0.5", "0,0,0,0,0,0,0,0,0,0", "nan,1,1,1,1,1,1,1,1,1", "1,-1,1,1,1,1,1,1,1,1"),
+        ),
         ("labelprop", "lp_alpha", ("0", "1")),
         ("meanteacher_original", "consistency_rampup", ("-1",)),
         ("contrastive", "temperature", ("0",)),
@@ -479,8 +486,18 @@ IDLE_CASES = [
     ({"algorithm": "meanteacher_original", "consistency": 0}, {"consistency_rampup": 1, "logit_distance": 1.0}),
     (
         {"algorithm": "labelprop", "lp_start": 1},
-        {"lp_k": 2, "lp_gamma": 1, "lp_alpha": 0.5, "lp_max_iter": 2, "lp_tol": 0.1},
+        {
+            "lp_method": "poisson_mbo",
+            "lp_class_mass": "uniform",
+            "lp_k": 2,
+            "lp_affinity": "local_scaling",
+            "lp_alpha": 0.5,
+            "lp_max_iter": 2,
+            "lp_tol": 0.1,
+        },
     ),
+    ({"algorithm": "labelprop", "lp_start": 1}, {"lp_gamma": 1}),
+    ({"algorithm": "labelprop", "lp_affinity": "local_scaling", "epoch": 2}, {"lp_gamma": 1}),
 ]
 
 

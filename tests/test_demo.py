@@ -54,7 +54,8 @@ def test_table_and_pictures(finished):
     out, printed = finished
     assert "MUSCLE + FixMatch" in printed
     rows = (out / "table.md").read_text().splitlines()
-    assert len(rows) == 6
+    assert len(rows) == 8
+    assert [r for r in rows if "no training" in r] == rows[-2:]
     for head, algorithm in (("supervised only", "supervised"), ("MUSCLE", "muscle")):
         (row,) = [r for r in rows if r.startswith(f"| {head} |")]
         mean, std = mean_and_std(100 * a for a in accuracies(out, algorithm))

@@ -251,7 +251,8 @@ LOG = {Wait("copy to the CPU", "muscle_plugin/training/hooks.py read"): 1}
 RESULTS = {Wait("copy to the CPU", "muscle_plugin/training/evaluation.py prediction_metrics"): 2}
 EVALUATION = {Wait("copy to the CPU", "muscle_plugin/training/monitor.py check_now"): 1, **RESULTS}
 #: Where a refresh of pseudo-labels, once an epoch, reads values or makes what hangs on them; after the first MUSCLE plans anew.
-REFRESH = {"algorithms/label_propagation.py", "data/views.py", "propagation/diffusion.py", "propagation/graph.py"}
+PROPAGATION = {f"propagation/{name}.py" for name in ("class_mass", "diffusion", "graph")}
+REFRESH = {"algorithms/label_propagation.py", "data/views.py", *PROPAGATION}
 PLANNING = {"algorithms/forward_capture.py", "training/state.py"}
 STEPS, STEADY, LAST = 4, (1, 2), 3
 

@@ -3,18 +3,23 @@ pre-training, initial weights, learning-rate schedules."""
 
 import inspect
 import json
+import math
 
 import pytest
 import torch
 from conftest import SHORT
 from torch.nn import functional as F
 
+from muscle_plugin.algorithms import label_propagation
 from muscle_plugin.algorithms.compose import OWN, algorithm_class
+from muscle_plugin.data.load import load_data
 from muscle_plugin.data.splits import Split
-from muscle_plugin.errors import ConfigError, Interrupted
+from muscle_plugin.errors import ConfigError, InputError, Interrupted
 from muscle_plugin.files import load_tensors
+from muscle_plugin.propagation import propagate
 from muscle_plugin.registry.catalogue import OWN_ALGORITHMS, all_algorithms
 from muscle_plugin.runs import train as runs
+from muscle_plugin.runs.build import build
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.training import host
 
@@ -167,6 +172,66 @@ def test_pseudo_labels_are_those_of_the_present_features_and_weigh_as_defined(bu
         for row, i in zip(logits[2:], idx.tolist(), strict=True)
     )
     assert float(algorithm.class_loss(logits, y, idx)) == pytest.approx(expected / 6, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments"),
+    [
+        ({}, {"class_mass": "none", "k": 10}),
+        (
+            {"lp_method": "poisson_mbo", "lp_class_mass": ",".join(map(str, range(1, 11))), "lp_k": 0},
+            {"method": "poisson_mbo", "class_mass": [c / 55 for c in range(1, 11)], "k": None},
+        ),
+        (
+            {"lp_class_mass": "uniform", "lp_affinity": "local_scaling"},
+            {"class_mass": "uniform", "affinity": "local_scaling", "k": 10},
+        ),
+    ],
+)
+def test_its_settings_are_those_of_propagate(settings, arguments, build_short):
+    algorithm = build_short(algorithm="labelprop", **{**LP, **settings})
+    algorithm.refresh_pseudo_labels()
+    source, split = algorithm.source, algorithm.split
+    points = torch.cat([split.labelled, split.unlabelled])
+    features = algorithm.batches.features(algorithm.model, source.train[points], 0, 256, algorithm.amp_cm)
+    known = source.train_labels[points].clone()
+    known[10:] = -1
+    expected = propagate(features, known, 10, **arguments)
+    assert torch.equal(algorithm.pseudo_labels, expected.labels[10:])
+
+
+def test_the_log_shows_a_class_that_gets_no_pseudo_labels(build_short):
+    """Its share is 0, and so is the accuracy on its images; with no held-back labels only the share is known."""
+    algorithm = build_short(algorithm="labelprop", **LP, lp_class_mass="1,1,1,1,1,1,1,0,1,1")
+    algorithm.refresh_pseudo_labels()
+    log, truth = algorithm.pseudo_log, algorithm.source.train_labels[algorithm.split.unlabelled]
+    for c in range(10):
+        given = algorithm.pseudo_labels == c
+        assert log[f"pseudo_share/{c}"] == pytest.approx(float(given.float().mean()))
+        assert log[f"pseudo_accuracy/{c}"] == pytest.approx(float(given[truth == c].float().mean()))
+    assert log["pseudo_accuracy/7"] == log["pseudo_share/7"] == log["pseudo_accuracy_lowest"] == 0
+    algorithm.source.labels[algorithm.source.train[algorithm.split.unlabelled]] = -1
+    algorithm.refresh_pseudo_labels()
+    assert math.isnan(algorithm.pseudo_log["pseudo_accuracy_lowest"])
+    assert algorithm.pseudo_log["pseudo_share_lowest"] == 0
+
+
+def test_of_many_classes_the_lowest_alone_is_logged(build_short, monkeypatch):
+    monkeypatch.setattr(label_propagation, "LOGGED_CLASSES", 9)
+    algorithm = build_short(algorithm="labelprop", **LP)
+    algorithm.refresh_pseudo_labels()
+    assert {k for k in algorithm.pseudo_log if "/" in k} == set()
+    assert 0 <= algorithm.pseudo_log["pseudo_accuracy_lowest"] <= algorithm.pseudo_log["pseudo_accuracy"]
+
+
+def test_shares_of_a_folder_are_as_many_as_its_classes():
+    """How many those are is known when it has been read, before the first step."""
+    source = load_data(load_settings(None, img_size=16).settings)
+    with pytest.raises(InputError, match="lp_class_mass: expected 10 shares, .*got 3"):
+        build(
+            load_settings(None, algorithm="labelprop", dataset="folder", num_labels=10, epoch=2, lp_class_mass="5,3,2"),
+            source=source,
+        )
 
 
 def test_its_features_hang_on_no_batch_size(build_short):

@@ -4,7 +4,9 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,12 +15,14 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from muscle_plugin import cli
+from muscle_plugin.data.load import choose_split, load_data
 from muscle_plugin.settings.resolve import load_settings, resolve
 from muscle_plugin.settings.sources import Layer
-from muscle_plugin.studies import plots
+from muscle_plugin.studies import graph_baseline, plots
 from muscle_plugin.studies.definitions import study_configs
+from muscle_plugin.studies.graph_baseline import METHODS, on_pixels
 from muscle_plugin.studies.groups import critical_difference, groups_of, rank, scores_by_setting
-from muscle_plugin.studies.runs import find_runs
+from muscle_plugin.studies.runs import find_runs, summary
 from muscle_plugin.studies.usb_export import columns
 
 
@@ -98,6 +102,42 @@ def test_a_run_of_another_algorithm_data_set_or_number_of_labels_is_in_no_table(
     assert row(markdown, head)[1] == "–"
     assert row(markdown, "MUSCLE, ours") == ["86.00 (n = 1) +0.54 ✓", "–", "–", "–"]
     assert row(markdown, "muscle_cifar10_500")[1] == "79.00 (n = 1)"
+
+
+def test_the_graph_baseline_has_a_row_for_each_data_set_and_number_of_labels_and_no_rank(make_run, tmp_path, capsys):
+    """Its splits are the runs'; what cannot be read is one line, and the report is written."""
+    for seed, (a, score) in product((0, 1), {"supervised": 0.5, "fixmatch": 0.7, "muscle": 0.8}.items()):
+        for labels in (10, 100):
+            make_run(f"{a}_digits_{labels}", seed, score)
+    make_run("muscle_fixmatch_folder", 0, 0.9, data_dir=str(tmp_path / "nowhere"), num_labels=20)
+    make_run("muscle_fixmatch_folder", 1, 0.9, data_dir=str(tmp_path / "nowhere"), num_labels=20)
+    html, markdown = made(tmp_path, "--graph-baseline")
+    settings = [load_settings("muscle_digits_10", seed=seed).settings for seed in (0, 1)]
+    measured = [on_pixels(s) for s in settings]
+    for method in METHODS:
+        text = summary([of_seed[method][0] for of_seed in measured])
+        assert f"\n| digits, 10 labels, 16 x 16 | {method} | {text} |" in markdown
+        assert text in html
+        assert markdown.count(method) == 2  # with 10 and with 100 labels; it has no rank
+    assert row(markdown, "muscle") == ["1.00", "80.00", "80.00"]
+    (note,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"folder, 20 labels, .*: no label propagation on pixels: .*nowhere: no such folder", note)
+    report([str(tmp_path / "out" / "runs.jsonl"), "--out", str(tmp_path / "again"), "--graph-baseline"])
+    again = (tmp_path / "again" / "report.md").read_text()
+    both = ([x.rpartition(")")[0] for x in m.splitlines() if "no training" in x] for m in (markdown, again))
+    assert next(both) == next(both)  # but for the seconds
+
+
+def test_the_graph_baseline_sees_no_label_but_those_of_the_split(monkeypatch):
+    settings = load_settings("muscle_digits_10").settings
+    source = load_data(settings)
+    labelled = source.train[choose_split(settings, source).labelled]
+    expected = {name: accuracy for name, (accuracy, _) in on_pixels(settings).items()}
+    hidden = source.labels.clone()
+    hidden[source.train] = -1
+    hidden[labelled] = source.labels[labelled]
+    monkeypatch.setattr(graph_baseline, "load_data", lambda _: replace(source, labels=hidden))
+    assert {name: accuracy for name, (accuracy, _) in on_pixels(settings).items()} == expected
 
 
 def test_a_run_with_another_number_of_labels_is_ranked_with_no_configuration(make_run, tmp_path):

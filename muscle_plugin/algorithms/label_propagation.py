@@ -7,6 +7,7 @@ the graph of nearest neighbours of the present features.
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 
 from muscle_plugin import distributed
 from muscle_plugin.algorithms.mean_teacher import OriginalMeanTeacher
+from muscle_plugin.errors import InputError
 from muscle_plugin.propagation import propagate
-from muscle_plugin.registry.catalogue import stage_1_epochs
+from muscle_plugin.registry.catalogue import class_mass, stage_1_epochs
 from muscle_plugin.training.protocols import StepOutput
 from muscle_plugin.usb.names import AlgorithmBase, Hook
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from muscle_plugin.training import Host
 else:
     Host = object
+
+
+#: The most classes whose pseudo-labels are logged each by itself.
+LOGGED_CLASSES = 20
 
 
 class _BeforeEpoch(Hook):
@@ -45,7 +51,8 @@ class PseudoLabels(Host):
         pseudo_weights: (unlabelled images,) w_i c_y, the entropy weight times the class weight.
         class_weights: (C,) c.
         pseudo_log: what is logged of them: accuracy against the held-back labels, where the data set has them; coverage
-            (share of the unlabelled images that the diffusion reached), mean weight.
+            (share of the unlabelled images that the diffusion reached), mean weight; for each class and for the lowest one
+            the accuracy on its images, and the share of the pseudo-labels that it has.
     """
 
     def __init__(self, args: Namespace, *others: Any, **named: Any) -> None:
@@ -54,6 +61,9 @@ class PseudoLabels(Host):
         self.pseudo_weights: Tensor | None = None
         self.class_weights: Tensor | None = None
         self.pseudo_log: dict[str, float] = {}
+        mass = class_mass(args.lp_class_mass)
+        if isinstance(mass, list) and len(mass) != self.num_classes:  # of a folder it is known only now
+            raise InputError(f"lp_class_mass: expected {self.num_classes} shares, one for each class, got {len(mass)}")
 
     def set_hooks(self) -> None:
         super().set_hooks()
@@ -91,7 +101,8 @@ class PseudoLabels(Host):
 
         def pseudo_label() -> tuple[Tensor, Tensor, Tensor]:
             found = propagate(
-                features, known.to(device), self.num_classes, k=args.lp_k, gamma=args.lp_gamma, alpha=args.lp_alpha,
+                features, known.to(device), self.num_classes, method=args.lp_method, class_mass=class_mass(args.lp_class_mass),
+                k=args.lp_k or None, affinity=args.lp_affinity, gamma=args.lp_gamma, alpha=args.lp_alpha,
                 max_iter=args.lp_max_iter, tol=args.lp_tol,
             )  # fmt: skip
             return found.labels.cpu(), found.weights.cpu(), found.class_weights.cpu()
@@ -103,12 +114,25 @@ class PseudoLabels(Host):
         self.pseudo_labels, weights = labels[chosen], weights[chosen]
         self.pseudo_weights = weights * self.class_weights[self.pseudo_labels]
         truth = source.train_labels[split.unlabelled].to(device)
-        told = (truth >= 0) & (weights > 0)
+        reached, right = weights > 0, self.pseudo_labels == truth
+        told = (truth >= 0) & reached
         self.pseudo_log = {
-            "pseudo_coverage": float((weights > 0).float().mean()),
+            "pseudo_coverage": float(reached.float().mean()),
             "pseudo_weight": float(weights.mean()),
-            "pseudo_accuracy": float((self.pseudo_labels == truth)[told].float().mean()),  # of none: not a number
+            "pseudo_accuracy": float(right[told].float().mean()),  # of none: not a number
         }
+
+        def counts(classes: Tensor) -> Tensor:
+            return torch.bincount(classes, minlength=self.num_classes).cpu()
+
+        for name, of_classes in (
+            ("pseudo_accuracy", counts(truth[told & right]) / counts(truth[told])),
+            ("pseudo_share", counts(self.pseudo_labels[reached]) / reached.sum().cpu()),
+        ):
+            values = of_classes.tolist()
+            self.pseudo_log[f"{name}_lowest"] = min((x for x in values if not math.isnan(x)), default=math.nan)
+            if len(values) <= LOGGED_CLASSES:
+                self.pseudo_log |= {f"{name}/{c}": x for c, x in zip(source.classes, values, strict=True)}
 
     def class_loss(self, logits: Tensor, y_lb: Tensor, idx_ulb: Tensor | None) -> Tensor:
         """sum_i w_i c_y CE_i over the images of the step, labelled ones first among the (B, C) logits, divided by B; in stage

@@ -78,12 +78,25 @@ _MEAN_TEACHER = (
 )
 _LABEL_PROPAGATION = (
     Argument("lp_start", float, 0.5, "share of the epochs that is stage 1, without pseudo-labels", SHARE),
-    Argument("lp_k", int, 50, "nearest neighbours in the graph", COUNT),
-    Argument("lp_gamma", float, 3.0, "power of the affinity", POSITIVE),
+    Argument(
+        "lp_method", str, "diffusion", "diffusion, or poisson_mbo: slower, classes of fixed sizes",
+        (("pattern", "^(diffusion|poisson_mbo)$"),),
+    ),
+    Argument(
+        "lp_class_mass", str, "none", "none, or even out the classes: uniform, labels (by their shares among the labels), or"
+        " a share for each, as 0.5,0.3,0.2; uniform helps with few labels",
+        (("min_length", 1),),
+    ),
+    Argument("lp_k", int, 50, "nearest neighbours in the graph; 0: 2 ln n of n images", (("ge", 0), ("le", 2**31))),
+    Argument(
+        "lp_affinity", str, "cosine", "cosine, or local_scaling of the distances",
+        (("pattern", "^(cosine|local_scaling)$"),),
+    ),
+    Argument("lp_gamma", float, 3.0, "of lp_affinity cosine: its power", POSITIVE),
     Argument("lp_alpha", float, 0.99, "strength of the diffusion", (("gt", 0), ("lt", 1))),
     Argument("lp_max_iter", int, 20, "iterations of conjugate gradients", COUNT),
     Argument("lp_tol", float, 1e-6, "relative residual at which they end", WEIGHT),
-)
+)  # fmt: skip
 _CONTRASTIVE = (
     Argument("contrastive_weight", float, 1.0, "weight of the contrastive loss", WEIGHT),
     Argument("temperature", float, 0.5, "temperature of NT-Xent", POSITIVE),
@@ -110,6 +123,12 @@ PLUGIN_ALGORITHMS: dict[str, Algorithm] = {}
 def stage_1_epochs(lp_start: float, epochs: int) -> int:
     """Whole epochs of label propagation's first stage."""
     return round(lp_start * epochs)
+
+
+def class_mass(lp_class_mass: str) -> str | list[float]:
+    """The setting as label propagation takes it: a word, or the (C,) shares. ValueError where it is neither."""
+    words = ("none", "uniform", "labels")
+    return lp_class_mass if lp_class_mass in words else [float(x) for x in lp_class_mass.split(",")]
 
 
 def _literal(node: ast.expr) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from numbers import Integral, Real
 from pathlib import Path
 
-from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_PREFIX, stage_1_epochs
+from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_PREFIX, class_mass, stage_1_epochs
 from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, DatasetInfo
 from muscle_plugin.settings.schema import MOST_CHARACTERS, MOST_WHOLE, OF_ONES_OWN, WITHOUT_LABELS, RunSettings
 from muscle_plugin.text import did_you_mean, shown
@@ -57,6 +58,7 @@ def cross_checks(settings: RunSettings) -> list[str]:
         faults.append(
             f"lp_start: {start:g} of {s.epoch} epoch(s) leaves no whole one for the first stage; give more --epoch"
         )
+    faults += _class_mass_faults(getattr(s, "lp_class_mass", "none"), s)
     if s.overwrite and s.resume == "yes":
         faults.append("overwrite: deletes the run that --resume goes on with; give one of the two")
     for name, needed, default in (("lr_zero_at", "cosine", 1), ("num_warmup_iter", "usb", 0)):
@@ -89,6 +91,18 @@ def cross_checks(settings: RunSettings) -> list[str]:
             f"save_name: must be a plain directory name, got {shown(repr(s.save_name))}; the folder goes into save_dir"
         )
     return faults
+
+
+def _class_mass_faults(given: str, s: RunSettings) -> list[str]:
+    classes = s.num_classes or (s.dataset in DATASETS and DATASETS[s.dataset].num_classes)
+    with contextlib.suppress(ValueError):
+        shares = class_mass(given)
+        if isinstance(shares, str):
+            return []
+        if min(shares) >= 0 and 0 < sum(shares) < math.inf and len(shares) in (classes or len(shares),):
+            return []
+    expected = f"none, uniform, labels or {classes or 'as many shares as classes'}"
+    return [f"lp_class_mass: expected {expected}{' shares' if classes else ''} (0.5,0.3,0.2), got {shown(repr(given))}"]
 
 
 def _split_faults(s: RunSettings, info: DatasetInfo) -> list[str]:

@@ -50,8 +50,9 @@ IDLE: tuple[tuple[str, Callable[[Any, str], object], str], ...] = (
     ("temperature", lambda s, base: base == "contrastive" and not s.contrastive_weight, "contrastive_weight is 0"),
     ("consistency_rampup", lambda s, _: not s.consistency, "consistency is 0"),
     ("logit_distance", lambda s, _: not s.net_double_head and s.net not in PLUGIN_NETS, "net_double_head is false"),
-    ("lp_k lp_gamma lp_alpha lp_max_iter lp_tol", lambda s, _: stage_1_epochs(s.lp_start, s.epoch) == s.epoch,
-     "lp_start leaves no epoch for the second stage"),
+    ("lp_gamma", lambda s, _: s.lp_affinity != "cosine", "only lp_affinity cosine uses it"),
+    ("lp_method lp_class_mass lp_k lp_affinity lp_gamma lp_alpha lp_max_iter lp_tol",
+     lambda s, _: stage_1_epochs(s.lp_start, s.epoch) == s.epoch, "lp_start leaves no epoch for the second stage"),
 )  # fmt: skip
 
 

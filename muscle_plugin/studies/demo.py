@@ -18,6 +18,7 @@ from rich.markdown import Markdown
 
 from muscle_plugin.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from muscle_plugin.settings.resolve import load_settings
+from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.settings.sources import Layer
 from muscle_plugin.studies.jobs import jobs_of, refuse_other_settings
 from muscle_plugin.studies.pool import LocalPool
@@ -69,25 +70,31 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin demo") -> int:
         name: [read_run(options.out / f"{algorithm}_digits_10_{seed}") for seed in range(options.seeds)]
         for algorithm, name in NAMES.items()
     }
-    files = _write(runs, options.out, console)
+    splits = [
+        j.resolved.settings for j in sorted(jobs, key=lambda j: j.seed) if j.resolved.settings.algorithm == "muscle"
+    ]
+    files = _write(runs, splits, options.out, console)
     console.print(f"{time.perf_counter() - began:.0f} s. Written: {', '.join(map(str, files))}")
     return 0
 
 
-def _write(runs: Mapping[str, Sequence[Run]], out: Path, console: Console) -> list[Path]:
+def _write(runs: Mapping[str, Sequence[Run]], splits: Sequence[RunSettings], out: Path, console: Console) -> list[Path]:
     """Print the table, and write it with the pictures; returns the files."""
     from muscle_plugin.runs.build import build  # torch
+    from muscle_plugin.studies.graph_baseline import METHODS, on_pixels
     from muscle_plugin.studies.plots import contact_sheet, learning_curves  # matplotlib
     from muscle_plugin.studies.show import views_of_first_batch
 
     table = "| method | accuracy (%), mean ± std | each seed | seconds a run |\n|---|---|---|---|\n"
-    for name, group in runs.items():
-        scores = [100 * r.result["last_top1"] for r in group]
+    untrained = [on_pixels(s) for s in splits]
+    rows = {name: [(100 * r.result["last_top1"], r.result["seconds"]) for r in group] for name, group in runs.items()}
+    for name, measured in (rows | {name: [of_seed[name] for of_seed in untrained] for name in METHODS}).items():
+        scores = [score for score, _ in measured]
         mean, std = mean_and_std(scores)
-        seconds, _ = mean_and_std(r.result["seconds"] for r in group)
+        seconds, _ = mean_and_std(s for _, s in measured)
         each = "  ".join(f"{s:.1f}" for s in scores)
         spread = f" ± {std:.1f}" if len(scores) > 1 else ""
-        table += f"| {name} | {mean:.1f}{spread} | {each} | {seconds:.0f} |\n"
+        table += f"| {name} | {mean:.1f}{spread} | {each} | {seconds:.1f} |\n"
     first = runs["MUSCLE"][0].result
     title = f"digits, {first['num_labels']} labels, {first['steps']} steps, {plural(len(runs['MUSCLE']), 'seed')}"
     console.print(f"\nTest accuracy at the last step: {title}", Markdown(table))

@@ -140,11 +140,19 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin report") -> int:
     add("--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write into [%(default)s]")
     add("--score", choices=list(RULES), default="last", help="which accuracy of a run counts [%(default)s]")
     add("--title", default="MUSCLE: runs", help="title of the page [%(default)s]")
+    add("--graph-baseline", action="store_true", help="add label propagation on raw pixels, where nothing is trained, for each"
+        " data set, number of labels and seed of the runs; reads the data")  # fmt: skip
     options = parser.parse_args(list(argv))
     runs, unread = find_runs(options.runs)
+    baselines: list[dict[str, str]] = []
+    if options.graph_baseline:
+        from muscle_plugin.studies.graph_baseline import baseline_rows  # torch
+
+        baselines, faults = baseline_rows([r for r in runs if r.state == "finished"])
+        unread += faults
     content = contents(runs, options.score) | {
         "title": options.title, "command": shlex.join([*prog.split(), *argv]), "made": date.today().isoformat(),
-        "version": __version__, "unread": unread,
+        "version": __version__, "unread": unread, "baselines": baselines,
     }  # fmt: skip
     for kind in ("html", "md"):
         write_text(options.out / f"report.{kind}", render(content, kind))
