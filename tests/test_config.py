@@ -488,7 +488,7 @@ IDLE_CASES = [
         {"algorithm": "labelprop", "lp_start": 1},
         {
             "lp_method": "poisson_mbo",
-            "lp_class_mass": "uniform",
+            "lp_class_mass": "none",
             "lp_k": 2,
             "lp_affinity": "local_scaling",
             "lp_alpha": 0.5,

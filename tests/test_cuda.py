@@ -211,7 +211,10 @@ def test_a_gpu_run_learns(short_run):
 
 
 @pytest.mark.parametrize("classes", [3, 12])
-def test_label_propagation_is_that_of_the_cpu(classes):
+@pytest.mark.parametrize(
+    ("method", "mass"), [("diffusion", "none"), ("diffusion", "uniform"), ("poisson_mbo", "uniform")]
+)
+def test_label_propagation_is_that_of_the_cpu(classes, method, mass):
     from muscle_plugin.propagation import propagate
 
     generator = torch.Generator().manual_seed(0)
@@ -219,6 +222,7 @@ def test_label_propagation_is_that_of_the_cpu(classes):
     truth = torch.arange(3000) % classes
     features = centres[truth] + 0.8 * torch.randn(3000, 32, generator=generator)
     labels = torch.where(torch.arange(3000) < 4 * classes, truth, -1)
-    here, there = (propagate(features.to(d), labels.to(d), classes, k=20) for d in (CPU, CUDA))
+    settings = {"k": 20, "method": method, "class_mass": mass}
+    here, there = (propagate(features.to(d), labels.to(d), classes, **settings) for d in (CPU, CUDA))
     assert (here.labels == there.labels.cpu()).double().mean() > 0.999
     assert (here.weights - there.weights.cpu()).abs().max() < 1e-3

@@ -368,15 +368,24 @@ def test_an_evaluation_waits_for_nothing_but_its_results(build_short, gpu, told_
     assert metrics == pytest.approx({f"eval/{k}": v for k, v in expected.items()})
 
 
-@pytest.mark.parametrize("neighbours", ["exact", "approximate"])
-def test_label_propagation_is_that_of_the_cpu(gpu, neighbours):
+@pytest.mark.parametrize(
+    ("neighbours", "method", "mass"),
+    [
+        ("exact", "diffusion", "none"),
+        ("approximate", "diffusion", "uniform"),
+        ("exact", "poisson_mbo", "none"),
+        ("exact", "poisson_mbo", [0.2, 0.3, 0.5]),
+    ],
+)
+def test_label_propagation_is_that_of_the_cpu(gpu, neighbours, method, mass):
     generator = torch.Generator().manual_seed(0)
     truth = torch.arange(300) % 3
     features = torch.randn(3, 16, generator=generator)[truth] + 0.5 * torch.randn(300, 16, generator=generator)
     labels = torch.where(torch.arange(300) < 12, truth, -1)
-    there = propagate(features.to(CUDA), labels.to(CUDA), 3, k=10, neighbours=neighbours)
+    settings = {"k": 10, "neighbours": neighbours, "method": method, "class_mass": mass}
+    there = propagate(features.to(CUDA), labels.to(CUDA), 3, **settings)
     assert {w.where.partition(" ")[0].removeprefix("muscle_plugin/") for w in gpu.waits} <= {"elsewhere", *REFRESH}
-    here = propagate(features, labels, 3, k=10, neighbours=neighbours, backend="torch")
+    here = propagate(features, labels, 3, backend="torch", **settings)
     assert (there.stats.backend, there.labels.device) == ("torch", CUDA)
     assert torch.equal(there.labels.value, here.labels)
     torch.testing.assert_close(there.weights.value, here.weights)

@@ -177,14 +177,15 @@ def test_pseudo_labels_are_those_of_the_present_features_and_weigh_as_defined(bu
 @pytest.mark.parametrize(
     ("settings", "arguments"),
     [
-        ({}, {"class_mass": "none", "k": 10}),
+        ({}, {"class_mass": "uniform", "k": 10}),
+        ({"lp_class_mass": "none"}, {"class_mass": "none", "k": 10}),
         (
             {"lp_method": "poisson_mbo", "lp_class_mass": ",".join(map(str, range(1, 11))), "lp_k": 0},
             {"method": "poisson_mbo", "class_mass": [c / 55 for c in range(1, 11)], "k": None},
         ),
         (
-            {"lp_class_mass": "uniform", "lp_affinity": "local_scaling"},
-            {"class_mass": "uniform", "affinity": "local_scaling", "k": 10},
+            {"lp_class_mass": "labels", "lp_affinity": "local_scaling"},
+            {"class_mass": "labels", "affinity": "local_scaling", "k": 10},
         ),
     ],
 )
@@ -198,6 +199,12 @@ def test_its_settings_are_those_of_propagate(settings, arguments, build_short):
     known[10:] = -1
     expected = propagate(features, known, 10, **arguments)
     assert torch.equal(algorithm.pseudo_labels, expected.labels[10:])
+
+
+@pytest.mark.parametrize("name", ["labelprop_cifar10_500", "muscle_meanteacher_labelprop_cifar100_4000"])
+def test_the_papers_configurations_take_rows_of_the_diffusion_as_they_are(name):
+    settings = load_settings(name).settings
+    assert (settings.lp_class_mass, settings.lp_method, settings.lp_k) == ("none", "diffusion", 50)
 
 
 def test_the_log_shows_a_class_that_gets_no_pseudo_labels(build_short):

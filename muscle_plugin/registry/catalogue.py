@@ -83,8 +83,8 @@ _LABEL_PROPAGATION = (
         (("pattern", "^(diffusion|poisson_mbo)$"),),
     ),
     Argument(
-        "lp_class_mass", str, "none", "none, or even out the classes: uniform, labels (by their shares among the labels), or"
-        " a share for each, as 0.5,0.3,0.2; uniform helps with few labels",
+        "lp_class_mass", str, "uniform", "even out the classes: uniform, labels (by their shares of the labels) or a share"
+        " for each, as 0.5,0.3,0.2; none: the paper's, where hubs take pseudo-labels from other classes",
         (("min_length", 1),),
     ),
     Argument("lp_k", int, 50, "nearest neighbours in the graph; 0: 2 ln n of n images", (("ge", 0), ("le", 2**31))),
