@@ -207,20 +207,21 @@ def test_the_papers_configurations_take_rows_of_the_diffusion_as_they_are(name):
     assert (settings.lp_class_mass, settings.lp_method, settings.lp_k) == ("none", "diffusion", 50)
 
 
-def test_the_log_shows_a_class_that_gets_no_pseudo_labels(build_short):
-    """Its share is 0, and so is the accuracy on its images; with no held-back labels only the share is known."""
-    algorithm = build_short(algorithm="labelprop", **LP, lp_class_mass="1,1,1,1,1,1,1,0,1,1")
+def test_the_log_shows_a_class_that_gets_hardly_any_pseudo_labels(build_short):
+    """Its share is near 0, and so is the accuracy on its images; with no held-back labels only the share is known."""
+    algorithm = build_short(algorithm="labelprop", **LP, lp_class_mass="1,1,1,1,1,1,1,1e-9,1,1")
     algorithm.refresh_pseudo_labels()
     log, truth = algorithm.pseudo_log, algorithm.source.train_labels[algorithm.split.unlabelled]
     for c in range(10):
         given = algorithm.pseudo_labels == c
         assert log[f"pseudo_share/{c}"] == pytest.approx(float(given.float().mean()))
         assert log[f"pseudo_accuracy/{c}"] == pytest.approx(float(given[truth == c].float().mean()))
-    assert log["pseudo_accuracy/7"] == log["pseudo_share/7"] == log["pseudo_accuracy_lowest"] == 0
+    assert log["pseudo_accuracy/7"] == log["pseudo_accuracy_lowest"] < 0.05
+    assert log["pseudo_share/7"] == log["pseudo_share_lowest"] < 0.005
     algorithm.source.labels[algorithm.source.train[algorithm.split.unlabelled]] = -1
     algorithm.refresh_pseudo_labels()
     assert math.isnan(algorithm.pseudo_log["pseudo_accuracy_lowest"])
-    assert algorithm.pseudo_log["pseudo_share_lowest"] == 0
+    assert algorithm.pseudo_log["pseudo_share_lowest"] == log["pseudo_share_lowest"]
 
 
 def test_of_many_classes_the_lowest_alone_is_logged(build_short, monkeypatch):
@@ -234,7 +235,7 @@ def test_of_many_classes_the_lowest_alone_is_logged(build_short, monkeypatch):
 def test_shares_of_a_folder_are_as_many_as_its_classes():
     """How many those are is known when it has been read, before the first step."""
     source = load_data(load_settings(None, img_size=16).settings)
-    with pytest.raises(InputError, match="lp_class_mass: expected 10 shares, .*got 3"):
+    with pytest.raises(InputError, match="lp_class_mass: expected 10 numbers, .*got 3"):
         build(
             load_settings(None, algorithm="labelprop", dataset="folder", num_labels=10, epoch=2, lp_class_mass="5,3,2"),
             source=source,

@@ -63,7 +63,7 @@ class PseudoLabels(Host):
         self.pseudo_log: dict[str, float] = {}
         mass = class_mass(args.lp_class_mass)
         if isinstance(mass, list) and len(mass) != self.num_classes:  # of a folder it is known only now
-            raise InputError(f"lp_class_mass: expected {self.num_classes} shares, one for each class, got {len(mass)}")
+            raise InputError(f"lp_class_mass: expected {self.num_classes} numbers, one for each class, got {len(mass)}")
 
     def set_hooks(self) -> None:
         super().set_hooks()

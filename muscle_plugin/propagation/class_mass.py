@@ -1,7 +1,7 @@
-"""Class mass on the diffusion's solution, and Poisson MBO with classes of given sizes: ``docs/propagation.md``.
+"""Class mass on the diffusion's solution, and Poisson MBO: ``docs/propagation.md``.
 
 The class whose labelled point is a hub has the largest entries nearly everywhere in Z: with few labels ``argmax`` over
-rows of Z follows the hubs. Both methods here compare an entry with its class's mean instead.
+rows of Z follows the hubs. Class mass compares an entry with its class's mean instead.
 """
 
 from __future__ import annotations
@@ -17,57 +17,50 @@ from torch.nn import functional as F
 from muscle_plugin.errors import InputError
 from muscle_plugin.propagation.graph import AffinityGraph
 
-CLASS_MASS = ("none", "uniform", "labels")
-HEAT_STEPS = 40  # of Calder et al.'s Poisson MBO between two thresholds, and the most thresholds
-ROUNDS = 20
+CLASS_MASS = ("none", "uniform", "equal", "labels")
+# of Poisson MBO, as its authors have them: steps of heat between two assignments of labels, and assignments at most
+HEAT_STEPS, ROUNDS = 40, 20
 
 
 def class_shares(class_mass: str | Sequence[float], labels: Tensor, num_classes: int) -> Tensor | None:
-    """Return (C,) float32 shares of the points, summing to 1; 0 for classes without a label; None for "none".
+    """Return (C,) float32 shares of the points, 0 for classes without a label, others summing to 1; None where
+    ``class_mass`` gives none ("none", "uniform").
 
     Raises:
-        InputError: not "none", "uniform", "labels" or C finite numbers of at least 0 that give a labelled class a share.
+        InputError: not one of ``CLASS_MASS`` or C finite numbers above 0.
     """
     counts = torch.bincount(labels[labels >= 0], minlength=num_classes)
     if isinstance(class_mass, str) and class_mass in CLASS_MASS:
-        if class_mass == "none":
+        if class_mass in ("none", "uniform"):
             return None
-        shares = (counts > 0).float() if class_mass == "uniform" else counts.float()
+        shares = (counts > 0).float() if class_mass == "equal" else counts.float()
     else:
         try:
             given = np.asarray(class_mass, np.float64)
         except (TypeError, ValueError):  # a string, a mapping, lists of unequal lengths
             given = np.empty(0)
-        if given.shape != (num_classes,) or not (np.isfinite(given) & (given >= 0)).all():
-            expected = f"one of {', '.join(CLASS_MASS)}, or {num_classes} shares of the points, each at least 0"
+        if given.shape != (num_classes,) or not (np.isfinite(given) & (given > 0)).all():
+            expected = f"one of {', '.join(CLASS_MASS)}, or {num_classes} shares of the points, each above 0"
             raise InputError(f"class_mass: expected {expected}, received {class_mass!r}")
-        shares = torch.as_tensor(given / max(given.sum(), 1e-300)).float().to(labels.device) * (counts > 0)
-        if not shares.sum() > 0:
-            raise InputError("class_mass: expected a share above 0 for a class with labels, received 0 for all of them")
+        shares = torch.as_tensor(given / given.max()).float().to(labels.device) * (counts > 0)
     return shares / shares.sum()
 
 
-def scale_classes(z: Tensor, shares: Tensor) -> Tensor:
-    """Return (n, C) scores of classes with the given shares from the diffusion's solution; rows as in :func:`_contrast`.
+def even_mass(z: Tensor) -> Tensor:
+    """Return Z, (n, C), with columns divided by their sums: class mass normalisation (Zhu, Ghahramani, Lafferty 2003)."""
+    return z / z.sum(0).clamp(min=torch.finfo(z.dtype).tiny)
 
-    Columns of Z are divided by their sums, as in class mass normalisation (Zhu, Ghahramani, Lafferty 2003), and rows by
-    their mean under the shares. These ratios scatter narrowly round 1, so that factors as unequal as the shares would
-    give the largest class nearly everything: the shares weigh what exceeds 1 instead. For equal shares ``argmax`` is Zhu's.
+
+def scale_to_shares(z: Tensor, shares: Tensor) -> Tensor:
+    """Return Z, (n, C), with columns scaled so that ``argmax`` gives classes their shares, (C,), of the points reached.
+
+    Scaling the sums of columns to unequal shares, as Zhu et al. have it, would give the largest class nearly everything:
+    an entry differs little from its column's mean.
     """
-    ratio = z / z.sum(0).clamp(min=torch.finfo(z.dtype).tiny)
-    mean = (ratio @ shares)[:, None]
-    reached = mean > 0
-    ratio.div_(torch.where(reached, mean, 1)).sub_(1).mul_(shares)
-    return _contrast(ratio, shares > 0).mul_(reached)
-
-
-def _contrast(scores: Tensor, known: Tensor) -> Tensor:
-    """Return (n, C) squares of what exceeds the row's least score, which is overwritten, the largest being 1; 0 for classes
-    that are not known, (C,) bool. Neither scale nor offset of a row matters: both tell how far it is from labelled points."""
-    least = scores.masked_fill(~known, torch.inf).amin(1, keepdim=True)
-    scores.sub_(least)[:, ~known] = 0
-    largest = scores.amax(1, keepdim=True)
-    return torch.where(largest > 0, scores / torch.where(largest > 0, largest, 1), known.to(scores.dtype)).square_()
+    reached = z.sum(1) > 0
+    logs = z[reached].clamp(min=torch.finfo(z.dtype).tiny).log()
+    _, shift = assign(logs, shares * reached.sum(), torch.zeros_like(shares))
+    return z * shift.exp()
 
 
 def assign(scores: Tensor, sizes: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,10 +69,10 @@ def assign(scores: Tensor, sizes: Tensor, shift: Tensor) -> tuple[Tensor, Tensor
     The shift solves the dual of the assignment problem by sign-based steps (Rprop), from the one that is given.
     """
     step = torch.full_like(shift, 0.1) * scores.std().clamp(min=1e-12)
-    limit = (0.01 * sizes).clamp(min=1)
+    limit = (0.01 * sizes).clamp(min=max(1, len(scores) / 1000))
     before = torch.zeros_like(shift)
     least, best = math.inf, (torch.empty(0), shift)
-    for _ in range(200):
+    for _ in range(100):
         labels = (scores + shift).argmax(1)
         excess = torch.bincount(labels, minlength=len(sizes)) - sizes
         gap = float(excess.abs().sum())
@@ -95,7 +88,7 @@ def assign(scores: Tensor, sizes: Tensor, shift: Tensor) -> tuple[Tensor, Tensor
 
 
 def volume_mbo(graph: AffinityGraph, labels: Tensor, start: Tensor, shares: Tensor | None) -> Tensor:
-    """Return (n, C) scores, rows as in :func:`_contrast`, of Poisson MBO (Calder et al. 2020, arXiv 2006.11184, algorithm 2).
+    """Return (n, C) scores, at least 0, of Poisson MBO (Calder et al. 2020, arXiv 2006.11184, algorithm 2).
 
     Heat flows along the graph from the present labels, with the labelled points as sources, and each point then takes
     its warmest class, shifted so that every class gets its share of the points; until fewer than 1 in 1,000 labels change.
@@ -112,15 +105,16 @@ def volume_mbo(graph: AffinityGraph, labels: Tensor, start: Tensor, shares: Tens
         return start
     rows = (labels >= 0).nonzero().squeeze(1)
     source = F.one_hot(labels[rows], c).to(start.dtype)
-    source -= source.mean(0)
     root = graph.degree.sqrt()[:, None]
     step = graph.degree[:, None] / graph.degree.max()
-    source = source * root[rows] / graph.degree.max()
-    if shares is None:
-        shares = torch.bincount(start[reached].argmax(1), minlength=c) / reached.sum()
-    sizes = (shares * reached.sum()).to(start.dtype)
+    source = (source - source.mean(0)) * root[rows] / graph.degree.max()
     shift = start.new_zeros(c)
-    current, _ = assign(start[reached], sizes, shift)
+    if shares is None:
+        current = start[reached].argmax(1)
+        sizes = torch.bincount(current, minlength=c).to(start.dtype)
+    else:
+        sizes = shares * reached.sum()
+        current = scale_to_shares(start[reached], shares).argmax(1)
     for _ in range(ROUNDS):
         heat = torch.zeros_like(start)  # times the root of the degree
         heat[reached] = F.one_hot(current, c).to(start.dtype) * root[reached]
@@ -133,5 +127,5 @@ def volume_mbo(graph: AffinityGraph, labels: Tensor, start: Tensor, shares: Tens
         if (current != previous).float().mean() < 1e-3:
             break
     result = start.clone()
-    result[reached] = _contrast(scores + shift, sizes > 0)
+    result[reached] = (scores + (shift - shift[sizes > 0].min())).clamp_(min=0).mul_(sizes > 0)
     return result

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.propagation.class_mass import class_shares, scale_classes, volume_mbo
+from muscle_plugin.propagation.class_mass import class_shares, even_mass, scale_to_shares, volume_mbo
 from muscle_plugin.propagation.graph import (
     BLOCK,
     AffinityGraph,
@@ -181,34 +181,37 @@ def _diffuse(
     return Solution(z, torch.cat([s.residuals for s in solutions]), torch.cat([s.iterations for s in solutions]))
 
 
-def solve(
+def class_scores(
     graph: AffinityGraph,
     labels: Tensor,
     num_classes: int,
     method: str,
-    shares: Tensor | None,
+    class_mass: str | Sequence[float],
     alpha: float,
     tol: float,
     max_iter: int,
     order: Tensor,
 ) -> Solution:
     """(n, C) Z, or scores in its place; arguments as of :func:`propagate`, row i of ``graph`` being point ``order[i]``."""
+    shares = class_shares(class_mass, labels, num_classes)
     solution = _diffuse(graph, labels, num_classes, alpha, tol, max_iter, order)
     z = solution.x.clamp_(min=0)
+    if not isinstance(class_mass, str) or class_mass != "none":
+        z = even_mass(z)
     if method == "poisson_mbo":
-        start = scale_classes(z, class_shares("uniform", labels, num_classes) if shares is None else shares)
-        z[order] = volume_mbo(graph, labels[order], start[order], shares)
+        z[order] = volume_mbo(graph, labels[order], z[order], shares)
     elif shares is not None:
-        z = scale_classes(z, shares)
+        z = scale_to_shares(z, shares)
     return solution._replace(x=z)
 
 
-def pseudo_labels(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pseudo_labels(z: Tensor, labels: Tensor, certainty: str = "entropy") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute labels and weights from the solution of the diffusion (equations 7 and 11), which is overwritten.
 
     Args:
         z: (n, C) floating point; or scores of the classes, rows of 0 for points that were not reached.
         labels: (n,) int64, -1 for unlabelled.
+        certainty: "entropy", the paper's; "margin": what the second entry of a row lacks to the first, as a share of it.
 
     Returns:
         (n,) labels, (n,) weights, (n, C) distributions and (n,) whether the diffusion reached the point.
@@ -220,8 +223,14 @@ def pseudo_labels(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     reached = mass >= torch.finfo(z.dtype).tiny
     z.div_(torch.where(reached, mass, 1)[:, None])
     z[~reached] = 1 / c
-    entropy = torch.cat([torch.special.entr(block).sum(1) for block in z.split(BLOCK)])
-    weights = (1 - entropy / math.log(c)).clamp_(0, 1) if c > 1 else torch.ones_like(entropy)
+    if c == 1:
+        weights = torch.ones_like(mass)
+    elif certainty == "margin":
+        first, second = z.topk(2, 1).values.T
+        weights = 1 - second / first
+    else:
+        entropy = torch.cat([torch.special.entr(block).sum(1) for block in z.split(BLOCK)])
+        weights = (1 - entropy / math.log(c)).clamp_(0, 1)
     weights = torch.where(reached, weights, 0)
     largest = weights.max()
     weights = torch.where(labelled, 1, weights / torch.where(largest > 0, largest, 1))
@@ -288,11 +297,11 @@ def propagate(
         features: (n, d) of any real dtype on any device; scaled to unit length here.
         labels: (n,) integers, -1 for unlabelled; at least one point is labelled.
         num_classes: C; classes without a label are allowed.
-        method: "diffusion", or "poisson_mbo", which goes on from it (Calder et al. 2020, arXiv 2006.11184): classes of
-            fixed sizes with short borders on the graph. More accurate where the sizes are right, and 10 to 50 times slower.
-        class_mass: "none" (the paper's); "uniform": a hub's class gains nothing by it; "labels" or C shares of the points:
-            the same, and classes weighed by their shares among the labels or by the given ones. With "poisson_mbo" the
-            shares are the sizes of the classes, "none" standing for those that the diffusion with "uniform" gives.
+        method: "diffusion", or "poisson_mbo", which goes on from it (Calder et al. 2020, arXiv 2006.11184): classes keep their
+            sizes and get short borders on the graph. More accurate with few labels, and 10 to 100 times slower.
+        class_mass: "none" (the paper's); "uniform", where classes get the same mass, so that a hub's class gains nothing by
+            it; "equal", "labels" or C numbers: from there on to these shares of the points (the same for all; those of the
+            labels; in proportion to the numbers). With "none" and "uniform" classes have the sizes that the diffusion finds.
         k: neighbours per point; None for 2 ln n.
         gamma: exponent of the cosine, above 0.
         affinity: "cosine" (the paper's, to the power gamma), or "local_scaling" of the distances (Zelnik-Manor, Perona 2004).
@@ -314,7 +323,7 @@ def propagate(
     tol, seed = number("tol", tol, "a number of at least 0", lambda v: v >= 0), whole("seed", seed, -math.inf)
     labels = _checked(features, labels.to(features.device), num_classes)
     choice("method", method, METHODS)
-    shares = class_shares(class_mass, labels, num_classes)
+    class_shares(class_mass, labels, num_classes)  # refuses what is wrong before the search
     chosen = choose_backend(backend, features.device)
     times = []
 
@@ -338,8 +347,11 @@ def propagate(
         in_degree = int(torch.bincount(found.index.view(-1), minlength=1).max())
         del found, unit
         part_ends()
-        z, residuals, iterations = solve(graph, labels, num_classes, method, shares, alpha, tol, max_iter, order)
-        given, weights, distributions, reached = pseudo_labels(z, labels)
+        z, residuals, iterations = class_scores(
+            graph, labels, num_classes, method, class_mass, alpha, tol, max_iter, order
+        )
+        papers = method == "diffusion" and isinstance(class_mass, str) and class_mass == "none"
+        given, weights, distributions, reached = pseudo_labels(z, labels, "entropy" if papers else "margin")
         balance = class_weights(given[reached | (labels >= 0)], num_classes)
         part_ends()
     counts = torch.bincount(labels[labels >= 0], minlength=num_classes)

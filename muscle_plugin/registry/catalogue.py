@@ -83,8 +83,8 @@ _LABEL_PROPAGATION = (
         (("pattern", "^(diffusion|poisson_mbo)$"),),
     ),
     Argument(
-        "lp_class_mass", str, "uniform", "even out the classes: uniform, labels (by their shares of the labels) or a share"
-        " for each, as 0.5,0.3,0.2; none: the paper's, where hubs take pseudo-labels from other classes",
+        "lp_class_mass", str, "uniform", "uniform: hubs take no pseudo-labels from other classes; equal, labels or a number"
+        " for each class, as 5,3,2: these shares of the pseudo-labels (equal; the labels'; as given); none: the paper's",
         (("min_length", 1),),
     ),
     Argument("lp_k", int, 50, "nearest neighbours in the graph; 0: 2 ln n of n images", (("ge", 0), ("le", 2**31))),
@@ -127,7 +127,7 @@ def stage_1_epochs(lp_start: float, epochs: int) -> int:
 
 def class_mass(lp_class_mass: str) -> str | list[float]:
     """The setting as label propagation takes it: a word, or the (C,) shares. ValueError where it is neither."""
-    words = ("none", "uniform", "labels")
+    words = ("none", "uniform", "equal", "labels")
     return lp_class_mass if lp_class_mass in words else [float(x) for x in lp_class_mass.split(",")]
 
 

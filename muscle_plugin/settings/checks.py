@@ -99,10 +99,12 @@ def _class_mass_faults(given: str, s: RunSettings) -> list[str]:
         shares = class_mass(given)
         if isinstance(shares, str):
             return []
-        if min(shares) >= 0 and 0 < sum(shares) < math.inf and len(shares) in (classes or len(shares),):
+        if min(shares) > 0 and sum(shares) < math.inf and len(shares) in (classes or len(shares),):
             return []
-    expected = f"none, uniform, labels or {classes or 'as many shares as classes'}"
-    return [f"lp_class_mass: expected {expected}{' shares' if classes else ''} (0.5,0.3,0.2), got {shown(repr(given))}"]
+    expected = f"none, uniform, equal, labels or {classes or 'as many numbers as classes'}"
+    return [
+        f"lp_class_mass: expected {expected}{' numbers' if classes else ''} above 0 (5,3,2), got {shown(repr(given))}"
+    ]
 
 
 def _split_faults(s: RunSettings, info: DatasetInfo) -> list[str]:
