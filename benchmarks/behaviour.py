@@ -33,7 +33,7 @@ CIFAR = {
     "eval_batch_size": 1000,
 }  # fmt: skip
 MUSCLE = {"mi_labelled": False}
-STAGES = {"lp_k": 20}
+STAGES = {"lp_k": 20, "lp_class_mass": "none"}  # the paper's
 #: group -> name of a row -> settings; ``after`` names the row whose weights it starts from.
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "methods": {

@@ -22,6 +22,7 @@ from muscle_plugin.propagation.class_mass import class_shares, even_mass, scale_
 from muscle_plugin.propagation.graph import (
     BLOCK,
     AffinityGraph,
+    SparseRows,
     affinity_graph,
     choice,
     choose_backend,
@@ -294,7 +295,7 @@ def propagate(
     """Compute pseudo-labels, weights and class weights of all points from the labels of a few (the whole of section 4.1).
 
     Args:
-        features: (n, d) of any real dtype on any device; scaled to unit length here.
+        features: (n, d) of any real dtype on any device, or an array; scaled to unit length here.
         labels: (n,) integers, -1 for unlabelled; at least one point is labelled.
         num_classes: C; classes without a label are allowed.
         method: "diffusion", or "poisson_mbo", which goes on from it (Calder et al. 2020, arXiv 2006.11184): classes keep their
@@ -318,6 +319,8 @@ def propagate(
         InputError: shapes, labels or settings outside their range; NaN or infinity in the features.
         ImportError: backend "faiss" without faiss.
     """
+    if not isinstance(features, SparseRows):
+        features, labels = torch.as_tensor(features), torch.as_tensor(labels)
     num_classes, max_iter = whole("num_classes", num_classes), whole("max_iter", max_iter)
     alpha = number("alpha", alpha, "a number between 0 and 1, both excluded", lambda v: 0 < v < 1)
     tol, seed = number("tol", tol, "a number of at least 0", lambda v: v >= 0), whole("seed", seed, -math.inf)

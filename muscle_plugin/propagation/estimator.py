@@ -124,9 +124,9 @@ class DiffusionLabelPropagation(ClassifierMixin, BaseEstimator):
         self._features = features
         if stats.unreached or stats.unlabelled_classes:
             warnings.warn(
-                f"{stats.unreached} of {len(features)} points not reached (weight 0; {stats.isolated} isolated), "
-                f"{len(stats.unlabelled_classes)} of {len(classes)} classes without a label: "
-                "a larger k, labels near these points and a label for each class would help",
+                f"{stats.unreached} of {len(features)} points not reached ({stats.isolated} isolated): their labels"
+                " are arbitrary, with weight 0; a larger k or max_iter, or labels near them, would help. "
+                f"{len(stats.unlabelled_classes)} of {len(classes)} classes without a label",
                 stacklevel=2,
             )
         asked = self.tol > 0 and (self.tol != type(self).tol or self.max_iter > type(self).max_iter)
@@ -211,6 +211,8 @@ def _labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
     # of objects where it is a list: NumPy would turn -1 and NaN among strings into strings
     array = y.cpu().numpy() if isinstance(y, Tensor) else np.asarray(y, object if isinstance(y, list | tuple) else None)
     given = column_or_1d(array, warn=True)
+    if given.dtype.kind in "mMV":
+        raise InputError(f"y: expected numbers, booleans or strings as labels, received {given.dtype}")
     if given.dtype.kind == "u":
         as_int64(torch.from_numpy(given.astype(given.dtype.newbyteorder("="))), "y")
     labelled: Any = np.ones(len(given), dtype=bool)

@@ -45,7 +45,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 def number(name: str, value: Any, expected: str, fits: Callable[[Any], bool], kind: type = Real) -> Any:
     """Return a setting as a Python number, as faiss and torch require; InputError if it is of another kind or does not fit."""
-    right = isinstance(value, kind) and fits(value)
+    right = isinstance(value, kind) and not isinstance(value, bool) and np.isfinite(value) and fits(value)
     if not right:
         raise InputError(f"{name}: expected {expected}, received {value!r}")
     return int(value) if isinstance(value, Integral) else float(value)

@@ -238,10 +238,15 @@ def _validated(model: type[RunSettings], values: Mapping[str, Any]) -> tuple[Run
     try:
         return model(**values), {}
     except ValidationError as e:
-        wrong = {
-            str(x["loc"][0]): f"{x['msg'][0].lower()}{x['msg'][1:]}, got {shown(repr(x['input']))}" for x in e.errors()
-        }
+        wrong = {str(x["loc"][0]): f"{_reason(x)}, got {shown(repr(x['input']))}" for x in e.errors()}
     return model(**{k: v for k, v in values.items() if k not in wrong}), wrong
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    """Pydantic's message; of a pattern ``^(a|b)$`` the words that fit it."""
+    if error["type"] == "string_pattern_mismatch":
+        return f"expected one of {error['ctx']['pattern'].strip('^()$').replace('|', ', ')}"
+    return error["msg"][0].lower() + error["msg"][1:]
 
 
 def _placed(faults: Iterable[str], where: Mapping[str, Layer]) -> list[str]:

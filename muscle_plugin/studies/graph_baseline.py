@@ -54,9 +54,9 @@ def on_pixels(settings: RunSettings) -> dict[str, tuple[float, float]]:
     return found
 
 
-def baseline_rows(runs: Iterable[Run]) -> tuple[list[dict[str, str]], list[str]]:
-    """Return a row for each method, data set and number of labels among finished runs, over their seeds, and a line for each
-    data set that cannot be read."""
+def baseline_rows(runs: Iterable[Run]) -> list[dict[str, str]]:
+    """Return a row for each method, data set and number of labels among finished runs, over their seeds; or, for a data set
+    that cannot be read, a row with the reason."""
     seen: set[tuple[str, int]] = set()
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     faults: dict[str, str] = {}
@@ -71,13 +71,13 @@ def baseline_rows(runs: Iterable[Run]) -> tuple[list[dict[str, str]], list[str]]
             for name, measured in on_pixels(settings).items():
                 found.setdefault((data, name), []).append(measured)
         except UserError as e:
-            faults.setdefault(data, f"{data}: no label propagation on pixels: {first_line(e)}")
-    rows = []
+            faults.setdefault(data, first_line(e))
+    rows = [{"data": d, "method": f"not measured: {why}", "accuracy": "–", "seconds": "–"} for d, why in faults.items()]
     for (data, name), of_seeds in sorted(found.items(), key=lambda item: natural_key(item[0][0])):
         accuracies, seconds = zip(*of_seeds, strict=True)
         words = {"accuracy": summary(accuracies), "seconds": f"{mean_and_std(seconds)[0]:.1f}"}
         rows.append({"data": data, "method": name} | words)
-    return rows, list(faults.values())
+    return rows
 
 
 def _settings_of(run: Run) -> RunSettings:
@@ -94,5 +94,5 @@ def _data(s: RunSettings) -> str:
         f"{n} {plain(v)}" for n in deciding if (v := getattr(s, n)) not in (RunSettings.model_fields[n].default, 0)
     ]
     others += [f"in {s.data_dir}"] if s.dataset in IMAGE_FILES else []
-    labels = s.num_labels or ("given" if s.split_file else "all")
+    labels = s.num_labels or ("given" if s.split_file or s.dataset in IMAGE_FILES else "all")
     return ", ".join([f"{s.dataset}, {labels} labels", f"{s.img_size} x {s.img_size}", *others])

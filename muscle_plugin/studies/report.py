@@ -148,8 +148,7 @@ def main(argv: Sequence[str], prog: str = "muscle-plugin report") -> int:
     if options.graph_baseline:
         from muscle_plugin.studies.graph_baseline import baseline_rows  # torch
 
-        baselines, faults = baseline_rows([r for r in runs if r.state == "finished"])
-        unread += faults
+        baselines = baseline_rows([r for r in runs if r.state == "finished"])
     content = contents(runs, options.score) | {
         "title": options.title, "command": shlex.join([*prog.split(), *argv]), "made": date.today().isoformat(),
         "version": __version__, "unread": unread, "baselines": baselines,
