@@ -529,8 +529,19 @@ def test_classes_get_their_shares_of_the_points(shares):
     counts = torch.bincount(scaled[scaled.sum(1) > 0].argmax(1), minlength=c) / 900
     assert (counts - torch.tensor(shares)).abs().max() < 0.01
     assert (scaled[::10] == 0).all()
-    factors = (scaled / z)[1:10]
+    factors = (scaled / z * z.amax(1, keepdim=True))[1:10]
     torch.testing.assert_close(factors, factors[:1].expand_as(factors))  # whole columns are scaled, nothing else
+
+
+@pytest.mark.parametrize("method", ["diffusion", "poisson_mbo"])
+def test_parts_of_the_graph_with_one_class_each_keep_it_whatever_the_shares(method):
+    x = torch.eye(3).repeat_interleave(20, 0) + 0.01 * torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+    truth = torch.arange(3).repeat_interleave(20)
+    y = torch.where(torch.arange(60) % 20 == 0, truth, -1)
+    result = propagate(x, y, 3, k=5, method=method, class_mass=[1, 1, 98], max_iter=200)
+    check_sound(result, y, 3)
+    assert result.reached.all()
+    assert method == "poisson_mbo" or torch.equal(result.labels, truth)
 
 
 def test_shares_of_the_classes():

@@ -46,21 +46,30 @@ def class_shares(class_mass: str | Sequence[float], labels: Tensor, num_classes:
     return shares / shares.sum()
 
 
+def has_mass(class_mass: str | Sequence[float]) -> bool:
+    """Whether it is anything but "none"."""
+    return not isinstance(class_mass, str) or class_mass != "none"
+
+
 def even_mass(z: Tensor) -> Tensor:
     """Return Z, (n, C), with columns divided by their sums: class mass normalisation (Zhu, Ghahramani, Lafferty 2003)."""
     return z / z.sum(0).clamp(min=torch.finfo(z.dtype).tiny)
 
 
 def scale_to_shares(z: Tensor, shares: Tensor) -> Tensor:
-    """Return Z, (n, C), with columns scaled so that ``argmax`` gives classes their shares, (C,), of the points reached.
+    """Return Z, (n, C), with columns scaled so that ``argmax`` gives classes their shares, (C,), of the points reached; rows
+    are scaled, too.
 
     Scaling the sums of columns to unequal shares, as Zhu et al. have it, would give the largest class nearly everything:
     an entry differs little from its column's mean.
     """
-    reached = z.sum(1) > 0
+    largest = z.amax(1, keepdim=True)
+    reached = largest[:, 0] > 0
+    z = z / torch.where(largest > 0, largest, 1)
     logs = z[reached].clamp(min=torch.finfo(z.dtype).tiny).log()
     _, shift = assign(logs, shares * reached.sum(), torch.zeros_like(shares))
-    return z * shift.exp()
+    # a class that is alone on its part of the graph cannot be shifted away: its entries, 1, stay above 0
+    return z * (shift - shift.max()).clamp(min=-60).exp()
 
 
 def assign(scores: Tensor, sizes: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from muscle_plugin.errors import InputError
-from muscle_plugin.propagation.class_mass import class_shares, even_mass, scale_to_shares, volume_mbo
+from muscle_plugin.propagation.class_mass import class_shares, even_mass, has_mass, scale_to_shares, volume_mbo
 from muscle_plugin.propagation.graph import (
     BLOCK,
     AffinityGraph,
@@ -197,7 +197,7 @@ def class_scores(
     shares = class_shares(class_mass, labels, num_classes)
     solution = _diffuse(graph, labels, num_classes, alpha, tol, max_iter, order)
     z = solution.x.clamp_(min=0)
-    if not isinstance(class_mass, str) or class_mass != "none":
+    if has_mass(class_mass):
         z = even_mass(z)
     if method == "poisson_mbo":
         z[order] = volume_mbo(graph, labels[order], z[order], shares)
@@ -353,8 +353,8 @@ def propagate(
         z, residuals, iterations = class_scores(
             graph, labels, num_classes, method, class_mass, alpha, tol, max_iter, order
         )
-        papers = method == "diffusion" and isinstance(class_mass, str) and class_mass == "none"
-        given, weights, distributions, reached = pseudo_labels(z, labels, "entropy" if papers else "margin")
+        certainty = "entropy" if method == "diffusion" and not has_mass(class_mass) else "margin"
+        given, weights, distributions, reached = pseudo_labels(z, labels, certainty)
         balance = class_weights(given[reached | (labels >= 0)], num_classes)
         part_ends()
     counts = torch.bincount(labels[labels >= 0], minlength=num_classes)
