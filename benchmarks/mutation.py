@@ -44,6 +44,7 @@ TESTS = {
         "every_index or parts_of or disjoint_images or seed_and_step",
     ],
     "propagation/graph": ["tests/test_propagation.py"],
+    "propagation/class_mass": ["tests/test_propagation.py"],
     "propagation/diffusion": ["tests/test_propagation.py"],
     "propagation/estimator": ["tests/test_estimator.py"],
 }
