@@ -5,7 +5,6 @@ shows their median with the smallest and largest. "diffusion" ends at pseudo-lab
 
     python benchmarks/propagation.py [--n 50000] [--classes 10 100] [--rounds 5] [--threads 2]
     python benchmarks/propagation.py --sizes 10000 30000 100000 300000 1000000 [--plot out.png] [--json FILE]
-    python benchmarks/propagation.py --spreading     # against scikit-learn's LabelSpreading
     python benchmarks/propagation.py --recall        # of approximate neighbours, by lists compared with
 
 With ``--sizes`` ours alone is measured, each size in a process of its own.
@@ -21,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +30,6 @@ from rich.console import Console
 from rich.table import Table
 from scipy import sparse
 from scipy.sparse.linalg import cg
-from sklearn.datasets import load_digits
-from sklearn.semi_supervised import LabelSpreading
 from threadpoolctl import threadpool_limits
 
 from muscle_plugin.propagation import nearest_neighbours, normalise_rows, propagate
@@ -226,44 +222,6 @@ def plot(rows: list[dict], path: str) -> None:
     console.print(f"written: {path}")
 
 
-def spreading(seeds: int) -> None:
-    """Accuracy on unlabelled points and seconds, ours and LabelSpreading's, on the same unit features."""
-    digits, target = load_digits(return_X_y=True)
-    digits = digits - digits.mean(0)
-    table = Table(title=f"LabelSpreading(kernel='knn') and ours: mean of {seeds} draws, k and alpha the same")
-    for column in ("data", "k", "method", "accuracy", "std", "seconds"):
-        table.add_column(column, justify="left" if column in ("data", "method") else "right")
-    hard = clusters(10_000, 128, 10, 10, seed=0)
-    data = {"digits, 1 label a class": (digits, target, 10), "clusters, n = 10,000": (hard[0], hard[2].numpy(), 50)}
-    for name, (x, truth, k) in data.items():
-        unit = normalise_rows(torch.as_tensor(x))
-        scores: dict[str, list[tuple[float, float]]] = {}
-        for seed in range(seeds):
-            rng = np.random.default_rng(seed)
-            y = np.full(len(truth), -1)
-            for j in range(10):
-                y[rng.choice(np.flatnonzero(truth == j))] = j
-            for iterations in (20, 300):
-                start = time.perf_counter()
-                model = LabelSpreading(kernel="knn", n_neighbors=k, alpha=0.99, max_iter=iterations)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # that it has not converged
-                    guessed = model.fit(unit.numpy(), y).transduction_
-                entry = (float((guessed == truth)[y < 0].mean()), time.perf_counter() - start)
-                scores.setdefault(f"LabelSpreading, {iterations} iterations", []).append(entry)
-            start = time.perf_counter()
-            guessed = propagate(unit, torch.from_numpy(y), 10, k=k).labels.numpy()
-            entry = (float((guessed == truth)[y < 0].mean()), time.perf_counter() - start)
-            scores.setdefault("ours, 20 iterations", []).append(entry)
-        for method, entries in scores.items():
-            accuracy, seconds = zip(*entries, strict=True)
-            spread = f"{statistics.stdev(accuracy):.3f}" if seeds > 1 else ""
-            table.add_row(
-                name, str(k), method, f"{statistics.mean(accuracy):.3f}", spread, f"{statistics.median(seconds):.3g}"
-            )
-    console.print(table)
-
-
 def recall(n: int, d: int, k: int, classes: int, labels: int) -> None:
     """Recall of approximate neighbours and its effect on labels, by the number of lists compared with."""
     x, y, _ = clusters(n, d, classes, labels, seed=0)
@@ -306,9 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="with --sizes: cpu or cuda [%(default)s]")
     parser.add_argument("--plot", help="with --sizes: write the curves here")
     parser.add_argument("--json", metavar="FILE", help="with --sizes: write the figures there")
-    parser.add_argument("--spreading", action="store_true", help="compare with scikit-learn's LabelSpreading")
     parser.add_argument("--recall", action="store_true", help="recall of approximate neighbours")
-    parser.add_argument("--seeds", type=int, default=5, help="with --spreading: draws of labels")
     parser.add_argument("--threads", type=int, help="torch's threads; 1 is quicker where others keep the CPUs busy")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -321,8 +277,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )  # fmt: skip
     elif arguments.sizes:
         grow(arguments.sizes, arguments)
-    elif arguments.spreading:
-        spreading(arguments.seeds)
     elif arguments.recall:
         recall(arguments.n, arguments.d, arguments.k, arguments.classes[0], arguments.labels)
     else:

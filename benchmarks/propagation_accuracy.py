@@ -175,14 +175,14 @@ class Graphs:
         copy = near._replace(similarity=near.similarity.clone())
         self.graphs = {"cosine": affinity_graph(near), "local": affinity_graph(copy, affinity="local_scaling")}
 
-    def weights(self) -> sparse.csr_array:
+    def weights(self) -> sparse.csr_matrix:  # graphlearning knows no sparse arrays
         graph, n = self.graphs["cosine"], len(self.order)
         entries = graph.values.double().numpy(), graph.columns.numpy(), graph.offsets.numpy()
         root = sparse.diags_array(graph.degree.double().sqrt().numpy())
         back = self.order.argsort().numpy()
         w = (root @ sparse.csr_array(entries, shape=(n, n)) @ root).tocsr()[back][:, back]
         w.sort_indices()
-        return w
+        return sparse.csr_matrix(w)
 
     def label(self, y: np.ndarray, classes: int, shares: np.ndarray, name: str) -> tuple[np.ndarray, float]:
         """Labels by our method of that name, and seconds."""
@@ -196,12 +196,12 @@ class Graphs:
         return found, time.perf_counter() - start
 
 
-def label_spreading(w: sparse.csr_array, x: np.ndarray, y: np.ndarray, iterations: int) -> np.ndarray:
-    model = LabelSpreading(kernel=lambda *_: sparse.csr_matrix(w), alpha=0.99, max_iter=iterations)
+def label_spreading(w: sparse.csr_matrix, x: np.ndarray, y: np.ndarray, iterations: int) -> np.ndarray:
+    model = LabelSpreading(kernel=lambda *_: w, alpha=0.99, max_iter=iterations)
     return model.fit(x, y).transduction_
 
 
-def of_graphlearning(w: sparse.csr_matrix, y: np.ndarray, make: Callable[[Any, Any], Any]) -> np.ndarray:
+def of_graphlearning(w: sparse.csr_matrix, _: np.ndarray, y: np.ndarray, make: Callable[[Any], Any]) -> np.ndarray:
     rows = np.flatnonzero(y >= 0)
     return make(w).fit_predict(rows, y[rows])
 
@@ -228,8 +228,7 @@ def peers(graphlearning: bool, shares: np.ndarray) -> dict[str, Callable[..., np
             "volume MBO, told": partial(gl.ssl.volume_mbo, class_priors=shares),
             "Poisson MBO, told": partial(gl.ssl.poisson_mbo, class_priors=shares),
         }
-        for name, make in made.items():
-            found[name] = lambda w, x, y, make=make: of_graphlearning(sparse.csr_matrix(w), y, make)
+        found |= {name: partial(of_graphlearning, make=make) for name, make in made.items()}
     return found
 
 
