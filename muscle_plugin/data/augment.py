@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muscle_plugin.data.batch_random import BatchRandom
+from muscle_plugin.data.normalise import resize_matrix
 from muscle_plugin.data.operations import OPERATIONS, to_uint8
 from muscle_plugin.data.randaugment import Plan, Window, apply, draw_randaugment, draw_randaugment_usb, windows
 from muscle_plugin.errors import DataError
@@ -94,13 +95,8 @@ def _rotate_crop_flip(images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
     """Enlarge uint8 images bilinearly to (N, C, height, width): within 1 grey level of torchvision's ``resize``."""
-    h, w = images.shape[2:]
-
-    def weights(new: int, old: int) -> Tensor:
-        one = torch.eye(old, device=images.device).view(1, 1, old, old)
-        return F.interpolate(one, (new, old), mode="bilinear").view(new, old)
-
-    return to_uint8((weights(height, h) @ (images.float() @ weights(width, w).t())).add_(0.5))
+    rows, columns = (resize_matrix(*sides).to(images.device) for sides in zip((height, width), images.shape[2:], strict=True))
+    return to_uint8((rows @ (images.float() @ columns.t())).add_(0.5))
 
 
 def draw_colour_jitter(random: BatchRandom) -> Plan:

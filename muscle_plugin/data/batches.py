@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from muscle_plugin.data.augment import AFTER_WEAK, Augmentation, augmentation
 from muscle_plugin.data.batch_random import BatchRandom, BatchSlice
 from muscle_plugin.data.loader import Ahead, Parcel, ResidentImages, StreamedImages, fits
-from muscle_plugin.data.normalise import Normaliser, pixel_statistics
+from muscle_plugin.data.normalise import AS_THEY_ARE, Normaliser, Preprocessing, pixel_statistics
 from muscle_plugin.data.randaugment import apply as apply_plan
 from muscle_plugin.data.sampler import IndexStream
 from muscle_plugin.data.source import Source
@@ -25,6 +25,14 @@ from muscle_plugin.text import shown
 
 #: Images whose views ``Batches.features`` draws at a time.
 FEATURES_AT_A_TIME = 256
+
+
+class Encode(Protocol):
+    """Computes (n, num_features) features of n normalised images."""
+
+    num_features: int
+
+    def __call__(self, images: Tensor) -> Tensor: ...
 
 
 class Batches:
@@ -40,11 +48,14 @@ class Batches:
             step, by ``workers`` processes; ``auto``: on the device if they fit.
         strong_ops: operations per strong view, for augmentations that draw some; None: the augmentation's own number.
         rank, world: this process and their number; each makes its own part of the batch.
+        preprocessing: how the net takes images.
+        encoder: normalised images to (n, F) features, which take the images' place in a batch; None: the images themselves.
 
     Attributes:
         size: kind -> this process's images of that kind per step.
         order: kind -> which of the images of that kind a step takes.
-        statistics: mean and standard deviation of the pixels, by channel.
+        statistics: mean and standard deviation by which pixels are normalised, by channel.
+        to_net: images, uint8 or float in [0, 1], to what the net takes.
         channels_last: whether a view's channels lie side by side in memory; the values are the same.
         notes: remarks for the user on how views are made.
 
@@ -55,7 +66,8 @@ class Batches:
     def __init__(
         self, source: Source, split: Split, labelled: int, unlabelled: int, parameters: Sequence[str], usb_name: str,
         weak: str, strong: str, channels: int, seed: int, device: torch.device, data_on: str = "device", workers: int = 0,
-        strong_ops: int | None = None, rank: int = 0, world: int = 1,
+        strong_ops: int | None = None, rank: int = 0, world: int = 1, preprocessing: Preprocessing = AS_THEY_ARE,
+        encoder: Encode | None = None,
     ) -> None:  # fmt: skip
         check_shared_equally(labelled, unlabelled, world)
         self._rank, self._world = rank, world
@@ -79,8 +91,14 @@ class Batches:
         else:
             self.images = StreamedImages(source.images, members, self.order, device, workers)
         self._shape = source.images.shape[1:]
-        self.statistics = pixel_statistics(source)
-        self.normalise = Normaliser(*self.statistics, channels, device)
+        self.statistics = preprocessing.statistics or pixel_statistics(source)
+        self.normalise = Normaliser(
+            *self.statistics, channels, device, preprocessing.size, preprocessing.interpolation
+        )
+        self._encoder = encoder
+        self.to_net: Callable[[Tensor], Tensor] = self.normalise
+        if encoder is not None:
+            self.to_net = lambda images: encoder(self.normalise(images))
         self.channels_last = False
         self.notes: list[str] = []
         self._kernel = self._find_kernel()
@@ -94,8 +112,27 @@ class Batches:
         if isinstance(self._drawn, Ahead):
             self._drawn.forget()
 
+    @property
+    def fixed(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """All images of the source without augmentation, and what makes of some of them what the net takes."""
+        return self.images.pool, self.to_net
+
+    def blank(self, n: int, size: int) -> Tensor:
+        """What the net takes for ``n`` images of ``size`` x ``size``, all zero."""
+        images = torch.zeros(n, self.channels, size, size, device=self.device)
+        return images if self._encoder is None else torch.zeros_like(self._encoder(images))
+
     def batch(self, step: int) -> dict[str, Tensor]:
-        """Return everything that the step's ``train_step`` asks for, on the device, images normalised."""
+        """Return everything that the step's ``train_step`` asks for, on the device, images as the net takes them."""
+        out = self.images_of(step)
+        if self._encoder is None:
+            return out
+        images = {name: x for name, x in out.items() if x.dim() == 4}
+        features = self._encoder(torch.cat([*images.values()]))
+        return {**out, **dict(zip(images, features.split([len(x) for x in images.values()]), strict=True))}
+
+    def images_of(self, step: int) -> dict[str, Tensor]:
+        """As :meth:`batch`, with normalised images also where the net takes their features."""
         pool = self.images.of_step(step)
         plans, parcel = self._drawn(step)
         sent = parcel.unpack()
@@ -109,6 +146,7 @@ class Batches:
             else:
                 scale, shift = self.normalise.scale, self.normalise.shift
                 made = self._kernel.views(pool, packed, plan, scale, shift, self.channels, self.channels_last)  # type: ignore[union-attr]
+                made = self.normalise.resize(made)
             out.update(zip(views, made.split([v.count * self.size[v.images] for v in views.values()]), strict=True))
         if "x_ulb_s_0_rot" in self.parameters:
             out["x_ulb_s_0_rot"] = quarter_turns(out["x_ulb_s_0"], sent["rot_v"])
@@ -151,7 +189,7 @@ class Batches:
                 views = weak.apply(images, weak.draw(random, self._shape))
                 for part in views.split(batch) if len(views) else ():
                     with precision():
-                        parts.append(net(self.normalise(part), only_feat=True).float())
+                        parts.append(net(self.to_net(part), only_feat=True).float())
         net.train(was_training)
         return torch.cat(parts)
 
@@ -205,7 +243,7 @@ class Batches:
         try:
             from muscle_plugin.data import kernel
 
-            if not kernel.fits(self._shape):
+            if not kernel.fits(self._shape) or len(self.statistics[0]) != self._shape[0]:
                 return None
             why = kernel.why_not(self.device, self._shape, self.channels)
         except Exception as e:  # whatever is missing, or a compiler raises; Triton gives the reason in its last line

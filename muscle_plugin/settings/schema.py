@@ -189,6 +189,18 @@ class RunSettings(BaseModel):
         False, RESULT, "start from pretrained weights: of pretrain_path, which implies it, or of timm's hub without one")
     pretrain_path: str = setting("", RESULT, "file of pretrained weights, for nets of USB, torchvision and timm")
 
+    tune: Literal["full", "head"] = setting(
+        "full", STEP, "what is trained: full: all weights; head: a head on the features of a frozen, pretrained backbone")
+    head: Literal["linear", "mlp"] = setting("linear", STEP, "of tune head: the head; mlp: a hidden layer as wide as the feature")
+    view_pool: Annotated[str, Field(pattern=r"^(none|[1-9]\d?,[1-9]\d?)$")] = setting(
+        "2,4", STEP, "of tune head: weak and strong views of each image whose features are computed once, and from which all"
+        " steps draw; none: each step draws views and forwards them through the backbone")
+    normalise: Literal["auto", "net", "data"] = setting(
+        "auto", STEP, "pixels by the mean and standard deviation that the pretrained net was trained with, or the data set's;"
+        " auto: the net's where it is pretrained and says them")
+    net_size: int | None = setting(
+        None, STEP, "side at which the net gets the images, resized after augmentation; default: img_size", ge=4, le=1024)
+
     # -- device
     device: Annotated[str, AfterValidator(_known_device)] = setting("auto", MACHINE, "auto, cpu, cuda or cuda:N")
     gpu: int | None = setting(None, MACHINE, "USB's name: the same as device cuda:N", ge=0, lt=128)

@@ -6,15 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from muscle_plugin import distributed
 from muscle_plugin.data.batches import Batches
+from muscle_plugin.data.load import cache_dirs
 from muscle_plugin.data.loader import FixedImages
+from muscle_plugin.data.normalise import AS_THEY_ARE, Preprocessing
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
-from muscle_plugin.data.views import LABELLED
+from muscle_plugin.data.view_pool import PooledBatches
+from muscle_plugin.data.views import LABELLED, STRONG, WEAK
 from muscle_plugin.errors import RunError
+from muscle_plugin.nets.build import pretrained_statistics
+from muscle_plugin.nets.frozen import digest
 from muscle_plugin.registry.names import NETS, PLUGIN_NETS
 
 if TYPE_CHECKING:
@@ -23,23 +29,38 @@ if TYPE_CHECKING:
 
 def make_batches(host: Host) -> Batches:
     """The maker of a run's training batches; see :class:`Batches` for what it refuses."""
-    s = host.settings
+    s, encoder = host.settings, host.encoder
     # own nets and those of plugins take the data's channels; USB's and torchvision's want three
     takes_any = s.net in (*NETS, *PLUGIN_NETS) and not s.net_from_name
-    return Batches(
+    found = pretrained_statistics(s)
+    preprocessing = AS_THEY_ARE
+    if found:
+        mean, std, interpolation = found
+        preprocessing = Preprocessing(s.net_size, interpolation, (torch.tensor(mean), torch.tensor(std)))
+    elif s.net_size:
+        preprocessing = Preprocessing(s.net_size)
+    shared = (
         host.source, host.split, *host.batch_sizes, host.step_parameters(), host.usb_name, s.weak_augment, s.hard_augment,
         host.source.images.shape[1] if takes_any else 3, s.seed, host.device, s.data_on, s.num_workers, s.hard_ops,
         distributed.rank(), distributed.world_size(),
+    )  # fmt: skip
+    if encoder is None or s.view_pool == "none":
+        return Batches(*shared, preprocessing, encoder)
+    weak, strong = map(int, s.view_pool.split(","))
+    by_strength = {WEAK: s.weak_augment, STRONG: f"{s.weak_augment} {s.hard_augment} {s.hard_ops}"}
+    backbone = {"net": s.net, "weights": digest(encoder.net), "precision": host.precision}
+    return PooledBatches(
+        *shared, preprocessing=preprocessing, encoder=encoder, counts={WEAK: weak, STRONG: strong}, backbone=backbone,
+        places=cache_dirs(s), name=s.dataset, augmentations=by_strength,
     )  # fmt: skip
 
 
 def fixed_images(host: Host, members: Tensor) -> FixedImages:
     """Batches of the images ``members`` of a run's source, without augmentation."""
-    batches, labels = host.batches, host.source.labels[members]
-    if batches.resident:
-        labels = labels.to(host.device)
+    images, to_net = host.batches.fixed
+    labels = host.source.labels[members].to(images.device)
     return FixedImages(
-        batches.images.pool, members, labels, batches.normalise, host.settings.eval_batch_size, host.device,
+        images, members, labels, to_net, host.settings.eval_batch_size, host.device,
         distributed.rank(), distributed.world_size(),
     )  # fmt: skip
 

@@ -38,7 +38,8 @@ from muscle_plugin.device import (
 )
 from muscle_plugin.errors import DataError, DeviceError, Interrupted, RunError
 from muscle_plugin.files import save_tensors
-from muscle_plugin.nets.build import NetBuilder, builder_instead_of
+from muscle_plugin.nets.build import NetBuilder, builder_instead_of, head_builder
+from muscle_plugin.nets.frozen import Encoder
 from muscle_plugin.run_files import BEST, LATEST, earlier_checkpoints
 from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.settings.namespace import from_namespace, write_for_usb
@@ -55,7 +56,13 @@ from muscle_plugin.training.hooks import (
     restarting_schedule,
 )
 from muscle_plugin.training.monitor import FP16_STEPS, TrainingMonitor, advice
-from muscle_plugin.training.nets import check_compiler, enough_images_for, prepare, synchronise_batch_norm
+from muscle_plugin.training.nets import (
+    check_compiler,
+    enough_images_for,
+    frozen_encoder,
+    prepare,
+    synchronise_batch_norm,
+)
 from muscle_plugin.training.protocols import Recorder, TensorBoardLog
 from muscle_plugin.training.state import outside_state
 from muscle_plugin.usb.calls import no_waiting, usb_calls_on
@@ -95,6 +102,7 @@ class Host(USBAlgorithm):
         settings: as resolved; ``args`` is what USB reads.
         test_sequestered: (M,) bool: test images of sequestered subclasses; None if there are none.
         batch_sizes: J and I, labelled and unlabelled images per step.
+        encoder: the frozen backbone; None if all of the net is trained.
         notes: what a user should know before training.
         evaluations: every top-1 accuracy so far, as a fraction.
         recorder: without one, values go to USB's logger and TensorBoard log.
@@ -114,6 +122,7 @@ class Host(USBAlgorithm):
     batch_sizes: tuple[int, int]
     batches: Batches
     precision: str
+    encoder: Encoder | None
     notes: list[str]
     evaluations: list[float]
     last_metrics: dict[str, float]
@@ -147,6 +156,7 @@ class Host(USBAlgorithm):
         if source.subclasses is not None and len(split.sequestered):
             self.test_sequestered = torch.isin(source.subclasses[source.test], torch.tensor(split.sequestered))
         self.batch_sizes = settings.batch_size, settings.total_batch - settings.batch_size
+        self.encoder = frozen_encoder(settings, self.device, self.precision)
         write_for_usb(
             args, settings, rank, distributed.world_size(), gpu=self.device.index, amp=self.precision != "fp32",
             num_classes=len(source.classes), num_labels=len(split.labelled),
@@ -158,6 +168,8 @@ class Host(USBAlgorithm):
         self.recorder, self.logger = None, logger
         self.updates, self.stop_requested = 0, False
         net_builder = builder_instead_of(net_builder, settings)
+        if self.encoder is not None:
+            net_builder = head_builder(settings, self.encoder.num_features)
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)
@@ -167,7 +179,7 @@ class Host(USBAlgorithm):
             self.notes += find_oddities(source, split)
             self.notes += find_shortage(split, settings.algorithm, *self.batch_sizes, settings.epoch, steps)
             self.notes += self.batches.notes
-        self.notes += prepare((self.model, self.ema_model), settings, self.batches, self.device)
+        self.notes += prepare((self.model, self.ema_model), settings, self.batches, source, self.device)
         if rank:  # the same initial weights everywhere, other dropout masks and mixtures
             seed_everything(derive(settings.seed, "process", rank) % 2**32)
         self.amp_cm = autocast_context(self.precision, self.device)

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from muscle_plugin import distributed
 from muscle_plugin.data.batches import Batches
+from muscle_plugin.data.source import Source
+from muscle_plugin.device import autocast_context
 from muscle_plugin.errors import ConfigError, InputError
+from muscle_plugin.nets.build import builder_of
+from muscle_plugin.nets.frozen import Encoder, FeatureHead
 from muscle_plugin.nets.weights import load_weights
 from muscle_plugin.run_files import checkpoint_of
 from muscle_plugin.settings.schema import RunSettings
@@ -23,17 +27,45 @@ from muscle_plugin.text import first_line, out_of_memory
 from muscle_plugin.usb.calls import usb_calls_on
 
 
-def prepare(nets: Sequence[nn.Module], settings: RunSettings, batches: Batches, device: torch.device) -> list[str]:
+def frozen_encoder(settings: RunSettings, device: torch.device, precision: str) -> Encoder | None:
+    """The frozen backbone that settings ask for, with the weights that ``pretrain_path``, timm's hub or ``init_from`` have;
+    None if all of the net is trained."""
+    if settings.tune != "head":
+        return None
+    s = settings
+    # the weights of a net that is not trained are the same for each seed
+    with torch.random.fork_rng(devices=[]):
+        net = builder_of(s)(num_classes=2, pretrained=s.use_pretrain, pretrained_path=s.pretrain_path)
+    if s.init_from:
+        load_weights(net, checkpoint_of(Path(s.init_from)), False)
+    return Encoder(net, device, autocast_context(precision, device))
+
+
+def standardising_features(batches: Batches, source: Source) -> Tensor:
+    """(n, F) features of at most 2,000 training images, evenly chosen, without augmentation."""
+    images, to_net = batches.fixed
+    chosen = source.train[:: max(1, len(source.train) // 2000)].to(images.device)
+    return torch.cat([to_net(images[part].to(batches.device)) for part in chosen.split(256)])
+
+
+def prepare(
+    nets: Sequence[nn.Module], settings: RunSettings, batches: Batches, source: Source, device: torch.device
+) -> list[str]:
     """Give the first of equal nets the weights that ``init_from`` names, and all of them their memory layout and compiled
     forward; returns notes for the user."""
-    first, size, notes = nets[0], settings.img_size, []
-    if settings.init_from:
+    first, size, notes = nets[0], settings.net_size or settings.img_size, []
+    if settings.tune == "head":
+        features = standardising_features(batches, source)
+        for head in (m for net in nets for m in net.modules() if isinstance(m, FeatureHead)):
+            head.standardise_by(features)
+    elif settings.init_from:
         count = load_weights(first, checkpoint_of(Path(settings.init_from)), settings.init_head)
         notes.append(f"{count} of the net's {len(first.state_dict())} tensors are from {settings.init_from}")
-    blank = torch.zeros(2, batches.channels, size, size, device=device)
+    blank = batches.blank(2, size)
     first.eval()
+    layouts = (torch.channels_last, torch.contiguous_format)
     # channels last makes convolutions a sixth faster, on a CPU too; a net that flattens feature maps by ``view`` cannot
-    for layout in (torch.channels_last, torch.contiguous_format):
+    for layout in layouts if blank.dim() == 4 else layouts[1:]:
         try:
             with torch.no_grad(), usb_calls_on(device):
                 first.to(memory_format=layout)(blank.contiguous(memory_format=layout))

@@ -1,0 +1,293 @@
+"""Features of a fixed number of views of every image, computed once by a frozen backbone and kept in array files.
+
+With a frozen backbone the features of a view never change. Steps then draw from a pool of views, weak and strong ones of each
+image, and train a head without forwarding an image. A pool depends on the images, the augmentation and the backbone, and not
+on a run: all runs of a sweep share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from muscle_plugin.data.augment import Augmentation
+from muscle_plugin.data.batches import Batches, Encode
+from muscle_plugin.data.images import cores
+from muscle_plugin.data.loader import fits
+from muscle_plugin.data.normalise import Preprocessing
+from muscle_plugin.data.views import LABELLED, UNLABELLED
+from muscle_plugin.errors import DataError
+from muscle_plugin.files import write_json
+from muscle_plugin.seeding import derive
+from muscle_plugin.text import duration
+
+#: Version of the files; to be raised when the same key gives other features.
+POOL_FORMAT = 1
+#: Images whose views are drawn together, and which are computed again if a pool is cut off.
+CHUNK = 256
+#: Seconds between two records of how far a pool is, and between two lines where there is no terminal.
+_RECORDED_EVERY, _SAID_EVERY = 10.0, 30.0
+#: Training images by which the features are standardised.
+STANDARDISED_BY = 10_000
+_PLAIN = "plain"
+
+
+class PooledBatches(Batches):
+    """Batches of features: of each image as many views as ``counts`` says, by strength, are drawn once and for all.
+
+    A step takes for each of its images a random order of the pool's views of a strength, and gives its own views of that
+    strength, in order, the first ones; where it has more of them than the pool, they come again. Images without augmentation
+    are in the pool too.
+
+    Args:
+        counts: views by strength, of each training image.
+        backbone: what identifies the backbone, and the precision in which it computes.
+        name: how the names of the files begin.
+        augmentations: what identifies the augmentation of a strength.
+        places: folders for the files; all are searched, the first that can be written is used.
+        others: as of :class:`Batches`.
+    """
+
+    def __init__(
+        self, *others: Any, counts: Mapping[str, int], backbone: Mapping[str, object], places: Sequence[Path], name: str,
+        augmentations: Mapping[str, str], encoder: Encode, preprocessing: Preprocessing, **named: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(*others, preprocessing=preprocessing, encoder=encoder, **named)
+        source = self._source = others[0]
+        self._counts, self._places, self._name = counts, tuple(dict.fromkeys(places)), name
+        self._key = {
+            "format": POOL_FORMAT,
+            "images": _digest(source.images),
+            **backbone,
+            "pixels": [t.tolist() for t in self.statistics],
+            "size": [preprocessing.size, preprocessing.interpolation],
+        }
+        self._train = {_PLAIN: torch.arange(len(source.images))} | dict.fromkeys(counts, source.train)
+        self._augmentations = augmentations
+        self._place = torch.empty(len(source.images), dtype=torch.int64)
+        self._place[source.train] = torch.arange(len(source.train))
+        split = others[1]
+        self._members = {LABELLED: split.labelled, UNLABELLED: split.unlabelled}
+        self._pools: dict[str, Tensor] = {}
+
+    def pool(self, strength: str) -> Tensor:
+        """(S, N, F) float16 features of S views of the N training images, on the device if they fit; of the strength
+        ``plain`` (1, P, F) of all images of the source."""
+        if strength not in self._pools:
+            found = self._open(strength)
+            self._pools[strength] = found.to(self.device) if fits(found.view(torch.uint8), self.device) else found
+        return self._pools[strength]
+
+    @property
+    def fixed(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.pool(_PLAIN)[0], Tensor.float
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        index = {kind: stream.batch(step) for kind, stream in self.order.items()}
+        found = {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED]}
+        out = {name: i.to(self.device) for name, i in found.items() if name in self.parameters}
+        if "y_lb" in self.parameters:
+            out["y_lb"] = self._labels[index[LABELLED].to(self.device)]
+        for strength, views in self._by_strength().items():
+            pool = self.pool(strength)
+            flat, n = pool.flatten(0, 1), pool.shape[1]
+            for kind, rows in index.items():
+                wanted = {name: v.count for name, v in views.items() if v.images == kind}
+                if not wanted:
+                    continue
+                # does not depend on how many views there are: MUSCLE's come after those of the base
+                random = self._random(step, {f"pool {kind} {strength}": (1, len(rows))})
+                order = random.uniform(0, 1, len(pool)).argsort(0)
+                slots = order[torch.arange(sum(wanted.values())) % len(pool)]
+                where = (slots * n + self._members[kind][rows]).to(flat.device)
+                parts = flat[where].to(self.device).float().split([*wanted.values()])
+                out |= {name: part.flatten(0, 1) for name, part in zip(wanted, parts, strict=True)}
+        return out
+
+    def features(
+        self, net: nn.Module, members: Tensor, step: int, batch: int, precision: Callable[[], Any]
+    ) -> Tensor:
+        """As of :class:`Batches`, of images without augmentation."""
+        plain = self.pool(_PLAIN)[0]
+        own = members[len(members) * self._rank // self._world : len(members) * (self._rank + 1) // self._world]
+        was_training = net.training
+        net.eval()
+        with torch.no_grad():
+            parts = [net(plain[i].to(self.device).float(), only_feat=True) for i in own.to(plain.device).split(4096)]
+        net.train(was_training)
+        return torch.cat(parts)
+
+    # -- files
+
+    def _open(self, strength: str) -> Tensor:
+        count = self._counts.get(strength, 1)
+        members = self._train[strength]
+        about = {"augmentation": self._augmentations.get(strength, ""), "views": count}
+        if strength != _PLAIN:
+            about["members"] = hashlib.sha256(members.numpy().tobytes()).hexdigest()
+        key = {**self._key, **about}
+        stem = f"{self._name}_{strength}_{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]}.npy"
+        assert self._encoder is not None
+        shape = (count, len(members), self._encoder.num_features)
+        paths = [place / stem for place in self._places]
+        for path in paths:
+            if path.exists() and (found := _whole(path, key, shape)) is not None:
+                return found
+        reasons = []
+        for path in paths:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with _alone(path):
+                    if (found := _whole(path, key, shape)) is None:  # another process may have made it meanwhile
+                        self._make(path, key, shape, members, strength)
+                        found = _whole(path, key, shape)
+                if found is not None:
+                    return found
+            except OSError as e:
+                reasons.append(f"{path.parent}: {e.strerror or e}")
+        megabytes = 2 * np.prod(shape) / 1e6
+        raise DataError(
+            f"view_pool: the features of {count} {strength} view(s) of {len(members)} images need a file of {megabytes:,.0f} MB,"
+            f" which cannot be written ({'; '.join(reasons)}); give a folder with room as --cache_dir, or --view_pool none"
+        )
+
+    def _make(self, path: Path, key: dict[str, Any], shape: tuple[int, ...], members: Tensor, strength: str) -> None:
+        """Compute the features that are not there yet, and record which are, so that a pool that is cut off goes on."""
+        part, record = path.with_suffix(".part"), path.with_suffix(".part.json")
+        starts = [(view, first) for view in range(shape[0]) for first in range(0, shape[1], CHUNK)]
+        done = _done(part, record, key, shape)
+        array = np.lib.format.open_memmap(part, "r+" if done else "w+", np.float16, None if done else shape)
+        if not done and hasattr(os, "posix_fallocate"):  # claim the room: a full disk is an error here, and not a signal later
+            with part.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
+        augment = self._augment.get(strength)
+
+        def make(view: int, first: int) -> int:
+            images = self.images.pool[members[first : first + CHUNK].to(self.images.pool.device)].to(self.device)
+            if augment is not None:
+                seed = derive(0, "view pool", strength, view, first)
+                images = augment(images, torch.Generator().manual_seed(seed))
+            features = self.to_net(images).half()
+            if not features.isfinite().all():
+                raise DataError("view_pool: features exceed the range of half precision (65,504); give --view_pool none")
+            array[view, first : first + CHUNK] = features.cpu().numpy()
+            return zlib.crc32(array[view, first : first + CHUNK])
+
+        def save() -> None:
+            array.flush()
+            write_json(record, {"key": key, "checksums": {f"{v},{f}": c for (v, f), c in done.items()}})
+
+        left = [start for start in starts if start not in done]
+        recorded = time.monotonic()
+        try:
+            with _said(f"features of {shape[0]} {strength} view(s) of {shape[1]:,} images", len(starts), len(done)) as say:
+                for start, checksum in _in_parallel(make, left, self.device):
+                    done[start] = checksum
+                    say(len(done))
+                    if time.monotonic() - recorded > _RECORDED_EVERY:
+                        save()
+                        recorded = time.monotonic()
+        finally:
+            save()
+        write_json(path.with_suffix(".json"), json.loads(record.read_text()))
+        os.replace(part, path)
+        record.unlink()
+
+
+def _digest(images: Tensor) -> str:
+    found = hashlib.sha256(repr(tuple(images.shape)).encode())
+    for part in images.split(1024):
+        found.update(part.contiguous().numpy())
+    return found.hexdigest()
+
+
+def _checksums_hold(array: np.ndarray, checksums: Mapping[str, int]) -> dict[tuple[int, int], int]:
+    """The chunks, (view, first image), whose checksum is right."""
+    listed = {cast("tuple[int, int]", tuple(map(int, k.split(",")))): c for k, c in checksums.items()}
+    with ThreadPoolExecutor(cores()) as pool:
+        found = pool.map(lambda at: zlib.crc32(array[at[0], at[1] : at[1] + CHUNK]), listed)
+        return {at: c for (at, c), now in zip(listed.items(), found, strict=True) if c == now}
+
+
+def _done(path: Path, record: Path, key: dict[str, Any], shape: tuple[int, ...]) -> dict[tuple[int, int], int]:
+    """What a file holds of a pool, with its checksums; nothing if it is absent, damaged or of something else."""
+    with contextlib.suppress(Exception):  # a damaged file can make its readers raise anything
+        header = json.loads(record.read_text())
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if header["key"] == key and array.shape == shape and array.dtype == np.float16:
+            return _checksums_hold(array, header["checksums"])
+    return {}
+
+
+def _whole(path: Path, key: dict[str, Any], shape: tuple[int, ...]) -> Tensor | None:
+    """The features of a finished file, mapped into memory; None if it is absent, damaged or of something else."""
+    if len(_done(path, path.with_suffix(".json"), key, shape)) < shape[0] * -(-shape[1] // CHUNK):
+        return None
+    # copy-on-write: nothing can write to the file, and torch asks for writable memory
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process makes this file, and keep others waiting; the lock ends with the process."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _in_parallel(
+    make: Callable[[int, int], int], starts: Sequence[tuple[int, int]], device: torch.device
+) -> Iterator[tuple[tuple[int, int], int]]:
+    """Each chunk with what ``make`` returns for it, as they are done: by one thread per core that PyTorch may use."""
+    if device.type != "cpu":
+        yield from ((start, make(*start)) for start in starts)
+        return
+    threads, waiting = torch.get_num_threads(), iter(starts)
+    try:
+        with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
+            running = {pool.submit(make, *start): start for start in islice(waiting, 2 * threads)}
+            while running:
+                future = next(as_completed(running))
+                yield running.pop(future), future.result()
+                running |= {pool.submit(make, *start): start for start in islice(waiting, 1)}
+    finally:
+        torch.set_num_threads(threads)  # for threads to come, which take the number set last
+
+
+@contextlib.contextmanager
+def _said(what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, elsewhere a line now and then, with the time left."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(what, total=total, completed=done)
+            yield lambda now: bar.update(task, completed=now)
+        return
+    began = last = time.monotonic()
+    first = done
+
+    def say(now: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > _SAID_EVERY:
+            last = time.monotonic()
+            left = (last - began) / (now - first) * (total - now)
+            console.print(f"{what}: {100 * now / total:.0f} %, {duration(left)} left")
+
+    yield say

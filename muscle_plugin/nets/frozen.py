@@ -1,0 +1,97 @@
+"""A frozen backbone and the head that is trained on its features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muscle_plugin.errors import InputError
+from muscle_plugin.nets.base import USBNet
+from muscle_plugin.nets.weights import of_head
+
+#: Images per forward pass on one CPU core, where activations of more would leave the caches; and on a GPU.
+AT_ONCE = {"cpu": 16, "cuda": 512}
+
+
+class FeatureHead(USBNet):
+    """A linear head on standardised features, or one with a hidden layer as wide as the feature; with the calling
+    convention of USB's nets, (N, num_features) features in place of images.
+
+    Args:
+        num_features: size of the features.
+        hidden: whether to have a hidden layer with ReLU.
+        dropout, double_head, l2_feature: see :class:`muscle_plugin.nets.NetOptions`.
+    """
+
+    OPTIONS = ("dropout", "double_head", "l2_feature")
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, num_features: int, num_classes: int, hidden: bool = False, dropout: float = 0.0, **shared: Any
+    ) -> None:
+        super().__init__(1, head_dropout=dropout, **shared)
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("std", torch.ones(num_features))
+        self.blocks = nn.Sequential(nn.Linear(num_features, num_features), nn.ReLU()) if hidden else nn.Identity()
+        self.set_heads(num_features, num_classes)
+
+    def check_input(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[1] != len(self.mean):
+            raise InputError(f"head: takes features, (N, {len(self.mean)}), got {tuple(x.shape)}")
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.blocks((x - self.mean) / self.std)
+
+    def standardise_by(self, features: Tensor) -> None:
+        """Bring features to the mean 0 and the standard deviation 1 of these, (n, num_features)."""
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0).clamp_min(1e-6) if len(features) > 1 else torch.ones_like(self.std))
+
+
+class FrozenNet(nn.Module):
+    """A backbone and the head that was trained on its features, as one net of images."""
+
+    def __init__(self, backbone: nn.Module, head: FeatureHead) -> None:
+        super().__init__()
+        self.backbone, self.head, self.num_features = backbone, head, head.num_features
+
+    def forward(self, x: Tensor, only_fc: bool = False, only_feat: bool = False, **_: object) -> Any:
+        return self.head(x if only_fc else self.backbone(x, only_feat=True), only_fc=only_fc, only_feat=only_feat)
+
+
+class Encoder:
+    """Computes (N, num_features) float32 features of normalised images by a frozen net in eval mode.
+
+    Args:
+        net: with the calling convention of USB's nets, on its device.
+        precision: makes the context of a forward pass.
+    """
+
+    def __init__(self, net: nn.Module, device: torch.device, precision: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.net = net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._precision, self._device = precision, device
+        self.num_features: int = net.num_features  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with self._precision():
+            parts = [self.net(part, only_feat=True).float() for part in images.split(AT_ONCE[self._device.type])]
+        return torch.cat(parts)
+
+
+def digest(net: nn.Module) -> str:
+    """SHA-256 of a net's tensors but for its head's, with their names: the same for the same weights, whatever file they
+    came from."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        if not of_head(name) and not name.endswith("num_batches_tracked"):
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
