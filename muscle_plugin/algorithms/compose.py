@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from muscle_plugin.algorithms.contrastive import Contrastive
+from muscle_plugin.algorithms.fitted import ClassMean, LinearProbe
 from muscle_plugin.algorithms.label_propagation import LabelPropagation, MeanTeacherLabelPropagation
 from muscle_plugin.algorithms.mean_teacher import MeanTeacher, OriginalMeanTeacher
 from muscle_plugin.algorithms.muscle import Muscle
@@ -20,6 +21,8 @@ OWN: dict[str, type[AlgorithmBase]] = {
     "labelprop": LabelPropagation,
     "meanteacher_labelprop": MeanTeacherLabelPropagation,
     "contrastive": Contrastive,
+    "linear_probe": LinearProbe,
+    "class_mean": ClassMean,
 }
 _MUSCLE_ARGUMENTS = [
     Argument(n, type(f.default), f.default, f.description or "") for n, f in MuscleSettings.model_fields.items()

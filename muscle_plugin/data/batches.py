@@ -92,10 +92,8 @@ class Batches:
             self.images = StreamedImages(source.images, members, self.order, device, workers)
         self._shape = source.images.shape[1:]
         self.statistics = preprocessing.statistics or pixel_statistics(source)
-        self.normalise = Normaliser(
-            *self.statistics, channels, device, preprocessing.size, preprocessing.interpolation
-        )
-        self._encoder = encoder
+        self.normalise = Normaliser(*self.statistics, channels, device, preprocessing.size, preprocessing.interpolation)
+        self.preprocessing, self._encoder = preprocessing, encoder
         self.to_net: Callable[[Tensor], Tensor] = self.normalise
         if encoder is not None:
             self.to_net = lambda images: encoder(self.normalise(images))

@@ -23,17 +23,18 @@ from typing import Any, cast
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from muscle_plugin.data.augment import Augmentation
-from muscle_plugin.data.batches import Batches, Encode
+from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.images import cores
 from muscle_plugin.data.loader import fits
-from muscle_plugin.data.normalise import Preprocessing
+from muscle_plugin.data.source import Source
+from muscle_plugin.data.splits import Split
 from muscle_plugin.data.views import LABELLED, UNLABELLED
-from muscle_plugin.errors import DataError
-from muscle_plugin.files import write_json
+from muscle_plugin.errors import DataError, UserError
+from muscle_plugin.files import load_tensors, save_tensors, write_json
+from muscle_plugin.propagation.graph import NearestNeighbours, Neighbourhood, neighbourhood
 from muscle_plugin.seeding import derive
 from muscle_plugin.text import duration
 
@@ -65,26 +66,22 @@ class PooledBatches(Batches):
     """
 
     def __init__(
-        self, *others: Any, counts: Mapping[str, int], backbone: Mapping[str, object], places: Sequence[Path], name: str,
-        augmentations: Mapping[str, str], encoder: Encode, preprocessing: Preprocessing, **named: Any,
+        self, source: Source, split: Split, *others: Any, counts: Mapping[str, int], backbone: Mapping[str, object],
+        places: Sequence[Path], name: str, augmentations: Mapping[str, str],
     ) -> None:  # fmt: skip
-        super().__init__(*others, preprocessing=preprocessing, encoder=encoder, **named)
-        source = self._source = others[0]
-        self._counts, self._places, self._name = counts, tuple(dict.fromkeys(places)), name
+        super().__init__(source, split, *others)
+        self._train, self._counts = source.train, counts
+        self._places, self._name, self._augmentations = tuple(dict.fromkeys(places)), name, augmentations
         self._key = {
             "format": POOL_FORMAT,
             "images": _digest(source.images),
             **backbone,
             "pixels": [t.tolist() for t in self.statistics],
-            "size": [preprocessing.size, preprocessing.interpolation],
+            "size": [self.preprocessing.size, self.preprocessing.interpolation],
         }
-        self._train = {_PLAIN: torch.arange(len(source.images))} | dict.fromkeys(counts, source.train)
-        self._augmentations = augmentations
-        self._place = torch.empty(len(source.images), dtype=torch.int64)
-        self._place[source.train] = torch.arange(len(source.train))
-        split = others[1]
         self._members = {LABELLED: split.labelled, UNLABELLED: split.unlabelled}
         self._pools: dict[str, Tensor] = {}
+        self._neighbours: dict[int | None, Neighbourhood] = {}
 
     def pool(self, strength: str) -> Tensor:
         """(S, N, F) float16 features of S views of the N training images, on the device if they fit; of the strength
@@ -120,30 +117,45 @@ class PooledBatches(Batches):
                 out |= {name: part.flatten(0, 1) for name, part in zip(wanted, parts, strict=True)}
         return out
 
-    def features(
-        self, net: nn.Module, members: Tensor, step: int, batch: int, precision: Callable[[], Any]
-    ) -> Tensor:
-        """As of :class:`Batches`, of images without augmentation."""
-        plain = self.pool(_PLAIN)[0]
+    def features(self, net: nn.Module, members: Tensor, step: int, batch: int, precision: Callable[[], Any]) -> Tensor:
+        """As of :class:`Batches`: the backbone's features of images without augmentation, whatever the head."""
         own = members[len(members) * self._rank // self._world : len(members) * (self._rank + 1) // self._world]
-        was_training = net.training
-        net.eval()
-        with torch.no_grad():
-            parts = [net(plain[i].to(self.device).float(), only_feat=True) for i in own.to(plain.device).split(4096)]
-        net.train(was_training)
-        return torch.cat(parts)
+        plain = self.pool(_PLAIN)[0]
+        return plain[own.to(plain.device)].to(self.device).float()
+
+    def neighbours(self, k: int | None) -> Neighbourhood:
+        """The ``k`` nearest neighbours (None: 2 ln n) of each training image, by its features without augmentation."""
+        if k not in self._neighbours:
+            key = {**self._key, "k": k, "members": _digest(self._train)}
+            paths = [place / f"{self._name}_neighbours_{_short(key)}.pth" for place in self._places]
+            plain = self.pool(_PLAIN)[0]
+            for path in paths:
+                if path.exists():
+                    with contextlib.suppress(UserError):
+                        found = load_tensors(path)
+                        near = NearestNeighbours(found["similarity"], found["index"], found["method"])
+                        self._neighbours[k] = Neighbourhood(found["order"], near)
+                        break
+            else:
+                order, near = neighbourhood(plain[self._train.to(plain.device)].to(self.device).float(), k)
+                self._neighbours[k] = Neighbourhood(order, near)
+                for path in paths:
+                    with contextlib.suppress(OSError):  # they are found again in the next run
+                        save_tensors(path, {"order": order, **near._asdict()})
+                        break
+        order, near = self._neighbours[k]
+        on = self.device
+        return Neighbourhood(order.to(on), near._replace(similarity=near.similarity.to(on), index=near.index.to(on)))
 
     # -- files
 
     def _open(self, strength: str) -> Tensor:
-        count = self._counts.get(strength, 1)
-        members = self._train[strength]
-        about = {"augmentation": self._augmentations.get(strength, ""), "views": count}
-        if strength != _PLAIN:
-            about["members"] = hashlib.sha256(members.numpy().tobytes()).hexdigest()
-        key = {**self._key, **about}
-        stem = f"{self._name}_{strength}_{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]}.npy"
         assert self._encoder is not None
+        count = self._counts.get(strength, 1)
+        members = self._train if strength in self._counts else torch.arange(len(self.images.pool))
+        about = {"augmentation": self._augmentations.get(strength, ""), "views": count, "members": _digest(members)}
+        key = {**self._key, **about}
+        stem = f"{self._name}_{strength}_{_short(key)}.npy"
         shape = (count, len(members), self._encoder.num_features)
         paths = [place / stem for place in self._places]
         for path in paths:
@@ -163,8 +175,9 @@ class PooledBatches(Batches):
                 reasons.append(f"{path.parent}: {e.strerror or e}")
         megabytes = 2 * np.prod(shape) / 1e6
         raise DataError(
-            f"view_pool: the features of {count} {strength} view(s) of {len(members)} images need a file of {megabytes:,.0f} MB,"
-            f" which cannot be written ({'; '.join(reasons)}); give a folder with room as --cache_dir, or --view_pool none"
+            f"view_pool: the features of {count} {strength} view(s) of {len(members)} images need a file of"
+            f" {megabytes:,.0f} MB, which cannot be written ({'; '.join(reasons)}); give a folder with room as --cache_dir, or"
+            " --view_pool none"
         )
 
     def _make(self, path: Path, key: dict[str, Any], shape: tuple[int, ...], members: Tensor, strength: str) -> None:
@@ -173,7 +186,9 @@ class PooledBatches(Batches):
         starts = [(view, first) for view in range(shape[0]) for first in range(0, shape[1], CHUNK)]
         done = _done(part, record, key, shape)
         array = np.lib.format.open_memmap(part, "r+" if done else "w+", np.float16, None if done else shape)
-        if not done and hasattr(os, "posix_fallocate"):  # claim the room: a full disk is an error here, and not a signal later
+        if not done and hasattr(
+            os, "posix_fallocate"
+        ):  # claim the room: a full disk is an error here, and not a signal later
             with part.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
         augment = self._augment.get(strength)
@@ -185,9 +200,11 @@ class PooledBatches(Batches):
                 images = augment(images, torch.Generator().manual_seed(seed))
             features = self.to_net(images).half()
             if not features.isfinite().all():
-                raise DataError("view_pool: features exceed the range of half precision (65,504); give --view_pool none")
+                raise DataError(
+                    "view_pool: features exceed the range of half precision (65,504); give --view_pool none"
+                )
             array[view, first : first + CHUNK] = features.cpu().numpy()
-            return zlib.crc32(array[view, first : first + CHUNK])
+            return zlib.crc32(array[view, first : first + CHUNK].data)
 
         def save() -> None:
             array.flush()
@@ -196,7 +213,9 @@ class PooledBatches(Batches):
         left = [start for start in starts if start not in done]
         recorded = time.monotonic()
         try:
-            with _said(f"features of {shape[0]} {strength} view(s) of {shape[1]:,} images", len(starts), len(done)) as say:
+            with _said(
+                f"features of {shape[0]} {strength} view(s) of {shape[1]:,} images", len(starts), len(done)
+            ) as say:
                 for start, checksum in _in_parallel(make, left, self.device):
                     done[start] = checksum
                     say(len(done))
@@ -210,6 +229,10 @@ class PooledBatches(Batches):
         record.unlink()
 
 
+def _short(key: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def _digest(images: Tensor) -> str:
     found = hashlib.sha256(repr(tuple(images.shape)).encode())
     for part in images.split(1024):
@@ -221,7 +244,7 @@ def _checksums_hold(array: np.ndarray, checksums: Mapping[str, int]) -> dict[tup
     """The chunks, (view, first image), whose checksum is right."""
     listed = {cast("tuple[int, int]", tuple(map(int, k.split(",")))): c for k, c in checksums.items()}
     with ThreadPoolExecutor(cores()) as pool:
-        found = pool.map(lambda at: zlib.crc32(array[at[0], at[1] : at[1] + CHUNK]), listed)
+        found = pool.map(lambda at: zlib.crc32(array[at[0], at[1] : at[1] + CHUNK].data), listed)
         return {at: c for (at, c), now in zip(listed.items(), found, strict=True) if c == now}
 
 
@@ -275,7 +298,7 @@ def _said(what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, elsewhere a line now and then, with the time left."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=total, completed=done)
             yield lambda now: bar.update(task, completed=now)

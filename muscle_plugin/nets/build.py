@@ -17,8 +17,8 @@ from torch import nn
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import USBNet
-from muscle_plugin.nets.frozen import FeatureHead
 from muscle_plugin.nets.foreign import plugged_net, torchvision_net
+from muscle_plugin.nets.frozen import FeatureHead
 from muscle_plugin.nets.own import CLASSES
 from muscle_plugin.registry.names import DATASETS, NETS, PLUGIN_NETS, TIMM
 from muscle_plugin.settings.schema import OF_ONES_OWN, RunSettings

@@ -48,6 +48,16 @@ class FeatureHead(USBNet):
     def features(self, x: Tensor) -> Tensor:
         return self.blocks((x - self.mean) / self.std)
 
+    def _dropped(self, feat: Tensor) -> Tensor:
+        """Dropout that on a CPU takes a tenth of PyTorch's time, which would be most of a step; probabilities are multiples
+        of 2^-16."""
+        p = round(self.head_dropout * 2**16)
+        if not self.training or not p or feat.is_cuda:
+            return super()._dropped(feat)
+        bits = torch.empty(-(-feat.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = bits[: feat.numel()].view(feat.shape) >= p - 2**15
+        return feat * kept.to(feat.dtype).mul_(1 / (1 - p / 2**16))
+
     def standardise_by(self, features: Tensor) -> None:
         """Bring features to the mean 0 and the standard deviation 1 of these, (n, num_features)."""
         self.mean.copy_(features.mean(0))
@@ -73,7 +83,9 @@ class Encoder:
         precision: makes the context of a forward pass.
     """
 
-    def __init__(self, net: nn.Module, device: torch.device, precision: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self, net: nn.Module, device: torch.device, precision: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
         self.net = net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._precision, self._device = precision, device
         self.num_features: int = net.num_features  # type: ignore[assignment]

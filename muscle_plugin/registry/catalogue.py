@@ -112,9 +112,14 @@ OWN_ALGORITHMS: dict[str, Algorithm] = {
             "meanteacher_labelprop", "MeanTeacherLabelPropagation", (*_TWO_WEAK_VIEWS, "idx_ulb"),
             (*_LABEL_PROPAGATION, *_MEAN_TEACHER),
         ),
+        Algorithm("linear_probe", "LinearProbe", ("y_lb",), ()),
+        Algorithm("class_mean", "ClassMean", ("y_lb",), ()),
         Algorithm("contrastive", "Contrastive", ("x_lb", "y_lb", "x_ulb_w", "x_ulb_s"), _CONTRASTIVE),
     )
 }  # fmt: skip
+
+#: Algorithms that fit a linear head on frozen features in one step.
+FITTED = ("class_mean", "linear_probe")
 
 #: What plugins have registered (see :mod:`muscle_plugin.registry.plugins`), by name.
 PLUGIN_ALGORITHMS: dict[str, Algorithm] = {}

@@ -8,7 +8,14 @@ import os
 from numbers import Integral, Real
 from pathlib import Path
 
-from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_PREFIX, class_mass, stage_1_epochs
+from muscle_plugin.registry.catalogue import (
+    FITTED,
+    MUSCLE,
+    MUSCLE_PREFIX,
+    base_algorithms,
+    class_mass,
+    stage_1_epochs,
+)
 from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, DatasetInfo
 from muscle_plugin.settings.schema import MOST_CHARACTERS, MOST_WHOLE, OF_ONES_OWN, WITHOUT_LABELS, RunSettings
 from muscle_plugin.text import did_you_mean, shown
@@ -73,6 +80,7 @@ def cross_checks(settings: RunSettings) -> list[str]:
     ):
         if base == of and getattr(s, name):
             faults.append(f"{name}: true cannot be trained: {why}")
+    faults += _frozen_faults(s, base)
     if s.amp and s.precision not in ("fp32", "auto", "fp16"):
         faults.append(f"amp: true is precision fp16, but precision is {s.precision}; give one of the two")
     if s.nonfinite_steps and not s.amp and s.precision not in ("auto", "fp16"):
@@ -91,6 +99,22 @@ def cross_checks(settings: RunSettings) -> list[str]:
             f"save_name: must be a plain directory name, got {shown(repr(s.save_name))}; the folder goes into save_dir"
         )
     return faults
+
+
+def _frozen_faults(s: RunSettings, base: str) -> list[str]:
+    """What cannot be trained on the features of a frozen backbone, and what cannot be without them."""
+    if s.tune != "head":
+        fitted = f"algorithm: {base} fits a head on the features of a frozen backbone; give --tune head"
+        return [fitted] if base in FITTED else []
+    views = base_algorithms()[base].views if base in base_algorithms() else ()
+    if base in ("vat", "crmatch"):
+        what = "perturbs pixels" if base == "vat" else "needs feature maps"
+        return [f"tune: {base} {what}, but a head gets the features of whole images; give --tune full"]
+    if s.view_pool != "none" and any(view.endswith("_rot") for view in views):
+        return [f"view_pool: {base} rotates images, which a pool of views does not hold; give --view_pool none"]
+    if s.view_pool != "none" and "x_ulb_m" in views:
+        return [f"view_pool: {base} has views of a third strength, which the pool does not hold; give --view_pool none"]
+    return []
 
 
 def _class_mass_faults(given: str, s: RunSettings) -> list[str]:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_BASE, MUSCLE_PREFIX, PLUGIN_ALGORITHMS, stage_1_epochs
+from muscle_plugin.registry.catalogue import (
+    FITTED,
+    MUSCLE,
+    MUSCLE_BASE,
+    MUSCLE_PREFIX,
+    PLUGIN_ALGORITHMS,
+    stage_1_epochs,
+)
 from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, PLUGIN_NETS
 from muscle_plugin.settings.checks import IMAGE_FILES
 from muscle_plugin.settings.schema import RunSettings
 
 _TWO_STAGES = ("labelprop", "meanteacher_labelprop")
-_SUPERVISED = ("fullysupervised", "supervised")
+_SUPERVISED = ("fullysupervised", "supervised", *FITTED)
 #: Algorithms whose training step uses no strong view, no ``ulb_loss_ratio``, no ``use_cat``, no ``T``.
 NO_STRONG_VIEW = frozenset([
     *_SUPERVISED, *_TWO_STAGES, "meanteacher", "meanteacher_original", "mixmatch", "pimodel", "pseudolabel", "vat",
@@ -29,7 +36,8 @@ IDLE: tuple[tuple[str, Callable[[Any, str], object], str], ...] = (
     ("load_path", lambda s, _: s.resume == "no", "resume is no"),
     ("pretrain_path", lambda s, _: not s.use_pretrain, "use_pretrain is false"),
     ("num_workers", lambda s, _: s.data_on == "device", "with data_on device all images are there"),
-    ("cache_dir", lambda s, _: s.dataset not in (*IMAGE_FILES, *PLUGIN_DATASETS), "the data set has no image files"),
+    ("cache_dir", lambda s, _: s.tune != "head" and s.dataset not in (*IMAGE_FILES, *PLUGIN_DATASETS),
+     "the data set has no image files"),
     ("deterministic", lambda s, _: s.device == "cpu", "a CPU is always deterministic"),
     ("split_seed", lambda s, _: s.split_file and s.dataset != "miniimagenet", "split_file gives the labelled images"),
     ("hard_augment hard_ops", lambda s, base: base in NO_STRONG_VIEW and not getattr(s, "mi_weight", 0),
@@ -50,6 +58,9 @@ IDLE: tuple[tuple[str, Callable[[Any, str], object], str], ...] = (
     ("temperature", lambda s, base: base == "contrastive" and not s.contrastive_weight, "contrastive_weight is 0"),
     ("consistency_rampup", lambda s, _: not s.consistency, "consistency is 0"),
     ("logit_distance", lambda s, _: not s.net_double_head and s.net not in PLUGIN_NETS, "net_double_head is false"),
+    ("num_train_iter epoch lr optim momentum weight_decay ema_m net_dropout net_double_head head num_warmup_iter",
+     lambda _, base: base in FITTED, "{} fits a linear head in one step"),
+    ("head view_pool", lambda s, _: s.tune != "head", "tune is not head"),
     ("lp_gamma", lambda s, _: s.lp_affinity != "cosine", "only lp_affinity cosine uses it"),
     ("lp_method lp_class_mass lp_k lp_affinity lp_gamma lp_alpha lp_max_iter lp_tol",
      lambda s, _: stage_1_epochs(s.lp_start, s.epoch) == s.epoch, "lp_start leaves no epoch for the second stage"),

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from muscle_plugin.errors import ConfigError, PluginError
+from muscle_plugin.registry.catalogue import FITTED
 from muscle_plugin.registry.names import DATASETS
 from muscle_plugin.registry.plugins import load_all, located
 from muscle_plugin.settings.checks import cross_checks, plain, refusal
@@ -282,6 +283,16 @@ def _finished(settings: RunSettings, name: str | None, own: Mapping[str, Any]) -
         update["init_from"] = in_place.replace("{seed}", str(settings.seed))
     if settings.resume != "no":
         update["overwrite"] = False  # as in USB, whose files set both
+    if settings.algorithm in FITTED:  # in one step, on features of unit length
+        update |= {
+            "num_train_iter": 1,
+            "epoch": 1,
+            "ema_m": 0.0,
+            "weight_decay": 0.0,
+            "net_l2": True,
+            "net_dropout": None,
+        }
+        update |= {"head": "linear", "net_double_head": False, "num_warmup_iter": 0}
     if settings.save_name is None:
         stem = _stem(settings)
         # the configuration's name may say more (another setting, USB's protocol)

@@ -191,7 +191,7 @@ class RunSettings(BaseModel):
 
     tune: Literal["full", "head"] = setting(
         "full", STEP, "what is trained: full: all weights; head: a head on the features of a frozen, pretrained backbone")
-    head: Literal["linear", "mlp"] = setting("linear", STEP, "of tune head: the head; mlp: a hidden layer as wide as the feature")
+    head: Literal["linear", "mlp"] = setting("linear", STEP, "of tune head; mlp has a hidden layer as wide as the feature")
     view_pool: Annotated[str, Field(pattern=r"^(none|[1-9]\d?,[1-9]\d?)$")] = setting(
         "2,4", STEP, "of tune head: weak and strong views of each image whose features are computed once, and from which all"
         " steps draw; none: each step draws views and forwards them through the backbone")

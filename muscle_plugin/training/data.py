@@ -42,15 +42,15 @@ def make_batches(host: Host) -> Batches:
     shared = (
         host.source, host.split, *host.batch_sizes, host.step_parameters(), host.usb_name, s.weak_augment, s.hard_augment,
         host.source.images.shape[1] if takes_any else 3, s.seed, host.device, s.data_on, s.num_workers, s.hard_ops,
-        distributed.rank(), distributed.world_size(),
+        distributed.rank(), distributed.world_size(), preprocessing, encoder,
     )  # fmt: skip
     if encoder is None or s.view_pool == "none":
-        return Batches(*shared, preprocessing, encoder)
+        return Batches(*shared)
     weak, strong = map(int, s.view_pool.split(","))
     by_strength = {WEAK: s.weak_augment, STRONG: f"{s.weak_augment} {s.hard_augment} {s.hard_ops}"}
     backbone = {"net": s.net, "weights": digest(encoder.net), "precision": host.precision}
     return PooledBatches(
-        *shared, preprocessing=preprocessing, encoder=encoder, counts={WEAK: weak, STRONG: strong}, backbone=backbone,
+        *shared, counts={WEAK: weak, STRONG: strong}, backbone=backbone,
         places=cache_dirs(s), name=s.dataset, augmentations=by_strength,
     )  # fmt: skip
 
