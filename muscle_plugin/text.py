@@ -71,14 +71,15 @@ def fault_in(error: BaseException, file: str | None, what: str) -> str:
 def closest(name: str, known: Iterable[str], cutoff: float = 0.5, most: int = 1) -> list[str]:
     """At most ``most`` known names whose likeness to ``name``, difflib's ratio, is at least ``cutoff``, the best first.
 
-    Case and the order of parts (``cifar10-fixmatch``) do not count, nor do folders where ``name`` has none.
+    Case and the order of parts (``cifar10-fixmatch``) do not count, nor do folders where ``name`` has none; of names that
+    differ in nothing else the one in no folder is the nearer.
     """
 
     def key(text: str) -> str:
         return "_".join(sorted(re.findall(r"[^\W_]+", text.lower())))
 
     names: dict[str, str] = {}
-    for other in known:
+    for other in sorted(known, key=lambda name: name.count("/")):
         names.setdefault(key(other if "/" in name else other.rpartition("/")[2]), other)
     return [names[near] for near in get_close_matches(key(name[:100]), names, most, cutoff)]
 

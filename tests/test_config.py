@@ -191,7 +191,7 @@ def test_unknown_algorithm_names_the_nearest():
         ("fixmatch_muscle_digits_10", ["muscle_fixmatch_digits_10"]),
         ("MUSCLE_digits_10", ["muscle_digits_10"]),
         ("digits-10-muscle.yaml", ["muscle_digits_10"]),
-        ("cifar10-250", ["muscle_cifar10_250", "classic_cv/fixmatch_cifar10_250"]),
+        ("cifar10-250", ["muscle_cifar10_250", "fixmatch_cifar10_250"]),
         ("fixmatch_cifar10_40", ["classic_cv/fixmatch_cifar10_40"]),
     ],
 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from waits import Waits, waits_per_step
 
 from muscle_plugin.files import load_tensors
-from muscle_plugin.registry.catalogue import all_algorithms
+from muscle_plugin.registry.catalogue import FITTED, all_algorithms
 from muscle_plugin.training.evaluation import in_top
 from muscle_plugin.training.hooks import EMA, compute_update_on, keep_how, read
 from muscle_plugin.usb.calls import no_waiting, speed_patches, usb_calls_on
@@ -41,7 +41,7 @@ of_patches = pytest.mark.skipif(not speed_patches(), reason="MUSCLE_USB_PATCHES=
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(all_algorithms()))
+@pytest.mark.parametrize("name", sorted(all_algorithms().keys() - FITTED))
 def test_a_steady_step_does_not_wait(build_short, name):
     never = dict.fromkeys(("num_log_iter", "num_eval_iter", "num_save_iter"), 1000)
     special = of_base(SPECIAL, name) or {}

@@ -39,7 +39,9 @@ class _BeforeEpoch(Hook):
 
     def before_train_epoch(self, algorithm: PseudoLabels) -> None:
         if algorithm.stage == 2:
-            algorithm.refresh_pseudo_labels()
+            # of features that never change the pseudo-labels do not, either
+            if algorithm.pseudo_labels is None or not isinstance(algorithm.batches, PooledBatches):
+                algorithm.refresh_pseudo_labels()
             if algorithm.it == algorithm.stage_1_steps:
                 algorithm.prepare_steps()  # the step of stage 2 forwards other views
 

@@ -119,7 +119,7 @@ OWN_ALGORITHMS: dict[str, Algorithm] = {
 }  # fmt: skip
 
 #: Algorithms that fit a linear head on frozen features in one step.
-FITTED = ("class_mean", "linear_probe")
+FITTED = frozenset(["class_mean", "linear_probe"])
 
 #: What plugins have registered (see :mod:`muscle_plugin.registry.plugins`), by name.
 PLUGIN_ALGORITHMS: dict[str, Algorithm] = {}
