@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import SHORT
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from muscle_plugin.algorithms.muscle import EXTRA_HARD
+from muscle_plugin.cli import main
 from muscle_plugin.data.view_pool import CHUNK, PooledBatches
 from muscle_plugin.data.views import UNLABELLED
 from muscle_plugin.errors import ConfigError
@@ -229,3 +231,10 @@ def test_the_mlp_head_has_a_hidden_layer_as_wide_as_the_feature():
         "blocks.0.weight": (8, 8),
         "classifier.weight": (3, 8),
     }
+
+
+def test_data_show_draws_the_views_and_makes_no_pool(frozen, tmp_path, capsys):
+    words = [f"--{k}={v}" for k, v in (SHORT | frozen).items() if k != "use_tensorboard"]
+    assert main(["data", "show", *words, "--algorithm", "fixmatch", "--out", str(tmp_path / "views.png")]) == 0
+    assert (tmp_path / "views.png").is_file()
+    assert not files(tmp_path)
