@@ -173,6 +173,7 @@ class Host(USBAlgorithm):
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)
+        self.batches.prepare()
         self.notes = list(source.notes)
         if not rank:  # the others show none
             steps = None if settings.num_train_iter else self.num_train_iter
