@@ -49,9 +49,11 @@ class FeatureHead(USBNet):
         return self.blocks((x - self.mean) / self.std)
 
     def standardise_by(self, features: Tensor) -> None:
-        """Bring features to the mean 0 and the standard deviation 1 of these, (n, num_features)."""
+        """Bring features to the mean 0 and the standard deviation 1 of these, (n, num_features). A feature that hardly varies
+        is divided by a tenth of the mean standard deviation: strong views may bring about what no image has."""
         self.mean.copy_(features.mean(0))
-        self.std.copy_(features.std(0).clamp_min(1e-6) if len(features) > 1 else torch.ones_like(self.std))
+        std = features.std(0) if len(features) > 1 else torch.ones_like(self.std)
+        self.std.copy_(std.clamp_min(max(1e-6, 0.1 * float(std.mean()))))
 
 
 class FrozenNet(nn.Module):
