@@ -93,7 +93,7 @@ def rebuild(
         backbone = None if frozen is None else Backbone.model_validate(frozen)
         info = NetInfo.model_validate({**about, "head": backbone.head} if backbone else about)
     except ValidationError as e:
-        faults = ", ".join(dict.fromkeys(str(x["loc"][0]) for x in e.errors()))
+        faults = ", ".join(dict.fromkeys(str(x["loc"][0] if x["loc"] else "backbone") for x in e.errors()))
         raise InputError(f"{source}: not a whole checkpoint: {faults} is missing, or not what it should be") from None
     try:
         with usb_calls_on("cpu"):
@@ -104,7 +104,8 @@ def rebuild(
                 net = FrozenNet(net, head)
                 part = net if backbone is None else head
     except (InputError, MemoryError, RuntimeError) as e:  # the latter two of a size that no net has
-        raise InputError(f"{source}: its net {shown(info.net)} cannot be built ({first_line(e)})") from None
+        advice = "; give the file of its backbone's weights as --pretrain_path FILE" if backbone else ""
+        raise InputError(f"{source}: its net {shown(info.net)} cannot be built ({first_line(e)}){advice}") from None
     found = weights if isinstance(weights, dict) else {}
     tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     # some algorithms wrap the net with heads of their own and keep it as `backbone`
@@ -128,15 +129,11 @@ def _with_backbone(
         return build(num_classes=len(info.classes))
     if pretrain_path is not None:
         backbone = backbone.model_copy(update={"path": str(pretrain_path)})
-    try:
-        net = backbone.net(build, len(info.classes))
-        if backbone.tune != "head":
-            backbone.freeze(net)
-        if (digest(net) if backbone.tune == "head" else frozen_digest(net)) != backbone.digest:
-            raise InputError(f"it was trained with other weights than those of {backbone.origin}")
-    except InputError as e:
-        advice = "--pretrain_path FILE names a file of the weights that it was trained with"
-        raise InputError(f"{first_line(e)}; {advice}") from None
+    net = backbone.net(build, len(info.classes))
+    if backbone.tune != "head":
+        backbone.freeze(net)
+    if (digest(net) if backbone.tune == "head" else frozen_digest(net)) != backbone.digest:
+        raise InputError(f"it was trained with other weights than those of {backbone.origin}")
     return net
 
 
