@@ -41,11 +41,11 @@ def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     )
 
 
-def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
+def load_weights(net: nn.Module, path: Path, with_head: bool, whole: bool = False) -> int:
     """Load every weight whose name and shape fit, of the classifier ``with_head`` only, and return how many did; an
-    InputError if that is less than half of the net's without its classifier."""
+    InputError if that is less than half of the net's without its classifier, or, ``whole``, not all of these."""
     found, own = read_weights(path), net.state_dict()
-    wanted = {n: t for n, t in own.items() if with_head or not of_head(n)}
+    wanted = {n: t for n, t in own.items() if with_head or not of_head(n, top=whole)}
     wrapped = {f"backbone.{n}": t for n, t in found.items()}
     unwrapped = {n.removeprefix("backbone."): t for n, t in found.items()}
     fits = [
@@ -58,10 +58,18 @@ def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
             f"init_from: {path}: only {len(best)} of the net's {len(own)} weights are there, by name and shape; is it of"
             " another net?"
         )
+    backbone = [n for n in own if not of_head(n, top=True) and not n.endswith("num_batches_tracked")]
+    if whole and (missing := [n for n in backbone if n not in best]):
+        raise InputError(
+            f"init_from: {path}: {len(missing)} of the backbone's {len(backbone)} weights are missing or of another shape"
+            f" ({missing[0]}, ...), and what is frozen must be there"
+        )
     net.load_state_dict(own | best)
     return len(best)
 
 
-def of_head(name: str) -> bool:
-    """Whether a tensor of this name belongs to a net's classifier."""
-    return not {"classifier", "classifier2", "fc", "head"}.isdisjoint(name.split("."))
+def of_head(name: str, top: bool = False) -> bool:
+    """Whether a tensor of this name belongs to a net's classifier; ``top``: of a net that no other module holds, where parts of
+    a backbone may have such names."""
+    parts = name.split(".")
+    return not {"classifier", "classifier2", "fc", "head"}.isdisjoint(parts[:1] if top else parts)

@@ -16,6 +16,7 @@ from muscle_plugin import distributed
 from muscle_plugin.run_files import LATEST
 from muscle_plugin.text import duration
 from muscle_plugin.training import Host
+from muscle_plugin.training.nets import count_parameters
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -34,7 +35,8 @@ class Progress:
         """Show what is about to train."""
         self._began = (algorithm.it, time.perf_counter())
         labelled, unlabelled = algorithm.batch_sizes
-        parameters = sum(p.numel() for p in algorithm.model.parameters())
+        frozen, trained = count_parameters(algorithm.model, algorithm.encoder)
+        parameters = f"{frozen:,} frozen + {trained:,} trained" if algorithm.backbone else f"{frozen + trained:,}"
         s = algorithm.settings
         world = distributed.world_size()
         processes = f"{world} processes on " if world > 1 else ""
@@ -42,7 +44,7 @@ class Progress:
         unused = " (not used)" if s.stage == "pretrain" else ""
         images = f"{len(algorithm.split.labelled)} labels{unused}, {len(algorithm.split.unlabelled)} unlabelled"
         self._console.print(
-            f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({parameters:,}"
+            f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({parameters}"
             f" parameters); {labelled} labelled + {unlabelled} unlabelled images per step; {processes}{algorithm.device},"
             f" {algorithm.precision}; seed {s.seed}; {algorithm.num_train_iter} steps{resumed}"
         )
