@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import USBNet
-from muscle_plugin.nets.weights import of_head
+from muscle_plugin.nets.weights import classifiers
 
 #: Images per forward pass on one CPU core, where activations of more would leave the caches; and on a GPU.
 AT_ONCE = {"cpu": 16, "cuda": 512}
@@ -101,9 +101,9 @@ class Encoder:
 def digest(net: nn.Module) -> str:
     """SHA-256 of a net's tensors but for its head's, with their names: the same for the same weights, whatever file they
     came from."""
-    found = hashlib.sha256()
+    found, heads = hashlib.sha256(), classifiers(net)
     for name, tensor in sorted(net.state_dict().items()):
-        if not of_head(name) and not name.endswith("num_batches_tracked"):
+        if not name.startswith(heads) and not name.endswith("num_batches_tracked"):
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
