@@ -65,7 +65,9 @@ class TimmBackbone(BackboneNet):
                 with _no_retries_offline():
                     whole = _create(name, in_channels, img_size, pretrained=True)
             except RuntimeError as e:  # timm is strict with a whole model
-                raise InputError(f"net: timm's weights of {TIMM}{name} cannot be loaded: {' '.join(str(e).split())}") from e
+                raise InputError(
+                    f"net: timm's weights of {TIMM}{name} cannot be loaded: {' '.join(str(e).split())}"
+                ) from e
             except Exception as e:  # offline, each client library raises something of its own
                 raise InputError(_not_fetched(name, e)) from e
             _fit(self.backbone, whole.state_dict(), name, "timm's hub")

@@ -35,7 +35,6 @@ IDLE: tuple[tuple[str, Callable[[Any, str], object], str], ...] = (
     ("init_head", lambda s, _: not s.init_from, "init_from is not given"),
     ("load_path", lambda s, _: s.resume == "no", "resume is no"),
     ("pretrain_path", lambda s, _: not s.use_pretrain, "use_pretrain is false"),
-    ("head view_pool", lambda s, _: s.tune != "head", "only tune head uses it"),
     ("init_head", lambda s, _: s.tune == "head" and s.init_from, "tune head trains a new one"),
     ("normalise", lambda s, _: s.normalise == "data" and not s.use_pretrain, "the net is not pretrained"),
     ("net_size", lambda s, _: s.net_size == (s.img_size or DATASETS[s.dataset].img_size), "images have that size"),
