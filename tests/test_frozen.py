@@ -5,15 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import SHORT
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from muscle_plugin.algorithms.muscle import EXTRA_HARD
+from muscle_plugin.cli import main
 from muscle_plugin.data.view_pool import CHUNK, PooledBatches
 from muscle_plugin.data.views import UNLABELLED
 from muscle_plugin.errors import ConfigError
 from muscle_plugin.files import load_tensors
-from muscle_plugin.nets.frozen import FeatureHead
+from muscle_plugin.nets.frozen import Encoder, FeatureHead
 from muscle_plugin.propagation import propagate
 from muscle_plugin.registry.catalogue import FITTED, all_algorithms
 
@@ -60,23 +62,21 @@ def test_a_pool_that_is_cut_off_goes_on(build_short, frozen, tmp_path, monkeypat
     whole = build_short(algorithm="fixmatch", **frozen).batches.pool("strong").clone()
     for file in (tmp_path / "pool").glob("*strong*"):
         file.unlink()
-    algorithm = build_short(algorithm="fixmatch", **frozen)
-    calls, encode = [], algorithm.batches.to_net
+    calls, encode = [], Encoder.__call__
 
-    def stops(images):
+    def stops(self, images):
         calls.append(len(images))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return encode(images)
+        return encode(self, images)
 
-    algorithm.batches.to_net = stops
-    with pytest.raises(KeyboardInterrupt):
-        algorithm.batches.pool("strong")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Encoder, "__call__", stops)
+        build_short(algorithm="fixmatch", **frozen)
     calls.clear()
-    algorithm.batches.to_net = lambda images: (calls.append(len(images)), encode(images))[1]
-    assert torch.equal(algorithm.batches.pool("strong"), whole)
-    chunks = 3 * -(-len(whole[0]) // CHUNK)
-    assert 0 < len(calls) < chunks
+    monkeypatch.setattr(Encoder, "__call__", lambda self, images: (calls.append(len(images)), encode(self, images))[1])
+    assert torch.equal(build_short(algorithm="fixmatch", **frozen).batches.pool("strong"), whole)
+    assert 0 < len(calls) < 3 * -(-len(whole[0]) // CHUNK)
 
 
 def test_a_damaged_pool_is_made_anew(build_short, frozen, tmp_path):
@@ -229,3 +229,10 @@ def test_the_mlp_head_has_a_hidden_layer_as_wide_as_the_feature():
         "blocks.0.weight": (8, 8),
         "classifier.weight": (3, 8),
     }
+
+
+def test_data_show_draws_the_views_and_makes_no_pool(frozen, tmp_path, capsys):
+    words = [f"--{k}={v}" for k, v in (SHORT | frozen).items() if k != "use_tensorboard"]
+    assert main(["data", "show", *words, "--algorithm", "fixmatch", "--out", str(tmp_path / "views.png")]) == 0
+    assert (tmp_path / "views.png").is_file()
+    assert not files(tmp_path)

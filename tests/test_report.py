@@ -465,6 +465,22 @@ def test_ranks_are_means_over_settings_with_shared_ranks_for_ties():
     assert found.p_value == pytest.approx(np.exp(-statistic / 2))  # chi-squared with 2 degrees of freedom
 
 
+def test_what_muscle_adds_is_paired_by_seed(make_run, tmp_path):
+    base, own = (0.5, 0.6, 0.4), (0.55, 0.63, 0.51)
+    for seed in range(3):
+        make_run("fixmatch_digits_10", seed, base[seed])
+        make_run("muscle_fixmatch_digits_10", seed, own[seed])
+    make_run("muscle_fixmatch_digits_10", 3, 0.1)  # without its base
+    make_run("muscle_digits_10", 0, 0.6)
+    make_run("supervised_digits_10", 0, 0.58)
+    differences = [100 * (b - a) for a, b in zip(base, own, strict=True)]
+    mean = sum(differences) / 3
+    half = 4.3027 * np.std(differences, ddof=1) / 3**0.5
+    _, text = made(tmp_path)
+    assert f"| over fixmatch | {mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}] (n = 3) |" in text
+    assert "| over supervised | +2.0 (n = 1) |" in text
+
+
 def test_critical_difference_is_that_of_demsars_example():
     assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)  # Demsar 2006, section 3.2.2: 2.569 sqrt(20/84)
 

@@ -19,7 +19,7 @@ from muscle_plugin import distributed
 from muscle_plugin.algorithms.mean_teacher import OriginalMeanTeacher
 from muscle_plugin.data.view_pool import PooledBatches
 from muscle_plugin.errors import InputError
-from muscle_plugin.propagation import Neighbourhood, propagate
+from muscle_plugin.propagation import propagate
 from muscle_plugin.registry.catalogue import class_mass, stage_1_epochs
 from muscle_plugin.training.protocols import StepOutput
 from muscle_plugin.usb.names import AlgorithmBase, Hook
@@ -96,24 +96,23 @@ class PseudoLabels(Host):
         processes each takes the features of its part of the images, and the first propagates."""
         args, source, split, device = self.args, self.source, self.split, self.device
         points = torch.cat([split.labelled, split.unlabelled[~torch.isin(split.unlabelled, split.labelled)]])
-        found: Tensor | Neighbourhood
-        batches = self.batches
-        if isinstance(batches, PooledBatches) and len(points) == len(source.train):
-            points = torch.arange(len(points))  # in any order: the neighbours are the same for all runs
-            found = batches.neighbours(args.lp_k or None)
+        pooled = self.batches if isinstance(self.batches, PooledBatches) else None
+        if pooled and len(points) == len(source.train):  # in any order: the neighbours are the same for all runs
+            points, features = torch.arange(len(points)), None
         else:
             at_once = self.settings.eval_batch_size
-            found = batches.features(self.model, source.train[points], self.it, at_once, self.amp_cm)
-            found = distributed.gather_parts(found, to_first=True)
+            features = self.batches.features(self.model, source.train[points], self.it, at_once, self.amp_cm)
+            features = distributed.gather_parts(features, to_first=True)
         known = torch.where(torch.isin(points, split.labelled), source.train_labels[points], -1)
 
         def pseudo_label() -> tuple[Tensor, Tensor, Tensor]:
-            of_all = propagate(
-                found, known.to(device), self.num_classes, method=args.lp_method, class_mass=class_mass(args.lp_class_mass),
-                k=args.lp_k or None, affinity=args.lp_affinity, gamma=args.lp_gamma, alpha=args.lp_alpha,
-                max_iter=args.lp_max_iter, tol=args.lp_tol,
+            k = args.lp_k or None
+            found = propagate(
+                pooled.neighbours(k) if pooled and features is None else features, known.to(device), self.num_classes,
+                method=args.lp_method, class_mass=class_mass(args.lp_class_mass), k=k, affinity=args.lp_affinity,
+                gamma=args.lp_gamma, alpha=args.lp_alpha, max_iter=args.lp_max_iter, tol=args.lp_tol,
             )  # fmt: skip
-            return of_all.labels.cpu(), of_all.weights.cpu(), of_all.class_weights.cpu()
+            return found.labels.cpu(), found.weights.cpu(), found.class_weights.cpu()
 
         labels, weights, self.class_weights = (t.to(device) for t in distributed.from_first(pseudo_label))
         place = torch.empty(len(source.train), dtype=torch.int64)

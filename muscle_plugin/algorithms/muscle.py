@@ -90,6 +90,8 @@ class Muscle(Host):
         super().__init__(args, *others, **named)
         self.mi_loss = MutualInformationLoss(self.settings.mi_weight, global_batch=True)
         self.plan = None
+        if self.mi_loss.weight:
+            self.batches.prepare((WEAK, STRONG))
         n = sum(self.batch_sizes) if self.settings.mi_labelled else self.batch_sizes[1]
         most = math.log(self.num_classes)
         if self.mi_loss.weight and (chance := chance_information(n, self.num_classes)) > MOSTLY_CHANCE * most:

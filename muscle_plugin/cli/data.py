@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -40,6 +41,9 @@ def main(argv: Sequence[str], prog: str) -> int:
     from muscle_plugin.runs.build import build
     from muscle_plugin.studies.show import counts_table, views_of_first_batch
 
+    if resolved.settings.tune == "head":  # the views themselves, not their features
+        settings = resolved.settings.model_copy(update={"tune": "full", "use_pretrain": False})
+        resolved = replace(resolved, settings=settings)
     algorithm = build(resolved)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:

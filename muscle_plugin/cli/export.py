@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from muscle_plugin.files import refuse_existing
-from muscle_plugin.settings.command_line import add_plugins_of_net
+from muscle_plugin.settings.command_line import add_options_of_net
 from muscle_plugin.settings.resolve import load_plugins
 
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     parser.add_argument("--format", choices=("safetensors", "onnx", "both"), default="both", help="[%(default)s]")
     parser.add_argument("--images", help="images to compare on [the run's own test images]")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of a logit, relative [%(default)s]")
-    add_plugins_of_net(parser)
+    add_options_of_net(parser)
     options = vars(parser.parse_args(list(argv)))
     # before torch; the plugins that the run's own files name are not loaded
     load_plugins([], options.pop("plugins"))

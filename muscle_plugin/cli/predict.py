@@ -8,7 +8,7 @@ from pathlib import Path
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.files import refuse_existing
-from muscle_plugin.settings.command_line import add_plugins_of_net
+from muscle_plugin.settings.command_line import add_options_of_net
 from muscle_plugin.settings.resolve import load_plugins
 from muscle_plugin.settings.schema import device_fault
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         "--skip-bad-images", "--skip_bad_images", action="store_true", help="leave out files that cannot be read"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    add_plugins_of_net(parser)
+    add_options_of_net(parser)
     options = vars(parser.parse_args(list(argv)))
     # before torch, which a mistyped name need not wait for; the plugins that the run's own files name are not loaded
     load_plugins([], options.pop("plugins"))

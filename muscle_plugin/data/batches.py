@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, Protocol
@@ -109,6 +109,9 @@ class Batches:
         self.views = {**self._asked, **views}
         if isinstance(self._drawn, Ahead):
             self._drawn.forget()
+
+    def prepare(self, strengths: Iterable[str] | None = None) -> None:
+        """Make what takes long before training begins, for views of these strengths (None: those that the step asks for)."""
 
     @property
     def fixed(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

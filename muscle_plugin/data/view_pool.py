@@ -14,7 +14,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
 from pathlib import Path
@@ -44,8 +44,6 @@ POOL_FORMAT = 1
 CHUNK = 256
 #: Seconds between two records of how far a pool is, and between two lines where there is no terminal.
 _RECORDED_EVERY, _SAID_EVERY = 10.0, 30.0
-#: Training images by which the features are standardised.
-STANDARDISED_BY = 10_000
 _PLAIN = "plain"
 
 
@@ -91,6 +89,10 @@ class PooledBatches(Batches):
             self._pools[strength] = found.to(self.device) if fits(found.view(torch.uint8), self.device) else found
         return self._pools[strength]
 
+    def prepare(self, strengths: Iterable[str] | None = None) -> None:
+        for strength in {v.strength for v in self.views.values()} if strengths is None else strengths:
+            self.pool(strength)
+
     @property
     def fixed(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return self.pool(_PLAIN)[0], Tensor.float
@@ -128,24 +130,19 @@ class PooledBatches(Batches):
         if k not in self._neighbours:
             key = {**self._key, "k": k, "members": _digest(self._train)}
             paths = [place / f"{self._name}_neighbours_{_short(key)}.pth" for place in self._places]
-            plain = self.pool(_PLAIN)[0]
-            for path in paths:
-                if path.exists():
-                    with contextlib.suppress(UserError):
-                        found = load_tensors(path)
-                        near = NearestNeighbours(found["similarity"], found["index"], found["method"])
-                        self._neighbours[k] = Neighbourhood(found["order"], near)
-                        break
-            else:
-                order, near = neighbourhood(plain[self._train.to(plain.device)].to(self.device).float(), k)
-                self._neighbours[k] = Neighbourhood(order, near)
-                for path in paths:
-                    with contextlib.suppress(OSError):  # they are found again in the next run
-                        save_tensors(path, {"order": order, **near._asdict()})
-                        break
+            self._neighbours[k] = _read_neighbours(paths) or self._search(k, paths)
         order, near = self._neighbours[k]
         on = self.device
         return Neighbourhood(order.to(on), near._replace(similarity=near.similarity.to(on), index=near.index.to(on)))
+
+    def _search(self, k: int | None, paths: Iterable[Path]) -> Neighbourhood:
+        plain = self.pool(_PLAIN)[0]
+        found = neighbourhood(plain[self._train.to(plain.device)].to(self.device).float(), k)
+        for path in paths:
+            with contextlib.suppress(OSError):  # the next run searches again
+                save_tensors(path, {"order": found.order, **found.neighbours._asdict()})
+                break
+        return found
 
     # -- files
 
@@ -186,9 +183,8 @@ class PooledBatches(Batches):
         starts = [(view, first) for view in range(shape[0]) for first in range(0, shape[1], CHUNK)]
         done = _done(part, record, key, shape)
         array = np.lib.format.open_memmap(part, "r+" if done else "w+", np.float16, None if done else shape)
-        if not done and hasattr(
-            os, "posix_fallocate"
-        ):  # claim the room: a full disk is an error here, and not a signal later
+        # claim the room: a full disk is an error here, and not a signal later
+        if not done and hasattr(os, "posix_fallocate"):
             with part.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
         augment = self._augment.get(strength)
@@ -227,6 +223,15 @@ class PooledBatches(Batches):
         write_json(path.with_suffix(".json"), json.loads(record.read_text()))
         os.replace(part, path)
         record.unlink()
+
+
+def _read_neighbours(paths: Iterable[Path]) -> Neighbourhood | None:
+    for path in filter(Path.exists, paths):
+        with contextlib.suppress(UserError):  # damaged
+            found = load_tensors(path)
+            near = NearestNeighbours(found["similarity"], found["index"], found["method"])
+            return Neighbourhood(found["order"], near)
+    return None
 
 
 def _short(key: Mapping[str, object]) -> str:
@@ -277,14 +282,14 @@ def _alone(path: Path) -> Iterator[None]:
 def _in_parallel(
     make: Callable[[int, int], int], starts: Sequence[tuple[int, int]], device: torch.device
 ) -> Iterator[tuple[tuple[int, int], int]]:
-    """Each chunk with what ``make`` returns for it, as they are done: by one thread per core that PyTorch may use."""
+    """Each chunk with what ``make`` returns for it, as they are done; on a CPU by one thread per core."""
     if device.type != "cpu":
         yield from ((start, make(*start)) for start in starts)
         return
     threads, waiting = torch.get_num_threads(), iter(starts)
     try:
-        with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
-            running = {pool.submit(make, *start): start for start in islice(waiting, 2 * threads)}
+        with ThreadPoolExecutor(cores(), initializer=lambda: torch.set_num_threads(1)) as pool:
+            running = {pool.submit(make, *start): start for start in islice(waiting, 2 * cores())}
             while running:
                 future = next(as_completed(running))
                 yield running.pop(future), future.result()

@@ -15,6 +15,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from muscle_plugin.errors import DataError, ExportError, InputError
 from muscle_plugin.files import load_safetensors, read_json, refuse_existing, write_json, writing
 from muscle_plugin.inference.predict import Predictor
 from muscle_plugin.inference.trained import Classifier, Trained, read_trained, rebuild
+from muscle_plugin.nets.frozen import FrozenNet
 from muscle_plugin.registry.names import TIMM
 from muscle_plugin.run_files import CONFIG_FILE, checkpoint_of
 from muscle_plugin.settings.schema import RunSettings
@@ -56,6 +58,7 @@ def export_model(
     format: str = "both",
     images: str | Path | None = None,
     tolerance: float = 1e-4,
+    pretrain_path: str | Path | None = None,
 ) -> list[str]:
     """Write the averaged net of a checkpoint to a new folder; returns lines that say what was written and checked.
 
@@ -66,6 +69,7 @@ def export_model(
         images: a folder of images, or one, to compare the export with the checkpoint on; None: test images of the run's
             data set (training images if it has none).
         tolerance: largest accepted difference of a logit, relative to the largest logit or 1.
+        pretrain_path: file of the frozen backbone's weights, of a run with ``tune``; None: where the run had them.
 
     Raises:
         InputError: an input is no checkpoint, ``out`` exists, or a package is missing.
@@ -86,7 +90,7 @@ def export_model(
     if not 0 <= tolerance < float("inf"):
         raise InputError(f"--tolerance: must be 0 or more, got {tolerance}")
     used = checkpoint_of(Path(checkpoint))
-    trained = read_trained(used)
+    trained = read_trained(used, Path(pretrain_path) if pretrain_path else None)
     info, size = trained.info, trained.info.img_size
     pixels = read_images(Path(images), size) if images is not None else _images_of_the_run(used, size)
     comparison = Comparison(pixels, Predictor(trained, "cpu").logits(pixels), tolerance)
@@ -199,9 +203,10 @@ def _write_safetensors(trained: Trained, folder: Path, comparison: Comparison) -
     }
     config = {"architecture": info.net, "num_classes": len(info.classes), "label_names": info.classes}
     weights = trained.net.state_dict()
-    if info.net.startswith(TIMM) and (as_timm := _to_timm(trained, comparison)):
+    plain = trained.net.folded() if isinstance(trained.net, FrozenNet) else trained.net
+    if info.net.startswith(TIMM) and plain and (as_timm := _to_timm(replace(trained, net=plain), comparison)):
         config, weights, classifier = as_timm
-        own |= {"layout": "timm", "timm_classifier": classifier}
+        own |= {"layout": "timm", "timm_classifier": classifier, "head": None}
     # no two tensors may share memory in such a file
     whole = {n: t.detach().clone().contiguous() for n, t in weights.items()}
     (folder / WEIGHTS).write_bytes(save(whole, metadata={"format": "pt"}))

@@ -30,6 +30,7 @@ class Predictor:
     Args:
         checkpoint: ``latest_model.pth`` or ``model_best.pth`` of a run, or a :class:`~.trained.Trained` net.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        pretrain_path: file of the frozen backbone's weights, of a run with ``tune``; None: where the run had them.
 
     Attributes:
         step: training steps that the weights have seen.
@@ -39,13 +40,16 @@ class Predictor:
         classifier: uint8 images to logits, on ``device``.
 
     Raises:
-        InputError: not such a file, or USB is needed for its net and not installed.
+        InputError: not such a file, USB is needed for its net and not installed, or its backbone's weights are not there.
         DeviceError: no such device.
     """
 
-    def __init__(self, checkpoint: str | Path | Trained, device: str = "auto") -> None:
+    def __init__(
+        self, checkpoint: str | Path | Trained, device: str = "auto", pretrain_path: str | Path | None = None
+    ) -> None:
         self.device = choose_device(device)
-        trained = checkpoint if isinstance(checkpoint, Trained) else read_trained(Path(checkpoint))
+        weights = Path(pretrain_path) if pretrain_path else None
+        trained = checkpoint if isinstance(checkpoint, Trained) else read_trained(Path(checkpoint), weights)
         self.info = info = trained.info
         self.step, self.classes, self.img_size = info.step, info.classes, info.img_size
         self.classifier = Classifier(trained, self.device)
@@ -93,13 +97,14 @@ def label_images(
 
 def write_predictions(
     checkpoint: Path, images: Path, out: Path, device: str = "auto", batch: int = 256, skip_bad_images: bool = False,
-    overwrite: bool = False,
+    overwrite: bool = False, pretrain_path: Path | None = None,
 ) -> str:  # fmt: skip
     """Write a table of file (relative to ``images``), class and probability; returns a line that says what was done.
 
     Args:
         checkpoint: a run's ``latest_model.pth``, or its directory.
         images: a folder of images, at any depth, or one image.
+        pretrain_path: as of :class:`Predictor`.
 
     Raises:
         DataError, DeviceError, InputError: an input cannot be had or read; nothing has been written.
@@ -111,7 +116,7 @@ def write_predictions(
         refuse_existing(out, "--overwrite replaces it")
     files = images_at(images)
     used = checkpoint_of(checkpoint)
-    predictor = Predictor(used, device)
+    predictor = Predictor(used, device, pretrain_path)
     root = images.parent if images.is_file() else images
     text = io.StringIO()
     table = csv.writer(text)

@@ -15,7 +15,9 @@ from muscle_plugin.data.images import PixelRange
 from muscle_plugin.data.normalise import Normaliser
 from muscle_plugin.errors import DamagedError, InputError
 from muscle_plugin.files import load_tensors
-from muscle_plugin.nets.build import net_builder
+from muscle_plugin.nets.build import NetBuilder, net_builder
+from muscle_plugin.nets.frozen import FeatureHead, FrozenNet, digest
+from muscle_plugin.nets.tune import Backbone, HeadOptions, frozen_digest, merge_adapters
 from muscle_plugin.nets.weights import misfit
 from muscle_plugin.run_files import BEST, refuse_newer, saved_checkpoints
 from muscle_plugin.text import first_line, shown
@@ -26,7 +28,8 @@ class NetInfo(BaseModel):
     """What must be known of a trained net to use it: the names of the classes in the order of the logits; the ``channels`` of
     the images that the net is given, ``mean`` and ``std`` by which they are normalised, as fractions, and whether they were
     ``grey``; the side at which the net gets them, ``net_size`` (None: ``img_size``), by which ``interpolation``; whose
-    ``weights`` it has, the EMA teacher's or the net's own, and how many training steps they have seen."""
+    ``weights`` it has, the EMA teacher's or the net's own, and how many training steps they have seen; and the options of
+    the ``head`` of a frozen backbone."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -46,6 +49,7 @@ class NetInfo(BaseModel):
     weights: Literal["averaged", "live"] = "averaged"
     algorithm: str | None = Field(None, validation_alias=AliasChoices("algorithm_name", "algorithm"))
     dataset: str | None = None
+    head: HeadOptions | None = None
 
     @field_validator("std")
     @classmethod
@@ -68,8 +72,9 @@ class Trained:
     info: NetInfo
 
 
-def read_trained(checkpoint: Path) -> Trained:
-    """Read the EMA teacher of a checkpoint. Of a damaged one, the DamagedError names the run's other checkpoints."""
+def read_trained(checkpoint: Path, pretrain_path: Path | None = None) -> Trained:
+    """Read the EMA teacher of a checkpoint. Of a damaged one, the DamagedError names the run's other checkpoints. The weights
+    of a frozen backbone, which are not in it, are read from where the run had them, or from ``pretrain_path``."""
     try:
         content = load_tensors(checkpoint)
     except DamagedError as e:
@@ -82,33 +87,63 @@ def read_trained(checkpoint: Path) -> Trained:
         raise InputError(f"{checkpoint}: does not say what images it was trained on; it is not a run's checkpoint")
     live = isinstance(settings, dict) and settings.get("ema_m") == 0
     info = {**about, **content, "weights": "live" if live else "averaged"}
-    return rebuild(info, content.get("ema_model"), checkpoint)
+    backbone = content.get("backbone")
+    if pretrain_path is not None and backbone is None:
+        raise InputError(f"--pretrain_path: not needed: {checkpoint} holds all weights of its net")
+    return rebuild(info, content.get("ema_model"), checkpoint, backbone, pretrain_path)
 
 
-def rebuild(about: Mapping[str, Any], weights: object, source: Path) -> Trained:
-    """Build a trained net from the content of a :class:`NetInfo` and a state dict, neither checked yet; an InputError about
-    them names their ``source``."""
+def rebuild(
+    about: Mapping[str, Any], weights: object, source: Path, frozen: object = None, pretrain_path: Path | None = None
+) -> Trained:
+    """Build a trained net from the content of a :class:`NetInfo`, a state dict and that of a :class:`Backbone`, none checked
+    yet; an InputError about them names their ``source``."""
     try:
-        info = NetInfo.model_validate(about)
+        backbone = None if frozen is None else Backbone.model_validate(frozen)
+        info = NetInfo.model_validate({**about, "head": backbone.head} if backbone else about)
     except ValidationError as e:
-        faults = ", ".join(dict.fromkeys(str(x["loc"][0]) for x in e.errors()))
+        faults = ", ".join(dict.fromkeys(str(x["loc"][0] if x["loc"] else "backbone") for x in e.errors()))
         raise InputError(f"{source}: not a whole checkpoint: {faults} is missing, or not what it should be") from None
     try:
         with usb_calls_on("cpu"):
             build = net_builder(info.net, info.net_from_name, len(info.mean), info.input_size, info.net_options)
-            net = build(num_classes=len(info.classes))
+            net = part = _with_backbone(build, info, backbone, pretrain_path)
+            if info.head is not None:
+                head = FeatureHead(net.num_features, len(info.classes), **info.head)  # type: ignore[arg-type]
+                net = FrozenNet(net, head)
+                part = net if backbone is None else head
     except (InputError, MemoryError, RuntimeError) as e:  # the latter two of a size that no net has
-        raise InputError(f"{source}: its net {shown(info.net)} cannot be built ({first_line(e)})") from None
+        advice = "; give the file of its backbone's weights as --pretrain_path FILE" if backbone else ""
+        raise InputError(f"{source}: its net {shown(info.net)} cannot be built ({first_line(e)}){advice}") from None
     found = weights if isinstance(weights, dict) else {}
     tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     # some algorithms wrap the net with heads of their own and keep it as `backbone`
     inner = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-    wanted = net.state_dict()
+    kept = {n for n, p in part.named_parameters() if backbone is not None and not p.requires_grad}
+    wanted = {n: t for n, t in part.state_dict().items() if n not in kept}
     fault = misfit(tensors, wanted)
     if fault and misfit(inner, wanted):
         raise InputError(f"{source}: its weights do not fit net {shown(info.net)}: {fault}")
-    net.load_state_dict(inner if fault else tensors, strict=False)
+    part.load_state_dict(inner if fault else tensors, strict=False)
+    if backbone is not None:
+        merge_adapters(part)
     return Trained(net.eval(), info)
+
+
+def _with_backbone(
+    build: NetBuilder, info: NetInfo, backbone: Backbone | None, pretrain_path: Path | None
+) -> nn.Module:
+    """Build a net, with the weights of its frozen backbone if it has one, and with what a part of it is trained by."""
+    if backbone is None:
+        return build(num_classes=len(info.classes))
+    if pretrain_path is not None:
+        backbone = backbone.model_copy(update={"path": str(pretrain_path)})
+    net = backbone.net(build, len(info.classes))
+    if backbone.tune != "head":
+        backbone.freeze(net)
+    if (digest(net) if backbone.tune == "head" else frozen_digest(net)) != backbone.digest:
+        raise InputError(f"it was trained with other weights than those of {backbone.origin}")
+    return net
 
 
 class Classifier(nn.Module):

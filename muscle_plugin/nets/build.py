@@ -186,13 +186,18 @@ def builder_of(settings: RunSettings) -> NetBuilder:
     return net_builder(settings.net, settings.net_from_name, channels, size, options_of(settings))
 
 
+def head_options(settings: RunSettings) -> dict[str, float | bool]:
+    """Options of the head of a frozen backbone; see :class:`FeatureHead`."""
+    s = settings
+    options = {"dropout": s.net_dropout or 0.0, "double_head": s.net_double_head, "l2_feature": s.net_l2}
+    return {"hidden": s.head == "mlp", **options}
+
+
 def head_builder(settings: RunSettings, num_features: int) -> NetBuilder:
     """What builds the head of a frozen backbone."""
 
     def build(num_classes: int, **_: object) -> FeatureHead:
-        s = settings
-        options = {"dropout": s.net_dropout or 0.0, "double_head": s.net_double_head, "l2_feature": s.net_l2}
-        return FeatureHead(num_features, num_classes, s.head == "mlp", **options)
+        return FeatureHead(num_features, num_classes, **head_options(settings))  # type: ignore[arg-type]
 
     return build
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import USBNet
-from muscle_plugin.nets.weights import classifiers
+from muscle_plugin.nets.weights import of_head
 
 #: Images per forward pass on one CPU core, where activations of more would leave the caches; and on a GPU.
 AT_ONCE = {"cpu": 16, "cuda": 512}
@@ -59,9 +61,11 @@ class FeatureHead(USBNet):
         return feat * kept.to(feat.dtype).mul_(1 / (1 - p / 2**16))
 
     def standardise_by(self, features: Tensor) -> None:
-        """Bring features to the mean 0 and the standard deviation 1 of these, (n, num_features)."""
+        """Bring features to the mean 0 and the standard deviation 1 of these, (n, num_features). A feature that hardly varies
+        is divided by a tenth of the mean standard deviation: strong views may bring about what no image has."""
         self.mean.copy_(features.mean(0))
-        self.std.copy_(features.std(0).clamp_min(1e-6) if len(features) > 1 else torch.ones_like(self.std))
+        std = features.std(0) if len(features) > 1 else torch.ones_like(self.std)
+        self.std.copy_(std.clamp_min(max(1e-6, 0.1 * float(std.mean()))))
 
 
 class FrozenNet(nn.Module):
@@ -69,10 +73,28 @@ class FrozenNet(nn.Module):
 
     def __init__(self, backbone: nn.Module, head: FeatureHead) -> None:
         super().__init__()
+        if isinstance(backbone, USBNet):
+            backbone.classifier = nn.Identity()
         self.backbone, self.head, self.num_features = backbone, head, head.num_features
 
     def forward(self, x: Tensor, only_fc: bool = False, only_feat: bool = False, **_: object) -> Any:
         return self.head(x if only_fc else self.backbone(x, only_feat=True), only_fc=only_fc, only_feat=only_feat)
+
+    def folded(self) -> nn.Module | None:
+        """The same net with the standardisation in its classifier, W' = W / std and b' = b - W' mean; None if the head is not
+        linear in the features. A second head is left out."""
+        head = self.head
+        linear = head.classifier
+        if not isinstance(self.backbone, USBNet) or not isinstance(head.blocks, nn.Identity) or head.l2_feature:
+            return None
+        assert isinstance(linear, nn.Linear)
+        net = copy.deepcopy(self.backbone)
+        net.classifier = nn.Linear(linear.in_features, linear.out_features)
+        with torch.no_grad():
+            weight = linear.weight.double() / head.std
+            net.classifier.weight.copy_(weight)
+            net.classifier.bias.copy_(linear.bias - weight @ head.mean.double())
+        return net.eval()
 
 
 class Encoder:
@@ -90,6 +112,11 @@ class Encoder:
         self._precision, self._device = precision, device
         self.num_features: int = net.num_features  # type: ignore[assignment]
 
+    @cached_property
+    def digest(self) -> str:
+        """See :func:`digest`."""
+        return digest(self.net)
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -101,9 +128,14 @@ class Encoder:
 def digest(net: nn.Module) -> str:
     """SHA-256 of a net's tensors but for its head's, with their names: the same for the same weights, whatever file they
     came from."""
-    found, heads = hashlib.sha256(), classifiers(net)
-    for name, tensor in sorted(net.state_dict().items()):
-        if not name.startswith(heads) and not name.endswith("num_batches_tracked"):
+    return sha256({n: t for n, t in net.state_dict().items() if not of_head(n)})
+
+
+def sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, without batch norm's counters."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        if not name.endswith("num_batches_tracked"):
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

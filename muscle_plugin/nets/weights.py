@@ -80,3 +80,8 @@ def classifiers(net: nn.Module) -> tuple[str, ...]:
         for n, (m, at) in named.items()
         if at[-1] in HEADS and (isinstance(m, nn.Linear) or "backbone" not in at)
     ) or (" ",)
+
+
+def of_head(name: str) -> bool:
+    """Whether a tensor of this name belongs to the classifier of a net that no other module holds."""
+    return name.partition(".")[0] in HEADS

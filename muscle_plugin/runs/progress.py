@@ -16,6 +16,7 @@ from muscle_plugin import distributed
 from muscle_plugin.run_files import LATEST
 from muscle_plugin.text import duration
 from muscle_plugin.training import Host
+from muscle_plugin.training.nets import count_parameters
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -34,13 +35,14 @@ class Progress:
         """Show what is about to train."""
         self._began = (algorithm.it, time.perf_counter())
         labelled, unlabelled = algorithm.batch_sizes
-        parameters = sum(p.numel() for p in algorithm.model.parameters())
+        frozen, trained = count_parameters(algorithm.model, algorithm.encoder)
+        parameters = f"{frozen:,} frozen + {trained:,} trained" if algorithm.backbone else f"{frozen + trained:,}"
         s = algorithm.settings
         world = distributed.world_size()
         processes = f"{world} processes on " if world > 1 else ""
         resumed = f", from step {algorithm.it}" if algorithm.it else ""
         as_net = algorithm.batches.preprocessing
-        of_net = f"{parameters:,} parameters"
+        of_net = f"{parameters} parameters"
         of_net += f", at {as_net.size} x {as_net.size} pixels" if as_net.size else ""
         of_net += ", normalised as for its pretrained weights" if as_net.statistics else ""
         unused = " (not used)" if s.stage == "pretrain" else ""

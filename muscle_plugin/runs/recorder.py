@@ -18,6 +18,7 @@ from muscle_plugin.files import atomic_write, to_json, write_json, writing
 from muscle_plugin.runs.progress import Progress
 from muscle_plugin.training import Host
 from muscle_plugin.training.hooks import accuracies
+from muscle_plugin.training.nets import count_parameters
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -95,12 +96,15 @@ class Recorder:
         s, seconds = algorithm.settings, algorithm.clock.seconds()
         scores = accuracies(algorithm.evaluations) or dict.fromkeys(("best_top1", "last_top1", "median20_top1"))
         images = sum(algorithm.batch_sizes) * algorithm.it
+        frozen, trained = count_parameters(algorithm.model, algorithm.encoder)
         result = {
             "algorithm": s.algorithm,
             "dataset": s.dataset,
             "num_labels": len(algorithm.split.labelled),
             "seed": s.seed,
             "net": s.net,
+            "parameters": frozen + trained,
+            "trained_parameters": trained,
             "stage": s.stage,
             "complete": algorithm.it >= algorithm.num_train_iter,
             "steps": algorithm.it,

@@ -23,6 +23,7 @@ from muscle_plugin.data.splits import read_split, write_split
 from muscle_plugin.data.views import check_shared_equally
 from muscle_plugin.device import choose_device, keep_freed_memory
 from muscle_plugin.errors import DataError, DeviceError, Interrupted, RunError, WriteError
+from muscle_plugin.nets.tune import check_peft
 from muscle_plugin.run_files import LATEST, SPLIT_FILE, saved_checkpoints
 from muscle_plugin.runs.build import build, pack_images, room_for_images_and_nets
 from muscle_plugin.runs.directory import begin, failure_file, newest_whole, prepared
@@ -108,6 +109,8 @@ def _check_processes_and_packages(resolved: Resolved) -> None:
     if absent:
         raise RunError("\n".join(f"--use_{p}: {p} is not installed: pip install {p}" for p in absent))
     labelled: int = settings.batch_size
+    if settings.tune == "lora":
+        check_peft()
     check_shared_equally(labelled, settings.total_batch - labelled, distributed.world_size())
 
 

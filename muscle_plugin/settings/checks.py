@@ -16,7 +16,7 @@ from muscle_plugin.registry.catalogue import (
     class_mass,
     stage_1_epochs,
 )
-from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, TIMM, DatasetInfo
+from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, PLUGIN_NETS, TIMM, DatasetInfo
 from muscle_plugin.settings.schema import MOST_CHARACTERS, MOST_WHOLE, OF_ONES_OWN, WITHOUT_LABELS, RunSettings
 from muscle_plugin.text import did_you_mean, shown
 
@@ -70,6 +70,15 @@ def cross_checks(settings: RunSettings) -> list[str]:
             f"lp_start: {start:g} of {s.epoch} epoch(s) leaves no whole one for the first stage; give more --epoch"
         )
     faults += _class_mass_faults(getattr(s, "lp_class_mass", "none"), s)
+    if s.tune != "full" and not (s.use_pretrain or s.init_from or s.net in PLUGIN_NETS):
+        faults.append(
+            f"tune: {s.tune} keeps a backbone whose weights would be random: give --use_pretrain true, --pretrain_path FILE or"
+            " --init_from RUN"
+        )
+    elif s.tune != "full" and s.use_pretrain and s.init_from:
+        faults.append(
+            f"tune: {s.tune} takes its backbone from pretrained weights or from init_from; give one of the two"
+        )
     if s.overwrite and s.resume == "yes":
         faults.append("overwrite: deletes the run that --resume goes on with; give one of the two")
     for name, needed, default in (("lr_zero_at", "cosine", 1), ("num_warmup_iter", "usb", 0)):

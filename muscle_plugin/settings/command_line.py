@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from muscle_plugin.registry.catalogue import base_algorithms
@@ -36,11 +37,16 @@ def _load_named_plugins(argv: Sequence[str]) -> None:
         load_plugins([], options.plugins)
 
 
-def add_plugins_of_net(parser: argparse.ArgumentParser) -> None:
-    """``--plugins`` of a command that uses a trained net; what it names goes to :func:`load_plugins`."""
+def add_options_of_net(parser: argparse.ArgumentParser) -> None:
+    """Options of a command that uses a trained net: ``--plugins``, which goes to :func:`load_plugins`, and the file of a frozen
+    backbone's weights."""
     parser.add_argument(
         "--plugins", metavar="FILE", help="of a net of your own: the Python file, or module, that adds it"
     )
+    parser.add_argument(
+        "--pretrain_path", "--pretrain-path", metavar="FILE", type=Path,
+        help="weights of the backbone, of a run with tune head, norm or lora [where the run had them]",
+    )  # fmt: skip
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

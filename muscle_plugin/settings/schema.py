@@ -189,9 +189,16 @@ class RunSettings(BaseModel):
         False, RESULT, "start from pretrained weights: of pretrain_path, which implies it, or of timm's hub without one")
     pretrain_path: str = setting("", RESULT, "file of pretrained weights, for nets of USB, torchvision and timm")
 
-    tune: Literal["full", "head"] = setting(
-        "full", STEP, "what is trained: full: all weights; head: a head on the features of a frozen, pretrained backbone")
-    head: Literal["linear", "mlp"] = setting("linear", STEP, "of tune head; mlp has a hidden layer as wide as the feature")
+    tune: Literal["full", "head", "norm", "lora"] = setting(
+        "full", STEP, "what is trained: full: all weights; head: a head on the features of a frozen, pretrained backbone; norm:"
+        " head and normalisation layers; lora: head and low-rank adapters of linear layers (by peft)")
+    lora_rank: int = setting(8, STEP, "of tune lora: rank of the adapters", ge=1, le=1024)
+    lora_alpha: float | None = setting(
+        None, STEP, "of tune lora: adapters are scaled by lora_alpha / lora_rank; default: 2 x lora_rank", gt=0)
+    lora_targets: Annotated[str | None, Field(pattern=r"^[\w.]+(,[\w.]+)*$")] = setting(
+        None, STEP, "of tune lora: names of linear layers, as qkv,proj; default: qkv, proj, fc1 and fc2, those that there are")
+    head: Literal["linear", "mlp"] = setting(
+        "linear", STEP, "of tune head: the head; mlp: a hidden layer as wide as the feature")
     view_pool: Annotated[str, Field(pattern=r"^(none|[1-9]\d?,[1-9]\d?)$")] = setting(
         "2,4", STEP, "of tune head: weak and strong views of each image whose features are computed once, and from which all"
         " steps draw; none: each step draws views and forwards them through the backbone")

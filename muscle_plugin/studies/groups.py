@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from muscle_plugin.registry.catalogue import MUSCLE, MUSCLE_PREFIX
 from muscle_plugin.studies.runs import Run, plain
 
 
@@ -144,21 +145,48 @@ def critical_difference(k: int, n: int) -> float:
     return quantile / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * n))
 
 
+def _scores_by_seed(groups: Sequence[Group], rule: str) -> dict[str, dict[str, dict[int, float]]]:
+    """Setting -> algorithm -> seed -> accuracy (%), settings in natural order."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for group, name in zip(groups, names_in_settings(groups), strict=True):
+        if scores := {r.result["seed"]: 100 * x for r in group.finished if (x := r.score(rule)) is not None}:
+            found.setdefault(group.setting, {})[name] = scores
+    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+
+
 def scores_by_setting(groups: Sequence[Group], rule: str) -> dict[str, dict[str, float]]:
     """Setting -> algorithm -> mean accuracy (%) over the seeds that all have, since another seed is another labelled subset.
     Algorithms with less than half as many runs as the setting's most are left out."""
-    by_seed: dict[str, dict[str, dict[int, float]]] = {}
-    for group, name in zip(groups, names_in_settings(groups), strict=True):
-        found = {r.result["seed"]: 100 * x for r in group.finished if (x := r.score(rule)) is not None}
-        if found:
-            by_seed.setdefault(group.setting, {})[name] = found
     out: dict[str, dict[str, float]] = {}
-    for setting, scores in sorted(by_seed.items(), key=lambda item: natural_key(item[0])):
+    for setting, scores in _scores_by_seed(groups, rule).items():
         most = max(map(len, scores.values()))
         enough = {a: s for a, s in scores.items() if 2 * len(s) >= most}
         if shared := set.intersection(*(set(s) for s in enough.values())):
             out[setting] = {a: fmean(s[seed] for seed in shared) for a, s in enough.items()}
     return out
+
+
+def gains_of_muscle(groups: Sequence[Group], rule: str) -> dict[str, dict[str, str]]:
+    """Setting -> base -> what MUSCLE adds to it, paired by seed: mean difference in points and its 95 % interval (Student's
+    t), ``+4.2 [+1.1, +7.3] (n = 5)``. The base of ``muscle`` alone is ``supervised``."""
+    out: dict[str, dict[str, str]] = {}
+    for setting, scores in _scores_by_seed(groups, rule).items():
+        for name in scores:
+            base = "supervised" if name == MUSCLE else name.removeprefix(MUSCLE_PREFIX)
+            if base == name or base not in scores:
+                continue
+            of_base, own = scores[base], scores[name]
+            if differences := [own[seed] - of_base[seed] for seed in sorted(own.keys() & of_base.keys())]:
+                out.setdefault(setting, {})[base] = _with_interval(differences)
+    return out
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    n, mean = len(values), fmean(values)
+    if n == 1:
+        return f"{mean:+.1f} (n = 1)"
+    half = float(stats.t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}] (n = {n})"
 
 
 def natural_key(text: str) -> list[str | int]:

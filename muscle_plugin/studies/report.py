@@ -18,7 +18,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from muscle_plugin.files import write_text
 from muscle_plugin.studies import plots
 from muscle_plugin.studies.definitions import Cell, StudyFigure, StudyTable, figures, tables
-from muscle_plugin.studies.groups import Group, groups_of, names_in_settings, natural_key, rank, scores_by_setting
+from muscle_plugin.studies.groups import (
+    Group,
+    gains_of_muscle,
+    groups_of,
+    names_in_settings,
+    natural_key,
+    rank,
+    scores_by_setting,
+)
 from muscle_plugin.studies.runs import ACCURACY, RULES, Run, find_runs, mean_and_std, names_of, summary, write_summaries
 from muscle_plugin.text import one_line
 from muscle_plugin.version import __version__
@@ -39,6 +47,7 @@ def contents(runs: Sequence[Run], rule: str) -> dict[str, Any]:
     drawn = [f for f in figures() if by_config.keys() & (set(f.configs) - in_a_table or set(f.configs))]
     shown = {c for t in filled for c in t.configs} | {c for f in drawn for c in f.configs}
     ranking = rank(scores_by_setting(groups, rule))
+    gains = gains_of_muscle(groups, rule)
     run_curves = []
     settings: dict[str, dict[str, Sequence[Run]]] = {}
     for group, name in zip(groups, names_in_settings(groups), strict=True):
@@ -55,6 +64,8 @@ def contents(runs: Sequence[Run], rule: str) -> dict[str, Any]:
         "tables": [_table(t, groups, rule) for t in filled],
         "others": [g for g in groups if g.config not in shown],
         "figures": [_figure(f, by_config, rule) for f in drawn],
+        "gains": gains,
+        "bases": list(dict.fromkeys(base for of_setting in gains.values() for base in of_setting)),
         "ranking": ranking,
         "rank_picture": _picture("mean ranks", plots.rank_diagram(ranking)) if ranking else None,
         "curves": [

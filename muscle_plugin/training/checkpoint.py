@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import FiniteFloat, NonNegativeInt, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from muscle_plugin import distributed
 from muscle_plugin.errors import InputError
 from muscle_plugin.files import load_tensors
+from muscle_plugin.nets.build import options_of
 from muscle_plugin.nets.weights import misfit
 from muscle_plugin.run_files import CHECKPOINT_FORMAT, refuse_newer
 from muscle_plugin.seeding import derive, seed_everything
@@ -47,6 +48,8 @@ class Checkpoint(state.StrictModel):
         images: what a net must be told of the images it was trained on, to be used on others.
         settings: those on which a result depends.
         best_it: the step of the best evaluation, counted from 0.
+        backbone: of a run that trains a part of its net, what is frozen (:class:`muscle_plugin.nets.tune.Backbone`); ``model``
+            and ``ema_model`` are then without that.
         algorithm, hooks: the state that USB's classes keep in attributes.
     """
 
@@ -57,6 +60,7 @@ class Checkpoint(state.StrictModel):
     net_from_name: bool
     images: dict[str, Any]
     settings: dict[str, Any]
+    backbone: dict[str, Any] | None = None
     it: NonNegativeInt
     epoch: NonNegativeInt
     best_it: NonNegativeInt
@@ -92,11 +96,13 @@ def collect(host: Host) -> dict[str, Any] | None:
         "net_from_name": host.settings.net_from_name,
         "images": _about_images(host),
         "settings": settings_to_compare(host),
+        "backbone": None if host.backbone is None else host.backbone.model_dump(),
         "it": host.it,
         "epoch": host.epoch,
         "best_it": host.best_it,
         "best_eval_acc": float(host.best_eval_acc),
-        **{k: state.plain(getattr(host, k).state_dict()) for k in ("model", "ema_model", "optimizer", "loss_scaler")},
+        **{k: state.plain(_trained(host, getattr(host, k))) for k in ("model", "ema_model")},
+        **{k: state.plain(getattr(host, k).state_dict()) for k in ("optimizer", "loss_scaler")},
         "scheduler": None if host.scheduler is None else state.plain(host.scheduler.state_dict()),
         "evaluations": list(host.evaluations),
         "last_metrics": dict(host.last_metrics),
@@ -106,6 +112,12 @@ def collect(host: Host) -> dict[str, Any] | None:
         **state.capture(host),
         "processes": processes,
     }
+
+
+def _trained(host: Host, net: nn.Module) -> dict[str, Tensor]:
+    """The state of one of the host's nets, without what is frozen of a pretrained backbone."""
+    frozen = {n for n, p in host.model.named_parameters() if host.backbone is not None and not p.requires_grad}
+    return {n: t for n, t in net.state_dict().items() if n not in frozen}
 
 
 def check_alike(host: Host) -> None:
@@ -149,7 +161,7 @@ def _about_images(host: Host) -> dict[str, Any]:
         "grey": host.source.images.shape[1] == 1,
         "net_size": host.settings.net_size,
         "interpolation": host.batches.preprocessing.interpolation,
-        "net_options": dict(getattr(host.net_builder, "keywords", {}).get("options") or {}),
+        "net_options": options_of(host.settings),
         "mean": mean.tolist(),
         "std": std.tolist(),
         "pixel_values": list(host.source.pixel_range or ()) or None,
@@ -171,8 +183,11 @@ def read(host: Host, path: Path, content: bytes | None = None) -> Checkpoint:
         raise InputError(f"{path}: not a whole checkpoint: {where}: {shown(first['msg'])}") from None
     there = checkpoint.images | checkpoint.settings
     here = {k: v for k, v in _about_images(host).items() if k not in ("mean", "std")} | settings_to_compare(host)
+    if host.backbone is not None:  # the same file may have got other weights
+        name = "SHA-256 of the backbone"
+        there[name], here[name] = (checkpoint.backbone or {}).get("digest"), host.backbone.digest
     differing = [f"{k} {shown(repr(there[k]))}, here {v!r}" for k, v in here.items() if k in there and there[k] != v]
-    if fault := "; ".join(differing) or one_line(misfit(checkpoint.model, host.model.state_dict())):
+    if fault := "; ".join(differing) or one_line(misfit(checkpoint.model, _trained(host, host.model))):
         raise InputError(f"{path}: a checkpoint of another run: {fault}")
     return checkpoint
 
@@ -197,12 +212,13 @@ def _restore(host: Host, checkpoint: Checkpoint) -> None:
     # tensors that a run on a CPU has made go where this run is; those of a GPU have been loaded there
     on = host.device if all(t.is_cpu for t in checkpoint.model.values()) else None
     state.restore(host, {"algorithm": checkpoint.algorithm, "hooks": checkpoint.hooks}, on)
-    host.model.load_state_dict(checkpoint.model)
-    host.ema_model.load_state_dict(checkpoint.ema_model)
+    for net, saved in ((host.model, checkpoint.model), (host.ema_model, checkpoint.ema_model)):
+        frozen = net.state_dict().keys() - _trained(host, net).keys()
+        net.load_state_dict({n: t for n, t in net.state_dict().items() if n in frozen} | saved)
     optimizer, scheduler, scaler = checkpoint.optimizer, checkpoint.scheduler, checkpoint.loss_scaler
     keep_how(optimizer, host.optimizer)
-    for saved, group in zip(optimizer["param_groups"], host.optimizer.param_groups, strict=True):
-        _check_kinds(saved, group)
+    for theirs, group in zip(optimizer["param_groups"], host.optimizer.param_groups, strict=True):
+        _check_kinds(theirs, group)
     host.optimizer.load_state_dict(optimizer)
     _check_kinds(scaler, host.loss_scaler.state_dict())
     host.loss_scaler.load_state_dict(scaler)

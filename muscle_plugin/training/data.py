@@ -20,7 +20,6 @@ from muscle_plugin.data.view_pool import PooledBatches
 from muscle_plugin.data.views import LABELLED, STRONG, WEAK
 from muscle_plugin.errors import RunError
 from muscle_plugin.nets.build import pretrained_statistics
-from muscle_plugin.nets.frozen import digest
 from muscle_plugin.registry.names import NETS, PLUGIN_NETS
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def make_batches(host: Host) -> Batches:
         return Batches(*shared)
     weak, strong = map(int, s.view_pool.split(","))
     by_strength = {WEAK: s.weak_augment, STRONG: f"{s.weak_augment} {s.hard_augment} {s.hard_ops}"}
-    backbone = {"net": s.net, "weights": digest(encoder.net), "precision": host.precision}
+    backbone = {"net": s.net, "weights": encoder.digest, "precision": host.precision}
     return PooledBatches(
         *shared, counts={WEAK: weak, STRONG: strong}, backbone=backbone,
         places=cache_dirs(s), name=s.dataset, augmentations=by_strength,

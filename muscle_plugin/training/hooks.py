@@ -110,8 +110,9 @@ def has_own_statistics(algorithm: Host) -> bool:
 class EMA:
     """Keeps ``ema_model`` at the exponential moving average of ``model``: USB's EMA without its two state-dict loads per step.
 
-    Parameters are averaged, ``average <- decay * average + (1 - decay) * parameter``; buffers (running statistics of
-    batch norm) are copied from the model, as USB does, or with ``own_buffers`` left to the averaged net's own forward passes.
+    Parameters are averaged, ``average <- decay * average + (1 - decay) * parameter``, except the ones that the nets
+    share; buffers (running statistics of batch norm) are copied from the model, as USB does, or with ``own_buffers`` left to
+    the averaged net's own forward passes.
 
     Attributes:
         backup: the model's own weights while it computes with the averages, else empty.
@@ -119,7 +120,8 @@ class EMA:
 
     def __init__(self, model: nn.Module, ema_model: nn.Module, decay: float, own_buffers: bool = False) -> None:
         self.decay = decay
-        self._parameters, self._averages = list(model.parameters()), list(ema_model.parameters())
+        pairs = [(p, a) for p, a in zip(model.parameters(), ema_model.parameters(), strict=True) if p is not a]
+        self._parameters, self._averages = [p for p, _ in pairs], [a for _, a in pairs]
         buffers = {} if own_buffers else dict(model.named_buffers())
         copies = dict(ema_model.named_buffers())
         self._buffers, self._copies = list(buffers.values()), [copies[n] for n in buffers]

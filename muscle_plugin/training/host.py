@@ -40,7 +40,8 @@ from muscle_plugin.errors import DataError, DeviceError, Interrupted, RunError
 from muscle_plugin.files import save_tensors
 from muscle_plugin.nets.build import NetBuilder, builder_instead_of, head_builder
 from muscle_plugin.nets.frozen import Encoder
-from muscle_plugin.run_files import BEST, LATEST, earlier_checkpoints
+from muscle_plugin.nets.tune import Backbone, backbone_of, share_frozen, tuned_builder
+from muscle_plugin.run_files import BEST, LATEST, checkpoint_of, earlier_checkpoints
 from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.settings.namespace import from_namespace, write_for_usb
 from muscle_plugin.settings.schema import RunSettings
@@ -102,7 +103,8 @@ class Host(USBAlgorithm):
         settings: as resolved; ``args`` is what USB reads.
         test_sequestered: (M,) bool: test images of sequestered subclasses; None if there are none.
         batch_sizes: J and I, labelled and unlabelled images per step.
-        encoder: the frozen backbone; None if all of the net is trained.
+        backbone: what checkpoints say of the frozen weights; None if all of the net is trained.
+        encoder: the backbone of a head that is trained alone.
         notes: what a user should know before training.
         evaluations: every top-1 accuracy so far, as a fraction.
         recorder: without one, values go to USB's logger and TensorBoard log.
@@ -122,6 +124,7 @@ class Host(USBAlgorithm):
     batch_sizes: tuple[int, int]
     batches: Batches
     precision: str
+    backbone: Backbone | None
     encoder: Encoder | None
     notes: list[str]
     evaluations: list[float]
@@ -156,7 +159,8 @@ class Host(USBAlgorithm):
         if source.subclasses is not None and len(split.sequestered):
             self.test_sequestered = torch.isin(source.subclasses[source.test], torch.tensor(split.sequestered))
         self.batch_sizes = settings.batch_size, settings.total_batch - settings.batch_size
-        self.encoder = frozen_encoder(settings, self.device, self.precision)
+        self.backbone = backbone_of(settings, checkpoint_of(Path(settings.init_from)) if settings.init_from else None)
+        self.encoder = frozen_encoder(self.backbone, settings, self.device, self.precision)
         write_for_usb(
             args, settings, rank, distributed.world_size(), gpu=self.device.index, amp=self.precision != "fp32",
             num_classes=len(source.classes), num_labels=len(split.labelled),
@@ -170,9 +174,12 @@ class Host(USBAlgorithm):
         net_builder = builder_instead_of(net_builder, settings)
         if self.encoder is not None:
             net_builder = head_builder(settings, self.encoder.num_features)
+        elif self.backbone is not None and net_builder is not None:
+            net_builder = tuned_builder(net_builder, self.backbone, settings.init_head)
         with usb_calls_on(self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GradScaler without CUDA, deprecated names: replaced below
             super().__init__(args, net_builder, tb_log, logger, **kwargs)
+        self.batches.prepare()
         self.notes = list(source.notes)
         if not rank:  # the others show none
             steps = None if settings.num_train_iter else self.num_train_iter
@@ -227,7 +234,10 @@ class Host(USBAlgorithm):
         return self._placed(super().set_model())
 
     def set_ema_model(self) -> nn.Module:
-        return self._placed(super().set_ema_model())
+        net = self._placed(super().set_ema_model())
+        if self.backbone is not None:
+            share_frozen(self.model, net)
+        return net
 
     def _placed(self, net: nn.Module) -> nn.Module:
         if self.settings.sync_bn and distributed.world_size() > 1:

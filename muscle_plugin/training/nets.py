@@ -20,25 +20,33 @@ from muscle_plugin.device import autocast_context
 from muscle_plugin.errors import ConfigError, InputError
 from muscle_plugin.nets.build import builder_of
 from muscle_plugin.nets.frozen import Encoder, FeatureHead
-from muscle_plugin.nets.weights import load_weights
+from muscle_plugin.nets.tune import Backbone, refusing_unused_adapters
+from muscle_plugin.nets.weights import load_weights, of_head
 from muscle_plugin.run_files import checkpoint_of
 from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.text import first_line, out_of_memory
 from muscle_plugin.usb.calls import usb_calls_on
 
 
-def frozen_encoder(settings: RunSettings, device: torch.device, precision: str) -> Encoder | None:
-    """The frozen backbone that settings ask for, with the weights that ``pretrain_path``, timm's hub or ``init_from`` have;
-    None if all of the net is trained."""
-    if settings.tune != "head":
+def frozen_encoder(
+    backbone: Backbone | None, settings: RunSettings, device: torch.device, precision: str
+) -> Encoder | None:
+    """The frozen ``backbone``, which gets its digest; None if more of the net than a head is trained."""
+    if backbone is None or backbone.tune != "head":
         return None
-    s = settings
     # the weights of a net that is not trained are the same for each seed
     with torch.random.fork_rng(devices=[]):
-        net = builder_of(s)(num_classes=2, pretrained=s.use_pretrain, pretrained_path=s.pretrain_path)
-    if s.init_from:
-        load_weights(net, checkpoint_of(Path(s.init_from)), False)
-    return Encoder(net, device, autocast_context(precision, device))
+        net = backbone.net(builder_of(settings), 2)
+    encoder = Encoder(net, device, autocast_context(precision, device))
+    backbone.digest = encoder.digest
+    return encoder
+
+
+def count_parameters(net: nn.Module, encoder: Encoder | None) -> tuple[int, int]:
+    """Count the frozen parameters, those of the encoder among them, and the trained ones."""
+    encoders = 0 if encoder is None else sum(p.numel() for n, p in encoder.net.named_parameters() if not of_head(n))
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    return encoders + sum(p.numel() for p in net.parameters()) - trained, trained
 
 
 def standardising_features(batches: Batches, source: Source) -> Tensor:
@@ -58,7 +66,7 @@ def prepare(
         features = standardising_features(batches, source)
         for head in (m for net in nets for m in net.modules() if isinstance(m, FeatureHead)):
             head.standardise_by(features)
-    elif settings.init_from:
+    elif settings.init_from and settings.tune == "full":
         count = load_weights(first, checkpoint_of(Path(settings.init_from)), settings.init_head)
         notes.append(f"{count} of the net's {len(first.state_dict())} tensors are from {settings.init_from}")
     blank = batches.blank(2, size)
@@ -67,7 +75,8 @@ def prepare(
     # channels last makes convolutions a sixth faster, on a CPU too; a net that flattens feature maps by ``view`` cannot
     for layout in layouts if blank.dim() == 4 else layouts[1:]:
         try:
-            with torch.no_grad(), usb_calls_on(device):
+            used = refusing_unused_adapters(first) if settings.tune == "lora" else contextlib.nullcontext()
+            with torch.no_grad(), usb_calls_on(device), used:
                 first.to(memory_format=layout)(blank.contiguous(memory_format=layout))
             batches.channels_last = layout is torch.channels_last
             break
