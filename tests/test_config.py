@@ -70,7 +70,7 @@ def test_every_config_resolves_to_what_its_name_says(name):
     stem = f"{settings.algorithm}_{settings.dataset}{labels}"
     folder, _, leaf = name.rpartition("/")
     assert resolved.name == name
-    assert leaf == stem or (leaf.startswith(f"{stem}_") and not folder)
+    assert leaf == stem or (leaf.startswith(f"{stem}_") and folder in ("", "vpet"))
     assert settings.save_name == (f"{name.replace('/', '-')}_0" if labels else f"{stem}_all_0")
 
 
@@ -463,6 +463,9 @@ IDLE_CASES = [
     ({"weight_decay": 0}, {"decay_all": True}),
     ({}, {"init_head": True}),
     ({}, {"load_path": "x"}),
+    ({}, {"head": "mlp", "view_pool": "none"}),
+    ({}, {"normalise": "data"}),
+    ({}, {"net_size": 16}),
     ({"data_on": "device"}, {"num_workers": 0}),
     ({}, {"cache_dir": "x"}),
     ({"device": "cpu"}, {"deterministic": False}),
@@ -506,6 +509,16 @@ def test_a_setting_without_effect_brings_a_notice(others, idle):
     found = load_settings(None, **others, **idle).notices
     assert [n.partition(" has no effect: ")[0] for n in found] == [f"--{k}" for k in sorted(idle, key=place_in_table)]
     assert load_settings(None, **others).notices == ()
+
+
+def test_features_kept_in_files_make_use_of_a_folder_for_them():
+    assert load_settings(None, tune="head", cache_dir="x").notices == ()
+    assert len(load_settings(None, tune="head", cache_dir="x", view_pool="none").notices) == 1
+
+
+def test_a_net_that_does_not_say_how_it_was_trained_is_refused_before_loading():
+    with pytest.raises(ConfigError, match="--normalise: .*timm and torchvision.* wrn_28_2 needs data"):
+        load_settings(None, net="wrn_28_2", normalise="net")
 
 
 def place_in_table(setting):

@@ -23,6 +23,8 @@ NETS = {
     "small_cnn": {"num_train_iter": 40, "num_eval_iter": 20},
     "cnn13": {"net_width": 0.1, "net_double_head": True},
     "timm:test_vit": {"img_size": 32},
+    # grey images, larger ones for the net, and its own normalisation, of colours
+    "timm:test_convnext": {"img_size": 16, "net_size": 40, "normalise": "net"},
     "wrn_28_2": {"img_size": 16},
 }
 
@@ -88,6 +90,21 @@ def test_exported_files_predict_what_the_checkpoint_predicts(net, trained, photo
     assert json.loads(metadata["classes"]) == predictor.classes
     assert not any("parametrizations" in i.name for i in session.get_inputs())
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]  # nothing half-written is left
+
+
+def test_predict_prepares_images_as_the_runs_own_evaluation_does(trained, build_short):
+    run, settings = trained("timm:test_convnext"), NETS["timm:test_convnext"]
+    host = build_short(net="timm:test_convnext", **settings)
+    checkpoint = torch.load(run / "latest_model.pth", weights_only=True)
+    host.model.load_state_dict(checkpoint["ema_model"])
+    images = host.source.images[:9]
+    assert images.shape[1:] == (1, 16, 16)
+    prepared = host.batches.to_net(images)
+    assert prepared.shape[1:] == (3, 40, 40)
+    assert checkpoint["images"]["interpolation"] == "bicubic"
+    with torch.no_grad():
+        expected = host.model.eval()(prepared)["logits"]
+    torch.testing.assert_close(Predictor(run / "latest_model.pth", "cpu").logits(images.repeat(1, 3, 1, 1)), expected)
 
 
 def test_timm_reads_the_folder_by_itself(trained, tmp_path):

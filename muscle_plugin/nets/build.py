@@ -17,7 +17,7 @@ from torch import nn
 
 from muscle_plugin.errors import InputError
 from muscle_plugin.nets.base import USBNet
-from muscle_plugin.nets.foreign import plugged_net, torchvision_net
+from muscle_plugin.nets.foreign import plugged_net, torchvision_net, torchvision_statistics
 from muscle_plugin.nets.frozen import FeatureHead
 from muscle_plugin.nets.own import CLASSES
 from muscle_plugin.registry.names import DATASETS, NETS, PLUGIN_NETS, TIMM
@@ -204,7 +204,7 @@ def head_builder(settings: RunSettings, num_features: int) -> NetBuilder:
 
 def pretrained_statistics(settings: RunSettings) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
     """Mean and standard deviation of the pixels, and interpolation, with which the net's weights were trained, if settings
-    ask for these.
+    ask for these. Of USB's pretrained nets None: USB gives them images with the data set's statistics.
 
     Raises:
         InputError: they do, and the net does not say them.
@@ -216,6 +216,8 @@ def pretrained_statistics(settings: RunSettings) -> tuple[tuple[float, ...], tup
         from muscle_plugin.nets.timm_backbone import pretrained_statistics
 
         found = pretrained_statistics(s.net.removeprefix(TIMM))
+    elif s.net_from_name:
+        found = torchvision_statistics(s.net, s.pretrain_path)
     if found is None and s.normalise == "net":
         raise InputError(f"normalise: {s.net} does not say how it was trained; give --normalise data")
     return found

@@ -17,29 +17,43 @@ from muscle_plugin.registry.names import PLUGIN_NETS
 from muscle_plugin.text import fault_in, first_line
 
 
+def torchvision_statistics(name: str, path: str = "") -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
+    """Mean and standard deviation of the pixels, and interpolation, with which the weights in the file of torchvision's name
+    ``path`` were trained; of a file of any other name the model's default weights."""
+    import torchvision
+
+    try:
+        published = torchvision.models.get_model_weights(name)
+    except ValueError:
+        return None
+    made = next((w for w in published if Path(w.url).name == Path(path).name), published.DEFAULT).transforms()
+    return tuple(made.mean), tuple(made.std), made.interpolation.value
+
+
 def torchvision_net(
     name: str, num_classes: int, pretrained: bool = False, pretrained_path: str | Path | None = None
 ) -> BackboneNet:
     """Build a classifier of torchvision whose last linear layer is replaced by a new head. It takes images of three channels;
-    its pretrained weights are a file of a state dict, with torchvision's classifier."""
+    its pretrained weights are a file of a state dict, with a classifier or without."""
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise InputError(f"net: torchvision has no {name!r}; known: {', '.join(known)}")
     net = torchvision.models.get_model(name, weights=None)
+    cut = cut_last_linear(net)
+    if cut is None:
+        raise InputError(f"net: torchvision's {name} does not end in a linear layer")
     if pretrained:
         if not pretrained_path:
             raise InputError(
                 f"net: pretrained weights of torchvision's {name} are read from a file: --pretrain_path FILE"
             )
-        state = read_weights(Path(pretrained_path))
+        read, head = read_weights(Path(pretrained_path)), f"{cut[0]}."
+        state = {n: t for n, t in read.items() if not n.startswith(head)}
         if fault := misfit(state, net.state_dict()):
             raise InputError(f"net: {pretrained_path}: not weights of torchvision's {name}: {fault}")
         net.load_state_dict(state, strict=False)
-    cut = cut_last_linear(net)
-    if cut is None:
-        raise InputError(f"net: torchvision's {name} does not end in a linear layer")
     whole = BackboneNet(in_channels=3)
     whole.backbone = net
     whole.set_heads(cut[1].in_features, num_classes)

@@ -128,7 +128,7 @@ class Encoder:
 def digest(net: nn.Module) -> str:
     """SHA-256 of a net's tensors but for its head's, with their names: the same for the same weights, whatever file they
     came from."""
-    return sha256({n: t for n, t in net.state_dict().items() if not of_head(n, top=True)})
+    return sha256({n: t for n, t in net.state_dict().items() if not of_head(n)})
 
 
 def sha256(tensors: Mapping[str, Tensor]) -> str:

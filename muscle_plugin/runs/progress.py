@@ -41,11 +41,15 @@ class Progress:
         world = distributed.world_size()
         processes = f"{world} processes on " if world > 1 else ""
         resumed = f", from step {algorithm.it}" if algorithm.it else ""
+        as_net = algorithm.batches.preprocessing
+        of_net = f"{parameters} parameters"
+        of_net += f", at {as_net.size} x {as_net.size} pixels" if as_net.size else ""
+        of_net += ", normalised as for its pretrained weights" if as_net.statistics else ""
         unused = " (not used)" if s.stage == "pretrain" else ""
         images = f"{len(algorithm.split.labelled)} labels{unused}, {len(algorithm.split.unlabelled)} unlabelled"
         self._console.print(
-            f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({parameters}"
-            f" parameters); {labelled} labelled + {unlabelled} unlabelled images per step; {processes}{algorithm.device},"
+            f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({of_net});"
+            f" {labelled} labelled + {unlabelled} unlabelled images per step; {processes}{algorithm.device},"
             f" {algorithm.precision}; seed {s.seed}; {algorithm.num_train_iter} steps{resumed}"
         )
         for note in algorithm.notes:

@@ -16,7 +16,7 @@ from muscle_plugin.registry.catalogue import (
     class_mass,
     stage_1_epochs,
 )
-from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, PLUGIN_NETS, DatasetInfo
+from muscle_plugin.registry.names import DATASETS, PLUGIN_DATASETS, PLUGIN_NETS, TIMM, DatasetInfo
 from muscle_plugin.settings.schema import MOST_CHARACTERS, MOST_WHOLE, OF_ONES_OWN, WITHOUT_LABELS, RunSettings
 from muscle_plugin.text import did_you_mean, shown
 
@@ -60,6 +60,10 @@ def cross_checks(settings: RunSettings) -> list[str]:
         faults.append(f"stage: pretrain is for {', '.join(WITHOUT_LABELS)}; {s.algorithm} needs labels")
     elif s.stage == "pretrain" and s.algorithm == MUSCLE and not getattr(s, "mi_weight", 1):
         faults.append("mi_weight: 0 leaves stage pretrain nothing to train on")
+    if s.normalise == "net" and not (s.net_from_name or s.net.startswith(TIMM)):
+        faults.append(
+            f"normalise: only nets of timm and torchvision say how they were trained; {shown(s.net)} needs data"
+        )
     start = getattr(s, "lp_start", None)
     if start is not None and ((start > 0) != (stage_1_epochs(start, s.epoch) > 0)):
         faults.append(

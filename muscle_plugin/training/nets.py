@@ -44,9 +44,7 @@ def frozen_encoder(
 
 def count_parameters(net: nn.Module, encoder: Encoder | None) -> tuple[int, int]:
     """Count the frozen parameters, those of the encoder among them, and the trained ones."""
-    encoders = (
-        0 if encoder is None else sum(p.numel() for n, p in encoder.net.named_parameters() if not of_head(n, True))
-    )
+    encoders = 0 if encoder is None else sum(p.numel() for n, p in encoder.net.named_parameters() if not of_head(n))
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     return encoders + sum(p.numel() for p in net.parameters()) - trained, trained
 
