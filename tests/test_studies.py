@@ -148,10 +148,14 @@ def test_every_configuration_can_be_built(name, monkeypatch, tmp_path):
     info = DATASETS[settings.dataset]
     monkeypatch.setitem(READERS, settings.dataset, _small_source(settings.dataset))
     labels = info.label_groups(settings.sequestered)
-    less = {"num_labels": labels, "init_from": None, "use_pretrain": False, "num_threads": 1, "save_dir": str(tmp_path)}
+    of_head = settings.tune == "head"
+    less = {"num_labels": labels, "init_from": None, "num_threads": 1, "save_dir": str(tmp_path)}
+    less |= {"use_pretrain": of_head, "cache_dir": str(tmp_path)}
     algorithm = build(load_settings(name, **less))
     batch = algorithm.batches.batch(0)
-    assert batch["x_lb"].shape == (settings.batch_size, info.channels, settings.img_size, settings.img_size)
+    image = (algorithm.encoder.num_features,) if of_head else (info.channels, settings.img_size, settings.img_size)
+    assert all(x.shape == (settings.batch_size, *image) for n, x in batch.items() if n == "x_lb")
+    assert len(batch["y_lb"]) == settings.batch_size
     assert len(algorithm.split.labelled) == labels
     assert algorithm.num_classes == info.num_classes
     del algorithm, batch

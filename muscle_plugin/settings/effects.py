@@ -38,7 +38,6 @@ IDLE: tuple[tuple[str, Callable[[Any, str], object], str], ...] = (
     ("lora_rank lora_alpha lora_targets", lambda s, _: s.tune != "lora", "only tune lora uses it"),
     ("load_path", lambda s, _: s.resume == "no", "resume is no"),
     ("pretrain_path", lambda s, _: not s.use_pretrain, "use_pretrain is false"),
-    ("init_head", lambda s, _: s.tune == "head" and s.init_from, "tune head trains a new one"),
     ("normalise", lambda s, _: s.normalise == "data" and not s.use_pretrain, "the net is not pretrained"),
     ("net_size", lambda s, _: s.net_size == (s.img_size or DATASETS[s.dataset].img_size), "images have that size"),
     ("num_workers", lambda s, _: s.data_on == "device", "with data_on device all images are there"),

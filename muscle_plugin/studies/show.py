@@ -55,7 +55,7 @@ def views_of_first_batch(algorithm: Host, columns: int = 12) -> dict[str, Tensor
         with algorithm.computing():
             algorithm.prepare_steps()
     batches = algorithm.batches
-    batch = batches.images_of(0)
+    batch = batches.batch(0)
     rows: dict[str, Tensor] = {}
     drawn: Counter[str] = Counter()
     for name, view in sorted(batches.views.items(), key=lambda item: (item[1].images, item[1].strength == STRONG)):
