@@ -512,8 +512,8 @@ def test_a_setting_without_effect_brings_a_notice(others, idle):
 
 
 def test_features_kept_in_files_make_use_of_a_folder_for_them():
-    assert load_settings(None, tune="head", cache_dir="x").notices == ()
-    assert len(load_settings(None, tune="head", cache_dir="x", view_pool="none").notices) == 1
+    assert load_settings(None, tune="head", init_from="r", cache_dir="x").notices == ()
+    assert len(load_settings(None, tune="head", init_from="r", cache_dir="x", view_pool="none").notices) == 1
 
 
 def test_a_net_that_does_not_say_how_it_was_trained_is_refused_before_loading():

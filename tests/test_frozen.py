@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHORT
+from processes import in_processes, needs_fork
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
@@ -18,6 +19,8 @@ from muscle_plugin.files import load_tensors
 from muscle_plugin.nets.frozen import Encoder, FeatureHead
 from muscle_plugin.propagation import propagate
 from muscle_plugin.registry.catalogue import FITTED, all_algorithms
+from muscle_plugin.runs.build import build
+from muscle_plugin.settings.resolve import load_settings
 
 REFUSED = ("crmatch", "vat", "remixmatch", "sequencematch")
 
@@ -112,6 +115,18 @@ def test_a_steps_views_are_a_function_of_seed_and_step_and_of_no_other_view(buil
     pool = with_muscle.batches.pool("strong").float()
     of_pool = pool[:, with_muscle.split.unlabelled[with_muscle.batches.order[UNLABELLED].batch(5)]]
     assert torch.equal(strong.sum(0), of_pool.sum(0))
+
+
+def _own_part(rank, world, settings, expected):
+    batch = build(load_settings(None, **settings)).batches.batch(2)
+    for name, of_all in expected.items():
+        assert torch.equal(batch[name], of_all.chunk(world)[rank])
+
+
+@needs_fork
+def test_several_processes_draw_the_views_that_one_would(build_short, frozen, tmp_path):
+    settings = {**SHORT, **frozen, "algorithm": "fixmatch", "save_dir": str(tmp_path)}
+    in_processes(2, _own_part, settings, build_short(algorithm="fixmatch", **frozen).batches.batch(2))
 
 
 def test_without_a_pool_each_step_forwards_its_views(build_short, frozen):

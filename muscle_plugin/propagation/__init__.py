@@ -9,26 +9,17 @@ from muscle_plugin.propagation.diffusion import (
     pseudo_labels,
 )
 from muscle_plugin.propagation.estimator import DiffusionLabelPropagation
-from muscle_plugin.propagation.graph import (
-    AffinityGraph,
-    Neighbourhood,
-    affinity_graph,
-    nearest_neighbours,
-    neighbourhood,
-    normalise_rows,
-)
+from muscle_plugin.propagation.graph import AffinityGraph, affinity_graph, nearest_neighbours, normalise_rows
 
 __all__ = [
     "AffinityGraph",
     "DiffusionLabelPropagation",
-    "Neighbourhood",
     "Propagation",
     "PropagationStats",
     "affinity_graph",
     "class_weights",
     "conjugate_gradients",
     "nearest_neighbours",
-    "neighbourhood",
     "normalise_rows",
     "propagate",
     "pseudo_labels",
