@@ -1,6 +1,7 @@
 """Heads on the features of a frozen backbone: the pool of views, what trains on it, and baselines that are fitted to it."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -9,13 +10,17 @@ from conftest import SHORT
 from processes import in_processes, needs_fork
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
+from torchvision.models import alexnet
 
+from muscle_plugin.algorithms.compose import algorithm_class
 from muscle_plugin.algorithms.muscle import EXTRA_HARD
 from muscle_plugin.cli import main
 from muscle_plugin.data.view_pool import CHUNK, PooledBatches
 from muscle_plugin.data.views import UNLABELLED
-from muscle_plugin.errors import ConfigError
+from muscle_plugin.errors import ConfigError, InputError
 from muscle_plugin.files import load_tensors
+from muscle_plugin.inference.predict import Predictor
+from muscle_plugin.nets import build_net
 from muscle_plugin.nets.frozen import Encoder, FeatureHead
 from muscle_plugin.propagation import propagate
 from muscle_plugin.registry.catalogue import FITTED, all_algorithms
@@ -89,6 +94,9 @@ def test_a_damaged_pool_is_made_anew(build_short, frozen, tmp_path):
     content[-7] ^= 1
     file.write_bytes(content)
     assert torch.equal(build_short(algorithm="fixmatch", **frozen).batches.pool("weak"), whole)
+    repaired = file.stat().st_mtime_ns
+    assert torch.equal(build_short(algorithm="fixmatch", **frozen).batches.pool("weak"), whole)
+    assert file.stat().st_mtime_ns == repaired
 
 
 def test_other_weights_images_or_augmentation_have_a_pool_of_their_own(build_short, short_run, frozen, tmp_path):
@@ -109,7 +117,11 @@ def test_a_steps_views_are_a_function_of_seed_and_step_and_of_no_other_view(buil
     for name, x in one.items():
         assert torch.equal(x, again[name])
         assert torch.equal(x, more[name])
-    assert not torch.equal(one["x_ulb_w"], base.batches.batch(6)["x_ulb_w"])
+    # which of the pool's views of an image is taken differs from step to step
+    order = with_muscle.batches.order[UNLABELLED]
+    order.batch = lambda step: torch.arange(12)
+    assert len({tuple(with_muscle.batches.batch(step)["x_ulb_s"][0].tolist()) for step in range(12)}) == 3
+    del order.batch
     # three strong views of an image are the three that the pool has
     strong = torch.cat([more["x_ulb_s"][None], more[EXTRA_HARD[UNLABELLED]].unflatten(0, (2, -1))])
     pool = with_muscle.batches.pool("strong").float()
@@ -154,8 +166,62 @@ def test_what_needs_the_pixels_is_refused_in_one_line(short_run, frozen, name):
         short_run(algorithm=name, **frozen)
 
 
+def test_a_backbone_that_cannot_take_the_images_is_one_line(build_short, tmp_path):
+    settings = {"net": "alexnet", "net_from_name": True, "tune": "head", "view_pool": "none", "pretrain_path": "x"}
+    weights = tmp_path / "alexnet.pth"
+    torch.save(alexnet().state_dict(), weights)
+    with pytest.raises(InputError, match="^net: alexnet cannot take images of 16 x 16: "):
+        build_short(algorithm="fixmatch", **settings | {"pretrain_path": str(weights)})
+
+
+def test_a_builder_of_the_callers_own_makes_the_backbone(frozen, tmp_path):
+    resolved = load_settings(None, **{**SHORT, **frozen, "algorithm": "fixmatch", "save_dir": str(tmp_path)})
+    built = []
+
+    def builder(num_classes, **_):
+        built.append(num_classes)
+        return build_net("small_cnn", num_classes, 1)
+
+    algorithm_class("fixmatch")(Namespace(resolved=resolved, source=None), builder)
+    assert built == [2]
+
+
+def test_weights_that_have_moved_resume_a_run_and_other_weights_do_not(short_run, frozen, tmp_path):
+    short_run(algorithm="fixmatch", save_name="r", **frozen)
+    moved = (tmp_path / "before").rename(tmp_path / "moved")
+    assert short_run(algorithm="fixmatch", save_name="r", resume="yes", **frozen | {"init_from": str(moved)})[
+        "complete"
+    ]
+    short_run(algorithm="supervised", save_name="other", seed=1)
+    with pytest.raises(InputError, match="another run: SHA-256 of the backbone"):
+        short_run(algorithm="fixmatch", save_name="r", resume="yes", **frozen | {"init_from": str(tmp_path / "other")})
+
+
+def test_predict_agrees_with_the_evaluation_on_the_pool(short_run, frozen, tmp_path):
+    short_run(algorithm="muscle_fixmatch", save_name="r", **frozen)
+    algorithm = build(load_settings(None, **{**SHORT, **frozen, "save_dir": str(tmp_path), "algorithm": "fixmatch"}))
+    head = load_tensors(tmp_path / "r" / "latest_model.pth")["ema_model"]
+    algorithm.model.load_state_dict(head)
+    test, images = algorithm.source.test, algorithm.source.images
+    with torch.no_grad():
+        expected = algorithm.model.eval()(algorithm.batches.fixed[0][test].float())["logits"]
+    given = Predictor(tmp_path / "r" / "latest_model.pth", "cpu").logits(images[test].repeat(1, 3, 1, 1))
+    torch.testing.assert_close(given, expected, rtol=0.01, atol=0.01)
+
+
 def test_rotations_train_where_each_step_forwards_the_backbone(short_run, frozen):
     assert short_run(algorithm="remixmatch", **frozen | {"view_pool": "none"})["complete"]
+
+
+def test_label_propagation_without_a_pool_is_the_same(build_short, frozen):
+    made = [
+        build_short(algorithm="labelprop", lp_start=0, lp_k=5, **frozen | {"view_pool": pool})
+        for pool in ("2,3", "none")
+    ]
+    for algorithm in made:
+        algorithm.refresh_pseudo_labels()
+    same = made[0].pseudo_labels == made[1].pseudo_labels  # features are rounded to half precision
+    assert float(same.float().mean()) > 0.99
 
 
 def test_label_propagation_takes_its_graph_from_the_pool(build_short, frozen, tmp_path):
@@ -210,9 +276,11 @@ def test_class_mean_gives_the_class_whose_mean_is_nearest(build_short, frozen):
     assert np.array_equal(logits.argmax(1), nearest)
 
 
+@pytest.mark.parametrize("pool", ["2,3", "none"])
 @pytest.mark.parametrize("name", sorted(FITTED))
-def test_a_baseline_is_a_run_of_one_step(short_run, frozen, tmp_path, name):
-    result = short_run(algorithm=name, save_name="r", **{k: v for k, v in frozen.items() if k != "net_dropout"})
+def test_a_baseline_is_a_run_of_one_step(short_run, frozen, tmp_path, name, pool):
+    settings = {k: v for k, v in frozen.items() if k != "net_dropout"} | {"view_pool": pool}
+    result = short_run(algorithm=name, save_name="r", **settings)
     assert (result["steps"], result["complete"]) == (1, True)
     lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["eval/top-1-acc"] == result["last_top1"]

@@ -15,7 +15,7 @@ from muscle_plugin.inference.export import load_exported
 from muscle_plugin.inference.predict import Predictor
 from muscle_plugin.nets import build_net
 from muscle_plugin.nets.frozen import FeatureHead
-from muscle_plugin.nets.tune import Backbone, is_norm, refusing_unused_adapters
+from muscle_plugin.nets.tune import Backbone, is_norm, merge_adapters, refusing_unused_adapters
 from muscle_plugin.settings.resolve import load_settings
 from muscle_plugin.training.evaluation import predict
 
@@ -222,3 +222,23 @@ def test_norms_of_timm_are_found(name):
     weights = {p for m in net.backbone.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) for p in m.parameters()}
     trained = {n for n, p in net.backbone.named_parameters() if p.requires_grad}
     assert trained == {n for n, p in net.backbone.named_parameters() if p not in weights and not n.endswith("gamma")}
+
+
+def test_adapters_take_part_in_evaluation_without_gradient():
+    """PyTorch has a fast path for its transformer layers there, which reads the weights past the adapters."""
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = torch.nn.ModuleDict({"layer": layer, "classifier": torch.nn.Linear(8, 3)})
+    Backbone(tune="lora", targets="linear1,linear2").freeze(net)
+    for name, p in net.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    x = torch.randn(2, 4, 8)
+    net.eval()
+    with torch.no_grad():
+        adapted = layer(x)
+        merge_adapters(net)
+        torch.testing.assert_close(layer(x), adapted)
+        layer.linear1.weight.zero_()
+        assert not torch.allclose(layer(x), adapted)

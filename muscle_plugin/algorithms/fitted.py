@@ -1,4 +1,4 @@
-"""Baselines on frozen features: a linear head that is fitted to the labelled images at once, with nothing else learnt.
+"""Baselines on frozen features: a linear head fitted to the labelled images, in closed form or to convergence.
 
 The features are those of images without augmentation, divided by their Euclidean length.
 """
@@ -14,6 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from torch import Tensor
 from torch.nn import functional as F
 
+from muscle_plugin.errors import InputError
 from muscle_plugin.nets.frozen import FeatureHead
 from muscle_plugin.training.protocols import StepOutput
 from muscle_plugin.usb.names import AlgorithmBase
@@ -27,8 +28,8 @@ _NEVER = -1e4
 
 
 class FittedHead(AlgorithmBase):
-    """The only step fits the head to the features of all labelled images; it returns USB's pair of dictionaries, and a loss
-    of 0."""
+    """Fits the head to the features of all labelled images in a single step, which returns USB's pair of dictionaries with a
+    loss of 0."""
 
     def train_step(self, y_lb: Tensor) -> StepOutput:  # type: ignore[override]
         images, to_net = self.batches.fixed
@@ -54,6 +55,8 @@ class LinearProbe(FittedHead):
 
     def fit(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         counts = torch.bincount(labels, minlength=self.num_classes)
+        if int((counts > 0).sum()) < 2:
+            raise InputError("linear_probe: needs labelled images of two classes or more")
         fewest = int(counts[counts > 0].min())
         model = LogisticRegression(C=USUAL_STRENGTH, max_iter=1000)
         search = GridSearchCV(model, {"C": STRENGTHS}, cv=min(FOLDS, fewest)) if fewest >= ENOUGH else None

@@ -40,7 +40,7 @@ class _BeforeEpoch(Hook):
     def before_train_epoch(self, algorithm: PseudoLabels) -> None:
         if algorithm.stage == 2:
             # of features that never change the pseudo-labels do not, either
-            if algorithm.pseudo_labels is None or not isinstance(algorithm.batches, PooledBatches):
+            if algorithm.pseudo_labels is None or algorithm.encoder is None:
                 algorithm.refresh_pseudo_labels()
             if algorithm.it == algorithm.stage_1_steps:
                 algorithm.prepare_steps()  # the step of stage 2 forwards other views
@@ -92,8 +92,9 @@ class PseudoLabels(Host):
         return 1 if self.it < self.stage_1_steps else 2
 
     def refresh_pseudo_labels(self) -> None:
-        """Pseudo-labels and weights from the student's present features (eval mode, weakly augmented images). Of several
-        processes each takes the features of its part of the images, and the first propagates."""
+        """Pseudo-labels and weights from the student's present features (eval mode, weakly augmented images), or from those of
+        a frozen backbone (images as they are). Of several processes each takes the features of its part of the images, and
+        the first propagates."""
         args, source, split, device = self.args, self.source, self.split, self.device
         points = torch.cat([split.labelled, split.unlabelled[~torch.isin(split.unlabelled, split.labelled)]])
         pooled = self.batches if isinstance(self.batches, PooledBatches) else None

@@ -96,7 +96,7 @@ def _rotate_crop_flip(images: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
 def resize(images: Tensor, height: int, width: int) -> Tensor:
     """Enlarge uint8 images bilinearly to (N, C, height, width): within 1 grey level of torchvision's ``resize``."""
     rows, columns = (
-        resize_matrix(*sides).to(images.device) for sides in zip((height, width), images.shape[2:], strict=True)
+        resize_matrix(*sides, images.device) for sides in zip((height, width), images.shape[2:], strict=True)
     )
     return to_uint8((rows @ (images.float() @ columns.t())).add_(0.5))
 

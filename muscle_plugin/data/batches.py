@@ -111,17 +111,17 @@ class Batches:
             self._drawn.forget()
 
     def prepare(self, strengths: Iterable[str] | None = None) -> None:
-        """Make what takes long before training begins, for views of these strengths (None: those that the step asks for)."""
+        """Build caches before training starts, for views of these strengths (None: those that the step asks for)."""
 
     @property
     def fixed(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """All images of the source without augmentation, and what makes of some of them what the net takes."""
+        """All images of the source without augmentation, and the transform that turns some of them into net inputs."""
         return self.images.pool, self.to_net
 
     def blank(self, n: int, size: int) -> Tensor:
         """What the net takes for ``n`` images of ``size`` x ``size``, all zero."""
-        images = torch.zeros(n, self.channels, size, size, device=self.device)
-        return images if self._encoder is None else torch.zeros_like(self._encoder(images))
+        shape = (self.channels, size, size) if self._encoder is None else (self._encoder.num_features,)
+        return torch.zeros(n, *shape, device=self.device)
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return everything that the step's ``train_step`` asks for, on the device, images as the net takes them."""
@@ -129,6 +129,8 @@ class Batches:
         if self._encoder is None:
             return out
         images = {name: x for name, x in out.items() if x.dim() == 4}
+        if not images:
+            return out
         features = self._encoder(torch.cat([*images.values()]))
         return {**out, **dict(zip(images, features.split([len(x) for x in images.values()]), strict=True))}
 
@@ -164,8 +166,9 @@ class Batches:
         batch: int,
         precision: Callable[[], AbstractContextManager[Any]],
     ) -> Tensor:
-        """Return the features, (n, F) float32 on the device, that a net in eval mode computes of weak views of this process's
-        part of the images, in order.
+        """Return (n, F) float32 features, on the device, of this process's part of the images, in order: those that a net in
+        eval mode computes of weak views or, where the net takes the features of a frozen backbone, these features without
+        augmentation.
 
         Args:
             net: takes ``only_feat``, as USB's nets do.
@@ -174,10 +177,12 @@ class Batches:
             batch: images that the net is given at a time, at most; views do not depend on it.
             precision: makes the context of a forward pass.
         """
+        if self._encoder is not None:
+            return self._fixed_features(members)
         was_training, parts = net.training, []
         generator = self._generator_for("features", step)
         pool, weak = self.images.pool, self._augment[WEAK]
-        own = range(len(members) * self._rank // self._world, len(members) * (self._rank + 1) // self._world)
+        own = self._own(len(members))
         net.eval()
         with torch.no_grad():
             for first in range(0, len(members), FEATURES_AT_A_TIME):
@@ -189,10 +194,21 @@ class Batches:
                 random = BatchRandom([BatchSlice(generator, 1, len(chunk), start, stop)])
                 views = weak.apply(images, weak.draw(random, self._shape))
                 for part in views.split(batch) if len(views) else ():
+                    normalised = self.normalise(part)
                     with precision():
-                        parts.append(net(self.to_net(part), only_feat=True).float())
+                        parts.append(net(normalised, only_feat=True).float())
         net.train(was_training)
         return torch.cat(parts)
+
+    def _own(self, n: int) -> range:
+        """This process's part of n images."""
+        return range(n * self._rank // self._world, n * (self._rank + 1) // self._world)
+
+    def _fixed_features(self, members: Tensor) -> Tensor:
+        images, to_net = self.fixed
+        own = self._own(len(members))
+        parts = members[own.start : own.stop].to(images.device).split(FEATURES_AT_A_TIME)
+        return torch.cat([to_net(images[part].to(self.device)) for part in parts])
 
     def _generator_for(self, name: str, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(derive(self.seed, "view", name, step))

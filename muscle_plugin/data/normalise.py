@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,11 +42,14 @@ class Preprocessing:
 AS_THEY_ARE = Preprocessing()
 
 
-def resize_matrix(new: int, old: int, interpolation: str = "bilinear", antialias: bool = False) -> Tensor:
+@cache
+def resize_matrix(
+    new: int, old: int, device: torch.device, interpolation: str = "bilinear", antialias: bool = False
+) -> Tensor:
     """(new, old) weights that resize a side: ``R @ x @ R.T`` resizes images ``x``; bilinear or bicubic, antialiased as
     Pillow's."""
     one = torch.eye(old).view(1, 1, old, old)
-    return F.interpolate(one, (new, old), mode=interpolation, antialias=antialias).view(new, old)
+    return F.interpolate(one, (new, old), mode=interpolation, antialias=antialias).view(new, old).to(device)
 
 
 class Normaliser:
@@ -65,7 +69,6 @@ class Normaliser:
         self._mean, self._std = mean.view(1, -1, 1, 1).to(device), std.view(1, -1, 1, 1).to(device)
         self.scale, self.shift = 1 / (255 * self._std), -self._mean / self._std
         self._channels, self._size, self._interpolation = channels, size, interpolation
-        self._matrices: dict[int, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype != torch.uint8:
@@ -77,15 +80,10 @@ class Normaliser:
     def resize(self, x: Tensor) -> Tensor:
         """Normalised images at the size, and with the channels, that the net takes."""
         if self._size is not None and x.shape[2:] != (self._size, self._size):
-            rows, columns = (self._matrix(side, x.device) for side in x.shape[2:])
+            how = (x.device, self._interpolation, True)
+            rows, columns = (resize_matrix(self._size, side, *how) for side in x.shape[2:])
             x = rows @ x @ columns.t()
         return x.repeat(1, self._channels, 1, 1) if x.shape[1] < self._channels else x
-
-    def _matrix(self, side: int, device: torch.device) -> Tensor:
-        if side not in self._matrices:
-            assert self._size is not None
-            self._matrices[side] = resize_matrix(self._size, side, self._interpolation, True).to(device)
-        return self._matrices[side]
 
     def undo(self, x: Tensor) -> Tensor:
         """Return normalised images as pictures of c channels, in [0, 1]."""

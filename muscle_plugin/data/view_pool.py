@@ -12,11 +12,11 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.images import cores
-from muscle_plugin.data.loader import fits
+from muscle_plugin.data.loader import Parcel, fits
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
-from muscle_plugin.data.views import LABELLED, UNLABELLED
+from muscle_plugin.data.views import LABELLED, UNLABELLED, View
 from muscle_plugin.errors import DataError, UserError
 from muscle_plugin.files import load_tensors, save_tensors, write_json
 from muscle_plugin.propagation.graph import NearestNeighbours, Neighbourhood, neighbourhood
@@ -48,11 +48,11 @@ _PLAIN = "plain"
 
 
 class PooledBatches(Batches):
-    """Batches of features: of each image as many views as ``counts`` says, by strength, are drawn once and for all.
+    """Batches of features from a pool that holds, for each image and strength, as many views as ``counts`` says.
 
-    A step takes for each of its images a random order of the pool's views of a strength, and gives its own views of that
-    strength, in order, the first ones; where it has more of them than the pool, they come again. Images without augmentation
-    are in the pool too.
+    For each image of a step the pool's views of a strength are put into a random order, and the step's views of that strength
+    take them one by one; they are reused cyclically if a step needs more than the pool holds. Images without augmentation are
+    in the pool too.
 
     Args:
         counts: views by strength, of each training image.
@@ -60,7 +60,7 @@ class PooledBatches(Batches):
         name: how the names of the files begin.
         augmentations: what identifies the augmentation of a strength.
         places: folders for the files; all are searched, the first that can be written is used.
-        others: as of :class:`Batches`.
+        others: see :class:`Batches`.
     """
 
     def __init__(
@@ -98,32 +98,38 @@ class PooledBatches(Batches):
         return self.pool(_PLAIN)[0], Tensor.float
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        index = {kind: stream.batch(step) for kind, stream in self.order.items()}
-        found = {"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED]}
-        out = {name: i.to(self.device) for name, i in found.items() if name in self.parameters}
+        wheres, parcel = self._drawn(step)
+        sent = parcel.unpack()
+        out = {name: there for name, there in sent.items() if name in self.parameters}
         if "y_lb" in self.parameters:
-            out["y_lb"] = self._labels[index[LABELLED].to(self.device)]
-        for strength, views in self._by_strength().items():
-            pool = self.pool(strength)
-            flat, n = pool.flatten(0, 1), pool.shape[1]
-            for kind, rows in index.items():
-                wanted = {name: v.count for name, v in views.items() if v.images == kind}
-                if not wanted:
-                    continue
-                # does not depend on how many views there are: MUSCLE's come after those of the base
-                random = self._random(step, {f"pool {kind} {strength}": (1, len(rows))})
-                order = random.uniform(0, 1, len(pool)).argsort(0)
-                slots = order[torch.arange(sum(wanted.values())) % len(pool)]
-                where = (slots * n + self._members[kind][rows]).to(flat.device)
-                parts = flat[where].to(self.device).float().split([*wanted.values()])
-                out |= {name: part.flatten(0, 1) for name, part in zip(wanted, parts, strict=True)}
+            out["y_lb"] = self._labels[sent["idx_lb"]]
+        for (kind, strength), views in self._by_kind().items():
+            pool = self.pool(strength).flatten(0, 1)
+            where = sent[f"{kind} {strength}"] if pool.device == self.device else wheres[f"{kind} {strength}"]
+            drawn = pool[where].to(self.device, non_blocking=True).float()
+            parts = drawn.split([v.count for v in views.values()])
+            out |= {name: part.flatten(0, 1) for name, part in zip(views, parts, strict=True)}
         return out
 
-    def features(self, net: nn.Module, members: Tensor, step: int, batch: int, precision: Callable[[], Any]) -> Tensor:
-        """As of :class:`Batches`: the backbone's features of images without augmentation, whatever the head."""
-        own = members[len(members) * self._rank // self._world : len(members) * (self._rank + 1) // self._world]
-        plain = self.pool(_PLAIN)[0]
-        return plain[own.to(plain.device)].to(self.device).float()
+    def _by_kind(self) -> dict[tuple[str, str], dict[str, View]]:
+        """Kind of images and strength -> the views of both."""
+        found: dict[tuple[str, str], dict[str, View]] = {}
+        for name, view in self.views.items():
+            found.setdefault((view.images, view.strength), {})[name] = view
+        return found
+
+    def _draw(self, step: int) -> tuple[dict[str, Any], Parcel]:
+        """Where in the pools the views of a step are, (V, n) by kind and strength, on the CPU and for the device."""
+        index = {kind: stream.batch(step) for kind, stream in self.order.items()}
+        wheres = {}
+        for (kind, strength), views in self._by_kind().items():
+            slots, rows = self._counts[strength], self._members[kind][index[kind]]
+            # does not depend on how many views there are: MUSCLE's come after those of the base
+            random = self._random(step, {f"pool {kind} {strength}": (1, len(rows))})
+            order = random.uniform(0, 1, slots).argsort(0)
+            chosen = order[torch.arange(sum(v.count for v in views.values())) % slots]
+            wheres[f"{kind} {strength}"] = chosen * len(self._train) + rows
+        return wheres, Parcel({"idx_lb": index[LABELLED], "idx_ulb": index[UNLABELLED], **wheres}, self.device)
 
     def neighbours(self, k: int | None) -> Neighbourhood:
         """The ``k`` nearest neighbours (None: 2 ln n) of each training image, by its features without augmentation."""
@@ -185,8 +191,12 @@ class PooledBatches(Batches):
         array = np.lib.format.open_memmap(part, "r+" if done else "w+", np.float16, None if done else shape)
         # claim the room: a full disk is an error here, and not a signal later
         if not done and hasattr(os, "posix_fallocate"):
-            with part.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
+            try:
+                with part.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
+            except OSError:
+                part.unlink()
+                raise
         augment = self._augment.get(strength)
 
         def make(view: int, first: int) -> int:
@@ -194,11 +204,11 @@ class PooledBatches(Batches):
             if augment is not None:
                 seed = derive(0, "view pool", strength, view, first)
                 images = augment(images, torch.Generator().manual_seed(seed))
-            features = self.to_net(images).half()
+            precise = self.to_net(images)
+            features = precise.half()
             if not features.isfinite().all():
-                raise DataError(
-                    "view_pool: features exceed the range of half precision (65,504); give --view_pool none"
-                )
+                why = "are not finite" if precise.isnan().any() else "exceed half precision's 65,504"
+                raise DataError(f"view_pool: features {why}; give --view_pool none")
             array[view, first : first + CHUNK] = features.cpu().numpy()
             return zlib.crc32(array[view, first : first + CHUNK].data)
 
@@ -209,10 +219,13 @@ class PooledBatches(Batches):
         left = [start for start in starts if start not in done]
         recorded = time.monotonic()
         try:
-            with _said(
-                f"features of {shape[0]} {strength} view(s) of {shape[1]:,} images", len(starts), len(done)
-            ) as say:
-                for start, checksum in _in_parallel(make, left, self.device):
+            with (
+                _said(
+                    f"features of {shape[0]} {strength} view(s) of {shape[1]:,} images", len(starts), len(done)
+                ) as say,
+                contextlib.closing(_in_parallel(make, left, self.device)) as made,
+            ):
+                for start, checksum in made:
                     done[start] = checksum
                     say(len(done))
                     if time.monotonic() - recorded > _RECORDED_EVERY:
@@ -227,7 +240,7 @@ class PooledBatches(Batches):
 
 def _read_neighbours(paths: Iterable[Path]) -> Neighbourhood | None:
     for path in filter(Path.exists, paths):
-        with contextlib.suppress(UserError):  # damaged
+        with contextlib.suppress(UserError, KeyError):  # damaged, or another file
             found = load_tensors(path)
             near = NearestNeighbours(found["similarity"], found["index"], found["method"])
             return Neighbourhood(found["order"], near)
@@ -275,27 +288,30 @@ def _whole(path: Path, key: dict[str, Any], shape: tuple[int, ...]) -> Tensor | 
 def _alone(path: Path) -> Iterator[None]:
     """Wait until no other process makes this file, and keep others waiting; the lock ends with the process."""
     with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process, which makes {path}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _in_parallel(
     make: Callable[[int, int], int], starts: Sequence[tuple[int, int]], device: torch.device
-) -> Iterator[tuple[tuple[int, int], int]]:
+) -> Generator[tuple[tuple[int, int], int]]:
     """Each chunk with what ``make`` returns for it, as they are done; on a CPU by one thread per core."""
     if device.type != "cpu":
         yield from ((start, make(*start)) for start in starts)
         return
-    threads, waiting = torch.get_num_threads(), iter(starts)
-    try:
-        with ThreadPoolExecutor(cores(), initializer=lambda: torch.set_num_threads(1)) as pool:
-            running = {pool.submit(make, *start): start for start in islice(waiting, 2 * cores())}
-            while running:
-                future = next(as_completed(running))
-                yield running.pop(future), future.result()
-                running |= {pool.submit(make, *start): start for start in islice(waiting, 1)}
-    finally:
-        torch.set_num_threads(threads)  # for threads to come, which take the number set last
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(cores(), initializer=lambda: torch.set_num_threads(1)) as pool:
+        running = {pool.submit(make, *start): start for start in starts}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # for threads to come, which take the number set last
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from muscle_plugin.nets.build import NetBuilder, net_builder
 from muscle_plugin.nets.frozen import FeatureHead, FrozenNet, digest
 from muscle_plugin.nets.tune import Backbone, HeadOptions, frozen_digest, merge_adapters
 from muscle_plugin.nets.weights import misfit
-from muscle_plugin.run_files import BEST, refuse_newer, saved_checkpoints
+from muscle_plugin.run_files import BEST, checkpoint_of, refuse_newer, saved_checkpoints
 from muscle_plugin.text import first_line, shown
 from muscle_plugin.usb.calls import usb_calls_on
 
@@ -113,7 +113,8 @@ def rebuild(
                 net = FrozenNet(net, head)
                 part = net if backbone is None else head
     except (InputError, MemoryError, RuntimeError) as e:  # the latter two of a size that no net has
-        advice = "; give the file of its backbone's weights as --pretrain_path FILE" if backbone else ""
+        of_weights = backbone is not None and "weights" in str(e)
+        advice = "; give the file of its backbone's weights as --pretrain_path FILE" if of_weights else ""
         raise InputError(f"{source}: its net {shown(info.net)} cannot be built ({first_line(e)}){advice}") from None
     found = weights if isinstance(weights, dict) else {}
     tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -137,7 +138,9 @@ def _with_backbone(
     if backbone is None:
         return build(num_classes=len(info.classes))
     if pretrain_path is not None:
-        backbone = backbone.model_copy(update={"path": str(pretrain_path)})
+        backbone = backbone.model_copy(update={"path": str(checkpoint_of(pretrain_path))})
+    elif backbone.path and "://" in backbone.path:  # a checkpoint is not to have anything fetched
+        raise InputError(f"its backbone's weights are at {shown(backbone.path)}, and are not fetched")
     net = backbone.net(build, len(info.classes))
     if backbone.tune != "head":
         backbone.freeze(net)

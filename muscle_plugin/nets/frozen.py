@@ -51,8 +51,8 @@ class FeatureHead(USBNet):
         return self.blocks((x - self.mean) / self.std)
 
     def _dropped(self, feat: Tensor) -> Tensor:
-        """Dropout that on a CPU takes a tenth of PyTorch's time, which would be most of a step; probabilities are multiples
-        of 2^-16."""
+        """Dropout; on a CPU in half of PyTorch's time or less, which is a third of a step. Probabilities are multiples of
+        2^-16."""
         p = round(self.head_dropout * 2**16)
         if not self.training or not p or feat.is_cuda:
             return super()._dropped(feat)
@@ -62,7 +62,7 @@ class FeatureHead(USBNet):
 
     def standardise_by(self, features: Tensor) -> None:
         """Bring features to the mean 0 and the standard deviation 1 of these, (n, num_features). A feature that hardly varies
-        is divided by a tenth of the mean standard deviation: strong views may bring about what no image has."""
+        is divided by a tenth of the mean standard deviation: strong views can activate features that are constant here."""
         self.mean.copy_(features.mean(0))
         std = features.std(0) if len(features) > 1 else torch.ones_like(self.std)
         self.std.copy_(std.clamp_min(max(1e-6, 0.1 * float(std.mean()))))
@@ -103,12 +103,15 @@ class Encoder:
     Args:
         net: with the calling convention of USB's nets, on its device.
         precision: makes the context of a forward pass.
+        channels_last: whether the net computes in this memory layout.
     """
 
     def __init__(
-        self, net: nn.Module, device: torch.device, precision: Callable[[], AbstractContextManager[Any]]
-    ) -> None:
-        self.net = net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self, net: nn.Module, device: torch.device, precision: Callable[[], AbstractContextManager[Any]],
+        channels_last: bool,
+    ) -> None:  # fmt: skip
+        self.net = net.eval().requires_grad_(False).to(device)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._precision, self._device = precision, device
         self.num_features: int = net.num_features  # type: ignore[assignment]
 
@@ -119,7 +122,7 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self._layout)
         with self._precision():
             parts = [self.net(part, only_feat=True).float() for part in images.split(AT_ONCE[self._device.type])]
         return torch.cat(parts)

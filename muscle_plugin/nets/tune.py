@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from muscle_plugin.errors import InputError
@@ -48,8 +49,8 @@ class Backbone(BaseModel):
     path: str | None = None
     from_run: bool = False
     head: HeadOptions | None = None
-    rank: int = 8
-    alpha: float = 16.0
+    rank: int = Field(8, ge=1, le=1024)
+    alpha: float = Field(16.0, gt=0, allow_inf_nan=False)
     targets: str | None = None
 
     @property
@@ -58,12 +59,10 @@ class Backbone(BaseModel):
         return self.path or ("an installed package or timm's hub" if self.pretrained else "the plugin of the net")
 
     def net(self, build: NetBuilder, num_classes: int, with_head: bool = False) -> nn.Module:
-        """Build the net with the backbone's weights, ``with_head`` with those of the classifier too where they fit; an
-        InputError if they cannot be had."""
+        """Build the net with the backbone's weights, and ``with_head`` with those of the classifier where they fit. Weights that
+        are missing or do not fit are an InputError."""
         if self.path is not None and "://" not in self.path and not Path(self.path).is_file():
-            raise InputError(
-                f"{'init_from' if self.from_run else 'pretrain_path'}: {self.path}: no such file of weights"
-            )
+            raise InputError(f"{self.path}: no such file of the backbone's weights")
         if not self.from_run:
             return build(num_classes=num_classes, pretrained=self.pretrained, pretrained_path=self.path or "")
         net = build(num_classes=num_classes)
@@ -156,6 +155,7 @@ def check_peft() -> None:
 def _with_adapters(net: nn.Module, rank: int, alpha: float, targets: str | None) -> list[nn.Parameter]:
     """Give linear layers adapters, in place, and return the adapters' parameters."""
     check_peft()
+    torch.backends.mha.set_fastpath_enabled(False)  # it computes with the layers' weights, past their adapters
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and not of_head(n)]

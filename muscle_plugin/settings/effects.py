@@ -34,6 +34,8 @@ IDLE: tuple[tuple[str, Callable[[Any, str], object], str], ...] = (
     ("decay_all", lambda s, _: not s.weight_decay, "weight_decay is 0"),
     ("init_head", lambda s, _: not s.init_from, "init_from is not given"),
     ("init_head", lambda s, _: s.tune == "head", "tune head trains a head of its own"),
+    ("net_noise sync_bn layer_decay", lambda s, _: s.tune == "head", "the backbone is not trained"),
+    ("num_workers", lambda s, _: s.tune == "head" and s.view_pool != "none", "steps take features from the pool"),
     ("head view_pool", lambda s, _: s.tune != "head", "only tune head uses it"),
     ("lora_rank lora_alpha lora_targets", lambda s, _: s.tune != "lora", "only tune lora uses it"),
     ("load_path", lambda s, _: s.resume == "no", "resume is no"),
@@ -64,7 +66,8 @@ IDLE: tuple[tuple[str, Callable[[Any, str], object], str], ...] = (
     ("temperature", lambda s, base: base == "contrastive" and not s.contrastive_weight, "contrastive_weight is 0"),
     ("consistency_rampup", lambda s, _: not s.consistency, "consistency is 0"),
     ("logit_distance", lambda s, _: not s.net_double_head and s.net not in PLUGIN_NETS, "net_double_head is false"),
-    ("num_train_iter epoch lr optim momentum weight_decay ema_m net_dropout net_double_head head num_warmup_iter",
+    ("num_train_iter epoch lr lr_schedule weak_augment hard_augment optim momentum weight_decay ema_m net_dropout"
+     " net_double_head head num_warmup_iter",
      lambda _, base: base in FITTED, "{} fits a linear head in one step"),
     ("lp_gamma", lambda s, _: s.lp_affinity != "cosine", "only lp_affinity cosine uses it"),
     ("lp_method lp_class_mass lp_k lp_affinity lp_gamma lp_alpha lp_max_iter lp_tol",

@@ -348,6 +348,8 @@ def differing_settings(saved: str | Path, resolved: Resolved) -> dict[str, tuple
     (there, here)."""
     there, here = resolve(read_saved(Path(saved))).as_dict(), resolved.as_dict()
     may_change = affecting(MACHINE, PLACE)
+    if resolved.settings.tune != "full":  # the weights are told by their digest, wherever they are
+        may_change |= {"pretrain_path", "init_from"}
     return {
         k: (there.get(k), here.get(k)) for k in {**there, **here} if k not in may_change and there.get(k) != here.get(k)
     }

@@ -142,6 +142,8 @@ def settings_to_compare(host: Host) -> dict[str, Any]:
     }
     simple = (bool, int, float, str, type(None))
     left_out = affecting(MACHINE, PLACE) | {"amp"}  # which says no more than precision
+    if host.backbone is not None:  # whose digest says more
+        left_out |= {"pretrain_path", "init_from"}
     return {n: v if isinstance(v, simple) else repr(v) for n, v in sorted(values.items()) if n not in left_out}
 
 

@@ -21,16 +21,21 @@ from muscle_plugin.data.views import LABELLED, STRONG, WEAK
 from muscle_plugin.errors import RunError
 from muscle_plugin.nets.build import pretrained_statistics
 from muscle_plugin.registry.names import NETS, PLUGIN_NETS
+from muscle_plugin.settings.schema import RunSettings
 
 if TYPE_CHECKING:
     from muscle_plugin.training.host import Host
 
 
+def channels_for(settings: RunSettings, source: Source) -> int:
+    """The channels of the images that a net is given: own nets and those of plugins take the data's; others want three."""
+    takes_any = settings.net in (*NETS, *PLUGIN_NETS) and not settings.net_from_name
+    return source.images.shape[1] if takes_any else 3
+
+
 def make_batches(host: Host) -> Batches:
     """The maker of a run's training batches; see :class:`Batches` for what it refuses."""
     s, encoder = host.settings, host.encoder
-    # own nets and those of plugins take the data's channels; USB's and torchvision's want three
-    takes_any = s.net in (*NETS, *PLUGIN_NETS) and not s.net_from_name
     found = pretrained_statistics(s)
     preprocessing = AS_THEY_ARE
     if found:
@@ -40,7 +45,7 @@ def make_batches(host: Host) -> Batches:
         preprocessing = Preprocessing(s.net_size)
     shared = (
         host.source, host.split, *host.batch_sizes, host.step_parameters(), host.usb_name, s.weak_augment, s.hard_augment,
-        host.source.images.shape[1] if takes_any else 3, s.seed, host.device, s.data_on, s.num_workers, s.hard_ops,
+        channels_for(s, host.source), s.seed, host.device, s.data_on, s.num_workers, s.hard_ops,
         distributed.rank(), distributed.world_size(), preprocessing, encoder,
     )  # fmt: skip
     if encoder is None or s.view_pool == "none":

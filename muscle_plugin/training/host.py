@@ -38,7 +38,7 @@ from muscle_plugin.device import (
 )
 from muscle_plugin.errors import DataError, DeviceError, Interrupted, RunError
 from muscle_plugin.files import save_tensors
-from muscle_plugin.nets.build import NetBuilder, builder_instead_of, head_builder
+from muscle_plugin.nets.build import NetBuilder, builder_instead_of, builder_of, head_builder
 from muscle_plugin.nets.frozen import Encoder
 from muscle_plugin.nets.tune import Backbone, backbone_of, share_frozen, tuned_builder
 from muscle_plugin.run_files import BEST, LATEST, checkpoint_of, earlier_checkpoints
@@ -46,7 +46,14 @@ from muscle_plugin.seeding import derive, seed_everything
 from muscle_plugin.settings.namespace import from_namespace, write_for_usb
 from muscle_plugin.settings.schema import RunSettings
 from muscle_plugin.training import checkpoint
-from muscle_plugin.training.data import ImageSet, StepLoader, fixed_images, image_sets, make_batches
+from muscle_plugin.training.data import (
+    ImageSet,
+    StepLoader,
+    channels_for,
+    fixed_images,
+    image_sets,
+    make_batches,
+)
 from muscle_plugin.training.evaluation import predict, prediction_metrics
 from muscle_plugin.training.hooks import (
     EMA,
@@ -160,7 +167,9 @@ class Host(USBAlgorithm):
             self.test_sequestered = torch.isin(source.subclasses[source.test], torch.tensor(split.sequestered))
         self.batch_sizes = settings.batch_size, settings.total_batch - settings.batch_size
         self.backbone = backbone_of(settings, checkpoint_of(Path(settings.init_from)) if settings.init_from else None)
-        self.encoder = frozen_encoder(self.backbone, settings, self.device, self.precision)
+        net_builder = builder_instead_of(net_builder, settings)
+        build_net, channels = net_builder or builder_of(settings), channels_for(settings, source)
+        self.encoder = frozen_encoder(self.backbone, settings, build_net, channels, self.device, self.precision)
         write_for_usb(
             args, settings, rank, distributed.world_size(), gpu=self.device.index, amp=self.precision != "fp32",
             num_classes=len(source.classes), num_labels=len(split.labelled),
@@ -171,7 +180,6 @@ class Host(USBAlgorithm):
         self.clock = Stopwatch()
         self.recorder, self.logger = None, logger
         self.updates, self.stop_requested = 0, False
-        net_builder = builder_instead_of(net_builder, settings)
         if self.encoder is not None:
             net_builder = head_builder(settings, self.encoder.num_features)
         elif self.backbone is not None and net_builder is not None:

@@ -17,8 +17,8 @@ from muscle_plugin import distributed
 from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.source import Source
 from muscle_plugin.device import autocast_context
-from muscle_plugin.errors import ConfigError, InputError
-from muscle_plugin.nets.build import builder_of
+from muscle_plugin.errors import ConfigError, InputError, UserError
+from muscle_plugin.nets.build import NetBuilder
 from muscle_plugin.nets.frozen import Encoder, FeatureHead
 from muscle_plugin.nets.tune import Backbone, refusing_unused_adapters
 from muscle_plugin.nets.weights import load_weights, of_head
@@ -29,17 +29,43 @@ from muscle_plugin.usb.calls import usb_calls_on
 
 
 def frozen_encoder(
-    backbone: Backbone | None, settings: RunSettings, device: torch.device, precision: str
-) -> Encoder | None:
+    backbone: Backbone | None, settings: RunSettings, build: NetBuilder, channels: int, device: torch.device, precision: str
+) -> Encoder | None:  # fmt: skip
     """The frozen ``backbone``, which gets its digest; None if more of the net than a head is trained."""
     if backbone is None or backbone.tune != "head":
         return None
-    # the weights of a net that is not trained are the same for each seed
     with torch.random.fork_rng(devices=[]):
-        net = backbone.net(builder_of(settings), 2)
-    encoder = Encoder(net, device, autocast_context(precision, device))
+        torch.manual_seed(0)  # what has no weights there is the same for each seed
+        net = backbone.net(build, 2)
+    if not any(of_head(n) for n, _ in net.named_parameters()):
+        raise InputError("tune: head: the net has no head that is called classifier, fc or head")
+    size = settings.net_size or settings.img_size
+    blank = torch.zeros(2, channels, size, size, device=device)
+    channels_last, _ = settle_layout(net.eval().to(device), blank, settings.net)
+    encoder = Encoder(net, device, autocast_context(precision, device), channels_last)
     backbone.digest = encoder.digest
     return encoder
+
+
+def settle_layout(net: nn.Module, blank: Tensor, name: str) -> tuple[bool, list[str]]:
+    """Put a net, in eval mode, into the memory layout in which it can compute ``blank`` images: whether that is channels last,
+    and notes for the user. What it cannot compute at all is an InputError."""
+    notes: list[str] = []
+    # channels last makes convolutions a sixth faster, on a CPU too; a net that flattens feature maps by ``view`` cannot
+    layouts = (torch.channels_last, torch.contiguous_format)
+    for layout in layouts if blank.dim() == 4 else layouts[1:]:
+        try:
+            with torch.no_grad(), usb_calls_on(blank.device):
+                net.to(memory_format=layout)(blank.contiguous(memory_format=layout))  # type: ignore[call-overload]
+            return layout is torch.channels_last, notes
+        except (RuntimeError, ValueError) as e:
+            if out_of_memory(e) or isinstance(e, UserError):
+                raise
+            if layout is torch.contiguous_format:
+                size = " x ".join(map(str, blank.shape[2:]))
+                raise InputError(f"net: {name} cannot take images of {size}: {first_line(e)}") from e
+            notes.append(f"net {name} cannot compute channels last, which is faster ({first_line(e)})")
+    raise AssertionError("unreachable")
 
 
 def count_parameters(net: nn.Module, encoder: Encoder | None) -> tuple[int, int]:
@@ -52,7 +78,7 @@ def count_parameters(net: nn.Module, encoder: Encoder | None) -> tuple[int, int]
 def standardising_features(batches: Batches, source: Source) -> Tensor:
     """(n, F) features of at most 2,000 training images, evenly chosen, without augmentation."""
     images, to_net = batches.fixed
-    chosen = source.train[:: max(1, len(source.train) // 2000)].to(images.device)
+    chosen = source.train[:: max(1, -(-len(source.train) // 2000))].to(images.device)
     return torch.cat([to_net(images[part].to(batches.device)) for part in chosen.split(256)])
 
 
@@ -69,23 +95,10 @@ def prepare(
     elif settings.init_from and settings.tune == "full":
         count = load_weights(first, checkpoint_of(Path(settings.init_from)), settings.init_head)
         notes.append(f"{count} of the net's {len(first.state_dict())} tensors are from {settings.init_from}")
-    blank = batches.blank(2, size)
     first.eval()
-    layouts = (torch.channels_last, torch.contiguous_format)
-    # channels last makes convolutions a sixth faster, on a CPU too; a net that flattens feature maps by ``view`` cannot
-    for layout in layouts if blank.dim() == 4 else layouts[1:]:
-        try:
-            used = refusing_unused_adapters(first) if settings.tune == "lora" else contextlib.nullcontext()
-            with torch.no_grad(), usb_calls_on(device), used:
-                first.to(memory_format=layout)(blank.contiguous(memory_format=layout))
-            batches.channels_last = layout is torch.channels_last
-            break
-        except (RuntimeError, ValueError) as e:
-            if out_of_memory(e):
-                raise
-            if layout is torch.contiguous_format:
-                raise InputError(f"net: {settings.net} cannot take images of {size} x {size}: {first_line(e)}") from e
-            notes.append(f"net {settings.net} cannot compute channels last, which is faster ({first_line(e)})")
+    with refusing_unused_adapters(first) if settings.tune == "lora" else contextlib.nullcontext():
+        batches.channels_last, found = settle_layout(first, batches.blank(2, size), settings.net)
+    notes += found
     first.train()
     for net in nets:
         if batches.channels_last:
