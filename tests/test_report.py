@@ -605,24 +605,34 @@ def test_changed_or_incomplete_rows_are_refused_with_the_reason(make_run, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_readmes_table_is_the_committed_reports_which_its_summaries_give(tmp_path):
-    summaries = ROOT / "results" / "digits" / "runs.jsonl"
+def table_in(path, columns):
+    """The lines of the table with these columns."""
+    lines = path.read_text().splitlines()
+    start = lines.index(f"| | {' | '.join(f'{n} labels' for n in columns)} |")
+    return lines[start : lines.index("", start)]
+
+
+def test_the_readmes_main_table_is_the_committed_reports_which_its_summaries_give(tmp_path):
+    results, columns = ROOT / "results" / "frozen_cifar10", (10, 40, 100, 250, 1000)
+    assert report([str(results / "runs.jsonl"), "--out", str(tmp_path)]) == 0
+    fresh = table_in(tmp_path / "report.md", columns)
+    assert len(fresh) == 2 + len({name.rsplit("_", 1)[0] for name in study_configs("frozen_cifar10")}) == 2 + 16
+    assert all(line.count("(n = 5)") == 5 for line in fresh[2:])
+    assert fresh == table_in(results / "report.md", columns) == table_in(ROOT / "README.md", columns)
+
+
+def test_the_readmes_table_of_digits_is_the_committed_reports_which_its_summaries_give(tmp_path):
+    summaries, columns = ROOT / "results" / "digits" / "runs.jsonl", (10, 20, 40, 100)
     assert report([str(summaries), "--out", str(tmp_path)]) == 0
     heads = [name.rsplit("_", 1)[0] for name in study_configs("digits")]
     assert len(set(heads)) == 18
-
-    def table(path):
-        lines = path.read_text().splitlines()
-        start = lines.index("| | 10 labels | 20 labels | 40 labels | 100 labels |")
-        return lines[start : lines.index("", start)]
-
-    fresh = table(tmp_path / "report.md")
+    fresh = table_in(tmp_path / "report.md", columns)
     assert len(fresh) == 2 + 18
-    assert fresh == table(ROOT / "results" / "digits" / "report.md")
+    assert fresh == table_in(ROOT / "results" / "digits" / "report.md", columns)
     committed = (ROOT / "results" / "digits" / "report.md").read_text()
-    *trained, pixels, mbo = table(ROOT / "README.md")
+    *trained, pixels, mbo = table_in(ROOT / "README.md", columns)
     assert fresh == trained
     for line, method in zip((pixels, mbo), METHODS, strict=True):
         untrained = [x.split(" | ") for x in committed.splitlines() if f" | {method} | " in x]
-        assert [x[0] for x in untrained] == [f"| digits, {n} labels, 16 x 16" for n in (10, 20, 40, 100)]
+        assert [x[0] for x in untrained] == [f"| digits, {n} labels, 16 x 16" for n in columns]
         assert line.split(" | ")[1:] == [*(x[2] for x in untrained[:3]), f"{untrained[3][2]} |"]

@@ -134,7 +134,7 @@ def rebuild(
 def _with_backbone(
     build: NetBuilder, info: NetInfo, backbone: Backbone | None, pretrain_path: Path | None
 ) -> nn.Module:
-    """Build a net, with the weights of its frozen backbone if it has one, and with what a part of it is trained by."""
+    """Build a net, with the weights of its frozen backbone and the adapters that were trained, if it has these."""
     if backbone is None:
         return build(num_classes=len(info.classes))
     if pretrain_path is not None:
@@ -152,9 +152,8 @@ def _with_backbone(
 class Classifier(nn.Module):
     """A trained net that takes images as they are: (N, 3, img_size, img_size) uint8 RGB to (N, C) logits.
 
-    The resizing and normalisation for the net are inside, and for nets of grey images the conversion (ITU-R 601 luma, as
-    Pillow's). ``net``
-    takes the place of ``trained.net``; one that returns logits alone will do.
+    Resizing and normalisation are inside, and for nets of grey images the conversion (ITU-R 601 luma, as Pillow's).
+    ``net`` replaces ``trained.net``; it may return logits alone.
     """
 
     def __init__(self, trained: Trained, device: torch.device, net: nn.Module | None = None) -> None:

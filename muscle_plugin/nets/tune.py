@@ -32,7 +32,7 @@ class Backbone(BaseModel):
 
     Attributes:
         tune: what is trained: ``head``, ``norm`` or ``lora``.
-        digest: SHA-256 of the frozen weights; empty until they are there.
+        digest: SHA-256 of the frozen weights; empty until they are loaded.
         pretrained: whether the net is built with pretrained weights.
         path: absolute path, or URL, of the file of the weights; None: an installed package, timm's hub, or the plugin of the
             net has them.
@@ -59,8 +59,11 @@ class Backbone(BaseModel):
         return self.path or ("an installed package or timm's hub" if self.pretrained else "the plugin of the net")
 
     def net(self, build: NetBuilder, num_classes: int, with_head: bool = False) -> nn.Module:
-        """Build the net with the backbone's weights, and ``with_head`` with those of the classifier where they fit. Weights that
-        are missing or do not fit are an InputError."""
+        """Build the net with the backbone's weights, and ``with_head`` with those of the classifier where they fit.
+
+        Raises:
+            InputError: weights are missing or do not fit.
+        """
         if self.path is not None and "://" not in self.path and not Path(self.path).is_file():
             raise InputError(f"{self.path}: no such file of the backbone's weights")
         if not self.from_run:

@@ -45,10 +45,13 @@ def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 
 
 def load_weights(net: nn.Module, path: Path, with_head: bool) -> int:
-    """Load the weights in a file by name, of the classifier only ``with_head``, and return how many there were.
+    """Load the weights in a file by name, the classifier's only ``with_head``, and return the number of tensors loaded.
 
-    Nets that hold another as ``backbone`` take its weights, and it theirs; their heads may be absent. Anything else that is
-    missing, of another shape, or in the file alone though it belongs to a part that the net has, is an InputError.
+    A net that holds another as ``backbone`` can be loaded from the other's weights, and the other way round. Heads may be
+    absent.
+
+    Raises:
+        InputError: another weight is missing or of another shape, or a part of the net has weights that only the file has.
     """
     found, own = read_weights(path), net.state_dict()
     inside, heads = "backbone." if any(n.startswith("backbone.") for n in own) else "", classifiers(net)

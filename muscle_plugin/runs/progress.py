@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from muscle_plugin import distributed
+from muscle_plugin.registry.catalogue import FITTED
 from muscle_plugin.run_files import LATEST
 from muscle_plugin.text import duration
 from muscle_plugin.training import Host
@@ -47,9 +48,12 @@ class Progress:
         of_net += ", normalised as for its pretrained weights" if as_net.statistics else ""
         unused = " (not used)" if s.stage == "pretrain" else ""
         images = f"{len(algorithm.split.labelled)} labels{unused}, {len(algorithm.split.unlabelled)} unlabelled"
+        per_step = (
+            f"{labelled} labelled + {unlabelled} unlabelled images per step; " if s.algorithm not in FITTED else ""
+        )
         self._console.print(
             f"{s.algorithm} on {s.dataset}: {images}, {len(algorithm.source.test)} test images; {s.net} ({of_net});"
-            f" {labelled} labelled + {unlabelled} unlabelled images per step; {processes}{algorithm.device},"
+            f" {per_step}{processes}{algorithm.device},"
             f" {algorithm.precision}; seed {s.seed}; {algorithm.num_train_iter} steps{resumed}"
         )
         for note in algorithm.notes:
