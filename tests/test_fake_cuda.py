@@ -323,6 +323,17 @@ def assert_as_on_the_cpu(build_short, algorithm, name):
     assert algorithm.last_metrics == pytest.approx(expected.last_metrics, rel=1e-4)
 
 
+@pytest.mark.parametrize("pool", ["2,3", "none"])
+def test_a_head_on_frozen_features_trains_and_does_not_wait(short_run, build_short, gpu, tmp_path, pool):
+    short_run(algorithm="supervised", device="cpu", save_name="before")
+    frozen = {"tune": "head", "init_from": str(tmp_path / "before"), "cache_dir": str(tmp_path), "view_pool": pool}
+    algorithm, steps = trained(build_short, "muscle_fixmatch", "cuda", "fp32", gpu, **frozen)
+    assert {s: steps.of[s] for s in STEADY} == dict.fromkeys(STEADY, Counter())
+    expected, _ = trained(build_short, "muscle_fixmatch", "cpu", **frozen)
+    ours = {k: v.value for k, v in algorithm.model.state_dict().items()}
+    torch.testing.assert_close(ours, dict(expected.model.state_dict()), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("data_on", ["device", "host"])
 @pytest.mark.parametrize("name", ["fixmatch", "muscle_remixmatch"])
