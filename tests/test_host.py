@@ -298,7 +298,10 @@ def test_a_second_ctrl_c_in_the_middle_of_a_checkpoint_stops_at_once(tmp_path, m
     settings = SHORT | {"num_save_iter": 2, "save_dir": tmp_path, "save_name": "r"}
     assert cli.run_command("train", [str(w) for k, v in settings.items() for w in (f"--{k}", v)], "train.py") == 130
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1] == "stopped at once; if there is a checkpoint, --resume continues from it"
+    assert (
+        lines[-1]
+        == "stopped at once; the same command starts again, with --resume from the last checkpoint if there is one"
+    )
     assert all(line.startswith("note: ") for line in filter(None, lines[:-1]))
     (checkpoint,) = saved_checkpoints(tmp_path / "r")
     assert load_tensors(checkpoint)["it"] == 2

@@ -27,5 +27,6 @@ def main(argv: Sequence[str], prog: str) -> int:
     try:
         train(resolved, command=[*prog.split(), *argv])
     except KeyboardInterrupt:  # while starting, or a second Ctrl-C
-        raise Interrupted("stopped at once; if there is a checkpoint, --resume continues from it") from None
+        again = "the same command starts again, with --resume from the last checkpoint if there is one"
+        raise Interrupted(f"stopped at once; {again}") from None
     return 0

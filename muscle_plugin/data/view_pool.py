@@ -291,7 +291,7 @@ def _alone(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process, which makes {path}", file=sys.stderr)
+            print(f"waiting for the process that is making {path}", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -324,8 +324,8 @@ def _said(what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
             task = bar.add_task(what, total=total, completed=done)
             yield lambda now: bar.update(task, completed=now)
         return
-    began = last = time.monotonic()
-    first = done
+    began, first = time.monotonic(), done
+    last = began - _SAID_EVERY  # the first chunk tells how long it will take
 
     def say(now: int) -> None:
         nonlocal last

@@ -88,6 +88,12 @@ def _two_numbers(text: str | None) -> str | None:
     raise PydanticCustomError("range", "two whole numbers are expected, the lower first, as 0,4095")
 
 
+def _numbers_of_views(text: str) -> str:
+    if re.fullmatch(r"none|[1-9]\d?,[1-9]\d?", text):
+        return text
+    raise PydanticCustomError("views", "expected none, or the numbers of weak and strong views, 1 to 99 each, as 2,4")
+
+
 class RunSettings(BaseModel):
     """Settings that every run has."""
 
@@ -199,7 +205,7 @@ class RunSettings(BaseModel):
         None, STEP, "of tune lora: names of linear layers, as qkv,proj; default: qkv, proj, fc1 and fc2, those that there are")
     head: Literal["linear", "mlp"] = setting(
         "linear", STEP, "of tune head: the head; mlp: a hidden layer as wide as the feature")
-    view_pool: Annotated[str, Field(pattern=r"^(none|[1-9]\d?,[1-9]\d?)$")] = setting(
+    view_pool: Annotated[str, AfterValidator(_numbers_of_views)] = setting(
         "2,4", STEP, "of tune head: weak and strong views of each image whose features are computed once, and from which all"
         " steps draw; none: each step draws views and forwards them through the backbone")
     normalise: Literal["auto", "net", "data"] = setting(

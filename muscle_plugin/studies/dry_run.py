@@ -109,7 +109,9 @@ def _timed(job: Job) -> Timing | str:
     never = {"num_eval_iter": MOST_WHOLE, "num_save_iter": MOST_WHOLE}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        changes = {"save_dir": folder, "init_from": None, "use_pretrain": False, **never}
+        changes: dict[str, object] = {"save_dir": folder, **never}
+        if job.resolved.settings.tune == "full":  # what is frozen must be there; initial weights need not
+            changes |= {"init_from": None, "use_pretrain": False}
         try:
             resolved = load_settings(job.config, **{**job.overrides, **changes})
             if resolved.settings.num_threads:
