@@ -44,8 +44,8 @@ def made_source(images: int) -> Source:
     return Source(pixels, labels, torch.arange(images), torch.arange(images, images + test), tuple("abcdefghij"))
 
 
-def algorithm(source: Source, folder: str, **settings: Any) -> Any:
-    """The run that ``benchmark_configs/frozen`` describes, on these images."""
+def algorithm(source: Source, folder: str, name: str = "muscle_fixmatch", **settings: Any) -> Any:
+    """A run that ``benchmark_configs/frozen`` describes, on these images."""
     own = {
         "save_dir": folder,
         "cache_dir": f"{folder}/pool",
@@ -54,7 +54,7 @@ def algorithm(source: Source, folder: str, **settings: Any) -> Any:
         "epoch": 1,
         "overwrite": True,
     }
-    return build(load_settings("frozen/muscle_fixmatch_cifar10_40", **own | settings), source=source)
+    return build(load_settings(f"frozen/{name}_cifar10_40", **own | settings), source=source)
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -72,10 +72,10 @@ def bare(net: torch.nn.Module, images: Tensor, batch: int) -> float:
 
 
 def building(source: Source, chosen: int) -> dict[str, float]:
-    """Images per second, of a pool of one weak view and of the bare loops."""
+    """Images per second, of a pool of one strong view and of the bare loops."""
     part = Source(source.images, source.labels, torch.arange(chosen), source.test[:16], source.classes)
     with tempfile.TemporaryDirectory() as folder:
-        made = algorithm(part, folder, view_pool="1,1")
+        made = algorithm(part, folder, "linear_probe", view_pool="1,1")  # which wants no views
         pool = chosen / seconds_of(lambda: made.batches.pool("strong"))
     net = timm.create_model(LITE0, num_classes=0).eval()
     images = torch.randn(chosen, 3, SIDE, SIDE)

@@ -319,3 +319,15 @@ def test_data_show_draws_the_views_and_makes_no_pool(frozen, tmp_path, capsys):
     assert main(["data", "show", *words, "--algorithm", "fixmatch", "--out", str(tmp_path / "views.png")]) == 0
     assert (tmp_path / "views.png").is_file()
     assert not files(tmp_path)
+
+
+def test_a_dry_run_times_heads_on_frozen_features(frozen, tmp_path, capsys):
+    settings = {k: v for k, v in (SHORT | frozen).items() if k != "num_threads"} | {"algorithm": "fixmatch"}
+    (tmp_path / "head.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in settings.items()))
+    assert main(["sweep", str(tmp_path / "head.yaml"), "--seeds", "1", "--dry-run", "--save_dir", str(tmp_path)]) == 0
+    assert "not timed" not in capsys.readouterr().out
+
+
+def test_a_pool_of_no_views_is_refused_in_words():
+    with pytest.raises(ConfigError, match="--view_pool: expected none, or the numbers of weak and strong views.*'2'"):
+        load_settings(None, view_pool="2")
