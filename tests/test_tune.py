@@ -113,6 +113,7 @@ def test_other_weights_than_the_backbones_are_refused(mode, short_run, tmp_path,
     short_run(**own)
     run, out = tmp_path / "r", tmp_path / "out"
     file.rename(moved)
+    capsys.readouterr()
     export = ["export", "--checkpoint", str(run), "--out", str(out), "--format", "safetensors"]
 
     def refused(*words):
@@ -127,6 +128,7 @@ def test_other_weights_than_the_backbones_are_refused(mode, short_run, tmp_path,
     assert "other weights" in refused(*export)
     with pytest.raises(InputError, match="a checkpoint of another run: SHA-256 of the backbone"):
         short_run(**{**own, "num_train_iter": 3}, resume="yes", load_path=str(run / "latest_model.pth"))
+    capsys.readouterr()
     assert main([*export, "--pretrain_path", str(moved)]) == 0
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     file.unlink()

@@ -48,8 +48,8 @@ def resize_matrix(
 ) -> Tensor:
     """(new, old) weights that resize a side: ``R @ x @ R.T`` resizes images ``x``; bilinear or bicubic, antialiased as
     Pillow's."""
-    one = torch.eye(old).view(1, 1, old, old)
-    return F.interpolate(one, (new, old), mode=interpolation, antialias=antialias).view(new, old).to(device)
+    one = torch.eye(old, device=device).view(1, 1, old, old)
+    return F.interpolate(one, (new, old), mode=interpolation, antialias=antialias).view(new, old)
 
 
 class Normaliser:
