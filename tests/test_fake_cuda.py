@@ -323,6 +323,7 @@ def assert_as_on_the_cpu(build_short, algorithm, name):
     assert algorithm.last_metrics == pytest.approx(expected.last_metrics, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["2,3", "none"])
 def test_a_head_on_frozen_features_trains_and_does_not_wait(short_run, build_short, gpu, tmp_path, pool):
     short_run(algorithm="supervised", device="cpu", save_name="before")
