@@ -32,10 +32,9 @@ class FittedHead(AlgorithmBase):
     loss of 0."""
 
     def train_step(self, y_lb: Tensor) -> StepOutput:  # type: ignore[override]
-        images, to_net = self.batches.fixed
         members = self.source.train[self.split.labelled]
-        found = torch.cat([to_net(images[part].to(self.device)) for part in members.to(images.device).split(256)])
-        weight, bias = self.fit(F.normalize(found.float()).cpu(), self.source.labels[members])
+        features = F.normalize(self.batches.fixed_features(members))
+        weight, bias = self.fit(features.cpu(), self.source.labels[members])
         assert isinstance(self.model, FeatureHead)
         with torch.no_grad():
             self.model.mean.zero_()

@@ -97,9 +97,11 @@ class PseudoLabels(Host):
         the first propagates."""
         args, source, split, device = self.args, self.source, self.split, self.device
         points = torch.cat([split.labelled, split.unlabelled[~torch.isin(split.unlabelled, split.labelled)]])
-        pooled = self.batches if isinstance(self.batches, PooledBatches) else None
-        if pooled and len(points) == len(source.train):  # in any order: the neighbours are the same for all runs
-            points, features = torch.arange(len(points)), None
+        every = len(points) == len(source.train)
+        pooled = self.batches if every and isinstance(self.batches, PooledBatches) else None
+        features = torch.empty(0)
+        if pooled:  # in any order: the neighbours are the same for all runs
+            points = torch.arange(len(points))
         else:
             at_once = self.settings.eval_batch_size
             features = self.batches.features(self.model, source.train[points], self.it, at_once, self.amp_cm)
@@ -109,7 +111,7 @@ class PseudoLabels(Host):
         def pseudo_label() -> tuple[Tensor, Tensor, Tensor]:
             k = args.lp_k or None
             found = propagate(
-                pooled.neighbours(k) if pooled and features is None else features, known.to(device), self.num_classes,
+                pooled.neighbours(k) if pooled else features, known.to(device), self.num_classes,
                 method=args.lp_method, class_mass=class_mass(args.lp_class_mass), k=k, affinity=args.lp_affinity,
                 gamma=args.lp_gamma, alpha=args.lp_alpha, max_iter=args.lp_max_iter, tol=args.lp_tol,
             )  # fmt: skip

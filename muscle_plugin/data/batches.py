@@ -178,7 +178,8 @@ class Batches:
             precision: makes the context of a forward pass.
         """
         if self._encoder is not None:
-            return self._fixed_features(members)
+            own = self._own(len(members))
+            return self.fixed_features(members[own.start : own.stop])
         was_training, parts = net.training, []
         generator = self._generator_for("features", step)
         pool, weak = self.images.pool, self._augment[WEAK]
@@ -204,10 +205,10 @@ class Batches:
         """This process's part of n images."""
         return range(n * self._rank // self._world, n * (self._rank + 1) // self._world)
 
-    def _fixed_features(self, members: Tensor) -> Tensor:
+    def fixed_features(self, members: Tensor) -> Tensor:
+        """(n, F) float32 features, on the device, that the encoder computes of n images without augmentation."""
         images, to_net = self.fixed
-        own = self._own(len(members))
-        parts = members[own.start : own.stop].to(images.device).split(FEATURES_AT_A_TIME)
+        parts = members.to(images.device).split(FEATURES_AT_A_TIME)
         return torch.cat([to_net(images[part].to(self.device)) for part in parts])
 
     def _generator_for(self, name: str, step: int) -> torch.Generator:

@@ -142,8 +142,7 @@ class PooledBatches(Batches):
         return Neighbourhood(order.to(on), near._replace(similarity=near.similarity.to(on), index=near.index.to(on)))
 
     def _search(self, k: int | None, paths: Iterable[Path]) -> Neighbourhood:
-        plain = self.pool(_PLAIN)[0]
-        found = neighbourhood(plain[self._train.to(plain.device)].to(self.device).float(), k)
+        found = neighbourhood(self.fixed_features(self._train), k)
         for path in paths:
             with contextlib.suppress(OSError):  # the next run searches again
                 save_tensors(path, {"order": found.order, **found.neighbours._asdict()})
@@ -212,9 +211,9 @@ class PooledBatches(Batches):
             array[view, first : first + CHUNK] = features.cpu().numpy()
             return zlib.crc32(array[view, first : first + CHUNK].data)
 
-        def save() -> None:
+        def save(to: Path) -> None:
             array.flush()
-            write_json(record, {"key": key, "checksums": {f"{v},{f}": c for (v, f), c in done.items()}})
+            write_json(to, {"key": key, "checksums": {f"{v},{f}": c for (v, f), c in done.items()}})
 
         left = [start for start in starts if start not in done]
         recorded = time.monotonic()
@@ -229,11 +228,11 @@ class PooledBatches(Batches):
                     done[start] = checksum
                     say(len(done))
                     if time.monotonic() - recorded > _RECORDED_EVERY:
-                        save()
+                        save(record)
                         recorded = time.monotonic()
         finally:
-            save()
-        write_json(path.with_suffix(".json"), json.loads(record.read_text()))
+            save(record)
+        save(path.with_suffix(".json"))
         os.replace(part, path)
         record.unlink()
 

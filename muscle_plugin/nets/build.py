@@ -182,7 +182,7 @@ def options_of(settings: RunSettings) -> dict[str, object]:
 def builder_of(settings: RunSettings) -> NetBuilder:
     """Find what builds the net that settings ask for; see :func:`net_builder`."""
     channels = DATASETS[settings.dataset].channels
-    size = settings.net_size or settings.img_size
+    size = settings.input_size
     return net_builder(settings.net, settings.net_from_name, channels, size, options_of(settings))
 
 

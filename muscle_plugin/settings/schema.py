@@ -241,6 +241,11 @@ class RunSettings(BaseModel):
     use_aim: bool = setting(False, PLACE, "log to Aim by USB's hook")
     # fmt: on
 
+    @property
+    def input_size(self) -> int:
+        """Side at which the net gets the images, in pixels."""
+        return self.net_size or self.img_size
+
 
 class MuscleSettings(BaseModel):
     """The settings that MUSCLE adds to those of its base algorithm."""

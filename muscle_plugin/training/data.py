@@ -13,7 +13,7 @@ from muscle_plugin import distributed
 from muscle_plugin.data.batches import Batches
 from muscle_plugin.data.load import cache_dirs
 from muscle_plugin.data.loader import FixedImages
-from muscle_plugin.data.normalise import AS_THEY_ARE, Preprocessing
+from muscle_plugin.data.normalise import Preprocessing
 from muscle_plugin.data.source import Source
 from muscle_plugin.data.splits import Split
 from muscle_plugin.data.view_pool import PooledBatches
@@ -37,12 +37,10 @@ def make_batches(host: Host) -> Batches:
     """The maker of a run's training batches; see :class:`Batches` for what it refuses."""
     s, encoder = host.settings, host.encoder
     found = pretrained_statistics(s)
-    preprocessing = AS_THEY_ARE
+    preprocessing = Preprocessing(s.net_size)
     if found:
         mean, std, interpolation = found
         preprocessing = Preprocessing(s.net_size, interpolation, (torch.tensor(mean), torch.tensor(std)))
-    elif s.net_size:
-        preprocessing = Preprocessing(s.net_size)
     shared = (
         host.source, host.split, *host.batch_sizes, host.step_parameters(), host.usb_name, s.weak_augment, s.hard_augment,
         channels_for(s, host.source), s.seed, host.device, s.data_on, s.num_workers, s.hard_ops,

@@ -39,7 +39,7 @@ def frozen_encoder(
         net = backbone.net(build, 2)
     if not any(of_head(n) for n, _ in net.named_parameters()):
         raise InputError("tune: head: the net has no head that is called classifier, fc or head")
-    size = settings.net_size or settings.img_size
+    size = settings.input_size
     blank = torch.zeros(2, channels, size, size, device=device)
     channels_last, _ = settle_layout(net.eval().to(device), blank, settings.net)
     encoder = Encoder(net, device, autocast_context(precision, device), channels_last)
@@ -75,21 +75,15 @@ def count_parameters(net: nn.Module, encoder: Encoder | None) -> tuple[int, int]
     return encoders + sum(p.numel() for p in net.parameters()) - trained, trained
 
 
-def standardising_features(batches: Batches, source: Source) -> Tensor:
-    """(n, F) features of at most 2,000 training images, evenly chosen, without augmentation."""
-    images, to_net = batches.fixed
-    chosen = source.train[:: max(1, -(-len(source.train) // 2000))].to(images.device)
-    return torch.cat([to_net(images[part].to(batches.device)) for part in chosen.split(256)])
-
-
 def prepare(
     nets: Sequence[nn.Module], settings: RunSettings, batches: Batches, source: Source, device: torch.device
 ) -> list[str]:
     """Give the first of equal nets the weights that ``init_from`` names, and all of them their memory layout and compiled
     forward; returns notes for the user."""
-    first, size, notes = nets[0], settings.net_size or settings.img_size, []
+    first, size, notes = nets[0], settings.input_size, []
     if settings.tune == "head":
-        features = standardising_features(batches, source)
+        # at most 2,000 training images, evenly chosen
+        features = batches.fixed_features(source.train[:: max(1, -(-len(source.train) // 2000))])
         for head in (m for net in nets for m in net.modules() if isinstance(m, FeatureHead)):
             head.standardise_by(features)
     elif settings.init_from and settings.tune == "full":
